@@ -1,0 +1,38 @@
+"""What regularization did to a model: how large its weights are, and how many are zero."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from torchreg.selectors import each_parameter, weights
+
+
+@torch.no_grad()
+def sparsity(model: nn.Module) -> dict[str, float]:
+    """The fraction of exact zeros in each weight that :data:`~torchreg.selectors.weights` selects.
+
+    Example:
+        >>> layer = nn.Linear(4, 1)
+        >>> _ = layer.weight.data.copy_(torch.tensor([[0.0, 0.0, 0.0, 1.0]]))
+        >>> sparsity(layer)
+        {'weight': 0.75}
+    """
+    return {name: 1 - w.count_nonzero().item() / max(w.numel(), 1) for name, w in _weights(model).items()}
+
+
+@torch.no_grad()
+def norms(model: nn.Module) -> dict[str, float]:
+    """The Euclidean norm of each weight that :data:`~torchreg.selectors.weights` selects.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, 4.0]]))
+        >>> norms(layer)
+        {'weight': 5.0}
+    """
+    return {name: torch.linalg.vector_norm(w).item() for name, w in _weights(model).items()}
+
+
+def _weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {places[0].name: places[0].param for places in each_parameter(model) if all(map(weights, places))}

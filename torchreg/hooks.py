@@ -1,0 +1,127 @@
+"""How torchreg learns that an optimizer is about to step, or has stepped: once per step, however the step is made.
+
+``torch.optim`` calls step hooks in ways that a guest must see through; each is a test in ``tests/unit/test_hooks.py``:
+
+- With a closure the gradients are made *inside* the step, and LBFGS makes them many times.
+- A subclass that overrides ``step`` and calls ``super().step()`` fires the hooks twice.
+- A fused optimizer under ``GradScaler`` gets *scaled* gradients, and skips a step with infinite ones in its kernel,
+  while the hooks fire all the same.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+Group = dict[str, Any]
+Closure = Callable[[], Any]
+
+_STEP_CODE = Optimizer.profile_hook_step(lambda: None).__code__  # the wrapper that calls hooks, around every step
+
+
+class StepHooks:
+    """Calls ``on_gradients`` between the gradients and the update, and ``after`` once the update is done.
+
+    Args:
+        optimizer: the optimizer to listen to.
+        on_gradients: gets the number of the evaluation within the step, from 0: without a closure there is just one,
+            with a closure one for each time the optimizer calls it.
+        after: called when the outermost step is done.
+        objective: what is added to the loss a closure returns, so that an optimizer which looks at the loss (a line
+            search, say) sees the one that the gradients belong to.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        on_gradients: Callable[[int], None],
+        after: Callable[[], None],
+        objective: Callable[[], Tensor] | None = None,
+    ) -> None:
+        self.optimizer = optimizer
+        self._on_gradients = on_gradients
+        self._after = after
+        self._objective = objective
+        self._stepping = False
+        self._handles = (
+            optimizer.register_step_pre_hook(self._pre_step),
+            optimizer.register_step_post_hook(self._post_step),
+        )
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _pre_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        if self._is_nested():
+            return None
+        self._stepping = True
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            self._on_gradients(0)
+            return None
+        wrapped = self._wrap(closure)
+        if len(args) > 1:
+            return (args[0], wrapped, *args[2:]), kwargs
+        return args, {**kwargs, "closure": wrapped}
+
+    def _post_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not self._is_nested():
+            self._stepping = False
+            self._after()
+
+    def _wrap(self, closure: Closure) -> Closure:
+        evaluations = 0
+
+        def evaluate() -> Any:
+            nonlocal evaluations
+            loss = closure()
+            self._on_gradients(evaluations)
+            evaluations += 1
+            if self._objective is None or loss is None:
+                return loss
+            with torch.no_grad():
+                return loss + self._objective()
+
+        return evaluate
+
+    def _is_nested(self) -> bool:
+        """Whether this hook was fired by a ``super().step()`` inside a step of the same optimizer.
+
+        A flag alone would stay up for good after a step that raised, so where it is up the call stack decides.
+        """
+        if not self._stepping:
+            return False
+        frame, steps = sys._getframe(1), 0
+        while frame is not None and steps < 2:
+            if frame.f_code is _STEP_CODE and frame.f_locals["args"][0] is self.optimizer:
+                steps += 1
+            frame = frame.f_back  # type: ignore[assignment]
+        return steps > 1
+
+
+def step_size(optimizer: Optimizer, group: Group) -> float | Tensor:
+    """The group's learning rate; 0 if the optimizer's kernel is about to skip the step for infinite gradients."""
+    lr: float | Tensor = group["lr"]
+    found_inf: Tensor | None = getattr(optimizer, "found_inf", None)  # set by GradScaler around a fused step
+    return lr if found_inf is None else lr * (1 - found_inf.clamp(max=1))
+
+
+def gradient_scale(optimizer: Optimizer) -> float | Tensor:
+    """What the gradients are multiplied with at this moment: GradScaler's scale if the optimizer's kernel unscales."""
+    scale: Tensor | None = getattr(optimizer, "grad_scale", None)
+    return 1.0 if scale is None else scale
+
+
+def unhooked_step(cls: type[Optimizer]) -> Callable[..., Any]:
+    """``cls.step`` without the wrapper that fires the hooks, for a subclass whose own ``step`` already fires them."""
+    step: Callable[..., Any] = cls.step
+    return step.__wrapped__ if getattr(step, "hooked", False) else step  # type: ignore[attr-defined]
+
+
+def held_by(optimizer: Optimizer) -> dict[Tensor, Group]:
+    """Each of the optimizer's parameters with its group."""
+    return {p: group for group in optimizer.param_groups for p in group["params"]}

@@ -1,0 +1,5 @@
+"""Layers that drop."""
+
+from torchreg.nn.dropout import Dropout
+
+__all__ = ["Dropout"]
