@@ -50,16 +50,16 @@ class DecoupledDecay(Optimizer):
         coupling, lr = group["coupling"], group["lr"]
         if coupling not in get_args(Coupling):
             raise ValueError(f"{owner}: coupling must be one of {', '.join(get_args(Coupling))}, got {coupling!r}")
-        if coupling == "schedule":
-            if lr == 0:
-                raise ValueError(f"{owner}: coupling 'schedule' divides by the initial lr, which must be > 0, got 0")
-            group.setdefault("decay_lr", lr.clone() if isinstance(lr, Tensor) else lr)
+        if coupling == "schedule" and lr == 0:
+            raise ValueError(f"{owner}: coupling 'schedule' divides by the initial lr, which must be > 0, got 0")
+        _remember_lr(group)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._coupling = self.defaults.get("coupling", "lr")
         for group in self.param_groups:  # a checkpoint of the base class does not know of couplings
             group.setdefault("coupling", self._coupling)
+            _remember_lr(group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -87,7 +87,8 @@ class DecoupledDecay(Optimizer):
         if group["coupling"] == "lr":
             return step_size(self, group)
         if group["coupling"] == "schedule":
-            return step_size(self, group) / group.get("initial_lr", group["decay_lr"])
+            initial_lr: float | Tensor = group["initial_lr"] if "initial_lr" in group else group["decay_lr"]
+            return step_size(self, group) / initial_lr
         return step_size(self, {"lr": 1.0})
 
     @contextmanager
@@ -100,6 +101,13 @@ class DecoupledDecay(Optimizer):
         finally:
             for group, decay in zip(self.param_groups, decays, strict=True):
                 group["weight_decay"] = decay
+
+
+def _remember_lr(group: Group) -> None:
+    # Not as "initial_lr": a scheduler made later, after lr was changed by hand, must not find ours there.
+    if group["coupling"] == "schedule":
+        lr = group["lr"]
+        group.setdefault("decay_lr", lr.clone() if isinstance(lr, Tensor) else lr)
 
 
 def _base_of(cls: type[Optimizer]) -> type[Optimizer]:
