@@ -1,0 +1,1 @@
+"""Overfitting studies from configuration files: ``python -m experiments run CONFIG``."""

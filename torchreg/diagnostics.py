@@ -18,7 +18,7 @@ def sparsity(model: nn.Module) -> dict[str, float]:
         >>> sparsity(layer)
         {'weight': 0.75}
     """
-    return {name: 1 - w.count_nonzero().item() / max(w.numel(), 1) for name, w in _weights(model).items()}
+    return {name: 1 - w.count_nonzero().item() / max(w.numel(), 1) for name, w in weights_of(model).items()}
 
 
 @torch.no_grad()
@@ -31,8 +31,9 @@ def norms(model: nn.Module) -> dict[str, float]:
         >>> norms(layer)
         {'weight': 5.0}
     """
-    return {name: torch.linalg.vector_norm(w).item() for name, w in _weights(model).items()}
+    return {name: torch.linalg.vector_norm(w).item() for name, w in weights_of(model).items()}
 
 
-def _weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {places[0].name: places[0].param for places in each_parameter(model) if all(map(weights, places))}
+def weights_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters, by name, that :data:`~torchreg.selectors.weights` selects."""
+    return {places[0].name: places[0].param for places in each_parameter(model) if any(map(weights, places))}

@@ -1,0 +1,59 @@
+"""The command line: ``python -m experiments run CONFIG`` and ``python -m experiments report DIR``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from experiments import config, report, study
+from experiments.errors import UserError
+
+app = typer.Typer(add_completion=False, help="Overfitting studies from configuration files.", no_args_is_help=True)
+
+
+@app.command("run")
+def run(
+    path: Annotated[Path, typer.Argument(metavar="CONFIG", help="The study's TOML file.")],
+    overrides: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key.")] = [],  # noqa: B006
+    out: Annotated[Path | None, typer.Option(help="Folder for the records; runs/NAME by default.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a study that was stopped.")] = False,
+) -> None:
+    """Runs a study and writes its report."""
+    loaded = config.load(path, overrides)
+    folder = out or Path("runs") / loaded.name
+    diverged = study.run_study(loaded, folder, study.pick_device(device), resume)
+    _report(folder)
+    for line in diverged:
+        print(f"diverged: {line}", file=sys.stderr)
+    if diverged:
+        raise typer.Exit(1)
+
+
+@app.command("report")
+def render(folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder that 'run' wrote.")]) -> None:
+    """Prints a study's table and renders its page anew."""
+    _report(folder)
+
+
+def _report(folder: Path) -> None:
+    summary = report.summarize(folder)
+    print(report.table(summary))
+    print(f"\nReport: {report.write_page(summary, folder).resolve()}")
+
+
+def main() -> None:
+    """Runs the command line; the user's mistakes end it with one line each and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
