@@ -1,7 +1,7 @@
 """Every formula of torchreg, on plain tensors.
 
-Nothing here knows of models, optimizers or strengths. Half-precision sums are accumulated in float32, because a
-sum over a layer's weights leaves float16's range long before the weights do.
+Nothing here knows of models, optimizers or strengths. Half-precision weights are summed in float32, because a sum
+over a layer leaves float16's range long before the weights, or the strength times the sum, do.
 """
 
 import torch
@@ -13,24 +13,24 @@ _LEVELS = 1 << 16  # a drop decision reads 16 random bits, so p is kept to the n
 
 
 def l1_norm(w: Tensor) -> Tensor:
-    """``sum(|w|)`` as a 0-d tensor of ``w``'s dtype.
+    """``sum(|w|)`` as a 0-d tensor: real, and float32 for half-precision ``w``.
 
     Example:
         >>> l1_norm(torch.tensor([3.0, -4.0]))
         tensor(7.)
     """
-    return _wide(w).abs().sum().to(_real(w))
+    return _wide(w).abs().sum()
 
 
 def half_square(w: Tensor) -> Tensor:
-    """``1/2 * sum(|w|**2)`` as a 0-d tensor of ``w``'s dtype; its gradient is ``w`` itself.
+    """``1/2 * sum(|w|**2)`` as a 0-d tensor: real, and float32 for half-precision ``w``. Its gradient is ``w`` itself.
 
     Example:
         >>> half_square(torch.tensor([3.0, -4.0]))
         tensor(12.5000)
     """
     magnitude = w.abs() if w.is_complex() else _wide(w)
-    return magnitude.square().sum().to(_real(w)) / 2
+    return magnitude.square().sum() / 2
 
 
 def soft_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:
@@ -133,6 +133,11 @@ def dropout(
     return out
 
 
+def real_dtype(w: Tensor) -> torch.dtype:
+    """``w``'s dtype, or that of its parts if it is complex."""
+    return w.dtype.to_real() if w.is_complex() else w.dtype
+
+
 def check_probability(owner: str, p: float) -> None:
     """Raises ``ValueError`` unless ``p`` is in [0, 1]; NaN is not."""
     if not 0 <= p <= 1:
@@ -175,7 +180,3 @@ def _masked_scale(x: Tensor, keep: Tensor, scale: float) -> Tensor:
 
 def _wide(w: Tensor) -> Tensor:
     return w.float() if w.dtype in _HALF else w
-
-
-def _real(w: Tensor) -> torch.dtype:
-    return w.dtype.to_real() if w.is_complex() else w.dtype

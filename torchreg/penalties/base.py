@@ -144,7 +144,7 @@ def _is_ridge(term: Penalty) -> bool:
 def _sum(terms: tuple[Penalty, ...]) -> Penalty:
     merged: dict[object, Penalty] = {}
     for term in terms:
-        key = type(term) if isinstance(term, Term) else term
+        key = type(term) if isinstance(term, Term) else object()  # others are never merged, not even equal ones
         before = merged.get(key)
         if isinstance(term, Term) and isinstance(before, Term):
             term = replace(before, strength=before.strength + term.strength)

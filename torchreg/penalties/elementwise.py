@@ -33,7 +33,7 @@ class L1(Term, ProximalPenalty):
     """
 
     def value(self, w: Tensor) -> Tensor:
-        return self.strength * f.l1_norm(w)
+        return (self.strength * f.l1_norm(w)).to(f.real_dtype(w))
 
     def gradient(self, w: Tensor) -> Tensor:
         return self.strength * w.sgn()
@@ -72,7 +72,7 @@ class L2(Term, ProximalPenalty):
     is_ridge: ClassVar[bool] = True
 
     def value(self, w: Tensor) -> Tensor:
-        return self.strength * f.half_square(w)
+        return (self.strength * f.half_square(w)).to(f.real_dtype(w))
 
     def gradient(self, w: Tensor) -> Tensor:
         return self.strength * w

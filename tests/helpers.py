@@ -1,0 +1,105 @@
+"""How tests compare, and the small training that most of them run."""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FEATURES, OUTPUTS, EXAMPLES = 6, 3, 32
+
+
+def assert_close(actual: Any, expected: Any, tolerance: float = 1e-12) -> None:
+    """Equal up to ``tolerance * (1 + |expected|)``: tensors, numbers, and dicts or sequences of them."""
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def assert_bit_equal(actual: Any, expected: Any) -> None:
+    """Equal in dtype, shape and every bit, so -0.0 is not 0.0 but NaN is NaN: tensors, dicts or sequences of them."""
+    if isinstance(expected, Mapping):
+        assert actual.keys() == expected.keys()
+        for key in expected:
+            assert_bit_equal(actual[key], expected[key])
+    elif isinstance(expected, Tensor):
+        assert actual.dtype == expected.dtype
+        assert actual.shape == expected.shape
+        assert torch.equal(_bytes(actual), _bytes(expected)), f"{actual} differs from {expected}"
+    elif isinstance(expected, Sequence) and not isinstance(expected, str):
+        assert len(actual) == len(expected)
+        for ours, theirs in zip(actual, expected, strict=True):
+            assert_bit_equal(ours, theirs)
+    else:
+        assert type(actual) is type(expected)
+        assert actual == expected
+
+
+def assert_differs(actual: Any, expected: Any) -> None:
+    """Not bit-equal: guards a comparison against being vacuous."""
+    try:
+        assert_bit_equal(actual, expected)
+    except AssertionError:
+        return
+    raise AssertionError("expected a difference, found none")
+
+
+def make_model(*, widths: Sequence[int] = (FEATURES, 8, OUTPUTS), dtype: torch.dtype = torch.float64) -> nn.Sequential:
+    """A small network, the same at every call."""
+    layers: list[nn.Module] = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        for inputs, outputs in pairwise(widths):
+            layers += [nn.Linear(inputs, outputs, dtype=dtype), nn.Tanh()]
+    return nn.Sequential(*layers[:-1])
+
+
+def make_data(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """Inputs and targets, the same at every call."""
+    draw = torch.Generator().manual_seed(2)
+    x = torch.randn(EXAMPLES, FEATURES, generator=draw, dtype=torch.float64)
+    y = torch.randn(EXAMPLES, OUTPUTS, generator=draw, dtype=torch.float64)
+    return x.to(dtype), y.to(dtype)
+
+
+def train(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+    *,
+    criterion: Callable[[Tensor, Tensor], Tensor] = F.mse_loss,
+    micro_batches: int = 1,
+    closure: bool = False,
+    scaler: torch.amp.GradScaler | None = None,
+) -> dict[str, Tensor]:
+    """A user's loop on fixed full batches; returns a copy of the model's weights at the end."""
+    x, y = make_data(next(model.parameters()).dtype)
+
+    def backward() -> Tensor:
+        optimizer.zero_grad()
+        total = torch.zeros((), dtype=x.dtype)
+        for xs, ys in zip(x.chunk(micro_batches), y.chunk(micro_batches), strict=True):
+            loss = criterion(model(xs), ys) / micro_batches
+            (loss if scaler is None else scaler.scale(loss)).backward()
+            total += loss.detach()
+        return total
+
+    for _ in range(steps):
+        if closure:
+            optimizer.step(backward)
+            continue
+        backward()
+        if scaler is None:
+            optimizer.step()
+        else:
+            scaler.step(optimizer)
+            scaler.update()
+    return weights_of(model)
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
