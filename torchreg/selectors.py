@@ -50,6 +50,8 @@ class Selector(ABC):
 
 @final
 class _Everything(Selector):
+    """Every parameter, biases and normalization layers' among them."""
+
     def reason(self, info: ParamInfo) -> str | None:
         return None
 
@@ -59,6 +61,8 @@ class _Everything(Selector):
 
 @final
 class _Weights(Selector):
+    """All but the intercepts: no biases, no normalization layers' parameters, none with fewer than two dimensions."""
+
     def reason(self, info: ParamInfo) -> str | None:
         own_name = info.name.rpartition(".")[2]
         if own_name == "bias" or own_name.startswith("bias_") or own_name.endswith("_bias"):

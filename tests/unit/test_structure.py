@@ -1,0 +1,66 @@
+"""The rooms of the house: imports point downwards only, and the plug-in needs torch and nothing else."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+import torchreg
+
+ROOT = Path(torchreg.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+FLOORS = [
+    {"functional"},
+    {"penalties", "constraints", "selectors", "schedules", "hooks", "nn"},
+    {"regularizer", "activity"},
+    {"optim", "tuning", "diagnostics"},
+    {"__init__"},
+]
+FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def room_of(file: Path) -> str:
+    return file.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports_of(source: str) -> set[str]:
+    """Every module that is imported anywhere in the source, with the imported names as possible submodules."""
+    modules: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            modules |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return modules
+
+
+def rooms_imported(source: str) -> set[str]:
+    inner = {module.split(".")[1] for module in imports_of(source) if module.startswith("torchreg.")}
+    return inner & FLOOR.keys()
+
+
+def test_the_reader_of_imports_sees_every_form():
+    source = "import os.path\nfrom torchreg import nn\ndef f():\n    from torchreg.optim import SGDW\n"
+    assert imports_of(source) == {"os.path", "torchreg.nn", "torchreg.optim.SGDW"}
+    assert rooms_imported(source) == {"nn", "optim"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_imports_point_downwards_only(file):
+    here = room_of(file)
+    for room in rooms_imported(file.read_text()) - {here}:
+        assert FLOOR[room] < FLOOR[here], f"{here} imports {room}, which is not below it"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_the_plug_in_needs_torch_and_nothing_else(file):
+    roots = {module.split(".")[0] for module in imports_of(file.read_text())}
+    assert roots <= {"torch", "torchreg"} | sys.stdlib_module_names
+
+
+def test_every_public_name_exists_and_is_documented():
+    assert torchreg.__all__ == sorted(torchreg.__all__)
+    for name in torchreg.__all__:
+        assert getattr(torchreg, name).__doc__
