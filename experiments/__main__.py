@@ -10,6 +10,7 @@ import typer
 
 from experiments import config, report, study
 from experiments.errors import UserError
+from experiments.summary import summarize
 
 app = typer.Typer(add_completion=False, help="Overfitting studies from configuration files.", no_args_is_help=True)
 
@@ -40,7 +41,7 @@ def render(folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folde
 
 
 def _report(folder: Path) -> None:
-    summary = report.summarize(folder)
+    summary = summarize(folder)
     print(report.table(summary))
     print(f"\nReport: {report.write_page(summary, folder).resolve()}")
 

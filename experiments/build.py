@@ -36,9 +36,7 @@ PENALTIES = _classes(penalties, penalties.Term)
 DROPOUTS = _classes(torchreg.nn, nn.Module)
 SCHEDULES: Table = {"linear": torchreg.linear, "cosine": torchreg.cosine}
 OPTIMIZERS = {**_classes(torch.optim, torch.optim.Optimizer), **_classes(torchreg.optim, torch.optim.Optimizer)}
-SCHEDULERS = {
-    name: cls for name, cls in _classes(lr_scheduler, lr_scheduler.LRScheduler).items() if name.endswith("LR")
-}
+SCHEDULERS = _classes(lr_scheduler, lr_scheduler.LRScheduler)
 for _unfit in ("LBFGS", "SparseAdam", "DecoupledDecay"):  # a closure, sparse gradients, a mixin
     OPTIMIZERS.pop(_unfit, None)
 
@@ -75,9 +73,8 @@ def optimizer(settings: config.Optimizer, net: nn.Module) -> torch.optim.Optimiz
         "optimizer", settings, OPTIMIZERS, groups, lr=settings.lr, weight_decay=settings.weight_decay
     )
     if settings.weight_decay > 0 and "weight_decay" not in built.defaults:
-        raise UserError(
-            f"optimizer.weight_decay: {type(built).__name__} has none: remove the key, or use a regularizer"
-        )
+        name = type(built).__name__
+        raise UserError(f"optimizer.weight_decay: {name} has none: remove the key, or use a regularizer")
     return built
 
 

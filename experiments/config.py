@@ -181,13 +181,16 @@ def _put_strength(tree: Tree, arm: str, strength: float) -> None:
 
 def _merged(base: Tree, over: Mapping[str, Any]) -> Tree:
     """``base`` with ``over`` laid on it, table by table; a table that changes its name or class starts afresh."""
-    out = deepcopy(base)
+    out: Tree = deepcopy(base)
     for key, value in over.items():
-        before = out.get(key)
-        both = isinstance(value, dict) and isinstance(before, dict)
-        renamed = both and any(word in value and value[word] != before.get(word) for word in ("name", "class"))
-        out[key] = _merged(before, value) if both and not renamed else deepcopy(value)
+        before: Any = out.get(key)
+        same = isinstance(before, dict) and isinstance(value, dict) and not _renamed(before, value)
+        out[key] = _merged(before, value) if same else deepcopy(value)
     return out
+
+
+def _renamed(before: Tree, value: Tree) -> bool:
+    return any(word in value and value[word] != before.get(word) for word in ("name", "class"))
 
 
 def _set(tree: Tree, override: str) -> None:

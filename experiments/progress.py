@@ -53,15 +53,11 @@ class Progress:
             self.save()
 
     def save(self) -> None:
+        """Writes a checkpoint."""
         state = {name: part.state_dict() for name, part in self.parts.items()}
-        state |= {
-            "epoch": self.epoch,
-            "best": self.best,
-            "seconds": self._elapsed(),
-            "shuffle": self.shuffle.get_state(),
-        }
-        state["rng"] = torch.get_rng_state()
-        if torch.cuda.is_initialized():
+        state |= {"epoch": self.epoch, "best": self.best, "seconds": self._elapsed()}
+        state |= {"shuffle": self.shuffle.get_state(), "rng": torch.get_rng_state()}
+        if torch.cuda.is_available():
             state["cuda_rng"] = torch.cuda.get_rng_state()
         self.record.save(state)
         self._saved = time.monotonic()
@@ -77,9 +73,8 @@ class Progress:
 
     def diverged(self, step: int, loss: float) -> Row:
         """Records that the run stopped, and where."""
-        return self._close(
-            {"status": "diverged", "reason": f"the loss is {loss} at step {step} (epoch {self.epoch + 1})"}
-        )
+        reason = f"the loss is {loss} at step {step} (epoch {self.epoch + 1})"
+        return self._close({"status": "diverged", "reason": reason})
 
     def _close(self, result: Row) -> Row:
         result["seconds"] = self._elapsed()

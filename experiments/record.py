@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -47,21 +46,25 @@ class Record:
         with (self.folder / "history.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
-    def save(self, state: dict[str, Any]) -> None:
+    def save(self, state: Row) -> None:
         """Replaces the checkpoint."""
         buffer = io.BytesIO()
         torch.save(state, buffer)
         write(self.folder / "checkpoint.pt", buffer.getvalue())
 
-    def finish(self, result: dict[str, Any]) -> None:
+    def finish(self, result: Row) -> None:
         """Marks the run as done."""
         write(self.folder / "result.json", json.dumps(result, indent=2))
 
     @property
-    def result(self) -> dict[str, Any] | None:
+    def result(self) -> Row | None:
         """The result, if the run is done."""
         path = self.folder / "result.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+    @property
+    def environment(self) -> Row:
+        return dict(json.loads((self.folder / "environment.json").read_text(encoding="utf-8")))
 
     @property
     def history(self) -> list[Row]:
@@ -127,7 +130,7 @@ def write(path: Path, content: str | bytes) -> None:
     """Writes a file that is there whole or not at all, even if the process is killed midway."""
     part = path.with_name(path.name + ".part")
     part.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(part, path)
+    part.replace(path)
 
 
 def _commit() -> str | None:

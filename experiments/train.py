@@ -110,7 +110,7 @@ def describe(model: nn.Module) -> Row:
     for tensor in model.state_dict().values():
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     weights = torch.cat([w.detach().flatten().float().cpu() for w in torchreg.diagnostics.weights_of(model).values()])
-    counts, _ = torch.histogram(weights[weights != 0].abs().log10().clamp(-6, 1), HISTOGRAM_EDGES)
+    counts, _ = torch.histogram(weights.abs().log10(), HISTOGRAM_EDGES)
     return {
         "norms": torchreg.diagnostics.norms(model),
         "sparsity": torchreg.diagnostics.sparsity(model),

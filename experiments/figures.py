@@ -1,0 +1,204 @@
+"""The report's pictures, as SVG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from experiments.summary import Cell, Summary
+from experiments.train import HISTOGRAM_EDGES
+
+TEST, TRAIN, PLAIN, INK, FAINT = "#c2410c", "#2563a8", "#64748b", "#1e293b", "#e2e8f0"
+
+_STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.edgecolor": "#94a3b8",
+    "axes.labelcolor": INK,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "xtick.color": "#475569",
+    "ytick.color": "#475569",
+    "text.color": INK,
+    "legend.frameon": False,
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "torchreg",  # the same study renders to the same bytes
+}
+
+
+class Picture(NamedTuple):
+    """A picture with its heading and a line on how to read it."""
+
+    title: str
+    text: str
+    svg: Markup
+
+
+def all_of(summary: Summary) -> list[Picture]:
+    """Every picture that the study has data for."""
+    cells = [cell for cell in summary.chosen if not cell.diverged]
+    paths = [sound for path in summary.paths if (sound := [cell for cell in path if not cell.diverged])]
+    if not cells:
+        return []
+    with rc_context(_STYLE):
+        pictures = [
+            Picture("Where each arm ends", _ENDS + (_NOISE if summary.label_noise else ""), _ends(cells, summary)),
+            Picture("How it got there", _CURVES, _curves(cells)),
+            Picture("The weights", _HISTOGRAMS, _histograms(cells)),
+            Picture("Layer by layer", _LAYERS, _layers(cells)),
+        ]
+        if paths:
+            pictures.insert(2, Picture("Error against strength", _PATHS, _paths(paths, summary)))
+    return pictures
+
+
+_ENDS = "Training error (open) and test error (filled), mean over seeds with one standard error; between them the gap."
+_NOISE = " The dotted line is the share of wrong training labels: an arm to the left of it has learned some by heart."
+_CURVES = "Error after each epoch on the training and the test images, mean over seeds with one standard error."
+_PATHS = "From none to far too much. The ring marks the strength with the lowest validation error."
+_HISTOGRAMS = (
+    "The sizes of all weights, on a logarithmic axis. What has no place on it, such as exact zeros, is written."
+)
+_LAYERS = "The share of exact zeros and the Euclidean norm of each layer's weights, mean over seeds."
+
+
+def _ends(cells: Sequence[Cell], summary: Summary) -> Markup:
+    figure = Figure(figsize=(9.2, 0.9 + 0.42 * len(cells)), layout="constrained")
+    axes = figure.subplots()
+    for y, cell in enumerate(cells):
+        train, test = cell.mean("train_error"), cell.mean("test_error")
+        axes.plot([train.mean, test.mean], [y, y], color="#cbd5e1", linewidth=5, solid_capstyle="round", zorder=1)
+        axes.errorbar(train.mean, y, xerr=train.se, fmt="o", color=TRAIN, markerfacecolor="white", markersize=7)
+        axes.errorbar(test.mean, y, xerr=test.se, fmt="o", color=TEST, markersize=7)
+    axes.errorbar([], [], fmt="o", color=TRAIN, markerfacecolor="white", label="training error")
+    axes.errorbar([], [], fmt="o", color=TEST, label="test error")
+    if summary.label_noise:
+        axes.axvline(summary.label_noise, color=PLAIN, linestyle=":", linewidth=1.2, zorder=0)
+    axes.set_yticks(range(len(cells)), [_label(cell) for cell in cells])
+    axes.tick_params(axis="y", length=0)
+    axes.set(xlim=(0, None), ylim=(len(cells) - 0.5, -0.5))
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.grid(axis="y", visible=False)
+    figure.legend(loc="outside upper right", ncols=2)
+    return _svg(figure)
+
+
+def _curves(cells: Sequence[Cell]) -> Markup:
+    columns = min(4, len(cells))
+    rows = -(-len(cells) // columns)
+    figure = Figure(figsize=(9.2, 2.3 * rows + 0.3), layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axes, cell in zip(grid.flat, cells, strict=False):
+        for key, color in (("train_error", TRAIN), ("test_error", TEST)):
+            length = min(map(len, cell.histories))  # seeds may stop early at different epochs
+            errors = np.array([[row[key] for row in history[:length]] for history in cell.histories])
+            _band(axes, np.arange(1, length + 1), errors, color, key.replace("_", " ").replace("train", "training"))
+        axes.set_title(_label(cell))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set_ylim(0, 1)
+    for axes in grid.flat[len(cells) :]:
+        axes.set_axis_off()
+    for axes in grid[-1]:
+        axes.set_xlabel("epoch")
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=2)
+    return _svg(figure)
+
+
+def _paths(paths: Sequence[Sequence[Cell]], summary: Summary) -> Markup:
+    figure = Figure(figsize=(9.2, 3.1), layout="constrained")
+    grid = figure.subplots(1, len(paths), sharey=True, squeeze=False)
+    for axes, path in zip(grid.flat, paths, strict=True):
+        strengths = [cell.strength or 0.0 for cell in path]
+        positive = [s for s in strengths if s > 0]
+        places = np.array([np.log10(s) if s > 0 else np.log10(positive[0]) - 0.5 for s in strengths])
+        for key, color in (("train_error", TRAIN), ("test_error", TEST)):
+            errors = np.array([[result[key] for result in cell.results] for cell in path]).T
+            _band(axes, places, errors, color, key.replace("_", " ").replace("train", "training"), marker="o")
+        best = next(i for i, cell in enumerate(path) if cell in summary.chosen)
+        axes.plot(places[best], path[best].mean("test_error").mean, "o", ms=13, mfc="none", mec=INK, mew=1.3)
+        if summary.plain is not None:
+            level = summary.plain.mean("test_error").mean
+            axes.axhline(level, color=PLAIN, linestyle="--", linewidth=1, label="test error, unregularized", zorder=1)
+        axes.set_xticks(places, [f"{s:g}" for s in strengths])
+        axes.set(title=path[0].arm, xlabel="strength", ylim=(0, None))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=3)
+    return _svg(figure)
+
+
+def _histograms(cells: Sequence[Cell]) -> Markup:
+    figure = Figure(figsize=(9.2, 0.9 + 0.55 * len(cells)), layout="constrained")
+    axes = figure.subplots()
+    edges = HISTOGRAM_EDGES.numpy()
+    centers = (edges[1:] + edges[:-1]) / 2
+    for y, cell in enumerate(cells):
+        share = np.mean([result["histogram"] for result in cell.results], axis=0)
+        ridge = y - 0.85 * share / max(share.max(), 1e-9)
+        axes.fill_between(centers, y, ridge, color=TRAIN, alpha=0.75, linewidth=0, zorder=3 + y)
+        zeros = cell.mean("zeros").mean
+        notes = {"exact zeros": zeros, f"below {10.0 ** edges[0]:g}": 1 - zeros - share.sum()}
+        text = ", ".join(f"{100 * part:.1f} % {name}" for name, part in notes.items() if part > 5e-4)
+        axes.text(edges[0] + 0.1, y - 0.12, text, color=TEST, fontsize=9)
+    axes.set_yticks(range(len(cells)), [_label(cell) for cell in cells])
+    axes.set_xticks(range(-6, 2), [f"{10.0**k:g}" for k in range(-6, 2)])
+    axes.set(xlim=(-6, 1), ylim=(len(cells) - 0.6, -1.1), xlabel="|weight|")
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)
+    return _svg(figure)
+
+
+def _layers(cells: Sequence[Cell]) -> Markup:
+    figure = Figure(figsize=(9.2, 0.9 + 0.36 * len(cells)), layout="constrained")
+    grid = figure.subplots(1, 2, sharey=True)
+    for axes, key, title in zip(grid, ("sparsity", "norms"), ("exact zeros, %", "norm"), strict=True):
+        layers = list(cells[0].results[0][key])
+        rows = [
+            [np.mean([result[key].get(layer, np.nan) for result in cell.results]) for layer in layers] for cell in cells
+        ]
+        values = np.array(rows) * (100 if key == "sparsity" else 1)
+        top = np.nanmax(values) or 1.0
+        axes.imshow(values, cmap="Blues", vmin=0, vmax=top * 1.6, aspect="auto")
+        for (row, column), value in np.ndenumerate(values):
+            axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=9)
+        axes.set_xticks(range(len(layers)), layers)
+        axes.set_yticks(range(len(cells)), [_label(cell) for cell in cells])
+        axes.set_title(title)
+        axes.tick_params(length=0)
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+    return _svg(figure)
+
+
+def _band(axes: Axes, x: np.ndarray, runs: np.ndarray, color: str, label: str, marker: str = "") -> None:
+    """The mean over runs (axis 0), with one standard error either side."""
+    middle = runs.mean(axis=0)
+    error = runs.std(axis=0, ddof=1) / len(runs) ** 0.5 if len(runs) > 1 else 0 * middle
+    axes.plot(x, middle, color=color, linewidth=1.6, label=label, marker=marker, markersize=4)
+    axes.fill_between(x, middle - error, middle + error, color=color, alpha=0.2, linewidth=0)
+
+
+def _label(cell: Cell) -> str:
+    return cell.arm if cell.runs[0].strength is None else f"{cell.arm} ({cell.runs[0].strength:g})"
+
+
+def _svg(figure: Figure) -> Markup:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    return Markup(text[text.index("<svg") :])
