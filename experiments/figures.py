@@ -154,7 +154,7 @@ def _histograms(cells: Sequence[Cell]) -> Markup:
         zeros = cell.mean("zeros").mean
         notes = {"exact zeros": zeros, f"below {10.0 ** edges[0]:g}": 1 - zeros - share.sum()}
         text = ", ".join(f"{100 * part:.1f} % {name}" for name, part in notes.items() if part > 5e-4)
-        axes.text(edges[0] + 0.1, y - 0.12, text, color=TEST, fontsize=9)
+        axes.text(edges[-1] - 0.1, y - 0.12, text, color=TEST, fontsize=9, ha="right")
     axes.set_yticks(range(len(cells)), [_label(cell) for cell in cells])
     axes.set_xticks(range(-6, 2), [f"{10.0**k:g}" for k in range(-6, 2)])
     axes.set(xlim=(-6, 1), ylim=(len(cells) - 0.6, -1.1), xlabel="|weight|")
@@ -166,19 +166,17 @@ def _histograms(cells: Sequence[Cell]) -> Markup:
 def _layers(cells: Sequence[Cell]) -> Markup:
     figure = Figure(figsize=(9.2, 0.9 + 0.36 * len(cells)), layout="constrained")
     grid = figure.subplots(1, 2, sharey=True)
-    for axes, key, title in zip(grid, ("sparsity", "norms"), ("exact zeros, %", "norm"), strict=True):
-        layers = list(cells[0].results[0][key])
-        rows = [
-            [np.mean([result[key].get(layer, np.nan) for result in cell.results]) for layer in layers] for cell in cells
-        ]
-        values = np.array(rows) * (100 if key == "sparsity" else 1)
-        top = np.nanmax(values) or 1.0
-        axes.imshow(values, cmap="Blues", vmin=0, vmax=top * 1.6, aspect="auto")
+    layers = list(dict.fromkeys(layer for cell in cells for layer in cell.results[0]["norms"]))
+    for axes, key, unit in zip(grid, ("sparsity", "norms"), (100, 1), strict=True):
+        means = [[np.mean([result[key].get(layer, np.nan) for result in c.results]) for layer in layers] for c in cells]
+        values = unit * np.array(means)
+        axes.imshow(values, cmap="Blues", vmin=0, vmax=1.6 * np.nanmax(values) or 1.0, aspect="auto")
         for (row, column), value in np.ndenumerate(values):
-            axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=9)
+            text = "" if np.isnan(value) else f"{value:.1f}"
+            axes.text(column, row, text, ha="center", va="center", fontsize=9)
         axes.set_xticks(range(len(layers)), layers)
         axes.set_yticks(range(len(cells)), [_label(cell) for cell in cells])
-        axes.set_title(title)
+        axes.set_title("exact zeros, %" if key == "sparsity" else "norm")
         axes.tick_params(length=0)
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 from torch import nn
@@ -17,18 +19,15 @@ def mlp(
     input_dropout: Layer | None = None,
 ) -> nn.Sequential:
     """A fully connected ReLU network, with ``dropout()`` after each hidden layer and ``input_dropout()`` before all."""
-    layers: list[nn.Module] = [nn.Flatten()]
-    if input_dropout is not None:
-        layers.append(input_dropout())
-    width = 1
-    for size in shape:
-        width *= size
-    for units in hidden:
-        layers += [nn.Linear(width, units), nn.ReLU()]
-        if dropout is not None:
-            layers.append(dropout())
+    layers = _named(input_dropout=input_dropout)
+    layers["flatten"] = nn.Flatten()
+    width = math.prod(shape)
+    for i, units in enumerate(hidden, start=1):
+        layers[f"linear{i}"], layers[f"relu{i}"] = nn.Linear(width, units), nn.ReLU()
+        layers |= _named(**{f"dropout{i}": dropout})
         width = units
-    return nn.Sequential(*layers, nn.Linear(width, classes))
+    layers["output"] = nn.Linear(width, classes)
+    return nn.Sequential(layers)
 
 
 def cnn(
@@ -41,13 +40,20 @@ def cnn(
 ) -> nn.Sequential:
     """3x3 convolutions, each followed by ReLU and 2x2 pooling, then one hidden layer with ``dropout()`` around it."""
     depth, height, width = shape
-    layers: list[nn.Module] = [] if input_dropout is None else [input_dropout()]
-    for filters in channels:
-        layers += [nn.Conv2d(depth, filters, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    layers = _named(input_dropout=input_dropout)
+    for i, filters in enumerate(channels, start=1):
+        layers[f"conv{i}"], layers[f"relu{i}"] = nn.Conv2d(depth, filters, 3, padding=1), nn.ReLU()
+        layers[f"pool{i}"] = nn.MaxPool2d(2)
         depth, height, width = filters, height // 2, width // 2
-    drops: list[nn.Module] = [] if dropout is None else [dropout(), dropout()]
-    head = [nn.Flatten(), *drops[:1], nn.Linear(depth * height * width, hidden), nn.ReLU(), *drops[1:]]
-    return nn.Sequential(*layers, *head, nn.Linear(hidden, classes))
+    layers |= {"flatten": nn.Flatten(), **_named(dropout1=dropout)}
+    layers |= {"hidden": nn.Linear(depth * height * width, hidden), "relu": nn.ReLU(), **_named(dropout2=dropout)}
+    layers["output"] = nn.Linear(hidden, classes)
+    return nn.Sequential(layers)
+
+
+def _named(**layers: Layer | None) -> OrderedDict[str, nn.Module]:
+    """The layers that are wanted, by name: names do not shift when an arm adds dropout."""
+    return OrderedDict((name, make()) for name, make in layers.items() if make is not None)
 
 
 BUILT_IN: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "cnn": cnn}
