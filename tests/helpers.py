@@ -25,7 +25,8 @@ def assert_bit_equal(actual: Any, expected: Any) -> None:
     elif isinstance(expected, Tensor):
         assert actual.dtype == expected.dtype
         assert actual.shape == expected.shape
-        assert torch.equal(_bytes(actual), _bytes(expected)), f"{actual} differs from {expected}"
+        if not torch.equal(_bytes(actual), _bytes(expected)):
+            raise AssertionError(f"{actual} differs from {expected}")
     elif isinstance(expected, Sequence) and not isinstance(expected, str):
         assert len(actual) == len(expected)
         for ours, theirs in zip(actual, expected, strict=True):

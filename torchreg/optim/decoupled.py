@@ -45,14 +45,15 @@ class DecoupledDecay(Optimizer):
         self.defaults["coupling"] = coupling
 
     def add_param_group(self, param_group: Group) -> None:
-        super().add_param_group({"coupling": self.defaults.get("coupling", self._coupling), **param_group})
-        group, owner = self.param_groups[-1], type(self).__name__
-        coupling, lr = group["coupling"], group["lr"]
+        # Checked before it is added: a group that is refused must not stay behind.
+        group = {"lr": self.defaults["lr"], "coupling": self._coupling, **param_group}
+        coupling, lr, owner = group["coupling"], group["lr"], type(self).__name__
         if coupling not in get_args(Coupling):
             raise ValueError(f"{owner}: coupling must be one of {', '.join(get_args(Coupling))}, got {coupling!r}")
         if coupling == "schedule" and lr == 0:
             raise ValueError(f"{owner}: coupling 'schedule' divides by the initial lr, which must be > 0, got 0")
         _remember_lr(group)
+        super().add_param_group(group)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

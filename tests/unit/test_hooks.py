@@ -1,0 +1,417 @@
+"""A penalty counts once per optimizer step, however the step is made: the traps of ``torch.optim``, one by one."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.cases import SILENT, each_fused, each_mode, each_optimizer, each_penalty, each_step_mode
+from tests.helpers import assert_bit_equal, assert_close, assert_differs, make_data, make_model, train, weights_of
+from torchreg import L1, L2, Regularizer, linear
+
+PENALTY = L1(0.05) + L2(0.1)
+
+
+def sgd(model: nn.Module, **options) -> torch.optim.SGD:
+    return torch.optim.SGD(model.parameters(), **{"lr": 0.05, "momentum": 0.9, **options})
+
+
+def run(mode, make_optimizer=lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9), *, steps=5, **loop):
+    """The weights after some steps of a regularized training."""
+    model = make_model()
+    optimizer = make_optimizer(model.parameters())
+    Regularizer(model, PENALTY, mode=mode).attach(optimizer)
+    return train(model, optimizer, steps, **loop)
+
+
+def set_gradients(model: nn.Module, value: float) -> None:
+    for param in model.parameters():
+        param.grad = torch.full_like(param, value)
+
+
+# -- accumulation and closures ------------------------------------------------------------------------------------
+
+
+@each_optimizer
+@each_step_mode
+def test_a_penalty_counts_once_over_four_micro_batches(make_optimizer, mode):
+    assert_close(run(mode, make_optimizer, micro_batches=4), run(mode, make_optimizer), tolerance=1e-11)
+
+
+@each_optimizer
+@each_step_mode
+def test_a_closure_changes_nothing(make_optimizer, mode):
+    assert_bit_equal(run(mode, make_optimizer, closure=True), run(mode, make_optimizer))
+
+
+@each_step_mode
+def test_a_closure_by_keyword_changes_nothing(mode):
+    model = make_model()
+    optimizer = sgd(model)
+    Regularizer(model, PENALTY, mode=mode).attach(optimizer)
+    step = optimizer.step
+    optimizer.step = lambda closure: step(closure=closure)
+    assert_bit_equal(train(model, optimizer, 5, closure=True), run(mode))
+
+
+@pytest.mark.parametrize("line_search", ["strong_wolfe", None])
+@each_penalty
+def test_lbfgs_minimizes_the_penalized_loss(case, line_search):
+    x, y = make_data()
+    losses = {"ours": [], "autograd": []}
+    models = {"ours": make_model(), "autograd": make_model()}
+    for kind, model in models.items():
+        optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=5, line_search_fn=line_search)
+        regularizer = Regularizer(model, case.penalty, mode="grad")
+        if kind == "ours":
+            regularizer.attach(optimizer)
+
+        def closure(kind=kind, model=model, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = F.mse_loss(model(x), y)
+            if kind == "autograd":
+                loss = loss + case.formula(model[0].weight) + case.formula(model[2].weight)
+            loss.backward()
+            return loss
+
+        for _ in range(4):
+            losses[kind].append(optimizer.step(closure).detach())
+    assert_close(losses["ours"], losses["autograd"], tolerance=1e-9)
+    assert_close(weights_of(models["ours"]), weights_of(models["autograd"]), tolerance=1e-9)
+
+
+def test_a_closure_may_return_nothing():
+    model = make_model()
+    optimizer = sgd(model, momentum=0)
+    Regularizer(model, L2(1.0), mode="grad").attach(optimizer)
+    before = weights_of(model)
+    assert optimizer.step(lambda: set_gradients(model, 0.0)) is None
+    assert_close(weights_of(model)["0.weight"], 0.95 * before["0.weight"])
+
+
+def test_a_closures_loss_is_the_penalized_one_in_mode_grad_only():
+    x, y = make_data()
+    for mode in ("grad", "decoupled", "prox"):
+        model = make_model()
+        regularizer = Regularizer(model, PENALTY, mode=mode).attach(optimizer := sgd(model))
+        plain = F.mse_loss(model(x), y)
+        expected = plain + regularizer.value() if mode == "grad" else plain
+        loss = optimizer.step(lambda model=model: F.mse_loss(model(x), y))
+        assert_close(loss.detach(), expected.detach())
+
+
+# -- GradScaler ---------------------------------------------------------------------------------------------------
+# It keeps its scale and its flags in float32, so a step size made of them is no closer than that, even for float64.
+
+
+@each_fused
+@each_step_mode
+def test_a_fused_optimizer_under_a_scaler_is_the_unscaled_run(make_optimizer, mode):
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, growth_interval=2)
+    assert_close(run(mode, make_optimizer, scaler=scaler), run(mode, make_optimizer), tolerance=1e-6)
+    assert scaler.get_scale() == 2.0**14
+
+
+@each_optimizer
+@each_step_mode
+def test_an_optimizer_under_a_scaler_is_the_unscaled_run(make_optimizer, mode):
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+    assert_close(run(mode, make_optimizer, scaler=scaler), run(mode, make_optimizer), tolerance=1e-6)
+
+
+@each_fused
+@each_step_mode
+def test_clipping_after_unscale_is_the_clipped_unscaled_run(make_optimizer, mode):
+    results = []
+    for enabled in (True, False):
+        model = make_model()
+        optimizer = make_optimizer(model.parameters())
+        Regularizer(model, PENALTY, mode=mode).attach(optimizer)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, enabled=enabled)
+        x, y = make_data()
+        for _ in range(5):
+            optimizer.zero_grad()
+            scaler.scale(F.mse_loss(model(x), y)).backward()
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            scaler.step(optimizer)
+            scaler.update()
+        results.append(weights_of(model))
+    assert_close(*results, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "not fused"])
+@pytest.mark.parametrize("infinite", [torch.inf, torch.nan], ids=str)
+@each_step_mode
+def test_a_step_skipped_for_infinite_gradients_leaves_the_weights_alone(mode, infinite, fused):
+    model = make_model(dtype=torch.float32)
+    optimizer = sgd(model, fused=fused)
+    Regularizer(model, L1(0.5) + L2(0.5), mode=mode).attach(optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    before = weights_of(model)
+    for value in (infinite, 1.0):
+        scaler.scale(model(torch.ones(1, 6)).sum()).backward()  # the scaler must have scaled something
+        set_gradients(model, value)
+        scaler.step(optimizer)
+        scaler.update()
+        if value is infinite:
+            assert_bit_equal(weights_of(model), before)
+    assert_differs(weights_of(model), before)
+
+
+@each_step_mode
+def test_a_skipped_step_leaves_no_trace_in_the_moments(mode):
+    results = []
+    for bad_step in (True, False):
+        model = make_model()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0, fused=True)
+        Regularizer(model, PENALTY, mode=mode).attach(optimizer)
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_factor=1.0 + 1e-6)
+        train(model, optimizer, 2, scaler=scaler)
+        if bad_step:
+            scaler.scale(model(make_data()[0]).sum()).backward()
+            set_gradients(model, torch.inf)
+            scaler.step(optimizer)
+            scaler.update(new_scale=4.0)
+        results.append(train(model, optimizer, 2, scaler=scaler))
+    assert_bit_equal(*results)
+
+
+# -- steps within steps, and steps that fail ----------------------------------------------------------------------
+
+
+class Inherited(torch.optim.SGD):
+    """Fires its step hooks twice: its own step is wrapped, and so is the one it calls."""
+
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+@pytest.fixture
+def fired() -> list[str]:
+    """Fills up with the hooks that fire; a plain SGD was made before, so that its step is wrapped."""
+    torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
+    return []
+
+
+@pytest.mark.parametrize("closure", [False, True], ids=["plain", "closure"])
+@each_step_mode
+def test_a_subclass_that_calls_the_step_of_its_base_counts_once(mode, closure, fired):
+    def make(params):
+        optimizer = Inherited(params, lr=0.05, momentum=0.9)
+        optimizer.register_step_pre_hook(lambda *_: fired.append("pre"))
+        return optimizer
+
+    assert_bit_equal(run(mode, make, closure=closure), run(mode))
+    assert len(fired) == 10  # without the double firing the test would be vacuous
+
+
+@pytest.mark.parametrize("late", [True, False], ids=["after the update", "in the closure"])
+@pytest.mark.parametrize("kind", [torch.optim.SGD, Inherited])
+@each_step_mode
+def test_a_step_that_raises_does_not_silence_the_next_one(mode, kind, late, fired):
+    def fail(*_):
+        raise RuntimeError("interrupted")
+
+    model = make_model()
+    optimizer = kind(model.parameters(), lr=0.0, momentum=0.9)  # at lr 0 the interrupted step itself moves nothing
+    hook = optimizer.register_step_post_hook(fail)  # before ours, which is then never told that the step ended
+    Regularizer(model, PENALTY, mode=mode).attach(optimizer)
+    with pytest.raises(RuntimeError, match="interrupted"):
+        optimizer.step(None if late else fail)
+    hook.remove()
+    optimizer.param_groups[0]["lr"] = 0.05
+    assert_bit_equal(train(model, optimizer, steps=5), run(mode))
+
+
+@each_step_mode
+def test_a_schedule_wrapper_around_step_changes_nothing(mode):
+    def scheduled(params):
+        optimizer = torch.optim.SGD(params, lr=0.05, momentum=0.9)
+        torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)  # wraps optimizer.step
+        return optimizer
+
+    assert_bit_equal(run(mode, scheduled), run(mode))
+
+
+# -- copies -------------------------------------------------------------------------------------------------------
+
+
+def by_pickle(it):
+    return pickle.loads(pickle.dumps(it))
+
+
+def by_torch(it):
+    file = io.BytesIO()
+    torch.save(it, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, by_pickle, by_torch])
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)], ids=str)
+@each_step_mode
+def test_a_copy_of_all_three_stays_attached_and_goes_its_own_way(mode, order, duplicate):
+    model = make_model()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    regularizer = Regularizer(model, PENALTY, mode=mode, schedule=linear(20)).attach(optimizer)
+    train(model, optimizer, steps=3)
+    copied = duplicate([(model, optimizer, regularizer)[index] for index in order])
+    twin, its_optimizer, its_regularizer = (copied[order.index(index)] for index in range(3))
+
+    before = weights_of(model)
+    after = train(twin, its_optimizer, steps=3)
+    assert_bit_equal(weights_of(model), before)
+    assert_bit_equal(train(model, optimizer, steps=3), after)
+
+    its_regularizer.remove()
+    assert_differs(train(twin, its_optimizer, steps=3), train(model, optimizer, steps=3))
+    assert len(optimizer._optimizer_step_pre_hooks) == 1
+
+
+@each_optimizer
+@each_step_mode
+def test_the_state_of_a_host_loads_with_weights_only(make_optimizer, mode):
+    model = make_model()
+    host = make_optimizer(model.parameters())
+    Regularizer(model, PENALTY, mode=mode).attach(host)
+    train(model, host, steps=2)
+    file = io.BytesIO()
+    torch.save(host.state_dict(), file)
+    file.seek(0)
+    assert_bit_equal(torch.load(file, weights_only=True), host.state_dict())
+
+
+# -- corners ------------------------------------------------------------------------------------------------------
+
+
+@each_mode
+@pytest.mark.parametrize("penalty", [*SILENT, PENALTY], ids=repr)
+@pytest.mark.parametrize("lr", [0.0, 0.1])
+def test_zero_weights_strengths_and_learning_rates_make_no_nan(mode, penalty, lr):
+    model = make_model()
+    with torch.no_grad():
+        for param in model.parameters():
+            param.zero_()
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    regularizer = Regularizer(model, penalty, mode=mode)
+    criterion = nn.MSELoss()
+    if mode == "loss":
+        criterion = regularizer.penalize(criterion)
+    else:
+        regularizer.attach(optimizer)
+    after = train(model, optimizer, 3, criterion=criterion)
+    for weights in after.values():
+        assert weights.isfinite().all()
+        assert lr > 0 or not weights.any()
+
+
+@each_step_mode
+def test_an_empty_weight_is_no_trouble(mode):
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.empty(0, 3))
+    model.weight.grad = torch.empty(0, 3)
+    optimizer = sgd(model)
+    regularizer = Regularizer(model, PENALTY, mode=mode).attach(optimizer)
+    optimizer.step()
+    assert regularizer.value().item() == 0
+
+
+@each_step_mode
+def test_without_a_learning_rate_nothing_moves(mode):
+    before = weights_of(make_model())
+    assert_bit_equal(run(mode, lambda params: torch.optim.SGD(params, lr=0.0)), before)
+
+
+@each_step_mode
+@pytest.mark.parametrize("lr", [0.05, torch.tensor(0.05, dtype=torch.float64)], ids=["number", "tensor"])
+def test_a_learning_rate_may_be_a_tensor(mode, lr):
+    make = lambda params: torch.optim.SGD(params, lr=lr, momentum=0.9, foreach=False)  # noqa: E731
+    assert_close(run(mode, make), run(mode))
+
+
+@pytest.mark.parametrize("maximize", [True, False])
+def test_a_maximizing_optimizer_still_shrinks_the_weights(maximize):
+    ours, theirs = make_model(), make_model()
+    host = sgd(ours, maximize=maximize)
+    Regularizer(ours, {"*": L2(0.3)}, mode="grad", select=lambda info: True).attach(host)
+    reference = sgd(theirs, maximize=maximize, weight_decay=0.3)
+    assert_close(train(ours, host, steps=5), train(theirs, reference, steps=5))
+
+
+@each_step_mode
+def test_weights_without_a_gradient_are_left_alone(mode):
+    model = make_model()
+    model.head = nn.Linear(4, 4)
+    optimizer = sgd(model)
+    Regularizer(model, PENALTY, mode=mode).attach(optimizer)
+    before = weights_of(model)
+    after = train(model[:3], optimizer, steps=2)
+    assert_bit_equal(model.head.weight.data, before["head.weight"])
+    assert_differs(after["0.weight"], before["0.weight"])
+
+
+@each_step_mode
+def test_frozen_weights_are_left_alone_even_with_a_stale_gradient(mode):
+    model = make_model()
+    optimizer = sgd(model)
+    Regularizer(model, PENALTY, mode=mode).attach(optimizer)
+    model[0].weight.grad = torch.zeros_like(model[0].weight)
+    model[0].weight.requires_grad_(False)
+    grad, before = model[0].weight.grad.clone(), model[0].weight.clone()
+    optimizer.step()
+    assert_bit_equal(model[0].weight, before)
+    assert_bit_equal(model[0].weight.grad, grad)
+
+
+def test_a_tied_weight_counts_once():
+    results = []
+    for decay in (0.3, 0.0):
+        layer = nn.Linear(3, 3, dtype=torch.float64, bias=False)
+        with torch.no_grad():
+            layer.weight.copy_(torch.eye(3))
+        model = nn.Sequential(layer, nn.Tanh(), nn.Linear(3, 3, dtype=torch.float64, bias=False))
+        model[2].weight = layer.weight
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=decay)
+        regularizer = Regularizer(model, L2(0.3), mode="grad")
+        if not decay:
+            regularizer.attach(optimizer)
+        assert_close(regularizer.value().detach(), torch.tensor(0.45, dtype=torch.float64))
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.ones(1, 3, dtype=torch.float64)).sum().backward()
+            optimizer.step()
+        results.append(weights_of(model))
+    assert_close(*results)
+
+
+def test_sparse_gradients_are_refused_in_mode_grad_and_served_in_the_others():
+    for mode in ("grad", "decoupled", "prox"):
+        model = nn.Embedding(5, 2, sparse=True)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        Regularizer(model, L2(1.0), mode=mode).attach(optimizer)
+        before = model.weight.detach().clone()
+        model(torch.tensor([0])).sum().mul(0).backward()
+        if mode == "grad":
+            with pytest.raises(ValueError, match="needs dense gradients"):
+                optimizer.step()
+        else:
+            optimizer.step()
+            shrunk = 0.9 * before if mode == "decoupled" else before / 1.1
+            assert_close(model.weight.detach(), shrunk, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@each_fused
+@each_step_mode
+def test_half_precision_weights_keep_their_dtype_and_stay_finite(mode, make_optimizer, dtype):
+    model = make_model(dtype=dtype)
+    optimizer = make_optimizer(model.parameters())
+    Regularizer(model, PENALTY, mode=mode).attach(optimizer)
+    for value in train(model, optimizer, 3).values():
+        assert value.dtype == dtype
+        assert value.isfinite().all()
