@@ -6,6 +6,10 @@ import torch
 
 pytest.register_assert_rewrite("tests.helpers")
 
+torch.set_num_threads(
+    1
+)  # the tensors are tiny: threads that wait for each other on a busy machine take 50 times as long
+
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("fixed")
 

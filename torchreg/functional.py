@@ -85,8 +85,8 @@ def dropout(
     r"""Zeroes each element with probability ``p`` and scales the others by ``1 / (1 - p)``, so the mean is kept.
 
     On the CPU one 64-bit random number decides four elements, 16 bits each, which is several times faster than
-    :func:`torch.nn.functional.dropout`; the backward pass keeps one byte an element. Other devices use torch's own
-    kernels.
+    :func:`torch.nn.functional.dropout`; the backward pass keeps one byte an element. Other devices, ``torch.compile``
+    and the transforms of ``torch.func`` use torch's own kernels.
 
     Args:
         x: floating-point tensor of any shape; dtype and memory format are preserved.
@@ -116,7 +116,10 @@ def dropout(
         )
     if not training or p == 0:
         return x
-    on_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    transformed = (
+        torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    )  # by torch.func.vmap, say
+    on_cpu = x.device.type == "cpu" and not transformed
     if generator is None and not on_cpu:
         return F.dropout(x, p, training=True, inplace=inplace)
     dropped = round(p * _LEVELS) if on_cpu else p * _LEVELS
