@@ -12,7 +12,12 @@ from experiments import config, report, study
 from experiments.errors import UserError
 from experiments.summary import summarize
 
-app = typer.Typer(add_completion=False, help="Overfitting studies from configuration files.", no_args_is_help=True)
+app = typer.Typer(
+    add_completion=False,
+    help="Overfitting studies from configuration files.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
 
 
 @app.command("run")

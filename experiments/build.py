@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -138,7 +139,9 @@ def _construct(key: str, settings: config.Component, table: Table, *args: Any, *
     accepted = {name: value for name, value in given.items() if name in parameters or open_ended}
     try:
         return make(*args, **accepted, **settings.options)
-    except (TypeError, ValueError, AssertionError) as error:
+    except ValidationError as error:
+        raise UserError("\n".join(f"{key}.{line}" for line in config.faults(error))) from None
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise UserError(f"{key}: {error}") from None
 
 

@@ -214,21 +214,34 @@ def _validated(cls: type[T], tree: Tree, prefix: str = "") -> T:
     try:
         return cls.model_validate(tree)
     except ValidationError as error:
-        lines = [prefix + _line(cls, fault) for fault in error.errors()]
-        raise UserError("\n".join(lines)) from None
+        raise UserError("\n".join(prefix + line for line in faults(error, cls))) from None
 
 
-def _line(cls: type[Section], fault: Mapping[str, Any]) -> str:
-    *above, key = fault["loc"] or ("",)
+def faults(error: ValidationError, cls: type[Section] | None = None) -> list[str]:
+    """A line for each fault: the key, what was expected, what was got."""
+    return [_line(fault, cls) for fault in error.errors()]
+
+
+def _line(fault: Mapping[str, Any], cls: type[Section] | None) -> str:
     where = ".".join(map(str, fault["loc"]))
-    if fault["type"] == "extra_forbidden":
+    *above, key = fault["loc"] or ("",)
+    if fault["type"] == "extra_forbidden" and cls is not None:
         return f"{where}: unknown key, {did_you_mean(str(key), _keys(cls, above))}"
     if fault["type"] == "missing":
         return f"{where}: is missing"
-    message = (
-        fault["msg"].removeprefix("Value error, ").replace("Input should", "must").replace("String should", "must")
-    )
+    message = fault["msg"]
+    for pydantic, ours in _WORDING.items():
+        message = re.sub(pydantic, ours, message)
     return f"{where}: {message}, got {fault['input']!r}"
+
+
+_WORDING = {
+    "^(Input|String|Tuple) should": "must",
+    "^(Value error|Assertion failed), ": "",
+    "dictionary or instance of .*": "table",
+    "tuple": "list",
+    " after validation, not .*": "",
+}
 
 
 def _keys(cls: type[Section], path: Sequence[int | str]) -> list[str]:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Annotated
 
+from pydantic import ConfigDict, Field, PositiveInt, validate_call
 from torch import nn
 
 Layer = Callable[[], nn.Module]
+Sizes = Annotated[tuple[PositiveInt, ...], Field(strict=False)]
+
+_checked = validate_call(config=ConfigDict(strict=True))
 
 
+@_checked
 def mlp(
-    shape: Sequence[int],
+    shape: Sizes,
     classes: int,
-    hidden: Sequence[int] = (512, 512),
+    hidden: Sizes = (512, 512),
     dropout: Layer | None = None,
     input_dropout: Layer | None = None,
 ) -> nn.Sequential:
@@ -30,11 +36,12 @@ def mlp(
     return nn.Sequential(layers)
 
 
+@_checked
 def cnn(
-    shape: Sequence[int],
+    shape: Sizes,
     classes: int,
-    channels: Sequence[int] = (32, 64),
-    hidden: int = 128,
+    channels: Sizes = (32, 64),
+    hidden: PositiveInt = 128,
     dropout: Layer | None = None,
     input_dropout: Layer | None = None,
 ) -> nn.Sequential:
