@@ -288,6 +288,12 @@ class Regularizer:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_hooks": None}
 
+    def __copy__(self) -> Self:
+        """A detached one: two on the same optimizer would count the penalty twice."""
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self.__dict__, _optimizer=None, _hooks=None)
+        return twin
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if self._optimizer is not None:  # a copied optimizer has lost its hooks

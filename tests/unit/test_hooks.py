@@ -273,6 +273,17 @@ def test_a_copy_of_all_three_stays_attached_and_goes_its_own_way(mode, order, du
     assert len(optimizer._optimizer_step_pre_hooks) == 1
 
 
+@each_step_mode
+def test_a_shallow_copy_is_detached_so_nothing_counts_twice(mode):
+    model = make_model()
+    optimizer = sgd(model)
+    regularizer = Regularizer(model, PENALTY, mode=mode).attach(optimizer)
+    twin = copy.copy(regularizer)
+    assert_bit_equal(train(model, optimizer, steps=5), run(mode))
+    regularizer.remove()
+    twin.attach(optimizer)  # it can take over
+
+
 @each_optimizer
 @each_step_mode
 def test_the_state_of_a_host_loads_with_weights_only(make_optimizer, mode):
