@@ -114,8 +114,9 @@ def _mnist(settings: config.Data) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, 
         try:
             images = dataset(root, train=train, download=True)  # downloads only what is missing
         except (OSError, RuntimeError) as error:
+            why = " ".join(str(error).split())
             raise UserError(
-                f"data.root: {settings.name} is not in {raw} and cannot be downloaded there ({error}): set data.root "
+                f"data.root: {settings.name} is not in {raw} and cannot be downloaded there ({why}): set data.root "
                 f"or TORCHREG_DATA to a folder that holds {dataset.__name__}/raw"
             ) from None
         parts.append((images.data.float().unsqueeze(1) / 255, images.targets.long()))

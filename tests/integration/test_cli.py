@@ -1,0 +1,90 @@
+"""The command line: exit codes, and where what it writes lies."""
+
+import pytest
+
+from experiments.__main__ import main
+
+STUDY = """
+name = "small"
+data = { train_size = 50, valid_size = 50 }
+model = { name = "mlp", hidden = [8] }
+optimizer = { name = "SGD", lr = 0.1 }
+train = { epochs = 1, batch_size = 25 }
+arms = [{ name = "none" }, { name = "L2", regularizers = [{ penalty = "L2", strength = 0.1 }] }]
+"""
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Runs the command line in a folder of its own; returns exit code, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "study.toml").write_text(STUDY)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["experiments", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return end.value.code, *capsys.readouterr()
+
+    return run
+
+
+def test_a_run_prints_the_table_and_says_where_the_report_lies(command, tmp_path):
+    code, out, _ = command("run", "study.toml")
+    assert code == 0
+    assert "test error %" in out
+    assert f"Report: {tmp_path / 'runs' / 'small' / 'report.html'}" in out
+    assert (tmp_path / "runs" / "small" / "report.html").exists()
+
+
+def test_a_finished_study_resumes_to_its_report(command):
+    _, first, _ = command("run", "study.toml", "--out", "a")
+    code, again, _ = command("run", "study.toml", "--out", "a", "--resume")
+    table = first[first.index("arm ") :]
+    assert (code, again) == (0, table)
+    assert command("report", "a") == (0, table, "")
+
+
+def test_a_diverged_run_ends_with_1_and_names_the_step(command):
+    code, _, err = command("run", "study.toml", "--set", "optimizer.lr=1e30")
+    assert code == 1
+    assert "diverged: none/seed0: the loss is" in err
+    assert "at step 2" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["run", "no.toml"], "error: no.toml: cannot be read"),
+        (["run", "study.toml", "--set", "train.epoch=3"], "error: train.epoch: unknown key, did you mean 'epochs'?"),
+        (["run", "study.toml", "--set", "train"], "error: --set: must be key=value, got 'train'"),
+        (["run", "study.toml", "--set", "name.x=1"], "error: --set name.x: name must be a table, got 'small'"),
+        (["run", "study.toml", "--set", "data.train_size=5000"], "data.train_size: must be at most 950"),
+        (["run", "study.toml", "--device", "tpu"], "error: --device: must be auto, cpu or cuda, got 'tpu'"),
+        (["report", "."], "error: .: holds no study"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(command, tmp_path, arguments, line):
+    code, out, err = command(*arguments)
+    assert code == 2
+    assert line in err
+    assert (out, err.count("\n")) == ("", 1)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_file_that_is_not_toml(command, tmp_path):
+    (tmp_path / "study.toml").write_text("name: quickstart\n")
+    code, _, err = command("run", "study.toml")
+    assert code == 2
+    assert "error: study.toml: not a TOML file: " in err
+
+
+def test_cuda_asked_for_and_absent(command, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    code, _, err = command("run", "study.toml", "--device", "cuda")
+    assert code == 2
+    assert "error: --device: cuda is not available here" in err
+
+
+def test_a_missing_argument_is_exit_code_2(command):
+    assert command("run")[0] == 2

@@ -1,0 +1,128 @@
+"""Images: splits that are fixed by a seed, labels made wrong on purpose, and files that are not what they should be."""
+
+import struct
+import sys
+
+import pytest
+import torch
+
+from experiments import data
+from experiments.config import Data
+from experiments.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def rows(split: data.Split) -> set[bytes]:
+    return {image.numpy().tobytes() for image in split.x}
+
+
+def test_splits_have_the_sizes_asked_for_and_share_no_image():
+    images = data.load(Data(train_size=300, valid_size=400), CPU)
+    assert [len(images.train), len(images.valid), len(images.test)] == [300, 400, 797]
+    assert images.shape == (1, 8, 8)
+    # 1,797 digits hold no two equal images
+    assert len(rows(images.train) | rows(images.valid) | rows(images.test)) == 1497
+
+
+def test_all_images_that_validation_leaves_are_the_default():
+    assert len(data.load(Data(valid_size=400), CPU).train) == 600
+
+
+def test_exactly_the_fraction_of_labels_is_wrong():
+    clean = data.load(Data(train_size=300), CPU)
+    noisy = data.load(Data(train_size=300, label_noise=0.2), CPU)
+    torch.testing.assert_close(noisy.train.x, clean.train.x)
+    assert (noisy.train.y != clean.train.y).sum() == 60
+    assert torch.equal(noisy.valid.y, clean.valid.y)
+
+
+def test_wrong_labels_are_uniform_over_the_other_classes():
+    y = torch.zeros(9000, dtype=torch.long)
+    noisy = data._corrupted(y, 1.0, 10, torch.Generator().manual_seed(0))
+    counts = noisy.bincount(minlength=10)
+    assert counts[0] == 0
+    assert (counts[1:] - 1000).abs().max() < 5 * 1000**0.5
+
+
+def test_the_seed_decides_the_split():
+    first, again, other = (data.load(Data(train_size=300, seed=seed), CPU) for seed in (1, 1, 2))
+    assert torch.equal(first.train.x, again.train.x)
+    assert not torch.equal(first.train.x, other.train.x)
+    assert torch.equal(first.test.y, other.test.y)
+
+
+def test_a_larger_training_set_holds_the_smaller_one():
+    few, more = (data.load(Data(train_size=size), CPU) for size in (100, 200))
+    assert torch.equal(few.train.y, more.train.y[:100])
+    assert torch.equal(few.valid.y, more.valid.y)
+
+
+def test_pixels_are_normalized_by_the_training_images():
+    images = data.load(Data(train_size=300), CPU)
+    assert images.train.x.mean().abs() < 1e-6
+    assert (images.train.x.std() - 1).abs() < 1e-6
+
+
+def idx(sizes: tuple[int, ...], content: bytes) -> bytes:
+    return struct.pack(f">HBB{len(sizes)}I", 0, 8, len(sizes), *sizes) + content
+
+
+@pytest.fixture
+def raw(tmp_path):
+    folder = tmp_path / "FashionMNIST" / "raw"
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (idx((3, 2, 2), bytes(11)), "must hold 28 bytes, got 27"),
+        (idx((3, 2, 2), bytes(13)), "must hold 28 bytes, got 29"),
+        (b"\0\0", "must be an IDX file, is not one"),
+        (b"<html>not found</html>", "is damaged"),
+        (b"", "must be an IDX file, is not one"),
+    ],
+    ids=["truncated", "too long", "too short for a header", "a web page", "empty"],
+)
+def test_a_damaged_file_is_named(raw, content, fault):
+    (raw / "train-images-idx3-ubyte").write_bytes(content)
+    with pytest.raises(UserError, match="train-images-idx3-ubyte is damaged") as error:
+        data.load(Data(name="fashion_mnist", root=str(raw.parents[1])), CPU)
+    assert fault in str(error.value)
+
+
+def test_another_file_of_the_right_size_fails_its_checksum(tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    (raw / "t10k-labels-idx1-ubyte").write_bytes(idx((4,), bytes(4)))
+    with pytest.raises(UserError, match="must have the MD5 checksum 27ae3e4e09519cfbb04c329615203637"):
+        data.load(Data(name="mnist", root=str(tmp_path)), CPU)
+
+
+def test_files_that_are_missing_and_cannot_be_downloaded(tmp_path, monkeypatch):
+    from torchvision import datasets
+
+    def offline(self):
+        raise RuntimeError("no route to host")
+
+    monkeypatch.setattr(datasets.MNIST, "download", offline)
+    with pytest.raises(UserError, match=r"mnist is not in .* cannot be downloaded there \(no route to host\)"):
+        data.load(Data(name="mnist", root=str(tmp_path)), CPU)
+
+
+def test_without_torchvision_digits_work_and_mnist_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(UserError, match="needs torchvision.*pip install --upgrade torch torchvision"):
+        data.load(Data(name="mnist"), CPU)
+    assert len(data.load(Data(train_size=10), CPU).train) == 10
+
+
+@pytest.mark.mnist
+def test_mnist_is_all_there():
+    images = data.load(Data(name="mnist", train_size=1000, valid_size=5000), CPU)
+    assert [len(images.train), len(images.valid), len(images.test)] == [1000, 5000, 10_000]
+    assert images.shape == (1, 28, 28)
+    # LeCun, Cortes, Burges: the test set holds 980 zeros, 1,135 ones and so on
+    assert images.test.y.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
