@@ -197,6 +197,6 @@ def _label(cell: Cell) -> str:
 
 def _svg(figure: Figure) -> Markup:
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(["Date", "Creator", "Format", "Type"]))
     text = buffer.getvalue()
     return Markup(text[text.index("<svg") :])
