@@ -114,7 +114,7 @@ def test_files_that_are_missing_and_cannot_be_downloaded(tmp_path, monkeypatch):
 
 def test_without_torchvision_digits_work_and_mnist_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(UserError, match="needs torchvision.*pip install --upgrade torch torchvision"):
+    with pytest.raises(UserError, match=r"needs torchvision.*pip install --upgrade torch torchvision"):
         data.load(Data(name="mnist"), CPU)
     assert len(data.load(Data(train_size=10), CPU).train) == 10
 

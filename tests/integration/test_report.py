@@ -1,4 +1,4 @@
-"""The report: its numbers against NumPy's, its claims against what the runs did, its page against what a browser needs."""
+"""The report: its numbers against NumPy's, its claims against what the runs did, its page by itself."""
 
 import re
 

@@ -132,7 +132,7 @@ def test_an_option_changes_the_run(changes, tmp_path):
     assert outcome(arm(**changes), tmp_path / "a")["sha256"] != outcome(small(), tmp_path / "b")["sha256"]
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -168,10 +168,10 @@ def test_a_resumed_run_is_the_uninterrupted_one(changes, epoch, tmp_path, monkey
     def die(self, row):
         append(self, row)
         if row["epoch"] == epoch:
-            raise Killed
+            raise KilledError
 
     monkeypatch.setattr(Record, "append", die)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         train(study.runs[0], CPU, record)
     monkeypatch.setattr(Record, "append", append)
     torch.manual_seed(12345)
