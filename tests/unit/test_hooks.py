@@ -84,6 +84,21 @@ def test_lbfgs_minimizes_the_penalized_loss(case, line_search):
     assert_close(weights_of(models["ours"]), weights_of(models["autograd"]), tolerance=1e-9)
 
 
+@pytest.mark.parametrize(("mode", "remaining"), [("grad", 0.95), ("decoupled", 0.95), ("prox", 1 / 1.05)])
+def test_a_penalty_counts_once_though_the_closure_is_called_twice(mode, remaining):
+    class Twice(torch.optim.SGD):
+        def step(self, closure):
+            closure()
+            return super().step(closure)
+
+    model = make_model()
+    optimizer = Twice(model.parameters(), lr=0.05)
+    Regularizer(model, L2(1.0), mode=mode).attach(optimizer)
+    before = weights_of(model)
+    optimizer.step(lambda: set_gradients(model, 0.0))
+    assert_close(weights_of(model)["0.weight"], remaining * before["0.weight"])
+
+
 def test_a_closure_may_return_nothing():
     model = make_model()
     optimizer = sgd(model, momentum=0)
@@ -271,6 +286,17 @@ def test_a_copy_of_all_three_stays_attached_and_goes_its_own_way(mode, order, du
     its_regularizer.remove()
     assert_differs(train(twin, its_optimizer, steps=3), train(model, optimizer, steps=3))
     assert len(optimizer._optimizer_step_pre_hooks) == 1
+
+
+@each_step_mode
+def test_a_copy_of_a_removed_one_stays_removed(mode):
+    model = make_model()
+    optimizer = sgd(model)
+    regularizer = Regularizer(model, PENALTY, mode=mode).attach(optimizer)
+    regularizer.remove()
+    twin, its_optimizer, _ = copy.deepcopy((model, optimizer, regularizer))
+    assert_bit_equal(train(twin, its_optimizer, steps=3), train(model, optimizer, steps=3))
+    assert not its_optimizer._optimizer_step_pre_hooks
 
 
 @each_step_mode

@@ -176,6 +176,17 @@ def test_a_group_added_under_a_scheduler_has_an_initial_rate_of_its_own(kind):
     assert_close([first.item(), second.item()], [0.6 * 0.8, 0.6])
 
 
+def test_the_initial_rate_is_the_schedulers_where_there_is_one():
+    w = a_weight()
+    optimizer = SGDW([w], lr=0.1, weight_decay=0.4, coupling="schedule")
+    optimizer.param_groups[0]["lr"] = 0.2
+    one_step(optimizer)
+    assert_close(w.item(), 1 - 2 * 0.4)
+    LambdaLR(optimizer, lambda step: 1.0)
+    one_step(optimizer)
+    assert_close(w.item(), (1 - 2 * 0.4) * (1 - 0.4))
+
+
 @pytest.mark.parametrize("options", [{"coupling": "linear"}, {"coupling": None}], ids=str)
 @pytest.mark.parametrize("kind", [SGDW, AdamW])
 def test_an_unknown_coupling_is_refused(kind, options):

@@ -174,7 +174,8 @@ def test_decay_of_other_parameters_or_beside_other_penalties_is_fine(mode):
     weights = {"params": [model[0].weight, model[2].weight], "weight_decay": 0}
     groups = torch.optim.AdamW([weights, {"params": biases}], weight_decay=0.1)
     Regularizer(model, L2(0.5), mode=mode).attach(groups)
-    Regularizer(model, L1(0.5), mode=mode).attach(torch.optim.AdamW(model.parameters()))
+    for penalty in (L1(0.5), L2(0.0), L1(0.5) + L2(0.0)):
+        Regularizer(model, penalty, mode=mode).attach(torch.optim.AdamW(model.parameters()))
 
 
 def test_loss_mode_has_nothing_to_attach_but_a_schedule():
