@@ -1,4 +1,4 @@
-"""The command line: ``python -m experiments run CONFIG`` and ``python -m experiments report DIR``."""
+"""The command line: ``python -m experiments run CONFIG``, ``report DIR`` and ``bench``."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from experiments import config, report, study
-from experiments.errors import UserError
+from experiments import bench, config, report, study
+from experiments.errors import UserError, did_you_mean
 from experiments.summary import summarize
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+_BENCHES = f"Which: {', '.join(bench.BENCHES)}; all of them by default."
 
 
 @app.command("run")
@@ -43,6 +44,15 @@ def run(
 def render(folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder that 'run' wrote.")]) -> None:
     """Prints a study's table and renders its page anew."""
     _report(folder)
+
+
+@app.command("bench")
+def measure(names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help=_BENCHES)] = None) -> None:
+    """Times torchreg against plain torch on the CPU."""
+    for name in names or []:
+        if name not in bench.BENCHES:
+            raise UserError(f"bench: unknown name {name!r}, {did_you_mean(name, bench.BENCHES)}")
+    print(bench.run(names or list(bench.BENCHES)))
 
 
 def _report(folder: Path) -> None:

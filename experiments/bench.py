@@ -1,0 +1,99 @@
+"""What regularization costs: each contender timed in turn, round after round, and compared by the median ratio."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+import torchreg
+from torchreg import L1, L2, Regularizer
+from torchreg.regularizer import Mode
+
+Contenders = Mapping[str, Callable[[], object]]
+
+
+def dropout() -> str:
+    """Forward and backward of dropout, against torch.nn.Dropout."""
+    blocks = []
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.randn(512, 2048, dtype=dtype, requires_grad=True)
+        layers = {"torch.nn.Dropout": nn.Dropout(0.5), "torchreg.nn.Dropout": torchreg.nn.Dropout(0.5)}
+        contenders = {name: _forward_backward(layer, x) for name, layer in layers.items()}
+        blocks.append(_table(f"dropout, forward + backward, 512 x 2048 {dtype}", contenders, rounds=40))
+    return "\n\n".join(blocks)
+
+
+def step() -> str:
+    """One training step of a 4M-parameter network with L1 + L2 in each mode, against the bare step."""
+    modes: list[Mode] = ["loss", "grad", "decoupled", "prox"]
+    contenders = {"bare": _training_step(), "naive penalty in the loss": _training_step(naive=True)}
+    contenders |= {f"mode {mode!r}": _training_step(mode) for mode in modes}
+    return _table("training step, 784-1024-1024-2048-10, batch 128, fused AdamW, L1 + L2", contenders, rounds=15)
+
+
+BENCHES: Mapping[str, Callable[[], str]] = {"dropout": dropout, "step": step}
+
+
+def run(names: list[str]) -> str:
+    """The tables of the benches named, under a line about the machine."""
+    machine = f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, CPU"
+    return "\n\n".join([machine, *(BENCHES[name]() for name in names)])
+
+
+def _forward_backward(layer: nn.Module, x: torch.Tensor) -> Callable[[], object]:
+    gradient = torch.randn_like(x)
+
+    def work() -> None:
+        x.grad = None
+        layer(x).backward(gradient)
+
+    return work
+
+
+def _training_step(mode: Mode | None = None, naive: bool = False) -> Callable[[], object]:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU()),
+        *(nn.Linear(1024, 2048), nn.ReLU(), nn.Linear(2048, 10)),
+    )
+    x, y = torch.randn(128, 784), torch.randint(10, (128,))
+    optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0, fused=True)
+    regularizer = Regularizer(net, L1(1e-6) + L2(1e-5), mode=mode or "loss")
+    if mode not in (None, "loss"):
+        regularizer.attach(optimizer)
+    weights = [p for p in net.parameters() if p.ndim > 1]
+
+    def work() -> None:
+        optimizer.zero_grad()
+        loss = cross_entropy(net(x), y)
+        if mode == "loss":
+            loss = loss + regularizer.value()
+        if naive:
+            loss = loss + sum(1e-6 * w.abs().sum() + 0.5e-5 * (w**2).sum() for w in weights)
+        loss.backward()
+        optimizer.step()
+
+    return work
+
+
+def _table(title: str, contenders: Contenders, rounds: int) -> str:
+    """Median milliseconds, and the median over rounds of the ratio to the first contender in the same round."""
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for counted in [False] * 3 + [True] * rounds:
+        for name, work in contenders.items():
+            start = time.perf_counter()
+            work()
+            if counted:
+                times[name].append(time.perf_counter() - start)
+    base = next(iter(times.values()))
+    lines = [title, f"  {'':<28}{'ms':>8}{'ratio':>8}"]
+    for name, taken in times.items():
+        ratio = median(own / first for own, first in zip(taken, base, strict=True))
+        lines.append(f"  {name:<28}{1e3 * median(taken):8.2f}{ratio:8.3f}")
+    return "\n".join(lines)
