@@ -1,4 +1,7 @@
-"""Every test starts from the same seed, and hypothesis draws the same examples in every run."""
+"""What holds for every test: one seed, one thread, and a reason for each test that this machine cannot run."""
+
+import os
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -6,9 +9,8 @@ import torch
 
 pytest.register_assert_rewrite("tests.helpers")
 
-torch.set_num_threads(
-    1
-)  # the tensors are tiny: threads that wait for each other on a busy machine take 50 times as long
+# The tensors are tiny: on a busy machine threads that wait for each other take 50 times as long.
+torch.set_num_threads(1)
 
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("fixed")
@@ -17,3 +19,16 @@ hypothesis.settings.load_profile("fixed")
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items):
+    mnist = Path(os.environ.get("TORCHREG_DATA", "data")) / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    lacking = {}
+    if not mnist.exists():
+        lacking["mnist"] = "needs MNIST: set TORCHREG_DATA to a folder that holds MNIST/raw"
+    if not torch.cuda.is_available():
+        lacking["cuda"] = "needs a CUDA device"
+    for item in items:
+        for marker, reason in lacking.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))

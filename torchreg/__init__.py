@@ -1,6 +1,10 @@
 """Regularization for any PyTorch model, optimizer and loop."""
 
-from torchreg import diagnostics, functional, nn, optim
+# Imported as themselves, so that they are attributes, but not in __all__: import * must not shadow torch's nn.
+from torchreg import diagnostics as diagnostics
+from torchreg import functional as functional
+from torchreg import nn as nn
+from torchreg import optim as optim
 from torchreg.penalties import L1, L2, Penalty, ProximalPenalty
 from torchreg.regularizer import PenalizedLoss, Regularizer
 from torchreg.schedules import cosine, linear
@@ -18,13 +22,9 @@ __all__ = [
     "Regularizer",
     "Selector",
     "cosine",
-    "diagnostics",
     "everything",
-    "functional",
     "in_modules",
     "linear",
     "named",
-    "nn",
-    "optim",
     "weights",
 ]

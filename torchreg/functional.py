@@ -7,6 +7,7 @@ over a layer leaves float16's range long before the weights, or the strength tim
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
+from torch.nn import Parameter
 
 _HALF = (torch.float16, torch.bfloat16)
 _LEVELS = 1 << 16  # a drop decision reads 16 random bits, so p is kept to the nearest 2**-16
@@ -85,8 +86,8 @@ def dropout(
     r"""Zeroes each element with probability ``p`` and scales the others by ``1 / (1 - p)``, so the mean is kept.
 
     On the CPU one 64-bit random number decides four elements, 16 bits each, which is several times faster than
-    :func:`torch.nn.functional.dropout`; the backward pass keeps one byte an element. Other devices, ``torch.compile``
-    and the transforms of ``torch.func`` use torch's own kernels.
+    :func:`torch.nn.functional.dropout`; the backward pass keeps one byte an element. Other devices, tensor
+    subclasses, ``torch.compile`` and the transforms of ``torch.func`` use torch's own kernels.
 
     Args:
         x: floating-point tensor of any shape; dtype and memory format are preserved.
@@ -116,23 +117,18 @@ def dropout(
         )
     if not training or p == 0:
         return x
-    transformed = (
-        torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    )  # by torch.func.vmap, say
-    on_cpu = x.device.type == "cpu" and not transformed
-    if generator is None and not on_cpu:
+    fast = _takes_fast_path(x)
+    if generator is None and not fast:
         return F.dropout(x, p, training=True, inplace=inplace)
-    dropped = round(p * _LEVELS) if on_cpu else p * _LEVELS
-    if dropped == 0:
-        return x
-    if dropped == _LEVELS:
-        return x.mul_(0) if inplace else x * 0
-    scale = _LEVELS / (_LEVELS - dropped)
-    if on_cpu:
-        keep = _keep_mask(x, int(dropped), generator)
+    if fast:
+        p = round(p * _LEVELS) / _LEVELS
+    if p in (0, 1):
+        return x if p == 0 else x.mul_(0) if inplace else x * 0
+    if fast:
+        keep = _keep_mask(x, p, generator)
     else:
         keep = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - p, generator=generator)
-    out: Tensor = _Drop.apply(x, keep, scale, inplace)
+    out: Tensor = _Drop.apply(x, keep, 1 / (1 - p), inplace)
     return out
 
 
@@ -147,12 +143,19 @@ def check_probability(owner: str, p: float) -> None:
         raise ValueError(f"{owner}: p, the probability of dropping, must be in [0, 1], got {p!r}")
 
 
-def _keep_mask(x: Tensor, dropped: int, generator: Generator | None) -> Tensor:
-    """Boolean tensor with ``x``'s shape and strides, False with probability ``dropped / 2**16``."""
+def _takes_fast_path(x: Tensor) -> bool:
+    """Whether ``x`` is a plain dense tensor on the CPU that no compiler or transform of ``torch.func`` looks at."""
+    plain = type(x) in (Tensor, Parameter) and x.is_floating_point() and x.layout == torch.strided
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return plain and x.device.type == "cpu" and not traced
+
+
+def _keep_mask(x: Tensor, p: float, generator: Generator | None) -> Tensor:
+    """Boolean tensor with ``x``'s shape and strides, False with probability ``p``, a multiple of ``2**-16``."""
     count = x.numel()
-    words = torch.empty((count + 3) // 4, dtype=torch.int64, device=x.device)
+    words = torch.empty((count + 3) // 4, dtype=torch.int64)
     words.random_(-(2**63), None, generator=generator)  # the full range: by default the top bit is always 0
-    keep = words.view(torch.int16)[:count] >= dropped - _LEVELS // 2
+    keep = words.view(torch.int16)[:count] >= round(p * _LEVELS) - _LEVELS // 2
     layout = torch.empty_like(x, dtype=torch.bool, device="meta")  # dense, in x's memory format
     return keep.as_strided(layout.shape, layout.stride())
 

@@ -125,7 +125,7 @@ class Regularizer:
     def value(self) -> Tensor:
         """``scale * sum R(w)`` over the penalized parameters: 0-d, differentiable. In every mode, for logging."""
         terms = list(self.terms().values())
-        return sum(terms[1:], start=terms[0]) if terms else torch.zeros(())
+        return sum((term.to(terms[0].device) for term in terms[1:]), start=terms[0]) if terms else torch.zeros(())
 
     def terms(self) -> dict[str, Tensor]:
         """The value split by kind of penalty, such as ``{"L1": tensor, "L2": tensor}``."""
@@ -163,7 +163,7 @@ class Regularizer:
         Raises:
             RuntimeError: already attached.
             ValueError: the optimizer does not hold a penalized parameter, or already decays one that carries an L2;
-                mode "loss" without a schedule.
+                it is LBFGS, or has no ``lr``, in mode "decoupled" or "prox"; mode "loss" without a schedule.
             TypeError: not a ``torch.optim.Optimizer``.
         """
         if not isinstance(optimizer, Optimizer):
@@ -202,8 +202,13 @@ class Regularizer:
 
     def _register(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
-        objective = self.value if self.mode == "grad" else None
+        objective = self._objective if self.mode == "grad" else None
         self._hooks = StepHooks(optimizer, self._on_gradients, self._after_step, objective)
+
+    def _objective(self) -> Tensor:
+        """What a closure's loss lacks of the function that the optimizer minimizes, or maximizes."""
+        assert self._optimizer is not None
+        return -self.value() if self._optimizer.param_groups[0].get("maximize") else self.value()
 
     def _check_host(self, optimizer: Optimizer) -> None:
         held = held_by(optimizer)
@@ -222,6 +227,11 @@ class Regularizer:
                     f"Regularizer: {entry.name} would decay twice, by {ridges[0]} and by weight_decay={decay} of "
                     f"{type(optimizer).__name__}: pass weight_decay=0 to the optimizer or drop the {ridges[0]}"
                 )
+        if self.mode != "grad" and isinstance(optimizer, torch.optim.LBFGS):
+            raise ValueError(
+                f"Regularizer: mode {self.mode!r} must act between the steps of a first-order method, LBFGS makes many "
+                "steps in one: use mode 'grad' or 'loss'"
+            )
         if self.mode != "grad" and any("lr" not in group for group in optimizer.param_groups):
             raise ValueError(
                 f"Regularizer: mode {self.mode!r} needs the optimizer's lr, {type(optimizer).__name__} has none: "

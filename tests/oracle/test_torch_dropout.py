@@ -121,10 +121,7 @@ def test_a_generator_survives_activation_checkpointing():
     assert_close(x.grad, (y != 0).double() * 2)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [nn.Dropout, pytest.param(Dropout, marks=pytest.mark.xfail(strict=True, reason="needs a plain dense tensor"))],
-)
+@pytest.mark.parametrize("kind", KINDS)
 def test_both_take_jagged_tensors(kind):
     jagged = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(1, 3)], layout=torch.jagged)
     assert set(kind(0.5)(jagged).values().flatten().tolist()) <= {0.0, 2.0}

@@ -99,6 +99,23 @@ def test_a_penalty_counts_once_though_the_closure_is_called_twice(mode, remainin
     assert_close(weights_of(model)["0.weight"], remaining * before["0.weight"])
 
 
+def test_lbfgs_is_refused_where_it_would_make_nonsense():
+    model = make_model()
+    for mode in ("decoupled", "prox"):
+        with pytest.raises(ValueError, match="LBFGS makes many steps in one: use mode 'grad' or 'loss'"):
+            Regularizer(model, L2(1.0), mode=mode).attach(torch.optim.LBFGS(model.parameters()))
+
+
+@pytest.mark.parametrize("maximize", [True, False])
+def test_the_loss_of_a_closure_is_the_objective_that_its_gradients_belong_to(maximize):
+    model = make_model()
+    regularizer = Regularizer(model, L2(1.0), mode="grad")
+    penalty = regularizer.value().item()
+    regularizer.attach(sgd(model, maximize=maximize))
+    loss = regularizer._optimizer.step(lambda: torch.tensor(3.0, dtype=torch.float64))
+    assert_close(loss.item(), 3.0 - penalty if maximize else 3.0 + penalty)
+
+
 def test_a_closure_may_return_nothing():
     model = make_model()
     optimizer = sgd(model, momentum=0)

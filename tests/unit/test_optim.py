@@ -201,6 +201,12 @@ def test_schedule_coupling_refuses_an_initial_rate_of_zero():
     SGDW([a_weight()], lr=0.0, coupling="lr")
 
 
+def test_independent_coupling_refuses_a_decay_that_would_flip_signs():
+    with pytest.raises(ValueError, match="weight_decay must be at most 1 with coupling 'independent'.*got 1.5"):
+        AdamW([a_weight()], weight_decay=1.5, coupling="independent")
+    AdamW([a_weight()], weight_decay=1.5, coupling="lr")
+
+
 @pytest.mark.parametrize("bad", [{"coupling": "linear"}, {"coupling": "schedule", "lr": 0.0}], ids=str)
 def test_a_group_that_is_refused_is_not_left_behind(bad):
     optimizer = SGDW([a_weight()], lr=0.1, weight_decay=0.1)

@@ -19,11 +19,12 @@ class Dropout(nn.Dropout):
     Args:
         p: probability of dropping an element, in [0, 1]; on the CPU kept to the nearest ``2**-16``.
         inplace: overwrites the input.
-        generator: source of the random bits, on the input's device; torch's global one if None. The masks are then
-            other ones than ``torch.nn.Dropout`` draws from the same seed.
+        generator: source of the random bits, on the input's device; torch's global one if None. Activation
+            checkpointing restores the global one only: with a generator it would recompute another mask.
 
     Shape:
-        Any, floating-point; dtype and memory format are preserved.
+        Any, floating-point; dtype and memory format are preserved. From the same seed the masks are other ones than
+        ``torch.nn.Dropout`` draws.
 
     Raises:
         ValueError: ``p`` outside [0, 1] or NaN.

@@ -33,7 +33,7 @@ class DecoupledDecay(Optimizer):
     else the ``lr`` it was added with, and :math:`\lambda` its ``weight_decay``. Any group may have its own of each.
 
     Raises:
-        ValueError: an unknown coupling, or coupling "schedule" with ``lr=0``.
+        ValueError: an unknown coupling, coupling "schedule" with ``lr=0``, or "independent" with a decay above 1.
 
     References:
         Ilya Loshchilov, Frank Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
@@ -48,10 +48,16 @@ class DecoupledDecay(Optimizer):
         # Checked before it is added: a group that is refused must not stay behind.
         group = {"lr": self.defaults["lr"], "coupling": self._coupling, **param_group}
         coupling, lr, owner = group["coupling"], group["lr"], type(self).__name__
+        decay = group.get("weight_decay", self.defaults["weight_decay"])
         if coupling not in get_args(Coupling):
             raise ValueError(f"{owner}: coupling must be one of {', '.join(get_args(Coupling))}, got {coupling!r}")
         if coupling == "schedule" and lr == 0:
             raise ValueError(f"{owner}: coupling 'schedule' divides by the initial lr, which must be > 0, got 0")
+        if coupling == "independent" and not decay <= 1:
+            raise ValueError(
+                f"{owner}: weight_decay must be at most 1 with coupling 'independent', where each step multiplies the "
+                f"weights by 1 - weight_decay, got {decay!r}"
+            )
         _remember_lr(group)
         super().add_param_group(group)
 
