@@ -4,43 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from torchreg.entries import listed, survey, table
 from torchreg.hooks import Group, StepHooks, gradient_scale, held_by, step_size
 from torchreg.penalties import Penalty, ProximalPenalty, Term
 from torchreg.schedules import Schedule
-from torchreg.selectors import ParamInfo, Selector, as_selector, each_parameter, weights
+from torchreg.selectors import ParamInfo, Selector, as_selector, weights
 
 Mode = Literal["loss", "grad", "decoupled", "prox"]
-
-
-@dataclass(frozen=True, eq=False)
-class Entry:
-    """One parameter of the model, with the penalty it carries or the reason why it carries none."""
-
-    names: tuple[str, ...]
-    param: nn.Parameter
-    penalty: Penalty | None
-    reason: str | None
-
-    @property
-    def name(self) -> str:
-        return self.names[0]
-
-    @property
-    def status(self) -> str:
-        if self.penalty is None:
-            return f"- {self.reason}"
-        if not self.param.requires_grad:
-            return "- frozen"
-        return repr(self.penalty) + (f" (tied: {', '.join(self.names[1:])})" if len(self.names) > 1 else "")
 
 
 class Regularizer:
@@ -113,7 +89,7 @@ class Regularizer:
         self.mode: Mode = mode
         self.schedule = schedule
         self.scale: float | Tensor = 1.0
-        self.entries = _survey(model, _check_rules(penalty, mode), as_selector(select))
+        self.entries = survey(model, _as_rules(penalty, mode), as_selector(select))
         self._penalties = {e.param: e.penalty for e in self.entries if e.penalty is not None}
         self._steps = 0
         self._optimizer: Optimizer | None = None
@@ -212,16 +188,16 @@ class Regularizer:
 
     def _check_host(self, optimizer: Optimizer) -> None:
         held = held_by(optimizer)
-        chosen = [e for e in self.entries if e.penalty is not None and e.param.requires_grad]
+        chosen = [e for e in self.entries if e.is_penalized]
         missing = [e.name for e in chosen if e.param not in held]
         if missing:
             raise ValueError(
                 f"Regularizer: the optimizer must hold every penalized parameter, it does not hold "
-                f"{_listed(missing)}: pass them to the optimizer, or narrow select"
+                f"{listed(missing)}: pass them to the optimizer, or narrow select"
             )
         for entry in chosen:
             decay = held[entry.param].get("weight_decay", 0)
-            ridges = [t for t in _terms(entry.penalty) if t.is_ridge and t.strength > 0]
+            ridges = [t for t in entry.terms if isinstance(t, Term) and t.is_ridge and t.strength > 0]
             if decay != 0 and ridges:
                 raise ValueError(
                     f"Regularizer: {entry.name} would decay twice, by {ridges[0]} and by weight_decay={decay} of "
@@ -310,20 +286,7 @@ class Regularizer:
             self._register(self._optimizer)
 
     def __repr__(self) -> str:
-        chosen = [e.param for e in self.entries if e.penalty is not None and e.param.requires_grad]
-        values = sum(e.param.numel() for e in self.entries)
-        head = (
-            f"Regularizer(mode={self.mode!r}, scale={self.scale!r}): {len(chosen)} of {len(self.entries)} parameters "
-            f"penalized, {sum(p.numel() for p in chosen):,} of {values:,} values"
-        )
-        rows = [("parameter", "shape", "values", "penalty")]
-        rows += [(e.name, " x ".join(map(str, e.param.shape)), f"{e.param.numel():,}", e.status) for e in self.entries]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        table = [
-            f"  {name:<{widths[0]}}  {shape:<{widths[1]}}  {values:>{widths[2]}}  {status}"
-            for name, shape, values, status in rows
-        ]
-        return "\n".join([head, *table])
+        return f"Regularizer(mode={self.mode!r}, scale={self.scale!r}): {table(self.entries)}"
 
 
 class PenalizedLoss(nn.Module):
@@ -342,11 +305,7 @@ class PenalizedLoss(nn.Module):
         return loss + self.regularizer.value() if self.regularizer.model.training else loss
 
 
-def _terms(penalty: Penalty | None) -> list[Term]:
-    return [] if penalty is None else [t for t in penalty.terms if isinstance(t, Term)]
-
-
-def _check_rules(penalty: Penalty | Mapping[str, Penalty], mode: Mode) -> Mapping[str, Penalty]:
+def _as_rules(penalty: Penalty | Mapping[str, Penalty], mode: Mode) -> Mapping[str, Penalty]:
     rules = penalty if isinstance(penalty, Mapping) else {"*": penalty}
     for rule in rules.values():
         if not isinstance(rule, Penalty):
@@ -357,37 +316,3 @@ def _check_rules(penalty: Penalty | Mapping[str, Penalty], mode: Mode) -> Mappin
                 "use mode 'grad' or 'loss'"
             )
     return rules
-
-
-def _survey(model: nn.Module, rules: Mapping[str, Penalty], select: Selector) -> list[Entry]:
-    entries = [_entry(places, rules, select) for places in each_parameter(model)]
-    names = [name for entry in entries for name in entry.names]
-    for pattern in rules:
-        if names and not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(f"Regularizer: the pattern {pattern!r} matches none of the parameters {_listed(names)}")
-    if all(entry.penalty is None for entry in entries):
-        reasons = [f"{entry.name} ({entry.reason})" for entry in entries]
-        raise ValueError(
-            f"Regularizer: select must choose at least one parameter, got none of {_listed(reasons)}; "
-            "select=everything lifts the exemptions"
-        )
-    return entries
-
-
-def _entry(places: list[ParamInfo], rules: Mapping[str, Penalty], select: Selector) -> Entry:
-    names = tuple(place.name for place in places)
-    param = places[0].param
-    if is_lazy(param):
-        raise ValueError(f"Regularizer: {names[0]} has no shape yet: run one batch through the lazy model first")
-    reasons = [select.reason(place) for place in places]
-    if None not in reasons:
-        return Entry(names, param, None, reasons[0])
-    for pattern, penalty in rules.items():
-        if any(fnmatchcase(name, pattern) for name in names):
-            return Entry(names, param, penalty, None)
-    return Entry(names, param, None, "no pattern matches")
-
-
-def _listed(names: list[str], most: int = 12) -> str:
-    rest = f", ... ({len(names) - most} more)" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest if names else "a model without parameters"

@@ -202,7 +202,7 @@ def test_schedule_coupling_refuses_an_initial_rate_of_zero():
 
 
 def test_independent_coupling_refuses_a_decay_that_would_flip_signs():
-    with pytest.raises(ValueError, match="weight_decay must be at most 1 with coupling 'independent'.*got 1.5"):
+    with pytest.raises(ValueError, match=r"weight_decay must be at most 1 with coupling 'independent'.*got 1.5"):
         AdamW([a_weight()], weight_decay=1.5, coupling="independent")
     AdamW([a_weight()], weight_decay=1.5, coupling="lr")
 

@@ -13,6 +13,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = [
     {"functional"},
     {"penalties", "constraints", "selectors", "schedules", "hooks", "nn"},
+    {"entries"},
     {"regularizer", "activity"},
     {"optim", "tuning", "diagnostics"},
     {"__init__"},
