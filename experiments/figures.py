@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from experiments.summary import Cell, Summary
-from experiments.train import HISTOGRAM_EDGES
 
 TEST, TRAIN, PLAIN, INK, FAINT = "#c2410c", "#2563a8", "#64748b", "#1e293b", "#e2e8f0"
 
@@ -145,10 +144,10 @@ def _paths(paths: Sequence[Sequence[Cell]], summary: Summary) -> Markup:
 def _histograms(cells: Sequence[Cell]) -> Markup:
     figure = Figure(figsize=(9.2, 0.9 + 0.55 * len(cells)), layout="constrained")
     axes = figure.subplots()
-    edges = HISTOGRAM_EDGES.numpy()
+    edges = np.array(cells[0].results[0]["histogram"]["edges"])
     centers = (edges[1:] + edges[:-1]) / 2
     for y, cell in enumerate(cells):
-        share = np.mean([result["histogram"] for result in cell.results], axis=0)
+        share = np.mean([result["histogram"]["shares"] for result in cell.results], axis=0)
         ridge = y - 0.85 * share / max(share.max(), 1e-9)
         axes.fill_between(centers, y, ridge, color=TRAIN, alpha=0.75, linewidth=0, zorder=3 + y)
         zeros = cell.mean("zeros").mean

@@ -16,7 +16,7 @@ from experiments.progress import Progress
 from experiments.record import Record, Row
 
 _EVALUATED_AT_ONCE = 4096  # images; bounds the memory an evaluation takes
-HISTOGRAM_EDGES = torch.linspace(-6, 1, 71)  # of log10 |w|
+_HISTOGRAM_EDGES = torch.linspace(-6, 1, 71)  # of log10 |w|
 
 
 def train(run: Run, device: torch.device, record: Record) -> Row:
@@ -110,11 +110,11 @@ def describe(model: nn.Module) -> Row:
     for tensor in model.state_dict().values():
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     weights = torch.cat([w.detach().flatten().float().cpu() for w in torchreg.diagnostics.weights_of(model).values()])
-    counts, _ = torch.histogram(weights.abs().log10(), HISTOGRAM_EDGES)
+    counts, _ = torch.histogram(weights.abs().log10(), _HISTOGRAM_EDGES)
     return {
         "norms": torchreg.diagnostics.norms(model),
         "sparsity": torchreg.diagnostics.sparsity(model),
         "zeros": 1 - weights.count_nonzero().item() / len(weights),
-        "histogram": (counts / len(weights)).tolist(),
+        "histogram": {"edges": _HISTOGRAM_EDGES.tolist(), "shares": (counts / len(weights)).tolist()},
         "sha256": digest.hexdigest(),
     }

@@ -120,8 +120,3 @@ def unhooked_step(cls: type[Optimizer]) -> Callable[..., Any]:
     """``cls.step`` without the wrapper that fires the hooks, for a subclass whose own ``step`` already fires them."""
     step: Callable[..., Any] = cls.step
     return step.__wrapped__ if getattr(step, "hooked", False) else step  # type: ignore[attr-defined]
-
-
-def held_by(optimizer: Optimizer) -> dict[Tensor, Group]:
-    """Each of the optimizer's parameters with its group."""
-    return {p: group for group in optimizer.param_groups for p in group["params"]}

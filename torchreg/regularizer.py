@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from torchreg.entries import listed, survey, table
-from torchreg.hooks import Group, StepHooks, gradient_scale, held_by, step_size
-from torchreg.penalties import Penalty, ProximalPenalty, Term
+from torchreg.entries import survey, table
+from torchreg.hooks import Group, StepHooks, gradient_scale, step_size
+from torchreg.hosts import check_host
+from torchreg.penalties import Penalty, ProximalPenalty
 from torchreg.schedules import Schedule
 from torchreg.selectors import ParamInfo, Selector, as_selector, weights
 
@@ -155,7 +156,7 @@ class Regularizer:
                 "or choose mode 'grad', 'decoupled' or 'prox'"
             )
         if self.mode != "loss":
-            self._check_host(optimizer)
+            check_host(optimizer, self.entries, self.mode)
         self._register(optimizer)
         return self
 
@@ -185,34 +186,6 @@ class Regularizer:
         """What a closure's loss lacks of the function that the optimizer minimizes, or maximizes."""
         assert self._optimizer is not None
         return -self.value() if self._optimizer.param_groups[0].get("maximize") else self.value()
-
-    def _check_host(self, optimizer: Optimizer) -> None:
-        held = held_by(optimizer)
-        chosen = [e for e in self.entries if e.is_penalized]
-        missing = [e.name for e in chosen if e.param not in held]
-        if missing:
-            raise ValueError(
-                f"Regularizer: the optimizer must hold every penalized parameter, it does not hold "
-                f"{listed(missing)}: pass them to the optimizer, or narrow select"
-            )
-        for entry in chosen:
-            decay = held[entry.param].get("weight_decay", 0)
-            ridges = [t for t in entry.terms if isinstance(t, Term) and t.is_ridge and t.strength > 0]
-            if decay != 0 and ridges:
-                raise ValueError(
-                    f"Regularizer: {entry.name} would decay twice, by {ridges[0]} and by weight_decay={decay} of "
-                    f"{type(optimizer).__name__}: pass weight_decay=0 to the optimizer or drop the {ridges[0]}"
-                )
-        if self.mode != "grad" and isinstance(optimizer, torch.optim.LBFGS):
-            raise ValueError(
-                f"Regularizer: mode {self.mode!r} must act between the steps of a first-order method, LBFGS makes many "
-                "steps in one: use mode 'grad' or 'loss'"
-            )
-        if self.mode != "grad" and any("lr" not in group for group in optimizer.param_groups):
-            raise ValueError(
-                f"Regularizer: mode {self.mode!r} needs the optimizer's lr, {type(optimizer).__name__} has none: "
-                "use mode 'grad' or 'loss'"
-            )
 
     def _moving(self) -> Iterator[tuple[nn.Parameter, Tensor, Penalty, Group]]:
         """The penalized parameters that the coming (or just made) step moves."""

@@ -54,7 +54,7 @@ def test_an_arm_is_judged_at_the_strength_with_the_lowest_validation_error(summa
 def test_every_weight_is_a_zero_or_in_the_histogram_or_tiny(summary):
     for cell in summary.chosen[:3]:
         for result in cell.results:
-            assert 0.9 < result["zeros"] + sum(result["histogram"]) < 1 + 1e-6
+            assert 0.9 < result["zeros"] + sum(result["histogram"]["shares"]) < 1 + 1e-6
     assert summary.chosen[2].mean("zeros").mean > 0.05  # L1 by prox
     assert summary.chosen[0].mean("zeros").mean == 0
 

@@ -14,6 +14,7 @@ FLOORS = [
     {"functional"},
     {"penalties", "constraints", "selectors", "schedules", "hooks", "nn"},
     {"entries"},
+    {"hosts"},
     {"regularizer", "activity"},
     {"optim", "tuning", "diagnostics"},
     {"__init__"},
