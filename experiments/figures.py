@@ -78,8 +78,12 @@ _LAYERS = "The share of exact zeros and the Euclidean norm of each layer's weigh
 def _ends(cells: Sequence[Cell], summary: Summary) -> Markup:
     figure = Figure(figsize=(9.2, 0.9 + 0.42 * len(cells)), layout="constrained")
     axes = figure.subplots()
+    top = _top(cells)
     for y, cell in enumerate(cells):
         train, test = cell.mean("train_error"), cell.mean("test_error")
+        if min(train.mean, test.mean) > top:
+            axes.text(0.99 * top, y, _beyond(cell), ha="right", va="center", color=TEST)
+            continue
         axes.plot([train.mean, test.mean], [y, y], color="#cbd5e1", linewidth=5, solid_capstyle="round", zorder=1)
         axes.errorbar(train.mean, y, xerr=train.se, fmt="o", color=TRAIN, markerfacecolor="white", markersize=7)
         axes.errorbar(test.mean, y, xerr=test.se, fmt="o", color=TEST, markersize=7)
@@ -89,7 +93,7 @@ def _ends(cells: Sequence[Cell], summary: Summary) -> Markup:
         axes.axvline(summary.label_noise, color=PLAIN, linestyle=":", linewidth=1.2, zorder=0)
     axes.set_yticks(range(len(cells)), [_label(cell) for cell in cells])
     axes.tick_params(axis="y", length=0)
-    axes.set(xlim=(0, None), ylim=(len(cells) - 0.5, -0.5))
+    axes.set(xlim=(-0.01 * top, top), ylim=(len(cells) - 0.5, -0.5))
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.grid(axis="y", visible=False)
     figure.legend(loc="outside upper right", ncols=2)
@@ -106,9 +110,11 @@ def _curves(cells: Sequence[Cell]) -> Markup:
             length = min(map(len, cell.histories))  # seeds may stop early at different epochs
             errors = np.array([[row[key] for row in history[:length]] for history in cell.histories])
             _band(axes, np.arange(1, length + 1), errors, color, key.replace("_", " ").replace("train", "training"))
+        if cell.mean("test_error").mean > _top(cells):
+            axes.text(0.5, 0.5, _beyond(cell), transform=axes.transAxes, ha="center", va="center", color=TEST)
         axes.set_title(_label(cell))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.set_ylim(0, 1)
+        axes.set_ylim(0, _top(cells))
     for axes in grid.flat[len(cells) :]:
         axes.set_axis_off()
     for axes in grid[-1]:
@@ -134,8 +140,9 @@ def _paths(paths: Sequence[Sequence[Cell]], summary: Summary) -> Markup:
             level = summary.plain.mean("test_error").mean
             axes.axhline(level, color=PLAIN, linestyle="--", linewidth=1, label="test error, unregularized", zorder=1)
         axes.set_xticks(places, [f"{s:g}" for s in strengths])
-        axes.set(title=path[0].arm, xlabel="strength", ylim=(0, None))
+        axes.set(title=path[0].arm, xlabel="strength")
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    grid.flat[0].set_ylim(bottom=0)
     handles, labels = grid.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=3)
     return _svg(figure)
@@ -188,6 +195,16 @@ def _band(axes: Axes, x: np.ndarray, runs: np.ndarray, color: str, label: str, m
     error = runs.std(axis=0, ddof=1) / len(runs) ** 0.5 if len(runs) > 1 else 0 * middle
     axes.plot(x, middle, color=color, linewidth=1.6, label=label, marker=marker, markersize=4)
     axes.fill_between(x, middle - error, middle + error, color=color, alpha=0.2, linewidth=0)
+
+
+def _top(cells: Sequence[Cell]) -> float:
+    """The largest error on the axes: one arm that under-fits must not flatten all the others."""
+    return float(min(1.0, 3 * np.median([cell.mean("test_error").mean for cell in cells]) + 0.02))
+
+
+def _beyond(cell: Cell) -> str:
+    train, test = cell.mean("train_error").mean, cell.mean("test_error").mean
+    return f"training {100 * train:.0f} %,\ntest {100 * test:.0f} %"
 
 
 def _label(cell: Cell) -> str:

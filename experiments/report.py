@@ -48,7 +48,7 @@ def claims(summary: Summary) -> list[Claim]:
     sound = [cell for cell in summary.cells if not cell.diverged and cell is not plain]
     if plain is None or plain.diverged or not sound:
         return []
-    return [*_zero_is_plain(plain, sound), _between(plain, summary), *_too_strong(plain, sound)]
+    return [*_zero_is_plain(plain, sound), *_between(plain, summary), *_too_strong(plain, sound)]
 
 
 def _zero_is_plain(plain: Cell, sound: list[Cell]) -> list[Claim]:
@@ -62,15 +62,20 @@ def _zero_is_plain(plain: Cell, sound: list[Cell]) -> list[Claim]:
     return [Claim("Strength 0 is the plain loss.", evidence)]
 
 
-def _between(plain: Cell, summary: Summary) -> Claim:
+def _between(plain: Cell, summary: Summary) -> list[Claim]:
     best = min((cell for cell in summary.chosen if not cell.diverged), key=lambda cell: cell.mean("valid_error").mean)
     noise = f" ({100 * summary.label_noise:g} % of its labels are wrong)" if summary.label_noise else ""
-    return Claim(
-        "In between, the gap closes.",
-        f"Unregularized: training error {_percent(plain.mean('train_error'))} %{noise}, test error "
-        f"{_percent(plain.mean('test_error'))} %. {best.arm}: {_percent(best.mean('train_error'))} % and "
-        f"{_percent(best.mean('test_error'))} %.",
-    )
+    if best.gap.mean >= plain.gap.mean:
+        return []
+    closes = abs(best.gap.mean) < 0.5 * plain.gap.mean
+    return [
+        Claim(
+            f"In between, the gap {'closes' if closes else 'narrows'}.",
+            f"Unregularized: training error {_percent(plain.mean('train_error'))} %{noise}, test error "
+            f"{_percent(plain.mean('test_error'))} %. {best.arm}: {_percent(best.mean('train_error'))} % and "
+            f"{_percent(best.mean('test_error'))} %.",
+        )
+    ]
 
 
 def _too_strong(plain: Cell, sound: list[Cell]) -> list[Claim]:
