@@ -31,8 +31,12 @@ def run(
 ) -> None:
     """Runs a study and writes its report."""
     loaded = config.load(path, overrides)
-    folder = out or Path("runs") / loaded.name
-    diverged = study.run_study(loaded, folder, study.pick_device(device), resume)
+    folder = out or Path("runs") / config.slug(loaded.name)
+    try:
+        diverged = study.run_study(loaded, folder, study.pick_device(device), resume)
+    except KeyboardInterrupt:
+        print(f"\nstopped; run it again with --resume --out {folder} to go on", file=sys.stderr)
+        raise typer.Exit(130) from None
     _report(folder)
     for line in diverged:
         print(f"diverged: {line}", file=sys.stderr)
@@ -66,9 +70,15 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(_complain(str(error)))
+    except OSError as error:
+        sys.exit(_complain(f"{error.filename or 'files'}: cannot be read or written: {error.strerror or error}"))
+
+
+def _complain(text: str) -> int:
+    for line in text.splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
+from operator import attrgetter
 from types import ModuleType
 from typing import Any
 
@@ -17,8 +19,9 @@ from torch.optim import lr_scheduler
 import torchreg
 from experiments import config, models
 from experiments.data import Images
-from experiments.errors import UserError, did_you_mean
+from experiments.errors import UserError, did_you_mean, faults, oneline
 from torchreg import penalties
+from torchreg.hosts import check_decay
 
 Table = Mapping[str, Callable[..., Any]]
 
@@ -33,13 +36,21 @@ def _classes(module: ModuleType, base: type) -> dict[str, Callable[..., Any]]:
     }
 
 
+def _without(table: Table, *names: str) -> Table:
+    return {name: make for name, make in table.items() if name not in names}
+
+
 PENALTIES = _classes(penalties, penalties.Term)
 DROPOUTS = _classes(torchreg.nn, nn.Module)
 SCHEDULES: Table = {"linear": torchreg.linear, "cosine": torchreg.cosine}
-OPTIMIZERS = {**_classes(torch.optim, torch.optim.Optimizer), **_classes(torchreg.optim, torch.optim.Optimizer)}
-SCHEDULERS = _classes(lr_scheduler, lr_scheduler.LRScheduler)
-for _unfit in ("LBFGS", "SparseAdam", "DecoupledDecay"):  # a closure, sparse gradients, a mixin
-    OPTIMIZERS.pop(_unfit, None)
+OPTIMIZERS = {
+    **_without(_classes(torch.optim, torch.optim.Optimizer), "LBFGS", "SparseAdam"),  # a closure, sparse gradients
+    **_without(_classes(torchreg.optim, torch.optim.Optimizer), "DecoupledDecay"),  # a mixin
+}
+SCHEDULERS = _without(  # what a file cannot express: functions, other schedulers, a loss to wait for
+    _classes(lr_scheduler, lr_scheduler.LRScheduler),
+    *("LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler", "ReduceLROnPlateau"),
+)
 
 
 def model(settings: config.Model, images: Images) -> nn.Module:
@@ -48,13 +59,11 @@ def model(settings: config.Model, images: Images) -> nn.Module:
         for key in ("dropout", "input_dropout"):
             if getattr(settings, key) is not None:
                 raise UserError(f"model.{key}: is for the models {', '.join(models.BUILT_IN)}, got a class of your own")
-        built = _construct("model", settings, {})
-        if not isinstance(built, nn.Module):
-            raise UserError(f"model.class: must be a torch.nn.Module, got {settings.class_!r}")
-        return built
+        own: nn.Module = _construct("model", nn.Module, settings, {})
+        return own
     layers = {key: _layer(f"model.{key}", getattr(settings, key)) for key in ("dropout", "input_dropout")}
     module: nn.Module = _construct(
-        "model", settings, models.BUILT_IN, shape=images.shape, classes=images.classes, **layers
+        "model", nn.Module, settings, models.BUILT_IN, shape=images.shape, classes=images.classes, **layers
     )
     return module
 
@@ -71,7 +80,13 @@ def optimizer(settings: config.Optimizer, net: nn.Module) -> torch.optim.Optimiz
     else:
         groups = net.parameters()
     built: torch.optim.Optimizer = _construct(
-        "optimizer", settings, OPTIMIZERS, groups, lr=settings.lr, weight_decay=settings.weight_decay
+        "optimizer",
+        torch.optim.Optimizer,
+        settings,
+        OPTIMIZERS,
+        groups,
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
     )
     if settings.weight_decay > 0 and "weight_decay" not in built.defaults:
         name = type(built).__name__
@@ -85,64 +100,84 @@ def scheduler(
     """The learning-rate schedule, if the study names one, and whether it moves each step rather than each epoch."""
     if settings is None:
         return None, False
-    return _construct("scheduler", settings, SCHEDULERS, opt), settings.interval == "step"
+    return _construct("scheduler", lr_scheduler.LRScheduler, settings, SCHEDULERS, opt), settings.interval == "step"
 
 
 def regularizers(run: config.Run, net: nn.Module, opt: torch.optim.Optimizer) -> list[torchreg.Regularizer]:
     """The regularizers, attached where their mode acts in the optimizer's step."""
-    return [
-        _regularizer(f"regularizers.{i}", settings, run.optimizer.weight_decay, net, opt)
-        for i, settings in enumerate(run.regularizers)
-    ]
+    built: list[torchreg.Regularizer] = []
+    for i, settings in enumerate(run.regularizers):
+        same = [
+            earlier for earlier in run.regularizers[:i] if (earlier.penalty, earlier.select) == ("L2", settings.select)
+        ]
+        if settings.penalty == "L2" and same:
+            raise UserError(f"regularizers.{i}: must not decay twice, got two L2 on {settings.select!r}: drop one")
+        built.append(_regularizer(f"regularizers.{i}", settings, net, opt))
+    return built
 
 
 def _regularizer(
-    key: str, settings: config.Regularizer, decay: float, net: nn.Module, opt: torch.optim.Optimizer
+    key: str, settings: config.Regularizer, net: nn.Module, opt: torch.optim.Optimizer
 ) -> torchreg.Regularizer:
     penalty = _found(f"{key}.penalty", settings.penalty, PENALTIES)(settings.strength)
-    if decay > 0 and penalty.is_ridge and settings.strength > 0:
-        raise UserError(
-            f"{key}, optimizer.weight_decay: must not both be set, weights would decay twice, "
-            f"got {penalty} and weight_decay = {decay:g}: drop one"
-        )
     schedule = None
     if settings.schedule is not None:
-        schedule = _construct(f"{key}.schedule", settings.schedule, SCHEDULES)
+        schedule = _construct(f"{key}.schedule", Callable, settings.schedule, SCHEDULES)  # type: ignore[arg-type]
     selections = {"weights": torchreg.weights, "everything": torchreg.everything}
     select = selections.get(settings.select) or torchreg.named(settings.select)
     try:
         regularizer = torchreg.Regularizer(net, penalty, mode=settings.mode, select=select, schedule=schedule)
-        return regularizer if settings.mode == "loss" and schedule is None else regularizer.attach(opt)
+        if settings.mode != "loss" or schedule is not None:
+            return regularizer.attach(opt)
+        check_decay(opt, regularizer.entries)
     except ValueError as error:
         raise UserError(f"{key}: {error}") from None
+    return regularizer
 
 
 def _layer(key: str, settings: config.Component | None) -> models.Layer | None:
     if settings is None:
         return None
-    _construct(key, settings, DROPOUTS)  # its faults are this key's, not the model's
-    return partial(_construct, key, settings, DROPOUTS)
+    make = partial(_construct, key, nn.Module, settings, DROPOUTS)
+    make()  # its faults are this key's, not the model's
+    return make
 
 
-def _construct(key: str, settings: config.Component, table: Table, *args: Any, **given: Any) -> Any:
+def _construct(key: str, kind: type, settings: config.Component, table: Table, *args: Any, **given: Any) -> Any:
     """``name(*args, **given, **options)``, with each option checked against the constructor's signature."""
-    if settings.class_ is not None:
-        make = _imported(f"{key}.class", settings.class_)
-    else:
+    if settings.class_ is None:
         make = _found(f"{key}.name", settings.name or "", table)
-    parameters = inspect.signature(make).parameters
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    own = [name for name in list(parameters)[len(args) :] if name not in given]
-    for option in settings.options:
-        if option not in own and not open_ended:
+    else:
+        make = _imported(f"{key}.class", settings.class_)
+    accepted = _parameters(make)
+    for option, value in settings.options.items():
+        own = [name for name in accepted[len(args) :] if name not in given] if accepted else [option]
+        if option not in own:
             raise UserError(f"{key}.{option}: unknown key, {did_you_mean(option, own)}")
-    accepted = {name: value for name, value in given.items() if name in parameters or open_ended}
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{key}.{option}: must be a finite number, got {value!r}")
+    if accepted:
+        given = {name: value for name, value in given.items() if name in accepted}
     try:
-        return make(*args, **accepted, **settings.options)
+        built = make(*args, **given, **settings.options)
     except ValidationError as error:
-        raise UserError("\n".join(f"{key}.{line}" for line in config.faults(error))) from None
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise UserError(f"{key}: {error}") from None
+        raise UserError("\n".join(f"{key}.{line}" for line in faults(error))) from None
+    except Exception as error:  # whatever a constructor raises is about what it was given
+        options = ", ".join(f"{name}={value!r}" for name, value in settings.options.items())
+        name = settings.name or settings.class_
+        raise UserError(f"{key}: {name}({options}) cannot be made: {oneline(error)}") from error
+    if not isinstance(built, kind):
+        raise UserError(f"{key}.class: must make a {kind.__name__}, got {settings.class_!r}, which makes {built!r}")
+    return built
+
+
+def _parameters(make: Callable[..., Any]) -> list[str]:
+    """The names of a constructor's arguments; none if it takes any, or does not say."""
+    try:
+        parameters = inspect.signature(make).parameters
+    except (TypeError, ValueError):
+        return []
+    return [] if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) else list(parameters)
 
 
 def _found(key: str, name: str, table: Table) -> Callable[..., Any]:
@@ -154,7 +189,7 @@ def _found(key: str, name: str, table: Table) -> Callable[..., Any]:
 def _imported(key: str, path: str) -> Callable[..., Any]:
     module, _, name = path.partition(":")
     try:
-        made: Callable[..., Any] = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{key}: {path!r} cannot be imported: {error}") from None
+        made: Callable[..., Any] = attrgetter(name)(import_module(module))
+    except Exception as error:  # importing runs the user's code
+        raise UserError(f"{key}: {path!r} cannot be imported: {oneline(error)}") from error
     return made

@@ -7,18 +7,22 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from experiments.errors import UserError, did_you_mean
+from experiments.errors import UserError, validated
 
 Tree = dict[str, Any]
-T = TypeVar("T", bound="Section")
-Positive = Annotated[int, Field(ge=1)]
+Size = Annotated[int, Field(ge=1, lt=2**31)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Strength = Annotated[float, Field(ge=0), AfterValidator(abs)]  # -0.0 is 0.0
+Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[^\x00-\x1f]+$")]
 
 
 class Section(BaseModel):
+    """A table of a study's file: no key that is not known, no value of another type, no infinity."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_by_name=True)
 
 
@@ -28,58 +32,75 @@ class Component(Section):
     model_config = ConfigDict(extra="allow")
 
     name: str | None = None
-    class_: str | None = Field(None, alias="class", pattern=r"^[\w.]+:[\w.]+$")
+    class_: str | None = Field(None, alias="class", pattern=r"^\w[\w.]*:\w[\w.]*$")
     args: dict[str, Any] = {}
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Component:
         if (self.name is None) == (self.class_ is None):
             raise ValueError("exactly one of the keys name and class must be given")
+        if twice := sorted(self.args.keys() & (self.model_extra or {}).keys()):
+            raise ValueError(f"must not be given both in args and beside it: {', '.join(twice)}")
         return self
 
     @property
     def options(self) -> dict[str, Any]:
+        """The constructor's arguments."""
         return {**(self.model_extra or {}), **self.args}
 
 
 class Data(Section):
+    """Which images, how many, and how they are spoiled."""
+
     name: Literal["digits", "mnist", "fashion_mnist"] = "digits"
     root: str | None = None  # where MNIST lies or goes; else TORCHREG_DATA, else ./data
-    train_size: Positive | None = None  # None: all images that validation leaves
-    valid_size: Positive = 400
+    train_size: Size | None = None  # None: all images that validation leaves
+    valid_size: Size = 400
     label_noise: Annotated[float, Field(ge=0, le=1)] = 0.0  # fraction of training labels made wrong
-    seed: int = 0  # of the split and the noise: the same for all arms and seeds
+    seed: Seed = 0  # of the split and the noise: the same for all arms and seeds
 
 
 class Model(Component):
+    """A built-in network with its dropout layers, or a class of the user's own."""
+
     dropout: Component | None = None
     input_dropout: Component | None = None
 
 
 class Optimizer(Component):
+    """An optimizer of ``torch.optim`` or ``torchreg.optim``."""
+
     lr: Annotated[float, Field(ge=0)]
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0  # on weights only: intercepts are exempt
+    weight_decay: Strength = 0.0  # on weights only: intercepts are exempt
 
 
 class Scheduler(Component):
+    """A learning-rate schedule of ``torch.optim.lr_scheduler``."""
+
     interval: Literal["epoch", "step"] = "epoch"
 
 
 class EarlyStopping(Section):
-    patience: Positive
+    """Ends a run after so many epochs without a lower validation loss, and takes the best epoch's weights."""
+
+    patience: Size
 
 
 class Train(Section):
-    epochs: Positive
-    batch_size: Positive
+    """How long, in which batches."""
+
+    epochs: Size
+    batch_size: Size
     amp: bool = False
     early_stopping: EarlyStopping | None = None
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 5.0  # least time between two checkpoints
 
 
 class Regularizer(Section):
+    """A penalty on chosen parameters, in a mode."""
+
     penalty: str
-    strength: Annotated[float, Field(ge=0)]
+    strength: Strength | None = None  # None only where the arm has strengths
     mode: Literal["loss", "grad", "decoupled", "prox"] = "loss"
     select: str = "weights"  # "weights", "everything", or a pattern of names
     schedule: Component | None = None
@@ -105,8 +126,9 @@ class Run(Settings):
 
     @property
     def folder(self) -> str:
+        """Where the run's record lies, below the study's runs."""
         at = "" if self.strength is None else f"@{self.strength:g}"
-        return f"{_slug(self.arm)}{at}/seed{self.seed}"
+        return f"{slug(self.arm)}{at}/seed{self.seed}"
 
 
 class Study(Section):
@@ -119,13 +141,13 @@ class Study(Section):
 class _Arm(Section):
     model_config = ConfigDict(extra="allow")  # the overrides
 
-    name: Annotated[str, Field(min_length=1)]
-    strengths: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(strict=False)] | None = None
+    name: Name
+    strengths: Annotated[tuple[Strength, ...], Field(strict=False, min_length=1)] | None = None
 
 
 class _Head(Section):
-    name: Annotated[str, Field(min_length=1)]
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)] = (0,)
+    name: Name
+    seeds: Annotated[tuple[Seed, ...], Field(strict=False, min_length=1)] = (0,)
     arms: Annotated[tuple[_Arm, ...], Field(strict=False, min_length=1)]
 
 
@@ -136,7 +158,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Study:
         UserError: the file or an override is not what it should be; a line for each fault.
     """
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -148,35 +170,51 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Study:
 
 def resolve(tree: Tree) -> Study:
     """The study that a parsed TOML tree describes."""
-    head = _validated(_Head, {key: value for key, value in tree.items() if key in _Head.model_fields})
+    head = validated(_Head, {key: value for key, value in tree.items() if key in _Head.model_fields})
     base = {key: value for key, value in tree.items() if key not in _Head.model_fields}
-    _validated(Settings, base)  # so that its faults are told once, not once an arm
+    validated(Settings, base, also=list(_Head.model_fields))  # its faults are told once, not once an arm
+    _check_distinct("seeds", [str(seed) for seed in head.seeds])
+    _check_distinct("arms", [slug(arm.name).casefold() for arm in head.arms])
     runs = tuple(run for arm in head.arms for run in _runs(base, arm, head.seeds))
-    folders = [run.folder for run in runs]
-    twice = next((folder for folder in folders if folders.count(folder) > 1), None)
-    if twice is not None:
-        raise UserError(f"arms, seeds: each run must be told apart by them, two would lie in {twice!r}: rename one")
     return Study(name=head.name, runs=runs)
 
 
+def slug(name: str) -> str:
+    """The name as that of a folder."""
+    return re.sub(r"[^\w.+-]+", "_", name).lstrip(".") or "_"
+
+
+def _check_distinct(key: str, names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{key}: must be told apart, got {name!r} twice: rename or remove one")
+
+
 def _runs(base: Tree, arm: _Arm, seeds: Sequence[int]) -> Iterator[Run]:
-    tree = _merged(base, arm.model_extra or {})
-    for strength in [None] if arm.strengths is None else arm.strengths:
-        if strength is not None:
-            _put_strength(tree, arm.name, strength)
-        settings = _validated(Settings, tree, f"arms[{arm.name}].")
+    key = f"arms[{arm.name}]"
+    settings = validated(Settings, _merged(base, arm.model_extra or {}), f"{key}.", also=list(_Arm.model_fields))
+    _check_distinct(f"{key}.strengths", [f"{strength:g}" for strength in arm.strengths or ()])
+    for strength in arm.strengths or (None,):
+        at = settings if strength is None else _at_strength(settings, strength, key)
+        for i, regularizer in enumerate(at.regularizers):
+            if regularizer.strength is None:
+                raise UserError(f"{key}.regularizers.{i}.strength: is missing; or give the arm strengths")
         for seed in seeds:
-            yield Run(**dict(settings), arm=arm.name, strength=strength, seed=seed)
+            yield Run(**dict(at), arm=arm.name, strength=strength, seed=seed)
 
 
-def _put_strength(tree: Tree, arm: str, strength: float) -> None:
-    regularizers = tree.get("regularizers", [])
-    if len(regularizers) > 1:
-        raise UserError(f"arms[{arm}].strengths: needs an arm with one regularizer or none, got {len(regularizers)}")
-    if regularizers:
-        regularizers[0]["strength"] = strength
-    else:
-        tree["optimizer"]["weight_decay"] = strength
+def _at_strength(settings: Settings, strength: float, key: str) -> Settings:
+    """The settings with the strength in its only regularizer, or as weight decay if it has none."""
+    if not settings.regularizers and not settings.optimizer.weight_decay:
+        optimizer = settings.optimizer.model_copy(update={"weight_decay": strength})
+        return settings.model_copy(update={"optimizer": optimizer})
+    if len(settings.regularizers) == 1 and settings.regularizers[0].strength is None:
+        regularizer = settings.regularizers[0].model_copy(update={"strength": strength})
+        return settings.model_copy(update={"regularizers": (regularizer,)})
+    raise UserError(
+        f"{key}.strengths: must be the only strengths, those of one regularizer or else of optimizer.weight_decay; "
+        f"got {len(settings.regularizers)} regularizers and others set: remove their strength or the weight_decay"
+    )
 
 
 def _merged(base: Tree, over: Mapping[str, Any]) -> Tree:
@@ -194,69 +232,24 @@ def _renamed(before: Tree, value: Tree) -> bool:
 
 
 def _set(tree: Tree, override: str) -> None:
+    """Sets ``a.b=value``; below ``arms`` the first key is the arm's name."""
     key, equals, text = override.partition("=")
-    if not equals or not key.strip():
+    path = [part.strip() for part in key.split(".")]
+    if not equals or not all(path):
         raise UserError(f"--set: must be key=value, got {override!r}")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        document = tomllib.loads(f"value = {text}")
+        value = document["value"] if len(document) == 1 else text
     except tomllib.TOMLDecodeError:
         value = text  # a bare word, such as a path
-    *parents, last = key.strip().split(".")
-    node = tree
-    for parent in parents:
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
-            raise UserError(f"--set {key}: {parent} must be a table, got {node!r}")
-    node[last] = value
-
-
-def _validated(cls: type[T], tree: Tree, prefix: str = "") -> T:
-    try:
-        return cls.model_validate(tree)
-    except ValidationError as error:
-        raise UserError("\n".join(prefix + line for line in faults(error, cls))) from None
-
-
-def faults(error: ValidationError, cls: type[Section] | None = None) -> list[str]:
-    """A line for each fault: the key, what was expected, what was got."""
-    return [_line(fault, cls) for fault in error.errors()]
-
-
-def _line(fault: Mapping[str, Any], cls: type[Section] | None) -> str:
-    where = ".".join(map(str, fault["loc"]))
-    *above, key = fault["loc"] or ("",)
-    if fault["type"] == "extra_forbidden" and cls is not None:
-        return f"{where}: unknown key, {did_you_mean(str(key), _keys(cls, above))}"
-    if fault["type"] == "missing":
-        return f"{where}: is missing"
-    message = fault["msg"]
-    for pydantic, ours in _WORDING.items():
-        message = re.sub(pydantic, ours, message)
-    return f"{where}: {message}, got {fault['input']!r}"
-
-
-_WORDING = {
-    "^(Input|String|Tuple) should": "must",
-    "^(Value error|Assertion failed), ": "",
-    "dictionary or instance of .*": "table",
-    "tuple": "list",
-    " after validation, not .*": "",
-}
-
-
-def _keys(cls: type[Section], path: Sequence[int | str]) -> list[str]:
-    """The keys of the section that a path of keys leads to."""
-    for part in path:
-        if isinstance(part, str):
-            cls = _section_in(cls.model_fields[part].annotation) or cls
-    return [field.alias or name for name, field in cls.model_fields.items()]
-
-
-def _section_in(annotation: Any) -> type[Section] | None:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    return next((section for inner in get_args(annotation) if (section := _section_in(inner))), None)
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^\w.+-]+", "_", name)
+    node: Any = tree
+    for depth, part in enumerate(path[:-1]):
+        if isinstance(node, list):
+            node = next((arm for arm in node if isinstance(arm, dict) and arm.get("name") == part), None)
+        elif isinstance(node, dict):
+            node = node.setdefault(part, {})
+        if not isinstance(node, (dict, list)):
+            raise UserError(f"--set {key}: {'.'.join(path[: depth + 1])} must be a table, got {node!r}")
+    if not isinstance(node, dict):
+        raise UserError(f"--set {key}: {'.'.join(path[:-1])} must be a table, got a list")
+    node[path[-1]] = value

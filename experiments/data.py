@@ -65,10 +65,15 @@ def load(settings: config.Data, device: torch.device) -> Images:
     """
     (x, y), (x_test, y_test) = _digits() if settings.name == "digits" else _mnist(settings)
     left = len(y) - settings.valid_size
-    size = left if settings.train_size is None else settings.train_size
-    if not 1 <= size <= left:
+    if left < 1:
         raise UserError(
-            f"data.train_size: must be at most {max(left, 0):,}: {settings.name} has {len(y):,} images to train on, "
+            f"data.valid_size: must be less than {len(y):,}, the images {settings.name} has besides its test set; "
+            f"got {settings.valid_size:,}"
+        )
+    size = left if settings.train_size is None else settings.train_size
+    if size > left:
+        raise UserError(
+            f"data.train_size: must be at most {left:,}: {settings.name} has {len(y):,} images to train on, "
             f"less valid_size = {settings.valid_size:,}; got {size:,}"
         )
     draw = torch.Generator().manual_seed(settings.seed)
@@ -112,7 +117,7 @@ def _mnist(settings: config.Data) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, 
     parts = []
     for train in (True, False):
         try:
-            images = dataset(root, train=train, download=True)  # downloads only what is missing
+            images = dataset(root, train=train, download=True)  # does nothing if all is there
         except (OSError, RuntimeError) as error:
             why = " ".join(str(error).split())
             raise UserError(

@@ -1,15 +1,98 @@
-"""The user's mistakes, as one line each."""
+"""The user's mistakes, as one line each: the key, what was expected, what was got."""
 
-from collections.abc import Iterable
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+M = TypeVar("M", bound=BaseModel)
+
+_WORDING = {
+    "^(Input|String|Tuple) should": "must",
+    "^(Value error|Assertion failed), ": "",
+    "dictionary or instance of .*": "table",
+    "tuple": "list",
+    " after validation, not .*": "",
+    r"match pattern .*\[\\w.*": "be of the form package.module:Class",
+    r"match pattern .*": "be a name on one line",
+}
 
 
 class UserError(Exception):
     """Something the user can put right; the command line prints its text and exits with 2."""
 
 
+def oneline(error: BaseException) -> str:
+    """What an exception of someone else's code says, on one line; with the place if it lies in the user's own files."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if not isinstance(error, (ValueError, TypeError, RuntimeError)):
+        text = f"{type(error).__name__}: {text}"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
+    own = [f for f in frames if Path(__file__).parent not in Path(f.filename).parents and f.filename[:1] != "<"]
+    return f"{text} ({own[-1].filename}:{own[-1].lineno})" if own else text
+
+
 def did_you_mean(word: str, valid: Iterable[str]) -> str:
-    """A hint that names the nearest valid word, or lists them all if none is near."""
+    """A hint that names the nearest valid word, or lists them all if they are few or none is near."""
     valid = sorted(valid)
     near = get_close_matches(word, valid, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(valid)}"
+    if near and len(valid) > 4:
+        return f"did you mean {near[0]!r}?"
+    return f"valid: {', '.join(valid)}" if valid else "there are no keys here"
+
+
+def validated(cls: type[M], tree: Mapping[str, Any], prefix: str = "", also: Sequence[str] = ()) -> M:
+    """The tree as a ``cls``; ``also`` are keys that are valid at its top besides the class's own.
+
+    Raises:
+        UserError: a line for each fault.
+    """
+    try:
+        return cls.model_validate(tree)
+    except ValidationError as error:
+        raise UserError("\n".join(prefix + line for line in faults(error, cls, also))) from None
+
+
+def faults(error: ValidationError, cls: type[BaseModel] | None = None, also: Sequence[str] = ()) -> list[str]:
+    """A line for each fault; what only follows from another fault is left out."""
+    found = error.errors()
+    places = [fault["loc"] for fault in found]
+    return [
+        _line(fault, cls, also)
+        for fault in found
+        if not any(len(place) > len(fault["loc"]) and place[: len(fault["loc"])] == fault["loc"] for place in places)
+    ]
+
+
+def _line(fault: Mapping[str, Any], cls: type[BaseModel] | None, also: Sequence[str]) -> str:
+    where = ".".join(map(str, fault["loc"]))
+    *above, key = fault["loc"] or ("",)
+    if fault["type"] == "extra_forbidden" and cls is not None:
+        keys = [*_keys(cls, above), *(also if not above else ())]
+        return f"{where}: unknown key, {did_you_mean(str(key), keys)}"
+    if fault["type"] == "missing":
+        return f"{where}: is missing"
+    message = fault["msg"]
+    for pydantic, ours in _WORDING.items():
+        message = re.sub(pydantic, ours, message)
+    return f"{where}: {message}, got {fault['input']!r}"
+
+
+def _keys(cls: type[BaseModel], path: Sequence[int | str]) -> list[str]:
+    """The keys of the section that a path of keys leads to."""
+    for part in path:
+        if isinstance(part, str):
+            cls = _section_in(cls.model_fields[part].annotation) or cls
+    return [field.alias or name for name, field in cls.model_fields.items()]
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((section for inner in get_args(annotation) if (section := _section_in(inner))), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,9 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from experiments.summary import Cell, Summary
+from experiments.summary import Cell, Summary, mean
 
 TEST, TRAIN, PLAIN, INK, FAINT = "#c2410c", "#2563a8", "#64748b", "#1e293b", "#e2e8f0"
+
+_ERRORS = {"training error": ("train_error", TRAIN), "test error": ("test_error", TEST)}
 
 _STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -35,6 +38,7 @@ _STYLE: dict[Any, Any] = {
     "text.color": INK,
     "legend.frameon": False,
     "svg.fonttype": "none",  # text stays text
+    "text.parse_math": False,  # an arm may be called what it likes
     "svg.hashsalt": "torchreg",  # the same study renders to the same bytes
 }
 
@@ -50,24 +54,25 @@ class Picture(NamedTuple):
 def all_of(summary: Summary) -> list[Picture]:
     """Every picture that the study has data for."""
     cells = [cell for cell in summary.chosen if not cell.diverged]
-    paths = [sound for path in summary.paths if (sound := [cell for cell in path if not cell.diverged])]
+    paths = [path for path in summary.paths if any(cell.strength for cell in path)]
     if not cells:
         return []
     with rc_context(_STYLE):
         pictures = [
             Picture("Where each arm ends", _ENDS + (_NOISE if summary.label_noise else ""), _ends(cells, summary)),
             Picture("How it got there", _CURVES, _curves(cells)),
-            Picture("The weights", _HISTOGRAMS, _histograms(cells)),
-            Picture("Layer by layer", _LAYERS, _layers(cells)),
         ]
         if paths:
-            pictures.insert(2, Picture("Error against strength", _PATHS, _paths(paths, summary)))
+            pictures.append(Picture("Error against strength", _PATHS, _paths(paths, summary)))
+        if any(cell.results[0]["norms"] for cell in cells):  # else no weights to show
+            pictures.append(Picture("The weights", _HISTOGRAMS, _histograms(cells)))
+            pictures.append(Picture("Layer by layer", _LAYERS, _layers(cells)))
     return pictures
 
 
 _ENDS = "Training error (open) and test error (filled), mean over seeds with one standard error; between them the gap."
 _NOISE = " The dotted line is the share of wrong training labels: an arm to the left of it has learned some by heart."
-_CURVES = "Error after each epoch on the training and the test images, mean over seeds with one standard error."
+_CURVES = "Training and test error after each epoch, mean over seeds with one standard error, without the steep start."
 _PATHS = "From none to far too much. The ring marks the strength with the lowest validation error."
 _HISTOGRAMS = (
     "The sizes of all weights, on a logarithmic axis. What has no place on it, such as exact zeros, is written."
@@ -81,7 +86,7 @@ def _ends(cells: Sequence[Cell], summary: Summary) -> Markup:
     top = _top(cells)
     for y, cell in enumerate(cells):
         train, test = cell.mean("train_error"), cell.mean("test_error")
-        if min(train.mean, test.mean) > top:
+        if max(train.mean, test.mean) > top:
             axes.text(0.99 * top, y, _beyond(cell), ha="right", va="center", color=TEST)
             continue
         axes.plot([train.mean, test.mean], [y, y], color="#cbd5e1", linewidth=5, solid_capstyle="round", zorder=1)
@@ -91,7 +96,7 @@ def _ends(cells: Sequence[Cell], summary: Summary) -> Markup:
     axes.errorbar([], [], fmt="o", color=TEST, label="test error")
     if summary.label_noise:
         axes.axvline(summary.label_noise, color=PLAIN, linestyle=":", linewidth=1.2, zorder=0)
-    axes.set_yticks(range(len(cells)), [_label(cell) for cell in cells])
+    axes.set_yticks(range(len(cells)), [cell.label for cell in cells])
     axes.tick_params(axis="y", length=0)
     axes.set(xlim=(-0.01 * top, top), ylim=(len(cells) - 0.5, -0.5))
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -106,13 +111,13 @@ def _curves(cells: Sequence[Cell]) -> Markup:
     figure = Figure(figsize=(9.2, 2.3 * rows + 0.3), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes, cell in zip(grid.flat, cells, strict=False):
-        for key, color in (("train_error", TRAIN), ("test_error", TEST)):
+        for name, (key, color) in _ERRORS.items():
             length = min(map(len, cell.histories))  # seeds may stop early at different epochs
             errors = np.array([[row[key] for row in history[:length]] for history in cell.histories])
-            _band(axes, np.arange(1, length + 1), errors, color, key.replace("_", " ").replace("train", "training"))
-        if cell.mean("test_error").mean > _top(cells):
+            _band(axes, np.arange(1, length + 1), errors, color, name)
+        if max(cell.mean("train_error").mean, cell.mean("test_error").mean) > _top(cells):
             axes.text(0.5, 0.5, _beyond(cell), transform=axes.transAxes, ha="center", va="center", color=TEST)
-        axes.set_title(_label(cell))
+        axes.set_title(cell.label)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_ylim(0, _top(cells))
     for axes in grid.flat[len(cells) :]:
@@ -131,9 +136,9 @@ def _paths(paths: Sequence[Sequence[Cell]], summary: Summary) -> Markup:
         strengths = [cell.strength or 0.0 for cell in path]
         positive = [s for s in strengths if s > 0]
         places = np.array([np.log10(s) if s > 0 else np.log10(positive[0]) - 0.5 for s in strengths])
-        for key, color in (("train_error", TRAIN), ("test_error", TEST)):
+        for name, (key, color) in _ERRORS.items():
             errors = np.array([[result[key] for result in cell.results] for cell in path]).T
-            _band(axes, places, errors, color, key.replace("_", " ").replace("train", "training"), marker="o")
+            _band(axes, places, errors, color, name, marker="o")
         best = next(i for i, cell in enumerate(path) if cell in summary.chosen)
         axes.plot(places[best], path[best].mean("test_error").mean, "o", ms=13, mfc="none", mec=INK, mew=1.3)
         if summary.plain is not None:
@@ -154,14 +159,16 @@ def _histograms(cells: Sequence[Cell]) -> Markup:
     edges = np.array(cells[0].results[0]["histogram"]["edges"])
     centers = (edges[1:] + edges[:-1]) / 2
     for y, cell in enumerate(cells):
-        share = np.mean([result["histogram"]["shares"] for result in cell.results], axis=0)
+        histograms = [result["histogram"] for result in cell.results]
+        share = np.mean([histogram["shares"] for histogram in histograms], axis=0)
         ridge = y - 0.85 * share / max(share.max(), 1e-9)
         axes.fill_between(centers, y, ridge, color=TRAIN, alpha=0.75, linewidth=0, zorder=3 + y)
-        zeros = cell.mean("zeros").mean
-        notes = {"exact zeros": zeros, f"below {10.0 ** edges[0]:g}": 1 - zeros - share.sum()}
+        notes = {"exact zeros": cell.mean("zeros").mean}
+        for side, edge in (("below", edges[0]), ("above", edges[-1])):
+            notes[f"{side} {10.0**edge:g}"] = float(np.mean([histogram[side] for histogram in histograms]))
         text = ", ".join(f"{100 * part:.1f} % {name}" for name, part in notes.items() if part > 5e-4)
         axes.text(edges[-1] - 0.1, y - 0.12, text, color=TEST, fontsize=9, ha="right")
-    axes.set_yticks(range(len(cells)), [_label(cell) for cell in cells])
+    axes.set_yticks(range(len(cells)), [cell.label for cell in cells])
     axes.set_xticks(range(-6, 2), [f"{10.0**k:g}" for k in range(-6, 2)])
     axes.set(xlim=(-6, 1), ylim=(len(cells) - 0.6, -1.1), xlabel="|weight|")
     axes.tick_params(axis="y", length=0)
@@ -181,7 +188,7 @@ def _layers(cells: Sequence[Cell]) -> Markup:
             text = "" if np.isnan(value) else f"{value:.1f}"
             axes.text(column, row, text, ha="center", va="center", fontsize=9)
         axes.set_xticks(range(len(layers)), layers)
-        axes.set_yticks(range(len(cells)), [_label(cell) for cell in cells])
+        axes.set_yticks(range(len(cells)), [cell.label for cell in cells])
         axes.set_title("exact zeros, %" if key == "sparsity" else "norm")
         axes.tick_params(length=0)
         axes.grid(visible=False)
@@ -191,8 +198,7 @@ def _layers(cells: Sequence[Cell]) -> Markup:
 
 def _band(axes: Axes, x: np.ndarray, runs: np.ndarray, color: str, label: str, marker: str = "") -> None:
     """The mean over runs (axis 0), with one standard error either side."""
-    middle = runs.mean(axis=0)
-    error = runs.std(axis=0, ddof=1) / len(runs) ** 0.5 if len(runs) > 1 else 0 * middle
+    middle, error = np.array([mean(column) for column in runs.T.tolist()]).T
     axes.plot(x, middle, color=color, linewidth=1.6, label=label, marker=marker, markersize=4)
     axes.fill_between(x, middle - error, middle + error, color=color, alpha=0.2, linewidth=0)
 
@@ -207,12 +213,9 @@ def _beyond(cell: Cell) -> str:
     return f"training {100 * train:.0f} %,\ntest {100 * test:.0f} %"
 
 
-def _label(cell: Cell) -> str:
-    return cell.arm if cell.runs[0].strength is None else f"{cell.arm} ({cell.runs[0].strength:g})"
-
-
 def _svg(figure: Figure) -> Markup:
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(["Date", "Creator", "Format", "Type"]))
+    with warnings.catch_warnings(action="ignore"):  # a glyph that the font here lacks: the reader's has it
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(["Date", "Creator", "Format", "Type"]))
     text = buffer.getvalue()
     return Markup(text[text.index("<svg") :])

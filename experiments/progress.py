@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -16,8 +17,10 @@ from experiments.record import Record, Row
 class Progress:
     """How far a run is: the epoch, the best one so far, and all that a checkpoint must hold to go on from there."""
 
-    def __init__(self, run: Run, parts: dict[str, Any], shuffle: torch.Generator, record: Record) -> None:
-        self.run, self.record, self.shuffle = run, record, shuffle
+    def __init__(
+        self, run: Run, parts: dict[str, Any], shuffle: torch.Generator, record: Record, device: torch.device
+    ) -> None:
+        self.run, self.record, self.shuffle, self.device = run, record, shuffle, device
         self.parts = {name: part for name, part in parts.items() if part is not None}
         self.epoch = 0
         self.best: Row = {}
@@ -26,6 +29,7 @@ class Progress:
 
     @property
     def is_over(self) -> bool:
+        """Whether the last epoch is done, or early stopping has lost its patience."""
         stopping = self.run.train.early_stopping
         stopped = stopping is not None and bool(self.best) and self.epoch - self.best["epoch"] >= stopping.patience
         return stopped or self.epoch >= self.run.train.epochs
@@ -39,15 +43,15 @@ class Progress:
         self.epoch, self.best, self._seconds = state["epoch"], state["best"], state["seconds"]
         self.shuffle.set_state(state["shuffle"])
         torch.set_rng_state(state["rng"])
-        if "cuda_rng" in state:
-            torch.cuda.set_rng_state(state["cuda_rng"])
+        if self.device.type == "cuda" and "cuda_rng" in state:
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
 
     def advance(self, figures: Row) -> None:
         """Records an epoch's figures."""
         self.epoch += 1
         self.record.append({"epoch": self.epoch, **figures})
         if self.run.train.early_stopping and figures["valid_loss"] < self.best.get("valid_loss", float("inf")):
-            state = {name: tensor.clone() for name, tensor in self.parts["model"].state_dict().items()}
+            state = deepcopy(self.parts["model"].state_dict())
             self.best = {"epoch": self.epoch, "valid_loss": figures["valid_loss"], "model": state}
         if time.monotonic() - self._saved >= self.run.train.checkpoint_seconds:
             self.save()
@@ -57,8 +61,8 @@ class Progress:
         state = {name: part.state_dict() for name, part in self.parts.items()}
         state |= {"epoch": self.epoch, "best": self.best, "seconds": self._elapsed()}
         state |= {"shuffle": self.shuffle.get_state(), "rng": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            state["cuda_rng"] = torch.cuda.get_rng_state()
+        if self.device.type == "cuda":
+            state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
         self.record.save(state)
         self._saved = time.monotonic()
 
@@ -68,12 +72,12 @@ class Progress:
         model = self.parts["model"]
         if self.best:
             model.load_state_dict(self.best["model"])
-        row = self.record.history[self.best.get("epoch", self.epoch) - 1]
+        chosen = self.best.get("epoch", self.epoch)
+        row = next(row for row in self.record.history if row["epoch"] == chosen)
         return self._close({"status": "done", "epochs": self.epoch, **row, **describe(model)})
 
-    def diverged(self, step: int, loss: float) -> Row:
-        """Records that the run stopped, and where."""
-        reason = f"the loss is {loss} at step {step} (epoch {self.epoch + 1})"
+    def diverged(self, reason: str) -> Row:
+        """Records that the run stopped, and why."""
         return self._close({"status": "diverged", "reason": reason})
 
     def _close(self, result: Row) -> Row:

@@ -9,11 +9,15 @@ import io
 import json
 import platform
 import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
 
 import torchreg
 from experiments.config import Run, Study
@@ -28,23 +32,45 @@ class Record:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def begin(self, run: Run, device: torch.device) -> dict[str, Any] | None:
+    def begin(self, run: Run, device: torch.device) -> Row | None:
         """Prepares the folder; returns the checkpoint to go on from, or None for a fresh start."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write(self.folder / "config.json", run.model_dump_json(by_alias=True, indent=2))
-        write(self.folder / "environment.json", json.dumps(environment(device), indent=2))
-        checkpoint = self.folder / "checkpoint.pt"
-        if not checkpoint.exists():
-            self._keep_history(0)
-            return None
-        state: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        self._keep_history(state["epoch"])
+        state = self._checkpoint()
+        self._note_environment(environment(device), resumed=state is not None)
+        # What was written after the checkpoint is computed again, and a killed process may leave half a line.
+        path = self.folder / "history.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines()[: state["epoch"]] if state else []
+        write(path, "".join(line + "\n" for line in lines))
         return state
+
+    def _checkpoint(self) -> Row | None:
+        path = self.folder / "checkpoint.pt"
+        if not path.exists():
+            return None
+        try:
+            state: Row = torch.load(path, map_location="cpu", weights_only=True)
+            rows = len((self.folder / "history.jsonl").read_text(encoding="utf-8").splitlines())
+        except Exception:  # torch.load and the file system raise what they like on a damaged file
+            rows, state = 0, {"epoch": 1}
+        if rows >= state["epoch"]:
+            return state
+        print(f"note: {path} is damaged: the run starts afresh", file=sys.stderr)
+        return None
+
+    def _note_environment(self, now: Row, resumed: bool) -> None:
+        """Keeps a list of the environments that a run has been trained in, one entry for each change."""
+        path = self.folder / "environment.json"
+        before = self.environments if resumed and path.exists() else []
+        if before and before[-1] != now:
+            changes = [f"{key} {before[-1].get(key)} -> {now[key]}" for key in now if before[-1].get(key) != now[key]]
+            print(f"note: {self.folder} goes on in another environment: {', '.join(changes)}", file=sys.stderr)
+        write(path, json.dumps([*before, now] if before[-1:] != [now] else before, indent=2))
 
     def append(self, row: Row) -> None:
         """Adds an epoch to the history."""
         with (self.folder / "history.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(row, allow_nan=False) + "\n")
 
     def save(self, state: Row) -> None:
         """Replaces the checkpoint."""
@@ -54,55 +80,55 @@ class Record:
 
     def finish(self, result: Row) -> None:
         """Marks the run as done."""
-        write(self.folder / "result.json", json.dumps(result, indent=2))
+        write(self.folder / "result.json", json.dumps(result, indent=2, allow_nan=False))
 
     @property
     def result(self) -> Row | None:
         """The result, if the run is done."""
         path = self.folder / "result.json"
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+        return dict(_read(path)) if path.exists() else None
 
     @property
-    def environment(self) -> Row:
-        return dict(json.loads((self.folder / "environment.json").read_text(encoding="utf-8")))
+    def environments(self) -> list[Row]:
+        """Where the run was trained: one entry, unless it was resumed elsewhere."""
+        return list(_read(self.folder / "environment.json"))
 
     @property
     def history(self) -> list[Row]:
-        return list(self._rows())
-
-    def _rows(self) -> Iterator[Row]:
+        """The figures of each epoch."""
         path = self.folder / "history.jsonl"
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                yield json.loads(line)
-
-    def _keep_history(self, epochs: int) -> None:
-        # What was written after the checkpoint is about to be computed again; a last line may be half written.
-        path = self.folder / "history.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines()[:epochs] if path.exists() else []
-        write(path, "".join(line + "\n" for line in lines))
+        return [_parsed(line, path) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def open_study(study: Study, folder: Path, resume: bool) -> None:
-    """Makes the folder this study's own.
+@contextmanager
+def open_study(study: Study, folder: Path, resume: bool) -> Iterator[None]:
+    """Makes the folder this study's own, and keeps other processes out of it.
 
     Raises:
-        UserError: it holds another study, other files, or this study while ``resume`` was not asked for.
+        UserError: it holds another study, other files, or this study while ``resume`` was not asked for; or another
+            process is at work in it.
     """
-    file, text = folder / "study.json", study.model_dump_json(by_alias=True, indent=2)
+    file = folder / "study.json"
     if file.exists():
-        if file.read_text(encoding="utf-8") != text:
+        if _identity(read_study(folder)) != _identity(study):
             raise UserError(
-                f"--out: {folder} must be empty or hold this study, it holds another: choose another folder"
+                f"--out: {folder} must be empty or hold this study, it holds another: remove it or choose another"
             )
         if not resume:
             raise UserError(
-                f"--out: {folder} already holds this study: --resume continues it, or choose another folder"
+                f"--out: {folder} already holds this study: --resume continues it; or choose another folder"
             )
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or any(not _is_ours(path) for path in folder.iterdir())):
         raise UserError(f"--out: {folder} must be empty or hold this study, it holds other files")
     folder.mkdir(parents=True, exist_ok=True)
-    write(file, text)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            write(file, study.model_dump_json(by_alias=True, indent=2))
+            yield
+    except Timeout:
+        raise UserError(
+            f"--out: {folder} is in use by another process: wait for it, or choose another folder"
+        ) from None
 
 
 def read_study(folder: Path) -> Study:
@@ -110,7 +136,21 @@ def read_study(folder: Path) -> Study:
     file = folder / "study.json"
     if not file.exists():
         raise UserError(f"{folder}: holds no study (no study.json): give the folder that 'run' wrote")
-    return Study.model_validate_json(file.read_text(encoding="utf-8"))
+    try:
+        return Study.model_validate_json(file.read_text(encoding="utf-8"))
+    except ValidationError:
+        raise UserError(
+            f"{file}: is damaged, or of another version: remove {folder}, or choose another folder"
+        ) from None
+
+
+def _identity(study: Study) -> Row:
+    """What makes two studies the same: all but where the data lies and how often a checkpoint is written."""
+    return study.model_dump(exclude={"runs": {"__all__": {"data": {"root"}, "train": {"checkpoint_seconds"}}}})
+
+
+def _is_ours(path: Path) -> bool:
+    return path.name == ".lock" or path.suffix == ".part"
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -124,6 +164,20 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
     }
+
+
+def _read(path: Path) -> Any:
+    try:
+        return _parsed(path.read_text(encoding="utf-8"), path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: is missing: remove {path.parent}, and 'run --resume' makes the run again") from None
+
+
+def _parsed(text: str, path: Path) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise UserError(f"{path}: is damaged: remove {path.parent}, and 'run --resume' makes the run again") from None
 
 
 def write(path: Path, content: str | bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from experiments import figures
 from experiments.record import write
-from experiments.summary import Cell, Mean, Summary
+from experiments.summary import Cell, Mean, Summary, best_of
 
 COLUMNS = ["arm", "strength", "train error %", "test error %", "gap", "test loss", "zeros %", "norm"]
 
@@ -27,9 +28,7 @@ def table(summary: Summary) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])]) for cells in rows]
     lines.insert(1, "-" * len(lines[0]))
-    seeds = len(summary.cells[0].runs)
-    note = f"Mean +- standard error over {seeds} seeds; strengths chosen by validation error." if seeds > 1 else ""
-    return "\n".join([*lines, note, "", *(f"{claim.title} {claim.evidence}" for claim in claims(summary))])
+    return "\n".join([*lines, summary.note, "", *(f"{claim.title} {claim.evidence}" for claim in claims(summary))])
 
 
 def row(cell: Cell) -> list[str]:
@@ -43,53 +42,58 @@ def row(cell: Cell) -> list[str]:
 
 
 def claims(summary: Summary) -> list[Claim]:
-    """What can be said of regularization from this study; nothing without an unregularized arm."""
+    """What this study shows of regularization, against an arm that differs by nothing else; nothing without such."""
     plain = summary.plain
-    sound = [cell for cell in summary.cells if not cell.diverged and cell is not plain]
-    if plain is None or plain.diverged or not sound:
+    if plain is None:
         return []
-    return [*_zero_is_plain(plain, sound), *_between(plain, summary), *_too_strong(plain, sound)]
+    alike = [cell for cell in summary.cells if not cell.diverged and cell.differs_only_by_regularization(plain)]
+    off = [cell for cell in alike if cell.is_off()]
+    on = [cell for cell in alike if not cell.is_off() and not cell.is_plain()]
+    return [*_zero_is_plain(plain, off), *_between(plain, on), *_too_strong(plain, on)]
 
 
-def _zero_is_plain(plain: Cell, sound: list[Cell]) -> list[Claim]:
-    digests = [result["sha256"] for result in plain.results]
-    off = [cell for cell in sound if cell.strength == 0]
-    same = [cell.arm for cell in off if [result["sha256"] for result in cell.results] == digests]
-    if not off or len(same) < len(off):
+def _zero_is_plain(plain: Cell, off: list[Cell]) -> list[Claim]:
+    common = [(cell, cell.digests.keys() & plain.digests.keys()) for cell in off]
+    other = [cell.arm for cell, seeds in common if any(cell.digests[s] != plain.digests[s] for s in seeds)]
+    if other:
+        return [Claim("Strength 0 is not the plain loss here!", f"Other weights than {plain.arm}: {', '.join(other)}.")]
+    same = [cell.arm for cell, seeds in common if seeds]
+    if not same:
         return []
     verb = "end" if len(same) > 1 else "ends"
     evidence = f"{' and '.join(same)} at strength 0 {verb} with the unregularized weights, bit for bit."
     return [Claim("Strength 0 is the plain loss.", evidence)]
 
 
-def _between(plain: Cell, summary: Summary) -> list[Claim]:
-    best = min((cell for cell in summary.chosen if not cell.diverged), key=lambda cell: cell.mean("valid_error").mean)
-    noise = f" ({100 * summary.label_noise:g} % of its labels are wrong)" if summary.label_noise else ""
-    if best.gap.mean >= plain.gap.mean:
+def _between(plain: Cell, on: list[Cell]) -> list[Claim]:
+    best = best_of(on)
+    if best is None or not _is_lower(best, plain, "test_error") or best.gap.mean >= plain.gap.mean:
         return []
     closes = abs(best.gap.mean) < 0.5 * plain.gap.mean
-    return [
-        Claim(
-            f"In between, the gap {'closes' if closes else 'narrows'}.",
-            f"Unregularized: training error {_percent(plain.mean('train_error'))} %{noise}, test error "
-            f"{_percent(plain.mean('test_error'))} %. {best.arm}: {_percent(best.mean('train_error'))} % and "
-            f"{_percent(best.mean('test_error'))} %.",
-        )
-    ]
+    noise = plain.runs[0].data.label_noise
+    wrong = f" ({100 * noise:g} % of its labels are wrong)" if noise else ""
+    evidence = f"Unregularized: {_errors(plain, wrong)}. {best.label}: {_errors(best)}."
+    return [Claim(f"In between, the gap {'closes' if closes else 'narrows'}.", evidence)]
 
 
-def _too_strong(plain: Cell, sound: list[Cell]) -> list[Claim]:
-    worst = max(sound, key=lambda cell: cell.mean("train_error").mean)
-    if worst.mean("test_error").mean <= plain.mean("test_error").mean:
+def _too_strong(plain: Cell, on: list[Cell]) -> list[Claim]:
+    worse = [cell for cell in on if all(_is_lower(plain, cell, key) for key in ("train_error", "test_error"))]
+    if not worse:
         return []
-    at = f" at {worst.strength:g}" if worst.strength is not None else ""
-    return [
-        Claim(
-            "Too strong, and the network under-fits.",
-            f"{worst.arm}{at}: training error {_percent(worst.mean('train_error'))} %, test error "
-            f"{_percent(worst.mean('test_error'))} %.",
-        )
-    ]
+    worst = max(worse, key=lambda cell: cell.mean("train_error").mean)
+    at = "" if worst.strength is None else f" at {worst.strength:g}"
+    return [Claim("Too strong, and the network under-fits.", f"{worst.arm}{at}: {_errors(worst)}.")]
+
+
+def _is_lower(cell: Cell, than: Cell, key: str) -> bool:
+    """Whether a figure is lower by more than two standard errors of the difference, and by half a point at least."""
+    low, high = cell.mean(key), than.mean(key)
+    return high.mean - low.mean > max(2 * math.hypot(low.se, high.se), 0.005)
+
+
+def _errors(cell: Cell, remark: str = "") -> str:
+    train, test = _percent(cell.mean("train_error")), _percent(cell.mean("test_error"))
+    return f"training error {train} %{remark}, test error {test} %"
 
 
 def write_page(summary: Summary, folder: Path) -> Path:
@@ -100,20 +104,14 @@ def write_page(summary: Summary, folder: Path) -> Path:
     page = environment.get_template("report.html").render(
         summary=summary,
         columns=COLUMNS,
-        rows=[row(cell) for cell in summary.chosen],
-        best=_best_row(summary),
+        rows=[(cell, row(cell)) for cell in summary.chosen],
+        best=best_of(summary.chosen),
         claims=claims(summary),
         pictures=figures.all_of(summary),
-        seeds=len(summary.cells[0].runs),
     )
     path = folder / "report.html"
     write(path, page)
     return path
-
-
-def _best_row(summary: Summary) -> int:
-    sound = [i for i, cell in enumerate(summary.chosen) if not cell.diverged]
-    return min(sound, key=lambda i: summary.chosen[i].mean("valid_error").mean, default=-1)
 
 
 def _percent(value: Mean) -> str:

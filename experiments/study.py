@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
+from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from experiments import build, data
 from experiments.config import Run, Study
-from experiments.errors import UserError
+from experiments.errors import UserError, oneline
+from experiments.measure import describe
 from experiments.record import Record, Row, open_study
 from experiments.train import train
 
@@ -18,12 +21,11 @@ def run_study(study: Study, folder: Path, device: torch.device, resume: bool = F
     """Makes every run that is not done yet; returns a line for each that diverged.
 
     Raises:
-        UserError: a run cannot be built, or the folder is not free; nothing has been written then.
+        UserError: a run cannot be made, or the folder is not free; nothing has been written then.
     """
     check(study)
-    open_study(study, folder, resume)
     diverged = []
-    with tqdm(study.runs, desc=study.name, unit="run", disable=None) as bar:
+    with open_study(study, folder, resume), tqdm(study.runs, desc=study.name, unit="run", disable=None) as bar:
         for run in bar:
             record = Record(folder / "runs" / run.folder)
             done = record.result
@@ -36,20 +38,45 @@ def run_study(study: Study, folder: Path, device: torch.device, resume: bool = F
 
 
 def check(study: Study) -> None:
-    """Builds every arm once, on the CPU, so that a fault in the last one shows before the first has run."""
+    """Rehearses every arm on the CPU, so that a fault in the last one shows before the first has run."""
     for run in {(run.arm, run.strength): run for run in study.runs}.values():
         try:
-            _build(run)
+            _rehearse(run)
         except UserError as error:
-            raise UserError("\n".join(f"arms[{run.arm}].{line}" for line in str(error).splitlines())) from None
+            lines = [f"arms[{run.arm}].{line}" for line in str(error).splitlines()]
+            raise UserError("\n".join(lines)) from error
 
 
-def _build(run: Run) -> None:
+def _rehearse(run: Run) -> None:
+    """Builds the run and takes its largest and its smallest batch through a step."""
     images = data.load(run.data, torch.device("cpu"))
+    torch.manual_seed(run.seed)
     model = build.model(run.model, images)
     optimizer = build.optimizer(run.optimizer, model)
-    build.scheduler(run.scheduler, optimizer)
+    scheduler, each_step = build.scheduler(run.scheduler, optimizer)
     build.regularizers(run, model, optimizer)
+    size = run.train.batch_size
+    try:
+        for count in {min(size, len(images.train)), len(images.train) % size or size}:
+            x, y = images.train.x[:count].clone(), images.train.y[:count]
+            outputs = model(x)
+            if outputs.shape != (len(y), images.classes):
+                raise ValueError(
+                    f"its output must have the shape {(len(y), images.classes)}, got {tuple(outputs.shape)}"
+                )
+            cross_entropy(outputs, y).backward()
+            optimizer.step()
+        describe(model)
+    except Exception as error:  # whatever a user's model raises
+        raise UserError(f"model: cannot be trained on {tuple(x.shape)} images: {oneline(error)}") from error
+    if scheduler is not None:
+        count = run.train.epochs * (-(-len(images.train) // size) if each_step else 1)
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                for _ in range(count):
+                    scheduler.step()
+        except Exception as error:
+            raise UserError(f"scheduler: cannot make the {count} steps of the run: {oneline(error)}") from error
 
 
 def pick_device(name: str) -> torch.device:

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
+import math
 
 import torch
-from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-import torchreg
 from experiments import build, data
 from experiments.config import Run
+from experiments.measure import describe, evaluate, penalties
 from experiments.progress import Progress
 from experiments.record import Record, Row
-
-_EVALUATED_AT_ONCE = 4096  # images; bounds the memory an evaluation takes
-_HISTOGRAM_EDGES = torch.linspace(-6, 1, 71)  # of log10 |w|
 
 
 def train(run: Run, device: torch.device, record: Record) -> Row:
     """Trains one run, from its checkpoint if it has one, and returns the result it recorded.
 
     On the CPU a run that was killed and resumed ends with the bits of one that was not, given the same number of
-    threads: a checkpoint holds the whole state, down to the random generators.
+    threads: a checkpoint holds the whole state, down to torch's random generators.
     """
     images = data.load(run.data, device)
     torch.manual_seed(run.seed)
@@ -38,7 +34,7 @@ def train(run: Run, device: torch.device, record: Record) -> Row:
 
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
     parts |= {f"regularizers.{i}": regularizer for i, regularizer in enumerate(regularizers)}
-    progress = Progress(run, parts, shuffle, record)
+    progress = Progress(run, parts, shuffle, record, device)
     progress.restore(record.begin(run, device))
 
     x, y = images.train.x, images.train.y
@@ -57,64 +53,20 @@ def train(run: Run, device: torch.device, record: Record) -> Row:
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
-            losses[step] = loss.detach()  # read once an epoch, so that no step waits for the device
+            losses[step] = loss.detach()  # read once an epoch: a step need not wait for the device
             if scheduler is not None and each_step:
                 scheduler.step()
         if scheduler is not None and not each_step:
             scheduler.step()
 
-        broken = (~losses.isfinite()).nonzero()
-        if len(broken):
-            first = int(broken[0])
-            return progress.diverged(step=progress.epoch * steps + first + 1, loss=losses[first].item())
-        progress.advance({**evaluate(model, images), "penalty": penalties(regularizers)})
+        figures = evaluate(model, images)
+        broken = (~losses.isfinite()).nonzero().flatten().tolist()
+        if broken or not all(map(math.isfinite, figures.values())):
+            bar.close()
+            last = progress.epoch * steps + (broken[0] if broken else steps - 1) + 1
+            what = f"the loss is {losses[broken[0]].item()} at" if broken else "the weights are not finite after"
+            return progress.diverged(f"{what} step {last} (epoch {progress.epoch + 1})")
+        progress.advance({**figures, "penalty": penalties(regularizers)})
         bar.update()
     bar.close()
     return progress.finish(describe)
-
-
-def evaluate(model: nn.Module, images: data.Images) -> Row:
-    """Mean loss and error rate on the training, validation and test images, in evaluation mode, without penalties."""
-    splits = {"train": images.train, "valid": images.valid, "test": images.test}
-    figures = torch.stack([_loss_and_error(model, split) for split in splits.values()]).tolist()
-    row: Row = {}
-    for name, (loss, error) in zip(splits, figures, strict=True):
-        row |= {f"{name}_loss": loss, f"{name}_error": error}
-    return row
-
-
-@torch.no_grad()
-def _loss_and_error(model: nn.Module, split: data.Split) -> Tensor:
-    model.eval()
-    totals = torch.zeros(2, dtype=torch.float64, device=split.y.device)
-    for x, y in zip(split.x.split(_EVALUATED_AT_ONCE), split.y.split(_EVALUATED_AT_ONCE), strict=True):
-        outputs = model(x)
-        totals += torch.stack([cross_entropy(outputs, y, reduction="sum"), (outputs.argmax(1) != y).sum()])
-    return totals / len(split)
-
-
-@torch.no_grad()
-def penalties(regularizers: list[torchreg.Regularizer]) -> dict[str, float]:
-    """The penalties' values, by kind, whatever mode they act in."""
-    totals: dict[str, float] = {}
-    for regularizer in regularizers:
-        for kind, value in regularizer.terms().items():
-            totals[kind] = totals.get(kind, 0.0) + value.item()
-    return totals
-
-
-@torch.no_grad()
-def describe(model: nn.Module) -> Row:
-    """What training made of the weights: norms, zeros, a histogram, and a digest that tells any two bits apart."""
-    digest = hashlib.sha256()
-    for tensor in model.state_dict().values():
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    weights = torch.cat([w.detach().flatten().float().cpu() for w in torchreg.diagnostics.weights_of(model).values()])
-    counts, _ = torch.histogram(weights.abs().log10(), _HISTOGRAM_EDGES)
-    return {
-        "norms": torchreg.diagnostics.norms(model),
-        "sparsity": torchreg.diagnostics.sparsity(model),
-        "zeros": 1 - weights.count_nonzero().item() / len(weights),
-        "histogram": {"edges": _HISTOGRAM_EDGES.tolist(), "shares": (counts / len(weights)).tolist()},
-        "sha256": digest.hexdigest(),
-    }

@@ -4,6 +4,8 @@ Nothing here knows of models, optimizers or strengths. Half-precision weights ar
 over a layer leaves float16's range long before the weights, or the strength times the sum, do.
 """
 
+from numbers import Real
+
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
@@ -53,6 +55,8 @@ def soft_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:
     References:
         David L. Donoho, "De-noising by soft-thresholding", IEEE Transactions on Information Theory, 1995.
     """
+    if w.is_complex():
+        raise TypeError(f"soft_threshold: w must be real, got {w.dtype}")
     if isinstance(threshold, Tensor):
         return w - torch.minimum(torch.maximum(w, -threshold), threshold).to(w.dtype)
     return w - w.clamp(-threshold, threshold)
@@ -138,7 +142,9 @@ def real_dtype(w: Tensor) -> torch.dtype:
 
 
 def check_probability(owner: str, p: float) -> None:
-    """Raises ``ValueError`` unless ``p`` is in [0, 1]; NaN is not."""
+    """Raises ``TypeError`` unless ``p`` is a number, ``ValueError`` unless it is in [0, 1]; NaN is not."""
+    if isinstance(p, bool) or not isinstance(p, Real):
+        raise TypeError(f"{owner}: p, the probability of dropping, must be a number in [0, 1], got {p!r}")
     if not 0 <= p <= 1:
         raise ValueError(f"{owner}: p, the probability of dropping, must be in [0, 1], got {p!r}")
 

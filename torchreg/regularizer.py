@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from torchreg.entries import survey, table
 from torchreg.hooks import Group, StepHooks, gradient_scale, step_size
-from torchreg.hosts import check_host
+from torchreg.hosts import check_decay, check_host
 from torchreg.penalties import Penalty, ProximalPenalty
 from torchreg.schedules import Schedule
 from torchreg.selectors import ParamInfo, Selector, as_selector, weights
@@ -157,6 +157,7 @@ class Regularizer:
             )
         if self.mode != "loss":
             check_host(optimizer, self.entries, self.mode)
+        check_decay(optimizer, self.entries)
         self._register(optimizer)
         return self
 

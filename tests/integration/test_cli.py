@@ -59,6 +59,17 @@ def test_a_diverged_run_ends_with_1_and_names_the_step(command):
         (["run", "study.toml", "--set", "train.epoch=3"], "error: train.epoch: unknown key, did you mean 'epochs'?"),
         (["run", "study.toml", "--set", "train"], "error: --set: must be key=value, got 'train'"),
         (["run", "study.toml", "--set", "name.x=1"], "error: --set name.x: name must be a table, got 'small'"),
+        (
+            ["run", "study.toml", "--set", "arms.L9.strength=1"],
+            "error: --set arms.L9.strength: arms.L9 must be",
+        ),
+        (["run", "study.toml", "--set", "train.epochs=1\ntrain=3"], "error: train.epochs: must be a valid integer"),
+        (["run", "study.toml", "--out", "study.toml"], "error: --out: study.toml must be empty or hold this study"),
+        (
+            ["run", "study.toml", "--out", "study.toml/x"],
+            "error: study.toml/x: cannot be read or written",
+        ),
+        (["bench", "dropuot"], "error: bench: unknown name 'dropuot', valid: dropout, step"),
         (["run", "study.toml", "--set", "data.train_size=5000"], "data.train_size: must be at most 950"),
         (["run", "study.toml", "--device", "tpu"], "error: --device: must be auto, cpu or cuda, got 'tpu'"),
         (["report", "."], "error: .: holds no study"),
@@ -70,6 +81,12 @@ def test_a_mistake_is_one_line_and_exit_code_2(command, tmp_path, arguments, lin
     assert line in err
     assert (out, err.count("\n")) == ("", 1)
     assert not (tmp_path / "runs").exists()
+
+
+def test_an_arm_is_overridden_by_its_name_and_a_byte_order_mark_is_no_obstacle(command, tmp_path):
+    (tmp_path / "study.toml").write_text(STUDY, encoding="utf-8-sig")
+    assert command("run", "study.toml", "--set", " arms . L2 . optimizer = {lr = -1}")[0] == 2
+    assert command("run", "study.toml", "--set", " arms . L2 . optimizer = {lr = 0.2}")[0] == 0
 
 
 def test_a_file_that_is_not_toml(command, tmp_path):

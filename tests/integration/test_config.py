@@ -3,10 +3,34 @@
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from experiments import config, study
 from experiments.errors import UserError
 from tests.integration.studies import TREE, arm, small
+
+
+class Narrow(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(64, 3))
+
+
+class Normalized(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(64, 10), nn.BatchNorm1d(10))
+
+
+class Frozen(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(64, 10))
+        self.requires_grad_(False)
+
+
+class Wrong(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear({}["width"], 10)
+
 
 CONFIGS = sorted(Path(__file__).parents[2].glob("configs/**/*.toml"))
 
@@ -32,7 +56,7 @@ def test_a_table_that_changes_its_name_starts_afresh():
 
 
 def test_runs_are_arms_by_strengths_by_seeds():
-    penalty = {"penalty": "L2", "strength": 0.0}
+    penalty = {"penalty": "L2"}
     arms = [{"name": "none"}, {"name": "L2", "strengths": [0.1, 0.2], "regularizers": [penalty]}]
     runs = small(arms=arms, seeds=[3, 4]).runs
     assert [(run.arm, run.strength, run.seed) for run in runs] == [
@@ -87,14 +111,43 @@ FAULTS = {
         {"regularizers": [{"penalty": "L1", "strength": float("nan")}]},
         "regularizers.0.strength: must be a finite number, got nan",
     ),
+    "strengths beside a strength": (
+        {"arms": [{"name": "a", "strengths": [1.0], "regularizers": [{"penalty": "L1", "strength": 2.0}]}]},
+        "arms[a].strengths: must be the only strengths",
+    ),
+    "strengths beside a decay": (
+        {"arms": [{"name": "a", "strengths": [1.0], "optimizer": {"weight_decay": 0.5}}]},
+        "arms[a].strengths: must be the only strengths",
+    ),
     "unknown mode": (
         {"regularizers": [{"penalty": "L1", "strength": 1.0, "mode": "proximal"}]},
         "regularizers.0.mode: must be 'loss', 'grad', 'decoupled' or 'prox', got 'proximal'",
     ),
-    "two runs in one folder": ({"arms": [{"name": "a b"}, {"name": "a_b"}]}, "two would lie in 'a_b/seed0'"),
+    "two arms in one folder": (
+        {"arms": [{"name": "a b"}, {"name": "A_b"}]},
+        "arms: must be told apart, got 'a_b'",
+    ),
+    "one seed twice": ({"seeds": [1, 1]}, "seeds: must be told apart, got '1' twice"),
+    "a seed too large": ({"seeds": [2**63]}, "seeds.0: must be less than"),
+    "one strength twice": (
+        {"arms": [{"name": "a", "strengths": [0.0, -0.0]}]},
+        "arms[a].strengths: must be told apart",
+    ),
+    "no strengths": ({"arms": [{"name": "a", "strengths": []}]}, "arms.0.strengths: must have at least 1 item"),
+    "a key of the arm misspelled": ({"arms": [{"name": "a", "strenghts": [1.0]}]}, "did you mean 'strengths'?"),
+    "a strength missing": ({"regularizers": [{"penalty": "L1"}]}, "arms[none].regularizers.0.strength: is missing"),
+    "an option twice": (
+        {"optimizer": {"name": "SGD", "lr": 1.0, "momentum": 0.9, "args": {"momentum": 0.8}}},
+        "optimizer: must not be given both in args and beside it: momentum",
+    ),
+    "a class that is a path": (
+        {"model": {"class": "nets.py"}},
+        "model.class: must be of the form package.module",
+    ),
+    "a name of two lines": ({"arms": [{"name": "a\nb"}]}, "arms.0.name: must be a name on one line"),
     "strengths of what": (
-        {"arms": [{"name": "a", "strengths": [1.0], "regularizers": [{}, {}]}]},
-        "arms[a].strengths: needs an arm with one regularizer or none, got 2",
+        {"arms": [{"name": "a", "strengths": [1.0], "regularizers": [{"penalty": "L1"}, {"penalty": "L2"}]}]},
+        "arms[a].strengths: must be the only strengths",
     ),
 }
 
@@ -117,17 +170,60 @@ BUILD_FAULTS = {
     ),
     "unknown option": ({"optimizer": {"beta": 1}}, "optimizer.beta: unknown key, did you mean 'betas'?"),
     "option of another type": ({"model": {"hidden": "16"}}, "model.hidden: must be a valid list, got '16'"),
-    "p above 1": ({"model": {"dropout": {"name": "Dropout", "p": 2.0}}}, "model.dropout: Dropout: p, the probability"),
+    "p above 1": (
+        {"model": {"dropout": {"name": "Dropout", "p": 2.0}}},
+        "model.dropout: Dropout(p=2.0) cannot be made",
+    ),
     "nothing selected": (
         {"regularizers": [{"penalty": "L1", "strength": 1.0, "select": "conv*"}]},
         "regularizers.0: Regularizer: select must choose at least one parameter",
     ),
     "decay set twice": (
         {"optimizer": {"weight_decay": 0.1}, "regularizers": [{"penalty": "L2", "strength": 1.0}]},
-        "regularizers.0, optimizer.weight_decay: must not both be set",
+        "regularizers.0: Regularizer: linear1.weight would decay twice, by L2(1.0) and by weight_decay=0.1 of AdamW",
     ),
     "no such class": ({"model": {"class": "torch.nn:Lineal"}}, "model.class: 'torch.nn:Lineal' cannot be imported"),
-    "not a module": ({"model": {"class": "fractions:Fraction"}}, "model.class: must be"),
+    "not a class": ({"model": {"class": "math:pi"}}, "model: math:pi() cannot be made: 'float' object is not callable"),
+    "option that is not finite": (
+        {"optimizer": {"eps": float("nan")}},
+        "optimizer.eps: must be a finite number",
+    ),
+    "option of a wrong type": ({"optimizer": {"eps": "x"}}, "optimizer: AdamW(eps='x') cannot be made"),
+    "p that is no number": (
+        {"model": {"dropout": {"name": "Dropout", "p": "x"}}},
+        "model.dropout: Dropout(p='x')",
+    ),
+    "the same penalty twice": (
+        {"regularizers": [{"penalty": "L2", "strength": 1.0}, {"penalty": "L2", "strength": 1.0, "mode": "prox"}]},
+        "regularizers.1: must not decay twice, got two L2 on 'weights': drop one",
+    ),
+    "no place for all images": ({"data": {"valid_size": 1000}}, "data.valid_size: must be less than 1,000"),
+    "a schedule too short": (
+        {"scheduler": {"name": "OneCycleLR", "interval": "step", "max_lr": 0.1, "total_steps": 3}},
+        "scheduler: cannot make the 16 steps of the run: Tried to step",
+    ),
+    "a schedule no file can describe": ({"scheduler": {"name": "LambdaLR"}}, "scheduler.name: unknown name 'LambdaLR'"),
+    "a model of another input": (
+        {"model": {"class": "torch.nn:Linear", "args": {"in_features": 9, "out_features": 10}}},
+        "model: cannot be trained on (10, 1, 8, 8) images: addmm: mat1 and mat2 shapes cannot be multiplied",
+    ),
+    "a model of another output": (
+        {"model": {"class": "tests.integration.test_config:Narrow"}},
+        "model: cannot be",
+    ),
+    "a last batch of one for batch normalization": (
+        {"model": {"class": "tests.integration.test_config:Normalized"}, "train": {"batch_size": 33}},
+        "model: cannot be trained on (1, 1, 8, 8) images: Expected more than 1 value per channel",
+    ),
+    "a model that is frozen": (
+        {"model": {"class": "tests.integration.test_config:Frozen"}},
+        "model: cannot be trained on (10, 1, 8, 8) images: element 0 of tensors does not require grad",
+    ),
+    "a model whose own code is wrong": (
+        {"model": {"class": "tests.integration.test_config:Wrong"}},
+        "model: tests.integration.test_config:Wrong() cannot be made: KeyError: 'width'",
+    ),
+    "not a module": ({"model": {"class": "fractions:Fraction"}}, "model.class: must make a Module"),
     "more images than there are": ({"data": {"train_size": 901}}, "data.train_size: must be at most 900"),
     "no weight decay to set": (
         {"optimizer": {"name": "Rprop", "lr": 1.0, "weight_decay": 0.1}},

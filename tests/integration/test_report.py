@@ -1,20 +1,24 @@
 """The report: its numbers against NumPy's, its claims against what the runs did, its page by itself."""
 
 import re
+import shutil
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from experiments import report
 from experiments.errors import UserError
 from experiments.record import open_study
 from experiments.study import run_study
-from experiments.summary import summarize
+from experiments.summary import Cell, Summary, summarize
 from tests.helpers import assert_close
 from tests.integration.studies import small
 
-L2 = {"penalty": "L2", "strength": 0.0}
+L2 = {"penalty": "L2"}
+L1 = {"regularizers": [{"penalty": "L1", "mode": "prox"}]}
 ARMS = [
     {"name": "none"},
     {"name": "L2", "strengths": [0.0, 1.0], "regularizers": [L2]},
@@ -22,6 +26,17 @@ ARMS = [
     {"name": "L2, far too strong", "regularizers": [{"penalty": "L2", "strength": 1e3}]},
     {"name": "broken", "optimizer": {"name": "SGD", "lr": 1e30}},
 ]
+
+
+class Bias(nn.Module):
+    """A model without a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(10))
+
+    def forward(self, x):
+        return self.bias.expand(len(x), 10)
 
 
 @pytest.fixture(scope="module")
@@ -51,24 +66,90 @@ def test_an_arm_is_judged_at_the_strength_with_the_lowest_validation_error(summa
     assert [cell.strength for cell in path] == [0.0, 1.0]
 
 
-def test_every_weight_is_a_zero_or_in_the_histogram_or_tiny(summary):
+def test_every_weight_is_a_zero_or_in_the_histogram_or_beside_it(summary):
     for cell in summary.chosen[:3]:
         for result in cell.results:
-            assert 0.9 < result["zeros"] + sum(result["histogram"]["shares"]) < 1 + 1e-6
+            shares = result["histogram"]
+            assert_close(
+                result["zeros"] + sum(shares["shares"]) + shares["below"] + shares["above"], 1.0, tolerance=1e-6
+            )
     assert summary.chosen[2].mean("zeros").mean > 0.05  # L1 by prox
     assert summary.chosen[0].mean("zeros").mean == 0
 
 
-def test_the_claims_are_what_the_runs_did(summary):
-    zero, between, strong = report.claims(summary)
+def test_strength_0_is_told_to_be_the_plain_loss(summary):
+    zero, *_, strong = report.claims(summary)
     assert zero.evidence == "L2 at strength 0 ends with the unregularized weights, bit for bit."
-    assert "Unregularized: training error" in between.evidence
+    assert strong.title == "Too strong, and the network under-fits."
     assert strong.evidence.startswith("L2, far too strong at 1000: training error")
 
 
-def test_no_claim_is_made_that_the_study_does_not_show(tmp_path):
-    run_study(small(arms=ARMS[1:3]), tmp_path, torch.device("cpu"))
-    assert report.claims(summarize(tmp_path)) == []
+def cell(name: str, train: float, test: float, spread: float = 0.0, sha256: str = "", **changes: Any) -> Cell:
+    """A made-up arm of three seeds."""
+    runs = small(arms=[{"name": name, **changes}], seeds=[0, 1, 2]).runs
+    errors = [(train + offset, test + offset) for offset in (-spread, 0.0, spread)]
+    keys = ("train_error", "test_error", "valid_error", "status", "sha256")
+    return Cell(runs, [dict(zip(keys, (*e, e[1], "done", sha256 or name), strict=True)) for e in errors], [])
+
+
+def titles(*cells: Cell) -> list[str]:
+    return [claim.title.split(",")[0] for claim in report.claims(Summary("made up", cells, 9, {}))]
+
+
+NONE = cell("none", 0.0, 0.2)
+PENALTY = {"regularizers": [{"penalty": "L2", "strength": 1.0}]}
+OFF = {"regularizers": [{"penalty": "L2", "strength": 0.0}]}
+DROPOUT = {"dropout": {"name": "Dropout", "p": 0.5}}
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        (cell("better", 0.1, 0.1, **PENALTY), ["In between"]),
+        (cell("dropout", 0.1, 0.1, model=DROPOUT), ["In between"]),
+        (cell("decay", 0.1, 0.1, optimizer={"weight_decay": 1.0}), ["In between"]),
+        (cell("better, but within its error", 0.1, 0.1, spread=0.15, **PENALTY), []),
+        (cell("less gap, but no better", 0.1, 0.2, **PENALTY), []),
+        (cell("under-fitted", 0.8, 0.9, **PENALTY), ["Too strong"]),
+        (cell("no better, but not under-fitted", 0.0, 0.3, **PENALTY), []),
+        (cell("another learning rate", 0.8, 0.9, optimizer={"lr": 1e-9}), []),
+        (cell("other data", 0.1, 0.1, data={"label_noise": 0.0}, **PENALTY), []),
+        (cell("off", 0.0, 0.2, sha256="none", **OFF), ["Strength 0 is the plain loss."]),
+        (cell("off, and yet another", 0.0, 0.2, **OFF), ["Strength 0 is not the plain loss here!"]),
+        (cell("off, with dropout", 0.0, 0.2, model=DROPOUT, **OFF), []),
+    ],
+    ids=lambda value: value.arm if isinstance(value, Cell) else "",
+)
+def test_a_claim_is_made_where_the_study_shows_it(other, expected):
+    assert titles(NONE, other) == expected
+
+
+def test_no_claim_is_made_without_an_unregularized_arm(tmp_path):
+    assert titles(cell("a", 0.0, 0.2, **PENALTY), cell("b", 0.8, 0.9, **PENALTY)) == []
+
+
+@pytest.mark.parametrize(
+    "arms",
+    [
+        [{"name": "plain", "optimizer": {"lr": 1e30, "name": "SGD"}}, {"name": "L1", "strengths": [0.0, 1.0], **L1}],
+        [{"name": "$\\foo$"}, {"name": "日本 🦊"}, {"name": "L1", "strengths": [0.0], **L1}],
+        [{"name": "no weights", "model": {"class": "tests.integration.test_report:Bias"}}],
+        [{"name": "broken", "optimizer": {"lr": 1e30, "name": "SGD"}}],
+        [{"name": "huge", "optimizer": {"lr": 300.0, "name": "SGD"}, "train": {"epochs": 1}}],
+    ],
+    ids=["diverged plain arm", "names", "no weights", "all diverged", "huge weights"],
+)
+def test_every_study_has_a_report(arms, tmp_path):
+    run_study(small(arms=arms), tmp_path, torch.device("cpu"))
+    summary = summarize(tmp_path)
+    assert report.table(summary)
+    assert report.write_page(summary, tmp_path).stat().st_size > 1000
+
+
+def test_an_unfinished_study_says_so(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "part")
+    shutil.rmtree(tmp_path / "part" / "runs" / "broken")
+    assert "Not finished: these are 15 of 18 runs." in report.table(summarize(tmp_path / "part"))
 
 
 def test_the_table_has_a_line_an_arm_and_says_who_diverged(summary):
@@ -96,6 +177,7 @@ def test_the_page_is_the_same_at_every_rendering(folder, summary):
 def test_a_folder_without_a_finished_run_says_what_to_do(tmp_path):
     with pytest.raises(UserError, match="holds no study"):
         summarize(tmp_path)
-    open_study(small(), tmp_path, resume=False)
+    with open_study(small(), tmp_path, resume=False):
+        pass
     with pytest.raises(UserError, match="no run of this study is finished yet: 'run --resume'"):
         summarize(tmp_path)

@@ -16,7 +16,7 @@ from torch import nn
 from experiments.errors import UserError
 from experiments.record import Record, open_study
 from experiments.study import run_study
-from experiments.train import train
+from experiments.summary import summarize
 from tests.integration.studies import arm, small
 
 CPU = torch.device("cpu")
@@ -51,7 +51,7 @@ def test_a_run_leaves_its_whole_record(tmp_path):
     files = {"config.json", "environment.json", "history.jsonl", "checkpoint.pt", "result.json"}
     assert {file.name for file in folder.iterdir()} == files
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
-    environment = json.loads((folder / "environment.json").read_text())
+    (environment,) = json.loads((folder / "environment.json").read_text())
     assert environment["torch"] == torch.__version__
     assert environment["threads"] == torch.get_num_threads()
     assert json.loads((folder / "result.json").read_text())["test_error"] == rows[-1]["test_error"]
@@ -97,6 +97,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path):
     (line,) = run_study(broken, tmp_path, CPU)
     # The weights are fine until the first step has been made, so the second of the epoch's four sees the damage.
     assert line in ("arm/seed0: the loss is nan at step 2 (epoch 1)", "arm/seed0: the loss is inf at step 2 (epoch 1)")
+
+
+def test_weights_that_the_last_step_breaks_stop_the_run_too(tmp_path):
+    broken = arm(optimizer={"name": "SGD", "lr": 1e30}, train={"epochs": 1, "batch_size": 1000})
+    assert run_study(broken, tmp_path, CPU) == ["arm/seed0: the weights are not finite after step 1 (epoch 1)"]
+    assert Record(tmp_path / "runs" / "arm" / "seed0").history == []
 
 
 def test_a_diverged_run_does_not_stop_the_others(tmp_path):
@@ -162,7 +168,6 @@ def test_a_resumed_run_is_the_uninterrupted_one(changes, epoch, tmp_path, monkey
     study = arm(**changes)
     whole = outcome(study, tmp_path / "whole")
     folder = tmp_path / "cut"
-    open_study(study, folder, resume=False)
     record, append = Record(folder / "runs" / study.runs[0].folder), Record.append
 
     def die(self, row):
@@ -172,7 +177,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(changes, epoch, tmp_path, monkey
 
     monkeypatch.setattr(Record, "append", die)
     with pytest.raises(KilledError):
-        train(study.runs[0], CPU, record)
+        run_study(study, folder, CPU)
     monkeypatch.setattr(Record, "append", append)
     torch.manual_seed(12345)
     run_study(study, folder, CPU, resume=True)
@@ -229,6 +234,53 @@ def test_a_folder_takes_one_study(tmp_path):
     (tmp_path / "b" / "thesis.tex").touch()
     with pytest.raises(UserError, match="it holds other files"):
         run_study(small(), tmp_path / "b", CPU)
+
+
+def test_a_folder_is_one_process_s_at_a_time(tmp_path):
+    with open_study(small(), tmp_path, resume=False), pytest.raises(UserError, match="in use by another process"):
+        run_study(small(), tmp_path, CPU, resume=True)
+
+
+def test_what_a_kill_leaves_before_the_study_has_begun_is_no_obstacle(tmp_path):
+    (tmp_path / "study.json.part").write_text('{"na')
+    assert run_study(small(), tmp_path, CPU) == []
+
+
+def test_data_may_move_between_a_kill_and_its_resumption(tmp_path):
+    run_study(small(), tmp_path, CPU)
+    moved = small(data={"train_size": 100, "valid_size": 100, "label_noise": 0.2, "root": "elsewhere"})
+    assert run_study(moved, tmp_path, CPU, resume=True) == []
+
+
+@pytest.mark.parametrize("file", ["checkpoint.pt", "history.jsonl"])
+def test_a_damaged_checkpoint_is_told_and_the_run_starts_afresh(file, tmp_path, capsys):
+    whole = outcome(small(), tmp_path)
+    folder = tmp_path / "runs" / "none" / "seed0"
+    (folder / "result.json").unlink()
+    (folder / file).write_bytes((folder / file).read_bytes()[:100])
+    run_study(small(), tmp_path, CPU, resume=True)
+    assert "checkpoint.pt is damaged: the run starts afresh" in capsys.readouterr().err
+    result = Record(folder).result
+    assert {key: value for key, value in result.items() if key != "seconds"} == whole
+
+
+@pytest.mark.parametrize("file", ["result.json", "environment.json", "history.jsonl", "../../../study.json"])
+def test_a_damaged_record_is_named(file, tmp_path):
+    run_study(small(), tmp_path, CPU)
+    path = tmp_path / "runs" / "none" / "seed0" / file
+    path.write_text(path.read_text()[:20])
+    with pytest.raises(UserError, match=f"{path.resolve().name}: is damaged"):
+        summarize(tmp_path)
+
+
+def test_resuming_in_another_environment_is_noted(tmp_path, capsys, monkeypatch):
+    run_study(small(), tmp_path, CPU)
+    record = Record(tmp_path / "runs" / "none" / "seed0")
+    (record.folder / "result.json").unlink()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    run_study(small(), tmp_path, CPU, resume=True)
+    assert "goes on in another environment: threads 1 -> 77" in capsys.readouterr().err
+    assert [environment["threads"] for environment in record.environments] == [1, 77]
 
 
 def test_a_study_that_cannot_be_built_writes_nothing(tmp_path):
