@@ -1,5 +1,6 @@
 # Two commands, each with all its own set-up in .venv: `make demo` and `make test`.
 PYTHON ?= python3
+PIP = .venv/bin/python -m pip install -q --disable-pip-version-check -c .venv/constraints.txt
 
 .PHONY: demo test lint clean
 
@@ -17,22 +18,32 @@ lint: .venv/dev
 clean:
 	rm -rf .venv
 
-# A torch that $(PYTHON) already has is used: the environment sees it, and it is kept at its version.
+# A torch that $(PYTHON) already has is used: the environment is shown where it lies, and pip is held to its version.
 .venv/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "torchreg needs Python 3.11 or later")'
-	if $(PYTHON) -c 'import torch' 2>/dev/null; then \
-	    $(PYTHON) -m venv --system-site-packages .venv; \
-	    $(PYTHON) -c 'import torch; print("torch==" + torch.__version__.split("+")[0])' > .venv/constraints.txt; \
-	else \
-	    $(PYTHON) -m venv .venv; \
-	    : > .venv/constraints.txt; \
-	fi
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11)' || { echo 'torchreg needs Python 3.11 or later'; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(PYTHON) -c "$$FIND_TORCH" > .venv/constraints.txt
 	touch $@
 
 .venv/demo: .venv/python pyproject.toml
-	.venv/bin/python -m pip install -q --disable-pip-version-check -c .venv/constraints.txt -e '.[experiments]'
+	$(PIP) -e '.[experiments]'
 	touch $@
 
 .venv/dev: .venv/python pyproject.toml
-	.venv/bin/python -m pip install -q --disable-pip-version-check -c .venv/constraints.txt -e '.[dev]'
+	$(PIP) -e '.[dev]'
 	touch $@ .venv/demo
+
+define FIND_TORCH
+import glob, pathlib
+try:
+    import torch
+except ImportError:
+    pass  # pip installs one
+else:
+    number = torch.__version__.split("+")[0]
+    if tuple(map(int, number.split(".")[:2])) >= (2, 11):
+        (packages,) = map(pathlib.Path, glob.glob(".venv/lib/python*/site-packages"))
+        (packages / "torch-of-parent.pth").write_text(str(pathlib.Path(torch.__file__).parents[1]) + "\n")
+        print(f"torch=={number}")
+endef
+export FIND_TORCH

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from numbers import Real
 from typing import Any, Literal, Self, get_args
 
 import torch
@@ -89,13 +90,24 @@ class Regularizer:
         self.model = model
         self.mode: Mode = mode
         self.schedule = schedule
-        self.scale: float | Tensor = 1.0
+        self.scale = 1.0
         self.entries = survey(model, _as_rules(penalty, mode), as_selector(select))
         self._penalties = {e.param: e.penalty for e in self.entries if e.penalty is not None}
         self._steps = 0
         self._optimizer: Optimizer | None = None
         self._hooks: StepHooks | None = None
         self._follow_schedule()
+
+    @property
+    def scale(self) -> float | Tensor:
+        """What every penalty is multiplied with."""
+        return self._scale
+
+    @scale.setter
+    def scale(self, scale: float | Tensor) -> None:
+        if not isinstance(scale, Tensor) and not (isinstance(scale, Real) and 0 <= scale < math.inf):
+            raise ValueError(f"Regularizer: scale must be a finite number >= 0 or a tensor, got {scale!r}")
+        self._scale = scale
 
     # -- mode "loss": the penalty as a number ---------------------------------------------------------------------
 
@@ -227,11 +239,12 @@ class Regularizer:
     def _follow_schedule(self) -> None:
         if self.schedule is not None:
             scale = self.schedule(self._steps)
-            if not isinstance(scale, Tensor) and not 0 <= scale < math.inf:
+            try:
+                self.scale = scale
+            except ValueError:
                 raise ValueError(
                     f"Regularizer: schedule must return a finite scale >= 0, got {scale!r} at step {self._steps}"
-                )
-            self.scale = scale
+                ) from None
 
     # -- saving and copying ---------------------------------------------------------------------------------------
 
@@ -243,7 +256,7 @@ class Regularizer:
         """Takes up what :meth:`state_dict` saved."""
         if set(state) != {"steps", "scale"}:
             raise ValueError(f"Regularizer: state must have the keys 'steps' and 'scale', got {sorted(state)}")
-        self._steps, self.scale = state["steps"], state["scale"]
+        self.scale, self._steps = state["scale"], state["steps"]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_hooks": None}
