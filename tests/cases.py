@@ -29,6 +29,18 @@ PENALTIES = [
     PenaltyCase(L2(0.7), lambda w: 0.35 * (w * w).sum(), exact_zeros=False),
     PenaltyCase(L1(0.2) + L2(0.5), lambda w: 0.2 * w.abs().sum() + 0.25 * (w * w).sum(), exact_zeros=True),
 ]
+
+
+class NoProx(Penalty):
+    """A user's own penalty, without a proximal operator."""
+
+    def value(self, w: Tensor) -> Tensor:
+        return w.pow(4).sum()
+
+    def gradient(self, w: Tensor) -> Tensor:
+        return 4 * w**3
+
+
 SILENT = [L1(0.0), L2(0.0), L1(0.0) + L2(0.0)]  # of strength 0: they must leave every bit alone
 
 OPTIMIZERS = {

@@ -28,6 +28,10 @@ def pytest_collection_modifyitems(items):
         lacking["mnist"] = "needs MNIST: set TORCHREG_DATA to a folder that holds MNIST/raw"
     if not torch.cuda.is_available():
         lacking["cuda"] = "needs a CUDA device"
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError) as error:  # a CPU-only torch beside the package index's torchvision
+        lacking["torchvision"] = lacking["mnist"] = f"needs a torchvision that imports beside this torch ({error})"
     for item in items:
         for marker, reason in lacking.items():
             if item.get_closest_marker(marker):

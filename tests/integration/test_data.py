@@ -75,6 +75,7 @@ def raw(tmp_path):
     return folder
 
 
+@pytest.mark.torchvision
 @pytest.mark.parametrize(
     ("content", "fault"),
     [
@@ -93,6 +94,7 @@ def test_a_damaged_file_is_named(raw, content, fault):
     assert fault in str(error.value)
 
 
+@pytest.mark.torchvision
 def test_another_file_of_the_right_size_fails_its_checksum(tmp_path):
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
@@ -101,6 +103,7 @@ def test_another_file_of_the_right_size_fails_its_checksum(tmp_path):
         data.load(Data(name="mnist", root=str(tmp_path)), CPU)
 
 
+@pytest.mark.torchvision
 def test_files_that_are_missing_and_cannot_be_downloaded(tmp_path, monkeypatch):
     from torchvision import datasets
 

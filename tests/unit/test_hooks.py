@@ -1,9 +1,5 @@
 """A penalty counts once per optimizer step, however the step is made: the traps of ``torch.optim``, one by one."""
 
-import copy
-import io
-import pickle
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,27 +7,8 @@ from torch import nn
 
 from tests.cases import SILENT, each_fused, each_mode, each_optimizer, each_penalty, each_step_mode
 from tests.helpers import assert_bit_equal, assert_close, assert_differs, make_data, make_model, train, weights_of
-from torchreg import L1, L2, Regularizer, linear
-
-PENALTY = L1(0.05) + L2(0.1)
-
-
-def sgd(model: nn.Module, **options) -> torch.optim.SGD:
-    return torch.optim.SGD(model.parameters(), **{"lr": 0.05, "momentum": 0.9, **options})
-
-
-def run(mode, make_optimizer=lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9), *, steps=5, **loop):
-    """The weights after some steps of a regularized training."""
-    model = make_model()
-    optimizer = make_optimizer(model.parameters())
-    Regularizer(model, PENALTY, mode=mode).attach(optimizer)
-    return train(model, optimizer, steps, **loop)
-
-
-def set_gradients(model: nn.Module, value: float) -> None:
-    for param in model.parameters():
-        param.grad = torch.full_like(param, value)
-
+from tests.unit.training import PENALTY, run, set_gradients, sgd
+from torchreg import L2, Regularizer
 
 # -- accumulation and closures ------------------------------------------------------------------------------------
 
@@ -136,83 +113,6 @@ def test_a_closures_loss_is_the_penalized_one_in_mode_grad_only():
         assert_close(loss.detach(), expected.detach())
 
 
-# -- GradScaler ---------------------------------------------------------------------------------------------------
-# It keeps its scale and its flags in float32, so a step size made of them is no closer than that, even for float64.
-
-
-@each_fused
-@each_step_mode
-def test_a_fused_optimizer_under_a_scaler_is_the_unscaled_run(make_optimizer, mode):
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, growth_interval=2)
-    assert_close(run(mode, make_optimizer, scaler=scaler), run(mode, make_optimizer), tolerance=1e-6)
-    assert scaler.get_scale() == 2.0**14
-
-
-@each_optimizer
-@each_step_mode
-def test_an_optimizer_under_a_scaler_is_the_unscaled_run(make_optimizer, mode):
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
-    assert_close(run(mode, make_optimizer, scaler=scaler), run(mode, make_optimizer), tolerance=1e-6)
-
-
-@each_fused
-@each_step_mode
-def test_clipping_after_unscale_is_the_clipped_unscaled_run(make_optimizer, mode):
-    results = []
-    for enabled in (True, False):
-        model = make_model()
-        optimizer = make_optimizer(model.parameters())
-        Regularizer(model, PENALTY, mode=mode).attach(optimizer)
-        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, enabled=enabled)
-        x, y = make_data()
-        for _ in range(5):
-            optimizer.zero_grad()
-            scaler.scale(F.mse_loss(model(x), y)).backward()
-            scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(model.parameters(), 0.1)
-            scaler.step(optimizer)
-            scaler.update()
-        results.append(weights_of(model))
-    assert_close(*results, tolerance=1e-6)
-
-
-@pytest.mark.parametrize("fused", [True, False], ids=["fused", "not fused"])
-@pytest.mark.parametrize("infinite", [torch.inf, torch.nan], ids=str)
-@each_step_mode
-def test_a_step_skipped_for_infinite_gradients_leaves_the_weights_alone(mode, infinite, fused):
-    model = make_model(dtype=torch.float32)
-    optimizer = sgd(model, fused=fused)
-    Regularizer(model, L1(0.5) + L2(0.5), mode=mode).attach(optimizer)
-    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-    before = weights_of(model)
-    for value in (infinite, 1.0):
-        scaler.scale(model(torch.ones(1, 6)).sum()).backward()  # the scaler must have scaled something
-        set_gradients(model, value)
-        scaler.step(optimizer)
-        scaler.update()
-        if value is infinite:
-            assert_bit_equal(weights_of(model), before)
-    assert_differs(weights_of(model), before)
-
-
-@each_step_mode
-def test_a_skipped_step_leaves_no_trace_in_the_moments(mode):
-    results = []
-    for bad_step in (True, False):
-        model = make_model()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0, fused=True)
-        Regularizer(model, PENALTY, mode=mode).attach(optimizer)
-        scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_factor=1.0 + 1e-6)
-        train(model, optimizer, 2, scaler=scaler)
-        if bad_step:
-            scaler.scale(model(make_data()[0]).sum()).backward()
-            set_gradients(model, torch.inf)
-            scaler.step(optimizer)
-            scaler.update(new_scale=4.0)
-        results.append(train(model, optimizer, 2, scaler=scaler))
-    assert_bit_equal(*results)
-
-
 # -- steps within steps, and steps that fail ----------------------------------------------------------------------
 
 
@@ -268,76 +168,6 @@ def test_a_schedule_wrapper_around_step_changes_nothing(mode):
         return optimizer
 
     assert_bit_equal(run(mode, scheduled), run(mode))
-
-
-# -- copies -------------------------------------------------------------------------------------------------------
-
-
-def by_pickle(it):
-    return pickle.loads(pickle.dumps(it))
-
-
-def by_torch(it):
-    file = io.BytesIO()
-    torch.save(it, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, by_pickle, by_torch])
-@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)], ids=str)
-@each_step_mode
-def test_a_copy_of_all_three_stays_attached_and_goes_its_own_way(mode, order, duplicate):
-    model = make_model()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    regularizer = Regularizer(model, PENALTY, mode=mode, schedule=linear(20)).attach(optimizer)
-    train(model, optimizer, steps=3)
-    copied = duplicate([(model, optimizer, regularizer)[index] for index in order])
-    twin, its_optimizer, its_regularizer = (copied[order.index(index)] for index in range(3))
-
-    before = weights_of(model)
-    after = train(twin, its_optimizer, steps=3)
-    assert_bit_equal(weights_of(model), before)
-    assert_bit_equal(train(model, optimizer, steps=3), after)
-
-    its_regularizer.remove()
-    assert_differs(train(twin, its_optimizer, steps=3), train(model, optimizer, steps=3))
-    assert len(optimizer._optimizer_step_pre_hooks) == 1
-
-
-@each_step_mode
-def test_a_copy_of_a_removed_one_stays_removed(mode):
-    model = make_model()
-    optimizer = sgd(model)
-    regularizer = Regularizer(model, PENALTY, mode=mode).attach(optimizer)
-    regularizer.remove()
-    twin, its_optimizer, _ = copy.deepcopy((model, optimizer, regularizer))
-    assert_bit_equal(train(twin, its_optimizer, steps=3), train(model, optimizer, steps=3))
-    assert not its_optimizer._optimizer_step_pre_hooks
-
-
-@each_step_mode
-def test_a_shallow_copy_is_detached_so_nothing_counts_twice(mode):
-    model = make_model()
-    optimizer = sgd(model)
-    regularizer = Regularizer(model, PENALTY, mode=mode).attach(optimizer)
-    twin = copy.copy(regularizer)
-    assert_bit_equal(train(model, optimizer, steps=5), run(mode))
-    regularizer.remove()
-    twin.attach(optimizer)  # it can take over
-
-
-@each_optimizer
-@each_step_mode
-def test_the_state_of_a_host_loads_with_weights_only(make_optimizer, mode):
-    model = make_model()
-    host = make_optimizer(model.parameters())
-    Regularizer(model, PENALTY, mode=mode).attach(host)
-    train(model, host, steps=2)
-    file = io.BytesIO()
-    torch.save(host.state_dict(), file)
-    file.seek(0)
-    assert_bit_equal(torch.load(file, weights_only=True), host.state_dict())
 
 
 # -- corners ------------------------------------------------------------------------------------------------------

@@ -1,27 +1,13 @@
-"""A regularizer as an object: its value, its attachment, its state, and what it leaves alone."""
-
-import gc
-import io
-import weakref
+"""A regularizer as a number: its value, its place in the loss, its schedule, its table."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.cases import each_mode, each_optimizer, each_penalty, each_step_mode
-from tests.helpers import assert_bit_equal, assert_close, assert_differs, make_model, train, weights_of
-from torchreg import L1, L2, Penalty, Regularizer, cosine, everything, linear
-
-
-class NoProx(Penalty):
-    """A user's own penalty, without a proximal operator."""
-
-    def value(self, w):
-        return w.pow(4).sum()
-
-    def gradient(self, w):
-        return 4 * w**3
+from tests.cases import each_mode, each_penalty, each_step_mode
+from tests.helpers import assert_bit_equal, assert_close, make_model, train, weights_of
+from torchreg import L1, L2, Regularizer, cosine, linear
 
 
 def sgd(model: nn.Module, **options) -> torch.optim.SGD:
@@ -114,98 +100,6 @@ def test_penalize_refuses_a_mode_that_acts_in_the_optimizer(mode):
         Regularizer(make_model(), L2(0.5), mode=mode).penalize(nn.MSELoss())
 
 
-# -- attaching and removing ---------------------------------------------------------------------------------------
-
-
-@each_step_mode
-def test_attach_returns_the_regularizer_and_leaves_at_the_end_of_a_with_block(mode):
-    model = make_model()
-    optimizer = sgd(model)
-    with Regularizer(model, L2(0.5), mode=mode).attach(optimizer) as regularizer:
-        assert isinstance(regularizer, Regularizer)
-        assert len(optimizer._optimizer_step_pre_hooks) == 1
-    assert not optimizer._optimizer_step_pre_hooks
-    assert not optimizer._optimizer_step_post_hooks
-    regularizer.remove()  # once more does nothing
-    regularizer.attach(optimizer)  # and it can come back
-
-
-def test_a_with_block_that_raises_detaches_too():
-    model = make_model()
-    optimizer = sgd(model)
-    with pytest.raises(KeyError), Regularizer(model, L2(0.5), mode="grad").attach(optimizer):
-        raise KeyError
-    assert not optimizer._optimizer_step_pre_hooks
-
-
-@each_step_mode
-def test_attaching_twice_is_refused(mode):
-    model = make_model()
-    regularizer = Regularizer(model, L2(0.5), mode=mode).attach(sgd(model))
-    with pytest.raises(RuntimeError, match="already attached to SGD"):
-        regularizer.attach(sgd(model))
-
-
-@each_step_mode
-def test_an_optimizer_that_lacks_a_penalized_parameter_is_refused(mode):
-    model = make_model()
-    head = torch.optim.SGD(model[2].parameters(), lr=0.1)
-    with pytest.raises(ValueError, match=r"it does not hold 0\.weight:"):
-        Regularizer(model, L2(0.5), mode=mode).attach(head)
-    assert not head._optimizer_step_pre_hooks
-    model[0].requires_grad_(False)  # a frozen parameter need not be there
-    Regularizer(model, L2(0.5), mode=mode).attach(head)
-
-
-@each_step_mode
-@pytest.mark.parametrize("penalty", [L2(0.5), L1(0.1) + L2(0.5)], ids=repr)
-def test_decaying_twice_is_refused(mode, penalty):
-    model = make_model()
-    with pytest.raises(
-        ValueError, match=r"0\.weight would decay twice, by L2\(0\.5\) and by weight_decay=0\.01 of AdamW"
-    ):
-        Regularizer(model, penalty, mode=mode).attach(torch.optim.AdamW(model.parameters()))
-
-
-@each_step_mode
-def test_decay_of_other_parameters_or_beside_other_penalties_is_fine(mode):
-    model = make_model()
-    biases = [model[0].bias, model[2].bias]
-    weights = {"params": [model[0].weight, model[2].weight], "weight_decay": 0}
-    groups = torch.optim.AdamW([weights, {"params": biases}], weight_decay=0.1)
-    Regularizer(model, L2(0.5), mode=mode).attach(groups)
-    for penalty in (L1(0.5), L2(0.0), L1(0.5) + L2(0.0)):
-        Regularizer(model, penalty, mode=mode).attach(torch.optim.AdamW(model.parameters()))
-
-
-def test_loss_mode_has_nothing_to_attach_but_a_schedule():
-    model = make_model()
-    with pytest.raises(ValueError, match="mode 'loss' has nothing to attach"):
-        Regularizer(model, L2(0.5)).attach(sgd(model))
-    regularizer = Regularizer(model, L2(0.5), schedule=linear(10)).attach(sgd(model))
-    assert_close(regularizer.scale, 1.0)
-
-
-@pytest.mark.parametrize("optimizer", [None, "SGD", torch.optim.SGD], ids=repr)
-def test_only_an_optimizer_can_be_attached_to(optimizer):
-    with pytest.raises(TypeError, match=r"attach\(\) takes a torch.optim.Optimizer"):
-        Regularizer(make_model(), L2(0.5), mode="grad").attach(optimizer)
-
-
-def test_bad_constructions_are_refused_with_what_was_given():
-    model = make_model()
-    with pytest.raises(ValueError, match="mode must be one of loss, grad, decoupled, prox, got 'proximal'"):
-        Regularizer(model, L2(0.5), mode="proximal")
-    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got list"):
-        Regularizer(list(model.parameters()), L2(0.5))
-    with pytest.raises(TypeError, match=r"penalty must be a Penalty such as L2\(1e-4\), got 0.5"):
-        Regularizer(model, 0.5)
-    with pytest.raises(TypeError, match="penalty must be a Penalty"):
-        Regularizer(model, {"0.*": L2(1.0), "*": None})
-    with pytest.raises(ValueError, match="mode 'prox' needs a penalty with a proximal operator"):
-        Regularizer(model, {"0.*": L2(1.0), "*": NoProx()}, mode="prox")
-
-
 # -- the schedule -------------------------------------------------------------------------------------------------
 
 
@@ -247,110 +141,6 @@ def test_a_schedule_that_returns_nonsense_is_refused_with_its_step(bad):
     regularizer.step()
     with pytest.raises(ValueError, match="at step 2"):
         regularizer.step()
-
-
-# -- saving -------------------------------------------------------------------------------------------------------
-
-
-@each_step_mode
-def test_training_resumes_from_a_file_bit_for_bit(mode):
-    def setting():
-        model = make_model()
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-        return model, optimizer, Regularizer(model, L1(0.1), mode=mode, schedule=linear(20)).attach(optimizer)
-
-    straight = setting()
-    expected = train(*straight[:2], steps=10)
-
-    halfway = setting()
-    train(*halfway[:2], steps=5)
-    file = io.BytesIO()
-    torch.save([part.state_dict() for part in halfway], file)
-    file.seek(0)
-
-    resumed = setting()
-    for part, state in zip(resumed, torch.load(file, weights_only=True), strict=True):
-        part.load_state_dict(state)
-    assert_bit_equal(train(*resumed[:2], steps=5), expected)
-    assert resumed[2].state_dict() == straight[2].state_dict() == {"steps": 10, "scale": linear(20)(10)}
-
-
-@pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf"), None, "1"], ids=str)
-def test_a_bad_scale_is_refused_and_the_old_one_stays(bad):
-    regularizer = Regularizer(make_model(), L2(1.0))
-    with pytest.raises(ValueError, match="scale must be a finite number >= 0 or a tensor, got"):
-        regularizer.scale = bad
-    with pytest.raises(ValueError, match="scale must be a finite number"):
-        regularizer.load_state_dict({"steps": 3, "scale": bad})
-    assert regularizer.state_dict() == {"steps": 0, "scale": 1.0}
-
-
-@pytest.mark.parametrize("state", [{}, {"steps": 1}, {"steps": 1, "scale": 1.0, "mode": "grad"}], ids=str)
-def test_a_foreign_state_is_refused(state):
-    with pytest.raises(ValueError, match="state must have the keys 'steps' and 'scale'"):
-        Regularizer(make_model(), L2(0.5)).load_state_dict(state)
-
-
-# -- the guest rule -----------------------------------------------------------------------------------------------
-
-
-@each_optimizer
-@each_step_mode
-def test_a_guest_puts_nothing_into_the_model_or_the_optimizer(make_optimizer, mode):
-    plain, hosting = make_model(), make_model()
-    alone, host = make_optimizer(plain.parameters()), make_optimizer(hosting.parameters())
-    kinds = [type(module) for module in hosting.modules()]
-    attributes = vars(hosting[0]).keys() | {}
-    with Regularizer(hosting, L1(0.1) + L2(0.1), mode=mode).attach(host):
-        train(plain, alone, steps=3)
-        train(hosting, host, steps=3)
-        assert [type(module) for module in hosting.modules()] == kinds
-        assert vars(hosting[0]).keys() == attributes
-        assert hosting.state_dict().keys() == plain.state_dict().keys()
-        assert [group.keys() for group in host.param_groups] == [group.keys() for group in alone.param_groups]
-        mine, theirs = (optimizer.state_dict()["state"] for optimizer in (host, alone))
-        assert {key: state.keys() for key, state in mine.items()} == {key: s.keys() for key, s in theirs.items()}
-        assert vars(host).keys() == vars(alone).keys()
-
-
-@each_step_mode
-def test_after_removal_nothing_holds_on_to_the_regularizer(mode):
-    model = make_model()
-    optimizer = sgd(model)
-    regularizer = Regularizer(model, L2(0.5), mode=mode).attach(optimizer)
-    train(model, optimizer, steps=2)
-    regularizer.remove()
-    alive = weakref.ref(regularizer)
-    del regularizer
-    assert alive() is None  # without the garbage collector's help
-
-
-def test_an_attached_regularizer_lives_and_dies_with_its_optimizer():
-    model = make_model()
-    optimizer = sgd(model)
-    alive = weakref.ref(Regularizer(model, L2(0.5), mode="grad").attach(optimizer))
-    gc.collect()
-    assert alive() is not None
-    del optimizer
-    gc.collect()
-    assert alive() is None
-
-
-def test_two_regularizers_on_one_optimizer_act_both_and_leave_apart():
-    together, apart = make_model(), make_model()
-    host, plain = sgd(together), sgd(apart)
-    first = Regularizer(together, L1(0.1), mode="grad").attach(host)
-    second = Regularizer(together, L2(0.2), mode="grad", select=everything).attach(host)
-    sums = Regularizer(apart, {"*weight": L1(0.1) + L2(0.2), "*bias": L2(0.2)}, mode="grad", select=everything)
-    sums.attach(plain)
-    assert_close(train(together, host, steps=3), train(apart, plain, steps=3))
-    first.remove()
-    sums.remove()
-    Regularizer(apart, L2(0.2), mode="grad", select=everything).attach(plain)
-    assert_close(train(together, host, steps=3), train(apart, plain, steps=3))
-    second.remove()
-    before = weights_of(together)
-    assert_differs(train(together, host, steps=1), before)
 
 
 # -- what it shows ------------------------------------------------------------------------------------------------
