@@ -148,3 +148,16 @@ def test_a_users_own_penalty_added_twice_counts_twice():
     twice = Cubic() + Cubic()
     assert_close(twice.value(w), 2 * Cubic().value(w))
     assert_close(twice.gradient(w), 2 * Cubic().gradient(w))
+
+
+def test_a_sum_leaves_the_weights_alone_even_where_a_gradient_is_the_weights():
+    class Half(Penalty):
+        def value(self, w):
+            return w.square().sum() / 2
+
+        def gradient(self, w):
+            return w
+
+    w = torch.ones(3)
+    assert_close((Half() + L1(1.0)).gradient(w), torch.full((3,), 2.0))
+    assert_close(w, torch.ones(3))

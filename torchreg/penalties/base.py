@@ -104,7 +104,7 @@ class Sum(Penalty):
         first, *others = self._terms
         total = first.gradient(w)
         for term in others:
-            total = term.add_gradient_(total, w)
+            total = total + term.gradient(w)  # not in place: a gradient may be w itself
         return total
 
     def add_gradient_(self, grad: Tensor, w: Tensor, scale: float | Tensor = 1.0) -> Tensor:
