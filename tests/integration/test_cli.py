@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.__main__ import main
+from experiments.cli import main
 
 STUDY = """
 name = "small"
