@@ -25,7 +25,7 @@ def dropout() -> str:
         x = torch.randn(512, 2048, dtype=dtype, requires_grad=True)
         layers = {"torch.nn.Dropout": nn.Dropout(0.5), "torchreg.nn.Dropout": torchreg.nn.Dropout(0.5)}
         contenders = {name: _forward_backward(layer, x) for name, layer in layers.items()}
-        blocks.append(_table(f"dropout, forward + backward, 512 x 2048 {dtype}", contenders, rounds=40))
+        blocks.append(_table(f"dropout, forward + backward, 512 x 2048 {dtype}", contenders, rounds=100))
     return "\n\n".join(blocks)
 
 
@@ -34,7 +34,7 @@ def step() -> str:
     modes: list[Mode] = ["loss", "grad", "decoupled", "prox"]
     contenders = {"bare": _training_step(), "naive penalty in the loss": _training_step(naive=True)}
     contenders |= {f"mode {mode!r}": _training_step(mode) for mode in modes}
-    return _table("training step, 784-1024-1024-2048-10, batch 128, fused AdamW, L1 + L2", contenders, rounds=15)
+    return _table("training step, 784-1024-1024-2048-10, batch 128, fused AdamW, L1 + L2", contenders, rounds=60)
 
 
 BENCHES: Mapping[str, Callable[[], str]] = {"dropout": dropout, "step": step}

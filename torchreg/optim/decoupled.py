@@ -87,8 +87,14 @@ class DecoupledDecay(Optimizer):
 
     def _decay(self, group: Group) -> None:
         params = [p for p in group["params"] if p.grad is not None]
-        if params and group["weight_decay"] != 0:
-            torch._foreach_mul_(params, 1 - self._rate(group) * group["weight_decay"])
+        if not params or group["weight_decay"] == 0:
+            return
+        factor = 1 - self._rate(group) * group["weight_decay"]
+        if isinstance(factor, Tensor):  # it may lie on another device than the parameters, which foreach refuses
+            for param in params:
+                param.mul_(factor)
+        else:
+            torch._foreach_mul_(params, factor)
 
     def _rate(self, group: Group) -> float | Tensor:
         if group["coupling"] == "lr":

@@ -112,6 +112,15 @@ class Sum(Penalty):
             term.add_gradient_(grad, w, scale)
         return grad
 
+    def descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
+        gradients = [term.gradient(w) for term in self._terms if not _is_ridge(term)]  # before w moves
+        for term in self._terms:
+            if _is_ridge(term):
+                term.descend_(w, step)
+        for gradient in gradients:
+            axpy_(w, gradient, -step)
+        return w
+
     def __repr__(self) -> str:
         return " + ".join(map(repr, self._terms))
 

@@ -36,7 +36,7 @@ class L1(Term, ProximalPenalty):
         return (self.strength * f.l1_norm(w)).to(f.real_dtype(w))
 
     def gradient(self, w: Tensor) -> Tensor:
-        return self.strength * w.sgn()
+        return w.sgn().mul_(self.strength)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         return f.soft_threshold(w, step * self.strength)
