@@ -105,15 +105,13 @@ def scheduler(
 
 def regularizers(run: config.Run, net: nn.Module, opt: torch.optim.Optimizer) -> list[torchreg.Regularizer]:
     """The regularizers, attached where their mode acts in the optimizer's step."""
-    built: list[torchreg.Regularizer] = []
+    decayed: set[str] = set()
     for i, settings in enumerate(run.regularizers):
-        same = [
-            earlier for earlier in run.regularizers[:i] if (earlier.penalty, earlier.select) == ("L2", settings.select)
-        ]
-        if settings.penalty == "L2" and same:
-            raise UserError(f"regularizers.{i}: must not decay twice, got two L2 on {settings.select!r}: drop one")
-        built.append(_regularizer(f"regularizers.{i}", settings, net, opt))
-    return built
+        if settings.penalty == "L2":
+            if settings.select in decayed:
+                raise UserError(f"regularizers.{i}: must not decay twice, got two L2 on {settings.select!r}: drop one")
+            decayed.add(settings.select)
+    return [_regularizer(f"regularizers.{i}", s, net, opt) for i, s in enumerate(run.regularizers)]
 
 
 def _regularizer(

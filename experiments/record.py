@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,7 @@ def write(path: Path, content: str | bytes) -> None:
     part.replace(path)
 
 
+@cache
 def _commit() -> str | None:
     try:
         command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]

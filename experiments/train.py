@@ -39,7 +39,7 @@ def train(run: Run, device: torch.device, record: Record) -> Row:
 
     x, y = images.train.x, images.train.y
     steps = -(-len(y) // run.train.batch_size)
-    bar = tqdm(total=run.train.epochs, initial=progress.epoch, desc=run.folder, leave=False, disable=None)
+    bar = tqdm(total=run.train.epochs, initial=progress.epoch, desc=run.folder, unit="epoch", leave=False, disable=None)
     while not progress.is_over:
         model.train()
         losses = torch.empty(steps, device=device)

@@ -1,6 +1,6 @@
 """How torchreg learns that an optimizer is about to step, or has stepped: once per step, however the step is made.
 
-``torch.optim`` calls step hooks in ways that a guest must see through; each is a test in ``tests/unit/test_hooks.py``:
+``torch.optim`` calls step hooks in ways that a guest must see through; each has its tests:
 
 - With a closure the gradients are made *inside* the step, and LBFGS makes them many times.
 - A subclass that overrides ``step`` and calls ``super().step()`` fires the hooks twice.

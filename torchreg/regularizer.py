@@ -150,15 +150,14 @@ class Regularizer:
             The regularizer itself.
 
         Raises:
-            RuntimeError: already attached.
-            ValueError: the optimizer does not hold a penalized parameter, or already decays one that carries an L2;
-                it is LBFGS, or has no ``lr``, in mode "decoupled" or "prox"; mode "loss" without a schedule.
+            ValueError: already attached; the optimizer does not hold a penalized parameter, already decays one that
+                carries an L2, or is LBFGS or has no ``lr`` in mode "decoupled" or "prox"; no schedule in mode "loss".
             TypeError: not a ``torch.optim.Optimizer``.
         """
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"Regularizer: attach() takes a torch.optim.Optimizer, got {type(optimizer).__name__}")
         if self._hooks is not None:
-            raise RuntimeError(
+            raise ValueError(
                 f"Regularizer: already attached to {type(self._optimizer).__name__}: call remove() first, "
                 "or make a second Regularizer"
             )

@@ -76,6 +76,19 @@ def raw(tmp_path):
 
 
 @pytest.mark.torchvision
+def test_fashion_mnist_is_read_from_its_folder(raw, monkeypatch):
+    for part, count in (("train", 30), ("t10k", 10)):
+        pixels = bytes(range(count)) * 28 * 28
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(idx((count, 28, 28), pixels))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(idx((count,), bytes(i % 10 for i in range(count))))
+    monkeypatch.setenv("TORCHREG_DATA", str(raw.parents[1]))
+    images = data.load(Data(name="fashion_mnist", train_size=20, valid_size=5), CPU)
+    assert [len(images.train), len(images.valid), len(images.test)] == [20, 5, 10]
+    assert (images.shape, images.classes) == ((1, 28, 28), 10)
+    assert images.test.y.tolist() == list(range(10))
+
+
+@pytest.mark.torchvision
 @pytest.mark.parametrize(
     ("content", "fault"),
     [

@@ -45,7 +45,7 @@ def test_a_with_block_that_raises_detaches_too():
 def test_attaching_twice_is_refused(mode):
     model = make_model()
     regularizer = Regularizer(model, L2(0.5), mode=mode).attach(sgd(model))
-    with pytest.raises(RuntimeError, match="already attached to SGD"):
+    with pytest.raises(ValueError, match="already attached to SGD"):
         regularizer.attach(sgd(model))
 
 
