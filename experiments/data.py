@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -114,11 +115,15 @@ def _mnist(settings: config.Data) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, 
     for name, md5 in _MNIST_MD5.items():
         if (raw / name).exists():
             _check_file(raw / name, md5 if settings.name == "mnist" else None)
+    absent = [folder for folder in (raw, raw.parent, root) if not folder.exists()]
     parts = []
     for train in (True, False):
         try:
             images = dataset(root, train=train, download=True)  # does nothing if all is there
         except (OSError, RuntimeError) as error:
+            for folder in absent:  # torchvision has made them, for nothing
+                with suppress(OSError):
+                    folder.rmdir()
             why = " ".join(str(error).split())
             raise UserError(
                 f"data.root: {settings.name} is not in {raw} and cannot be downloaded there ({why}): set data.root "

@@ -121,11 +121,13 @@ def test_files_that_are_missing_and_cannot_be_downloaded(tmp_path, monkeypatch):
     from torchvision import datasets
 
     def offline(self):
+        (tmp_path / "data" / "MNIST" / "raw").mkdir(parents=True)
         raise RuntimeError("no route to host")
 
     monkeypatch.setattr(datasets.MNIST, "download", offline)
     with pytest.raises(UserError, match=r"mnist is not in .* cannot be downloaded there \(no route to host\)"):
-        data.load(Data(name="mnist", root=str(tmp_path)), CPU)
+        data.load(Data(name="mnist", root=str(tmp_path / "data")), CPU)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_torchvision_digits_work_and_mnist_says_what_to_install(monkeypatch):
