@@ -71,11 +71,10 @@ def model(settings: config.Model, images: Images) -> nn.Module:
 def optimizer(settings: config.Optimizer, net: nn.Module) -> torch.optim.Optimizer:
     """The optimizer; its ``weight_decay`` is on weights, never on intercepts, and 0 unless the study says otherwise."""
     if settings.weight_decay > 0:
-        places = list(torchreg.selectors.each_parameter(net))
-        chosen = [any(map(torchreg.weights, infos)) for infos in places]
+        weights = set(torchreg.diagnostics.weights_of(net).values())
         groups: Any = [
-            {"params": [p[0].param for p, yes in zip(places, chosen, strict=True) if yes]},
-            {"params": [p[0].param for p, yes in zip(places, chosen, strict=True) if not yes], "weight_decay": 0.0},
+            {"params": [param for param in net.parameters() if param in weights]},
+            {"params": [param for param in net.parameters() if param not in weights], "weight_decay": 0.0},
         ]
     else:
         groups = net.parameters()

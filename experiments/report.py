@@ -28,7 +28,8 @@ def table(summary: Summary) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])]) for cells in rows]
     lines.insert(1, "-" * len(lines[0]))
-    return "\n".join([*lines, summary.note, "", *(f"{claim.title} {claim.evidence}" for claim in claims(summary))])
+    remarks = [f"{claim.title} {claim.evidence}" for claim in claims(summary)]
+    return "\n".join([*lines, *filter(None, [summary.note]), *([""] if remarks else []), *remarks])
 
 
 def row(cell: Cell) -> list[str]:

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from torchreg.penalties import Penalty
+from torchreg.penalties import Penalty, ProximalPenalty
 from torchreg.selectors import ParamInfo, Selector, each_parameter
 
 
@@ -42,6 +42,25 @@ class Entry:
         if not self.param.requires_grad:
             return "- frozen"
         return repr(self.penalty) + (f" (tied: {', '.join(self.names[1:])})" if len(self.names) > 1 else "")
+
+
+def as_rules(penalty: Penalty | Mapping[str, Penalty], mode: str) -> Mapping[str, Penalty]:
+    """Name patterns to penalties; a single penalty is for every name.
+
+    Raises:
+        TypeError: one of them is no penalty.
+        ValueError: one of them has no proximal operator, in mode "prox".
+    """
+    rules = penalty if isinstance(penalty, Mapping) else {"*": penalty}
+    for rule in rules.values():
+        if not isinstance(rule, Penalty):
+            raise TypeError(f"Regularizer: penalty must be a Penalty such as L2(1e-4), got {rule!r}")
+        if mode == "prox" and not isinstance(rule, ProximalPenalty):
+            raise ValueError(
+                f"Regularizer: mode 'prox' needs a penalty with a proximal operator, {rule!r} has none: "
+                "use mode 'grad' or 'loss'"
+            )
+    return rules
 
 
 def survey(model: nn.Module, rules: Mapping[str, Penalty], select: Selector) -> list[Entry]:

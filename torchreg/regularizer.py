@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from torchreg.entries import survey, table
+from torchreg.entries import as_rules, survey, table
 from torchreg.hooks import Group, StepHooks, gradient_scale, step_size
 from torchreg.hosts import check_decay, check_host
 from torchreg.penalties import Penalty, ProximalPenalty
@@ -91,7 +91,7 @@ class Regularizer:
         self.mode: Mode = mode
         self.schedule = schedule
         self.scale = 1.0
-        self.entries = survey(model, _as_rules(penalty, mode), as_selector(select))
+        self.entries = survey(model, as_rules(penalty, mode), as_selector(select))
         self._penalties = {e.param: e.penalty for e in self.entries if e.penalty is not None}
         self._steps = 0
         self._optimizer: Optimizer | None = None
@@ -289,16 +289,3 @@ class PenalizedLoss(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = self.criterion(*args, **kwargs)
         return loss + self.regularizer.value() if self.regularizer.model.training else loss
-
-
-def _as_rules(penalty: Penalty | Mapping[str, Penalty], mode: Mode) -> Mapping[str, Penalty]:
-    rules = penalty if isinstance(penalty, Mapping) else {"*": penalty}
-    for rule in rules.values():
-        if not isinstance(rule, Penalty):
-            raise TypeError(f"Regularizer: penalty must be a Penalty such as L2(1e-4), got {rule!r}")
-        if mode == "prox" and not isinstance(rule, ProximalPenalty):
-            raise ValueError(
-                f"Regularizer: mode 'prox' needs a penalty with a proximal operator, {rule!r} has none: "
-                "use mode 'grad' or 'loss'"
-            )
-    return rules

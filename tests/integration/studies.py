@@ -1,8 +1,15 @@
 """A study small enough to run in a second, as its TOML tree."""
 
+from pathlib import Path
 from typing import Any
 
+import torch
+
 from experiments.config import Study, resolve
+from experiments.record import Record, Row
+from experiments.study import run_study
+
+CPU = torch.device("cpu")
 
 TREE: dict[str, Any] = {
     "name": "small",
@@ -23,3 +30,16 @@ def small(**changes: Any) -> Study:
 def arm(name: str = "arm", **changes: Any) -> Study:
     """The small study with one arm that differs in ``changes``."""
     return small(arms=[{"name": name, **changes}])
+
+
+def outcome(study: Study, folder: Path) -> Row:
+    """The result of a study's only run, without how long it took."""
+    run_study(study, folder, CPU)
+    result = Record(folder / "runs" / study.runs[0].folder).result
+    return {key: value for key, value in result.items() if key != "seconds"}
+
+
+def history(study: Study, folder: Path) -> list[Row]:
+    """The history of a study's only run."""
+    run_study(study, folder, CPU)
+    return Record(folder / "runs" / study.runs[0].folder).history

@@ -209,7 +209,7 @@ BUILD_FAULTS = {
     ),
     "a model of another output": (
         {"model": {"class": "tests.integration.test_config:Narrow"}},
-        "model: cannot be",
+        "model: cannot be trained on (10, 1, 8, 8) images: its output must have the shape (10, 10), got (10, 3)",
     ),
     "a last batch of one for batch normalization": (
         {"model": {"class": "tests.integration.test_config:Normalized"}, "train": {"batch_size": 33}},

@@ -1,37 +1,14 @@
-"""The loop and its records: what a run leaves, and that being killed makes no difference to it."""
+"""The loop: what a run does and what it leaves."""
 
 import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from experiments.errors import UserError
-from experiments.record import Record, open_study
+from experiments.record import Record
 from experiments.study import run_study
-from experiments.summary import summarize
-from tests.integration.studies import arm, small
-
-CPU = torch.device("cpu")
-
-
-def outcome(study, folder) -> dict:
-    """The result of a study's only run, without how long it took."""
-    run_study(study, folder, CPU)
-    result = Record(folder / "runs" / study.runs[0].folder).result
-    return {key: value for key, value in result.items() if key != "seconds"}
-
-
-def history(study, folder) -> list[dict]:
-    run_study(study, folder, CPU)
-    return Record(folder / "runs" / study.runs[0].folder).history
+from tests.integration.studies import CPU, arm, history, outcome, small
 
 
 class Flat(nn.Linear):
@@ -136,157 +113,6 @@ def test_early_stopping_ends_after_patience_and_keeps_the_best_weights(tmp_path)
 )
 def test_an_option_changes_the_run(changes, tmp_path):
     assert outcome(arm(**changes), tmp_path / "a")["sha256"] != outcome(small(), tmp_path / "b")["sha256"]
-
-
-class KilledError(Exception):
-    pass
-
-
-RESUMED = {
-    "dropout": {"model": {"dropout": {"name": "Dropout", "p": 0.5}}},
-    "momentum and cosine": {
-        "optimizer": {"name": "SGDW", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.01},
-        "scheduler": {"name": "CosineAnnealingLR", "T_max": 4},
-    },
-    "schedule in every mode": {
-        "regularizers": [
-            {"penalty": "L1", "strength": 1e-3, "mode": mode, "schedule": {"name": "cosine", "steps": 16}}
-            for mode in ("loss", "grad", "decoupled", "prox")
-        ]
-    },
-    "early stopping": {"train": {"early_stopping": {"patience": 2}}},
-}
-
-
-@pytest.mark.parametrize("changes", RESUMED.values(), ids=RESUMED)
-@pytest.mark.parametrize("epoch", [1, 2, 3])
-def test_a_resumed_run_is_the_uninterrupted_one(changes, epoch, tmp_path, monkeypatch):
-    changes = {
-        **changes,
-        "train": {"epochs": 4, "batch_size": 30, "checkpoint_seconds": 0.0, **changes.get("train", {})},
-    }
-    study = arm(**changes)
-    whole = outcome(study, tmp_path / "whole")
-    folder = tmp_path / "cut"
-    record, append = Record(folder / "runs" / study.runs[0].folder), Record.append
-
-    def die(self, row):
-        append(self, row)
-        if row["epoch"] == epoch:
-            raise KilledError
-
-    monkeypatch.setattr(Record, "append", die)
-    with pytest.raises(KilledError):
-        run_study(study, folder, CPU)
-    monkeypatch.setattr(Record, "append", append)
-    torch.manual_seed(12345)
-    run_study(study, folder, CPU, resume=True)
-    assert {key: value for key, value in record.result.items() if key != "seconds"} == whole
-    assert record.history == Record(tmp_path / "whole" / "runs" / "arm" / "seed0").history
-
-
-@pytest.mark.slow
-def test_a_run_killed_at_three_random_moments_ends_with_the_same_bits(tmp_path):
-    file = tmp_path / "study.toml"
-    file.write_text("""
-        name = "killed"
-        data = { train_size = 200, valid_size = 100 }
-        model = { name = "mlp", hidden = [64], dropout = { name = "Dropout", p = 0.5 } }
-        optimizer = { name = "AdamW", lr = 1e-3 }
-        train = { epochs = 150, batch_size = 10, checkpoint_seconds = 0.0 }
-        arms = [{ name = "L1", regularizers = [{ penalty = "L1", strength = 0.1, mode = "prox" }] }]
-    """)
-
-    def start(out: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "experiments", "run", str(file), "--out", str(tmp_path / out), "--resume"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(command, env=environment, cwd=Path(__file__).parents[2], stdout=subprocess.DEVNULL)
-
-    def lines(out: str) -> list[str]:
-        path = tmp_path / out / "runs" / "L1" / "seed0" / "history.jsonl"
-        return path.read_text().splitlines() if path.exists() else []
-
-    whole = start("whole")
-    draw, killed = random.Random(0), 0
-    for moment in sorted(draw.sample(range(1, 140), 3)):
-        process = start("cut")
-        while process.poll() is None and len(lines("cut")) < moment:
-            time.sleep(0.002)
-        time.sleep(draw.random() * 0.02)  # anywhere in an epoch, also while a file is being written
-        killed += process.poll() is None
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert killed == 3
-    assert start("cut").wait() == whole.wait() == 0
-    assert lines("cut") == lines("whole")
-    assert len(lines("whole")) == 150
-    results = [Record(tmp_path / out / "runs" / "L1" / "seed0").result for out in ("cut", "whole")]
-    assert results[0]["sha256"] == results[1]["sha256"]
-
-
-def test_a_folder_takes_one_study(tmp_path):
-    run_study(small(), tmp_path / "a", CPU)
-    with pytest.raises(UserError, match="already holds this study: --resume continues it"):
-        run_study(small(), tmp_path / "a", CPU)
-    with pytest.raises(UserError, match="it holds another"):
-        run_study(small(seeds=[1]), tmp_path / "a", CPU, resume=True)
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "thesis.tex").touch()
-    with pytest.raises(UserError, match="it holds other files"):
-        run_study(small(), tmp_path / "b", CPU)
-
-
-def test_a_folder_is_one_process_s_at_a_time(tmp_path):
-    with open_study(small(), tmp_path, resume=False), pytest.raises(UserError, match="in use by another process"):
-        run_study(small(), tmp_path, CPU, resume=True)
-
-
-def test_what_a_kill_leaves_before_the_study_has_begun_is_no_obstacle(tmp_path):
-    (tmp_path / "study.json.part").write_text('{"na')
-    assert run_study(small(), tmp_path, CPU) == []
-
-
-def test_data_may_move_between_a_kill_and_its_resumption(tmp_path):
-    run_study(small(), tmp_path, CPU)
-    moved = small(data={"train_size": 100, "valid_size": 100, "label_noise": 0.2, "root": "elsewhere"})
-    assert run_study(moved, tmp_path, CPU, resume=True) == []
-
-
-@pytest.mark.parametrize("file", ["checkpoint.pt", "history.jsonl"])
-def test_a_damaged_checkpoint_is_told_and_the_run_starts_afresh(file, tmp_path, capsys):
-    whole = outcome(small(), tmp_path)
-    folder = tmp_path / "runs" / "none" / "seed0"
-    (folder / "result.json").unlink()
-    (folder / file).write_bytes((folder / file).read_bytes()[:100])
-    run_study(small(), tmp_path, CPU, resume=True)
-    assert "checkpoint.pt is damaged: the run starts afresh" in capsys.readouterr().err
-    result = Record(folder).result
-    assert {key: value for key, value in result.items() if key != "seconds"} == whole
-
-
-@pytest.mark.parametrize("file", ["result.json", "environment.json", "history.jsonl", "../../../study.json"])
-def test_a_damaged_record_is_named(file, tmp_path):
-    run_study(small(), tmp_path, CPU)
-    path = tmp_path / "runs" / "none" / "seed0" / file
-    path.write_text(path.read_text()[:20])
-    with pytest.raises(UserError, match=f"{path.resolve().name}: is damaged"):
-        summarize(tmp_path)
-
-
-def test_resuming_in_another_environment_is_noted(tmp_path, capsys, monkeypatch):
-    run_study(small(), tmp_path, CPU)
-    record = Record(tmp_path / "runs" / "none" / "seed0")
-    (record.folder / "result.json").unlink()
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
-    run_study(small(), tmp_path, CPU, resume=True)
-    assert "goes on in another environment: threads 1 -> 77" in capsys.readouterr().err
-    assert [environment["threads"] for environment in record.environments] == [1, 77]
-
-
-def test_a_study_that_cannot_be_built_writes_nothing(tmp_path):
-    with pytest.raises(UserError):
-        run_study(arm(optimizer={"name": "Adamant", "lr": 1.0}), tmp_path / "out", CPU)
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.mnist
