@@ -9,10 +9,26 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from torchreg import L1, L2, Penalty
+from torchreg import (
+    L1,
+    L1SP,
+    L2,
+    L2SP,
+    MCP,
+    SCAD,
+    ElasticNet,
+    HoyerSquare,
+    Huber,
+    LogSum,
+    Lp,
+    Penalty,
+    ProximalPenalty,
+)
 from torchreg.optim import SGDW, AdamW
+from torchreg.penalties import Term
 
 
 @dataclass(frozen=True)
@@ -21,13 +37,97 @@ class PenaltyCase:
 
     penalty: Penalty
     formula: Callable[[Tensor], Tensor]
-    exact_zeros: bool  # whether the proximal operator makes small weights exactly zero
+    convex: bool = True
+    exact_zeros: bool = False  # whether the proximal operator takes what is near 0 (or the reference) there exactly
+    strength_max: Callable[[Tensor], Tensor] | None = None  # of a gradient, written out; None: it is infinite
+    is_steep: bool = False  # whether its slope at 0 is infinite, so that gradient steps overshoot for ever
+    shrinks: bool = True  # whether it pulls towards 0
+    least: float = 0.0  # its slopes are too large for a comparison at weights smaller than that, which are set to 0
+
+    def sane(self, w: Tensor) -> Tensor:
+        return torch.where(w.abs() < self.least, 0.0, w)
+
+    @property
+    def is_proximal(self) -> bool:
+        return isinstance(self.penalty, ProximalPenalty)
+
+
+ANCHOR = torch.tensor(0.2, dtype=torch.float64)
+
+
+def positive_power(w: Tensor, p: float) -> Tensor:
+    return w[w != 0].abs().pow(p).sum()
+
+
+def mcp(w: Tensor, s: float, gamma: float) -> Tensor:
+    u = w.abs()
+    return torch.where(u <= gamma * s, s * u - u * u / (2 * gamma), gamma * s * s / 2).sum()
+
+
+def scad(w: Tensor, s: float, a: float) -> Tensor:
+    u = w.abs()
+    middle = (2 * a * s * u - u * u - s * s) / (2 * (a - 1))
+    return torch.where(u <= s, s * u, torch.where(u <= a * s, middle, s * s * (a + 1) / 2)).sum()
+
+
+def hoyer_square(w: Tensor) -> Tensor:
+    w = w[w != 0]
+    return w.abs().sum() ** 2 / (w * w).sum() if w.numel() else w.sum()
+
+
+def largest(g: Tensor) -> Tensor:
+    return g.abs().flatten().sort().values[-1:].sum()
+
+
+def nothing(g: Tensor) -> Tensor:
+    return torch.zeros((), dtype=g.dtype)
 
 
 PENALTIES = [
-    PenaltyCase(L1(0.3), lambda w: 0.3 * w.abs().sum(), exact_zeros=True),
-    PenaltyCase(L2(0.7), lambda w: 0.35 * (w * w).sum(), exact_zeros=False),
+    PenaltyCase(L1(0.3), lambda w: 0.3 * w.abs().sum(), exact_zeros=True, strength_max=largest),
+    PenaltyCase(L2(0.7), lambda w: 0.35 * (w * w).sum()),
+    PenaltyCase(
+        ElasticNet(0.5, l1_ratio=0.4),
+        lambda w: 0.5 * (0.4 * w.abs().sum() + 0.3 * (w * w).sum()),
+        exact_zeros=True,
+        strength_max=lambda g: largest(g) / 0.4,
+    ),
+    PenaltyCase(Huber(0.6, delta=0.5), lambda w: 0.6 * F.huber_loss(w, 0 * w, reduction="sum", delta=0.5)),
+    PenaltyCase(
+        Lp(0.3, p=0.5),
+        lambda w: 0.3 * positive_power(w, 0.5),
+        convex=False,
+        is_steep=True,
+        exact_zeros=True,
+        strength_max=nothing,
+    ),
+    PenaltyCase(Lp(0.3, p=1.5), lambda w: 0.3 * positive_power(w, 1.5)),
+    PenaltyCase(Lp(0.2, p=3.0), lambda w: 0.2 * positive_power(w, 3)),
+    PenaltyCase(
+        LogSum(0.2, epsilon=0.5),
+        lambda w: 0.2 * (1 + w.abs() / 0.5).log().sum(),
+        convex=False,
+        exact_zeros=True,
+        strength_max=lambda g: largest(g) * 0.5,
+    ),
+    PenaltyCase(MCP(0.3, gamma=3.0), lambda w: mcp(w, 0.3, 3.0), convex=False, exact_zeros=True, strength_max=largest),
+    PenaltyCase(SCAD(0.3, a=3.7), lambda w: scad(w, 0.3, 3.7), convex=False, exact_zeros=True, strength_max=largest),
+    PenaltyCase(HoyerSquare(0.1), lambda w: 0.1 * hoyer_square(w), convex=False, strength_max=nothing, least=1e-2),
+    PenaltyCase(L2SP(0.7, reference=ANCHOR), lambda w: 0.35 * (w - 0.2).square().sum(), shrinks=False),
+    PenaltyCase(
+        L1SP(0.3, reference=ANCHOR),
+        lambda w: 0.3 * (w - 0.2).abs().sum(),
+        exact_zeros=True,
+        strength_max=largest,
+        shrinks=False,
+    ),
     PenaltyCase(L1(0.2) + L2(0.5), lambda w: 0.2 * w.abs().sum() + 0.25 * (w * w).sum(), exact_zeros=True),
+    PenaltyCase(
+        2.0 * MCP(0.3, gamma=3.0) + L2(0.5),
+        lambda w: 2 * mcp(w, 0.3, 3.0) + 0.25 * (w * w).sum(),
+        convex=False,
+        exact_zeros=True,
+    ),
 ]
 
 
@@ -68,11 +168,30 @@ DECOUPLED = {
 }
 COUPLINGS = ("lr", "schedule", "independent")
 
-each_penalty = pytest.mark.parametrize("case", PENALTIES, ids=lambda case: repr(case.penalty))
+
+def each_case(holds: Callable[[PenaltyCase], bool]) -> pytest.MarkDecorator:
+    """Runs a test over the cases of which something holds."""
+    return pytest.mark.parametrize("case", list(filter(holds, PENALTIES)), ids=lambda case: repr(case.penalty))
+
+
+each_penalty = each_case(lambda case: True)
+each_convex = each_case(lambda case: case.convex)
+each_proximal = each_case(lambda case: case.is_proximal)
+each_convex_proximal = each_case(lambda case: case.is_proximal and case.convex)
+each_term = each_case(lambda case: isinstance(case.penalty, Term))
+each_proximal_separable = each_case(lambda case: case.is_proximal and case.penalty.is_separable)
 each_silent = pytest.mark.parametrize("penalty", SILENT, ids=repr)
 each_optimizer = pytest.mark.parametrize("make_optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
 each_fused = pytest.mark.parametrize("make_optimizer", FUSED.values(), ids=FUSED.keys())
 each_mode = pytest.mark.parametrize("mode", MODES)
+each_case_and_mode, each_case_and_step_mode = (
+    pytest.mark.parametrize(
+        ("case", "mode"),
+        [(case, mode) for case in PENALTIES for mode in modes if mode != "prox" or case.is_proximal],
+        ids=lambda value: repr(value.penalty) if isinstance(value, PenaltyCase) else value,
+    )
+    for modes in (MODES, STEP_MODES)
+)
 each_step_mode = pytest.mark.parametrize("mode", STEP_MODES)
 each_coupling = pytest.mark.parametrize("coupling", COUPLINGS)
 each_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS.keys())

@@ -5,16 +5,42 @@ from torchreg import diagnostics as diagnostics
 from torchreg import functional as functional
 from torchreg import nn as nn
 from torchreg import optim as optim
-from torchreg.penalties import L1, L2, Penalty, ProximalPenalty
+from torchreg.groups import Heads
+from torchreg.parameters import ParamInfo
+from torchreg.penalties import (
+    L1,
+    L1SP,
+    L2,
+    L2SP,
+    MCP,
+    SCAD,
+    ElasticNet,
+    HoyerSquare,
+    Huber,
+    LogSum,
+    Lp,
+    Penalty,
+    ProximalPenalty,
+)
 from torchreg.regularizer import PenalizedLoss, Regularizer
 from torchreg.schedules import cosine, linear
-from torchreg.selectors import ParamInfo, Selector, everything, in_modules, named, weights
+from torchreg.selectors import Selector, everything, in_modules, named, weights
 
 __version__ = "0.1.0"
 
 __all__ = [
     "L1",
+    "L1SP",
     "L2",
+    "L2SP",
+    "MCP",
+    "SCAD",
+    "ElasticNet",
+    "Heads",
+    "HoyerSquare",
+    "Huber",
+    "LogSum",
+    "Lp",
     "ParamInfo",
     "PenalizedLoss",
     "Penalty",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from torchreg.selectors import each_parameter, weights
+from torchreg.parameters import each_parameter
+from torchreg.selectors import weights
 
 
 @torch.no_grad()

@@ -3,28 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from torchreg.penalties import Penalty, ProximalPenalty
-from torchreg.selectors import ParamInfo, Selector, each_parameter
+from torchreg.constraints import Constraint
+from torchreg.parameters import ParamInfo, each_parameter
+from torchreg.penalties import Anchored, Penalty, ProximalPenalty
+from torchreg.selectors import Selector
 
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """One parameter of the model, with the penalty it carries or the reason why it carries none."""
+    """One parameter of the model, with the penalty it carries or the reason why it carries none.
 
-    names: tuple[str, ...]
-    param: nn.Parameter
-    penalty: Penalty | None
-    reason: str | None
+    Args:
+        places: where the parameter stands; several places if it is tied.
+        penalty: the penalty as the user gave it.
+        acting: the penalty bound to this parameter: it knows its groups, or its reference.
+        reason: why there is none.
+    """
+
+    places: tuple[ParamInfo, ...]
+    penalty: Penalty | None = None
+    acting: Penalty | None = None
+    reason: str | None = None
 
     @property
     def name(self) -> str:
-        return self.names[0]
+        return self.places[0].name
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(place.name for place in self.places)
+
+    @property
+    def param(self) -> nn.Parameter:
+        return self.places[0].param
 
     @property
     def terms(self) -> tuple[Penalty, ...]:
@@ -41,7 +59,8 @@ class Entry:
             return f"- {self.reason}"
         if not self.param.requires_grad:
             return "- frozen"
-        return repr(self.penalty) + (f" (tied: {', '.join(self.names[1:])})" if len(self.names) > 1 else "")
+        others = ", ".join(self.names[1:])
+        return repr(self.penalty) + (f" (tied: {others})" if others else "")
 
 
 def as_rules(penalty: Penalty | Mapping[str, Penalty], mode: str) -> Mapping[str, Penalty]:
@@ -49,16 +68,21 @@ def as_rules(penalty: Penalty | Mapping[str, Penalty], mode: str) -> Mapping[str
 
     Raises:
         TypeError: one of them is no penalty.
-        ValueError: one of them has no proximal operator, in mode "prox".
+        ValueError: one of them has no proximal operator, in mode "prox", or is a constraint, in another.
     """
     rules = penalty if isinstance(penalty, Mapping) else {"*": penalty}
     for rule in rules.values():
         if not isinstance(rule, Penalty):
             raise TypeError(f"Regularizer: penalty must be a Penalty such as L2(1e-4), got {rule!r}")
         if mode == "prox" and not isinstance(rule, ProximalPenalty):
+            advice = "attach one Regularizer for each term" if len(rule.terms) > 1 else "use mode 'grad' or 'loss'"
             raise ValueError(
-                f"Regularizer: mode 'prox' needs a penalty with a proximal operator, {rule!r} has none: "
-                "use mode 'grad' or 'loss'"
+                f"Regularizer: mode 'prox' needs a penalty with a proximal operator, {rule!r} has none: {advice}"
+            )
+        if mode != "prox" and any(isinstance(term, Constraint) for term in rule.terms):
+            raise ValueError(
+                f"Regularizer: a constraint is a projection after the step, {rule!r} cannot act in mode {mode!r}: "
+                "use mode 'prox'"
             )
     return rules
 
@@ -67,9 +91,10 @@ def survey(model: nn.Module, rules: Mapping[str, Penalty], select: Selector) -> 
     """Each parameter of the model once; of the rules (name patterns to penalties) the first that matches is taken.
 
     Raises:
-        ValueError: nothing is selected, a rule matches no parameter, or a parameter is lazy.
+        ValueError: nothing is selected, a rule matches no parameter, a parameter is lazy or sparse, or a penalty does
+            not fit one.
     """
-    entries = [_entry(places, rules, select) for places in each_parameter(model)]
+    entries = [_entry(tuple(places), rules, select) for places in each_parameter(model)]
     names = [name for entry in entries for name in entry.names]
     for pattern in rules:
         if names and not any(fnmatchcase(name, pattern) for name in names):
@@ -83,37 +108,49 @@ def survey(model: nn.Module, rules: Mapping[str, Penalty], select: Selector) -> 
     return entries
 
 
-def _entry(places: list[ParamInfo], rules: Mapping[str, Penalty], select: Selector) -> Entry:
-    names = tuple(place.name for place in places)
-    param = places[0].param
+def _entry(places: tuple[ParamInfo, ...], rules: Mapping[str, Penalty], select: Selector) -> Entry:
+    name, param = places[0].name, places[0].param
     if is_lazy(param):
-        raise ValueError(f"Regularizer: {names[0]} has no shape yet: run one batch through the lazy model first")
+        raise ValueError(f"Regularizer: {name} has no shape yet: run one batch through the lazy model first")
+    if not (param.is_floating_point() or param.is_complex()):
+        return Entry(places, reason=f"{str(param.dtype).removeprefix('torch.')} values")
     reasons = [select.reason(place) for place in places]
     if None not in reasons:
-        return Entry(names, param, None, reasons[0])
+        return Entry(places, reason=reasons[0])
+    if param.layout != torch.strided:
+        raise ValueError(
+            f"Regularizer: {name} must be a dense tensor, got layout {param.layout}: exempt it with select"
+        )
     for pattern, penalty in rules.items():
-        if any(fnmatchcase(name, pattern) for name in names):
-            return Entry(names, param, penalty, None)
-    return Entry(names, param, None, "no pattern matches")
+        if any(fnmatchcase(place.name, pattern) for place in places):
+            return Entry(places, penalty, acting=penalty.bind(places[reasons.index(None)]))
+    return Entry(places, reason="no pattern matches")
+
+
+def references(entries: Sequence[Entry]) -> dict[str, Tensor]:
+    """The starting points that penalties towards a reference have taken from the model themselves."""
+    return {
+        entry.name: acting.reference
+        for entry in entries
+        if entry.acting is not None
+        for given, acting in zip(entry.terms, entry.acting.terms, strict=True)
+        if isinstance(given, Anchored)
+        and given.reference is None
+        and isinstance(acting, Anchored)
+        and isinstance(acting.reference, Tensor)
+    }
+
+
+def with_references(entry: Entry, saved: Mapping[str, Tensor]) -> Entry:
+    """The entry with the starting points that were saved."""
+    if entry.penalty is None or entry.name not in saved:
+        return entry
+    terms = [replace(t, reference=saved) if isinstance(t, Anchored) and t.reference is None else t for t in entry.terms]
+    first, *others = terms
+    return replace(entry, acting=sum(others, start=first).bind(entry.places[0]))
 
 
 def listed(names: list[str], most: int = 12) -> str:
     """The names, or the first of many."""
     rest = f", ... ({len(names) - most} more)" if len(names) > most else ""
     return ", ".join(names[:most]) + rest if names else "a model without parameters"
-
-
-def table(entries: Sequence[Entry]) -> str:
-    """How many are penalized, and a line for each: name, shape, number of values, penalty or why it has none."""
-    chosen = [e.param.numel() for e in entries if e.is_penalized]
-    total = sum(e.param.numel() for e in entries)
-    rows = [("parameter", "shape", "values", "penalty")]
-    rows += [(e.name, " x ".join(map(str, e.param.shape)), f"{e.param.numel():,}", e.status) for e in entries]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        [f"{len(chosen)} of {len(entries)} parameters penalized, {sum(chosen):,} of {total:,} values"]
-        + [
-            f"  {name:<{widths[0]}}  {shape:<{widths[1]}}  {values:>{widths[2]}}  {status}"
-            for name, shape, values, status in rows
-        ]
-    )

@@ -26,6 +26,17 @@ def l1_norm(w: Tensor) -> Tensor:
     return norm
 
 
+def l2_norm(w: Tensor) -> Tensor:
+    """``sqrt(sum(|w|**2))`` as a 0-d tensor: real, and float32 for half-precision ``w``. Its gradient at 0 is 0.
+
+    Example:
+        >>> l2_norm(torch.tensor([3.0, -4.0]))
+        tensor(5.)
+    """
+    norm: Tensor = torch.linalg.vector_norm(_wide(w))
+    return norm
+
+
 def half_square(w: Tensor) -> Tensor:
     """``1/2 * sum(|w|**2)`` as a 0-d tensor: real, and float32 for half-precision ``w``. Its gradient is ``w`` itself.
 
@@ -46,7 +57,7 @@ def soft_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:
     within the threshold becomes exactly zero.
 
     Args:
-        w: real tensor of any shape.
+        w: tensor of any shape; of a complex one the magnitudes are thresholded.
         threshold: ``t >= 0``, a number or a tensor that broadcasts to ``w``.
 
     Example:
@@ -57,7 +68,7 @@ def soft_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:
         David L. Donoho, "De-noising by soft-thresholding", IEEE Transactions on Information Theory, 1995.
     """
     if w.is_complex():
-        raise TypeError(f"soft_threshold: w must be real, got {w.dtype}")
+        return w.sgn() * F.relu(w.abs() - threshold)
     if isinstance(threshold, Tensor):
         return w - torch.minimum(torch.maximum(w, -threshold), threshold).to(w.dtype)
     return w - w.clamp(-threshold, threshold)
@@ -73,6 +84,213 @@ def shrink(w: Tensor, amount: float | Tensor) -> Tensor:
         tensor([ 1.5000, -0.5000])
     """
     return w / (1 + amount)
+
+
+def magnitude(w: Tensor) -> Tensor:
+    """``|w|``, in float32 for half-precision ``w``: what a sum over a layer should start from."""
+    return _wide(w.abs())
+
+
+def largest(w: Tensor) -> Tensor:
+    """``max(|w|)``, 0-d; 0 for an empty tensor."""
+    return w.abs().amax() if w.numel() else w.abs().sum()
+
+
+def clip(w: Tensor, limit: float) -> Tensor:
+    """``w`` with no element larger than ``limit`` in magnitude; the phase of complex ones is kept."""
+    return torch.where(w.abs() > limit, w.sgn() * limit, w) if w.is_complex() else w.clamp(-limit, limit)
+
+
+def normalize(w: Tensor) -> Tensor:
+    """``w / |w|`` over the last dimension; a zero vector, which has no direction, stays zero.
+
+    Example:
+        >>> normalize(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+    """
+    if not w.numel():
+        return w
+    size = magnitude(w).amax(-1, keepdim=True)
+    scaled = _wide(w) / size.masked_fill(size == 0, 1.0)  # so that no square overflows or vanishes
+    square = _row_squares(scaled)  # at least 1, unless all are zero
+    return (scaled / square.clamp(min=1.0).sqrt()).to(w.dtype)
+
+
+def project_l2_ball(w: Tensor, radius: float) -> Tensor:
+    r"""Projection of each vector along the last dimension onto the Euclidean ball.
+
+    .. math:: \operatorname{argmin}_{\|u\|_2 \le r} \|u - w\| = w \min(1, r / \|w\|_2)
+
+    Args:
+        w: tensor of shape (..., n).
+        radius: ``r > 0``.
+
+    Returns:
+        Tensor like ``w``; vectors inside the ball are the same to the bit.
+
+    Example:
+        >>> project_l2_ball(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), 1.0)
+        tensor([[0.6000, 0.8000],
+                [0.3000, 0.4000]])
+    """
+    square = _row_squares(w)
+    scale = radius / square.clamp(min=radius**2).sqrt()
+    return torch.where(square > radius**2, (w * scale).to(w.dtype), w)
+
+
+def project_l1_ball(w: Tensor, radius: float) -> Tensor:
+    r"""Projection of each vector along the last dimension onto the L1 ball.
+
+    .. math:: \operatorname{argmin}_{\|u\|_1 \le r} \|u - w\|
+              = \operatorname{sign}(w) \, P_{\Delta_r}(|w|) \quad \text{if } \|w\|_1 > r
+
+    where :math:`\Delta_r` is the simplex of :func:`project_simplex`.
+
+    Args:
+        w: tensor of shape (..., n); of a complex one the magnitudes are projected.
+        radius: ``r > 0``.
+
+    Returns:
+        Tensor like ``w``; vectors inside the ball are the same to the bit.
+
+    Example:
+        >>> project_l1_ball(torch.tensor([1.0, -0.5, 0.1]), 1.0)
+        tensor([ 0.7500, -0.2500,  0.0000])
+    """
+    size = magnitude(w)
+    outside = size.sum(-1, keepdim=True) > radius
+    return torch.where(outside, w.sgn() * project_simplex(size, radius).to(real_dtype(w)), w)
+
+
+def project_simplex(w: Tensor, total: float = 1.0) -> Tensor:
+    r"""Projection of each vector along the last dimension onto the simplex.
+
+    .. math:: \operatorname{argmin}_{u \ge 0,\ \sum_i u_i = c} \|u - w\| = \max(w - \tau, 0), \qquad
+              \tau = \max_k \frac1k \Big( \sum_{i \le k} w_{(i)} - c \Big)
+
+    where :math:`w_{(1)} \ge w_{(2)} \ge \dots` are the elements in descending order.
+
+    Args:
+        w: real tensor of shape (..., n). Elements of minus infinity become 0.
+        total: ``c > 0``.
+
+    Example:
+        >>> project_simplex(torch.tensor([0.5, 0.0, -1.0]))
+        tensor([0.7500, 0.2500, 0.0000])
+
+    References:
+        Michael Held, Philip Wolfe, Harlan P. Crowder, "Validation of subgradient optimization", Mathematical
+        Programming, 1974. John Duchi, Shai Shalev-Shwartz, Yoram Singer, Tushar Chandra, "Efficient Projections onto
+        the l1-Ball for Learning in High Dimensions", ICML 2008.
+    """
+    if not w.numel():
+        return w
+    below = _wide(w)
+    below = below - below.amax(-1, keepdim=True)  # of elements that are large and nearly equal the difference is exact
+    count = torch.arange(1, w.shape[-1] + 1, device=w.device)
+    sums = below.sort(dim=-1, descending=True).values.cumsum(-1)
+    u = F.relu(below - ((sums - total) / count).amax(-1, keepdim=True))
+    excess = (u.sum(-1, keepdim=True) - total) / u.count_nonzero(-1).unsqueeze(-1)  # what rounding left in a long sum
+    return F.relu(u - excess).masked_fill(u == 0, 0.0).to(w.dtype)
+
+
+def row_norms(w: Tensor) -> Tensor:
+    """``sqrt(sum(|w|**2))`` over the last dimension, kept with size 1; float32 for half-precision ``w``.
+
+    Example:
+        >>> row_norms(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([[5.],
+                [0.]])
+    """
+    norms: Tensor = torch.linalg.vector_norm(_wide(w), dim=-1, keepdim=True)
+    return norms
+
+
+def group_soft_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:
+    r"""Soft thresholding of each vector along the last dimension, the proximal operator of the Euclidean norm.
+
+    .. math:: \operatorname{argmin}_u \tfrac12 \|u - w\|^2 + t \|u\|_2 = w \max(1 - t / \|w\|_2, 0)
+
+    Args:
+        w: tensor of shape (..., n).
+        threshold: ``t >= 0``, a number or a tensor that broadcasts to (..., 1).
+
+    Example:
+        >>> group_soft_threshold(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), 1.0)
+        tensor([[2.4000, 3.2000],
+                [0.0000, 0.0000]])
+
+    References:
+        Ming Yuan, Yi Lin, "Model Selection and Estimation in Regression with Grouped Variables", Journal of the Royal
+        Statistical Society B, 2006.
+    """
+    norms = row_norms(w)
+    threshold = torch.as_tensor(threshold, dtype=norms.dtype, device=norms.device)
+    above = torch.maximum(norms, threshold).clamp(min=torch.finfo(norms.dtype).tiny)  # so that 0 / 0 is 0
+    return (w * (1 - threshold / above)).to(w.dtype)
+
+
+def exclusive_threshold(w: Tensor, amount: float | Tensor) -> Tensor:
+    r"""The proximal operator of half the squared L1 norm of each vector along the last dimension.
+
+    .. math:: \operatorname{argmin}_u \tfrac12 \|u - w\|^2 + \tfrac{c}{2} \|u\|_1^2
+              = \operatorname{sign}(w) \max(|w| - \tau, 0), \qquad
+              \tau = \max_k \frac{c}{1 + kc} \sum_{i \le k} |w|_{(i)}
+
+    where :math:`|w|_{(1)} \ge |w|_{(2)} \ge \dots` are the magnitudes in descending order.
+
+    Args:
+        w: tensor of shape (..., n).
+        amount: ``c >= 0``, a number or a 0-d tensor.
+
+    Example:
+        >>> exclusive_threshold(torch.tensor([[3.0, -1.0], [3.0, -2.0]]), 1.0)
+        tensor([[ 1.5000,  0.0000],
+                [ 1.3333, -0.3333]])
+
+    References:
+        Matthieu Kowalski, "Sparse regression using mixed norms", Applied and Computational Harmonic Analysis, 2009.
+    """
+    if not w.numel():
+        return w.clone()
+    sums = magnitude(w).sort(dim=-1, descending=True).values.cumsum(-1)
+    count = torch.arange(1, w.shape[-1] + 1, dtype=sums.dtype, device=w.device)
+    return soft_threshold(w, (amount / (1 + amount * count) * sums).amax(-1, keepdim=True))
+
+
+def singular_value_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:
+    r"""Soft thresholding of singular values, the proximal operator of the nuclear norm.
+
+    .. math:: \operatorname{argmin}_U \tfrac12 \|U - W\|_F^2 + t \|U\|_* = L \max(\Sigma - t, 0) R^H
+              \quad \text{for } W = L \Sigma R^H
+
+    Args:
+        w: matrix, or a batch of them.
+        threshold: ``t >= 0``, a number or a 0-d tensor; 0 returns ``w`` to the bit.
+
+    Example:
+        >>> singular_value_threshold(torch.diag(torch.tensor([3.0, 1.0])), 1.5)
+        tensor([[1.5000, 0.0000],
+                [0.0000, 0.0000]])
+
+    References:
+        Jian-Feng Cai, Emmanuel J. Candès, Zuowei Shen, "A Singular Value Thresholding Algorithm for Matrix
+        Completion", SIAM Journal on Optimization, 2010.
+    """
+    left, sigma, right = torch.linalg.svd(_wide(w), full_matrices=False)
+    shrunk = (left * F.relu(sigma - threshold).unsqueeze(-2)) @ right
+    return torch.where(torch.as_tensor(threshold, device=w.device) > 0, shrunk.to(w.dtype), w)
+
+
+def distance_beyond_kink(residual: Tensor, at_kink: Tensor, slope: float | Tensor) -> Tensor:
+    """The Euclidean length of ``residual``, of which a kink takes up to ``slope`` at each element that lies in one.
+
+    It is the distance of minus the loss's gradient to the subdifferential of a penalty, if ``residual`` is that
+    gradient plus the penalty's subgradient which is 0 in the kinks.
+    """
+    size = magnitude(residual)
+    return l2_norm(torch.where(at_kink, F.relu(size - slope), size)).to(real_dtype(residual))
 
 
 def axpy_(y: Tensor, x: Tensor, a: float | Tensor) -> Tensor:
@@ -189,6 +407,11 @@ def _masked_scale(x: Tensor, keep: Tensor, scale: float) -> Tensor:
     # The mask is widened first: multiplying float by bool directly is a slow path on the CPU. The scale comes last,
     # as a number, so that it is applied in float32 even to half-precision tensors.
     return (x * keep.to(x.dtype)) * scale
+
+
+def _row_squares(w: Tensor) -> Tensor:
+    # Not vector_norm, which adds up one by one: of ten million equal float32 weights its norm is off by 8e-3.
+    return magnitude(w).square().sum(-1, keepdim=True)
 
 
 def _wide(w: Tensor) -> Tensor:

@@ -27,9 +27,9 @@ class StepHooks:
 
     Args:
         optimizer: the optimizer to listen to.
-        on_gradients: gets the number of the evaluation within the step, from 0: without a closure there is just one,
-            with a closure one for each time the optimizer calls it.
-        after: called when the outermost step is done.
+        on_gradients: gets the optimizer and the number of the evaluation within the step, from 0: without a closure
+            there is just one, with a closure one for each time the optimizer calls it.
+        after: called with the optimizer when the outermost step is done.
         objective: what is added to the loss a closure returns, so that an optimizer which looks at the loss (a line
             search, say) sees the one that the gradients belong to.
     """
@@ -37,9 +37,9 @@ class StepHooks:
     def __init__(
         self,
         optimizer: Optimizer,
-        on_gradients: Callable[[int], None],
-        after: Callable[[], None],
-        objective: Callable[[], Tensor] | None = None,
+        on_gradients: Callable[[Optimizer, int], None],
+        after: Callable[[Optimizer], None],
+        objective: Callable[[Optimizer], Tensor] | None = None,
     ) -> None:
         self.optimizer = optimizer
         self._on_gradients = on_gradients
@@ -61,7 +61,7 @@ class StepHooks:
         self._stepping = True
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
-            self._on_gradients(0)
+            self._on_gradients(self.optimizer, 0)
             return None
         wrapped = self._wrap(closure)
         if len(args) > 1:
@@ -71,7 +71,7 @@ class StepHooks:
     def _post_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not self._is_nested():
             self._stepping = False
-            self._after()
+            self._after(self.optimizer)
 
     def _wrap(self, closure: Closure) -> Closure:
         evaluations = 0
@@ -79,12 +79,12 @@ class StepHooks:
         def evaluate() -> Any:
             nonlocal evaluations
             loss = closure()
-            self._on_gradients(evaluations)
+            self._on_gradients(self.optimizer, evaluations)
             evaluations += 1
             if self._objective is None or loss is None:
                 return loss
             with torch.no_grad():
-                return loss + self._objective()
+                return loss + self._objective(self.optimizer)
 
         return evaluate
 

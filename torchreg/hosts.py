@@ -11,29 +11,30 @@ from torchreg.entries import Entry, listed
 from torchreg.penalties import Term
 
 
-def check_host(optimizer: Optimizer, entries: Sequence[Entry], mode: str) -> None:
-    """Refuses an optimizer in whose steps a mode could not act on the entries.
+def check_hosts(optimizers: Sequence[Optimizer], entries: Sequence[Entry], mode: str) -> None:
+    """Refuses optimizers in whose steps a mode could not act on the entries.
 
     Raises:
-        ValueError: it does not hold a penalized parameter, or makes no plain steps of a known size.
+        ValueError: they do not hold a penalized parameter, or one makes no plain steps of a known size.
     """
-    held = {p for group in optimizer.param_groups for p in group["params"]}
+    held = {p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     missing = [entry.name for entry in entries if entry.is_penalized and entry.param not in held]
     if missing:
         raise ValueError(
             f"Regularizer: the optimizer must hold every penalized parameter, it does not hold "
             f"{listed(missing)}: pass them to the optimizer, or narrow select"
         )
-    if mode != "grad" and isinstance(optimizer, torch.optim.LBFGS):
-        raise ValueError(
-            f"Regularizer: mode {mode!r} must act between the steps of a first-order method, LBFGS makes many "
-            "steps in one: use mode 'grad' or 'loss'"
-        )
-    if mode != "grad" and any("lr" not in group for group in optimizer.param_groups):
-        raise ValueError(
-            f"Regularizer: mode {mode!r} needs the optimizer's lr, {type(optimizer).__name__} has none: "
-            "use mode 'grad' or 'loss'"
-        )
+    for optimizer in optimizers:
+        if mode != "grad" and isinstance(optimizer, torch.optim.LBFGS):
+            raise ValueError(
+                f"Regularizer: mode {mode!r} must act between the steps of a first-order method, LBFGS makes many "
+                "steps in one: use mode 'grad' or 'loss'"
+            )
+        if mode != "grad" and any("lr" not in group for group in optimizer.param_groups):
+            raise ValueError(
+                f"Regularizer: mode {mode!r} needs the optimizer's lr, {type(optimizer).__name__} has none: "
+                "use mode 'grad' or 'loss'"
+            )
 
 
 def check_decay(optimizer: Optimizer, entries: Sequence[Entry]) -> None:

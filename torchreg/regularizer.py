@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any, Literal, Self, get_args
 
@@ -11,12 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from torchreg.entries import as_rules, survey, table
-from torchreg.hooks import Group, StepHooks, gradient_scale, step_size
-from torchreg.hosts import check_decay, check_host
-from torchreg.penalties import Penalty, ProximalPenalty
+from torchreg.entries import Entry, as_rules, references, survey, with_references
+from torchreg.hooks import StepHooks
+from torchreg.hosts import check_decay, check_hosts
+from torchreg.parameters import ParamInfo
+from torchreg.penalties import Penalty
 from torchreg.schedules import Schedule
-from torchreg.selectors import ParamInfo, Selector, as_selector, weights
+from torchreg.selectors import Selector, as_selector, weights
+from torchreg.steps import add_gradients, descend, take_proximal_points
+from torchreg.table import table
+from torchreg.total import total
 
 Mode = Literal["loss", "grad", "decoupled", "prox"]
 
@@ -92,11 +96,20 @@ class Regularizer:
         self.schedule = schedule
         self.scale = 1.0
         self.entries = survey(model, as_rules(penalty, mode), as_selector(select))
-        self._penalties = {e.param: e.penalty for e in self.entries if e.penalty is not None}
         self._steps = 0
-        self._optimizer: Optimizer | None = None
-        self._hooks: StepHooks | None = None
+        self._optimizers: tuple[Optimizer, ...] = ()
+        self._hooks: tuple[StepHooks, ...] = ()
         self._follow_schedule()
+
+    @property
+    def entries(self) -> Sequence[Entry]:
+        """Each parameter of the model once, with its penalty or the reason why it has none."""
+        return self._entries
+
+    @entries.setter
+    def entries(self, entries: Sequence[Entry]) -> None:
+        self._entries = tuple(entries)
+        self._penalties = {e.param: e.acting for e in entries if e.acting is not None}
 
     @property
     def scale(self) -> float | Tensor:
@@ -113,18 +126,19 @@ class Regularizer:
 
     def value(self) -> Tensor:
         """``scale * sum R(w)`` over the penalized parameters: 0-d, differentiable. In every mode, for logging."""
-        terms = list(self.terms().values())
-        return sum((term.to(terms[0].device) for term in terms[1:]), start=terms[0]) if terms else torch.zeros(())
+        params = [param for param in self._penalties if param.requires_grad]
+        if not params:
+            return torch.zeros(())
+        return self.scale * total([self._penalties[param] for param in params], params)
 
     def terms(self) -> dict[str, Tensor]:
         """The value split by kind of penalty, such as ``{"L1": tensor, "L2": tensor}``."""
-        totals: dict[str, Tensor] = {}
+        kinds: dict[str, list[tuple[Penalty, nn.Parameter]]] = {}
         for param, penalty in self._penalties.items():
             if param.requires_grad:
                 for term in penalty.terms:
-                    label, value = type(term).__name__, self.scale * term.value(param)
-                    totals[label] = totals[label] + value.to(totals[label].device) if label in totals else value
-        return totals
+                    kinds.setdefault(term.label, []).append((term, param))
+        return {kind: self.scale * total(*zip(*pairs, strict=True)) for kind, pairs in kinds.items()}
 
     def penalize(self, criterion: Callable[..., Tensor]) -> PenalizedLoss:
         """The criterion with the penalty added while the model is in training mode, and without it in evaluation.
@@ -141,24 +155,26 @@ class Regularizer:
 
     # -- the other modes: the penalty in the optimizer's step -----------------------------------------------------
 
-    def attach(self, optimizer: Optimizer) -> Self:
+    def attach(self, *optimizers: Optimizer) -> Self:
         """Acts in every step of the optimizer from now on; in mode "loss", only the schedule follows its steps.
 
-        Use it as a context manager to detach at the end: ``with regularizer.attach(optimizer): ...``
+        Where several optimizers share a model, pass them all; the schedule then counts the first one's steps. Use it
+        as a context manager to detach at the end: ``with regularizer.attach(optimizer): ...``
 
         Returns:
             The regularizer itself.
 
         Raises:
-            ValueError: already attached; the optimizer does not hold a penalized parameter, already decays one that
-                carries an L2, or is LBFGS or has no ``lr`` in mode "decoupled" or "prox"; no schedule in mode "loss".
+            ValueError: already attached; the optimizers do not hold a penalized parameter, already decay one that
+                carries an L2, or are LBFGS or have no ``lr`` in mode "decoupled" or "prox"; no schedule in mode "loss".
             TypeError: not a ``torch.optim.Optimizer``.
         """
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"Regularizer: attach() takes a torch.optim.Optimizer, got {type(optimizer).__name__}")
-        if self._hooks is not None:
+        for optimizer in optimizers or (None,):
+            if not isinstance(optimizer, Optimizer):
+                raise TypeError(f"Regularizer: attach() takes a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        if self._hooks:
             raise ValueError(
-                f"Regularizer: already attached to {type(self._optimizer).__name__}: call remove() first, "
+                f"Regularizer: already attached to {type(self._optimizers[0]).__name__}: call remove() first, "
                 "or make a second Regularizer"
             )
         if self.mode == "loss" and self.schedule is None:
@@ -167,16 +183,17 @@ class Regularizer:
                 "or choose mode 'grad', 'decoupled' or 'prox'"
             )
         if self.mode != "loss":
-            check_host(optimizer, self.entries, self.mode)
-        check_decay(optimizer, self.entries)
-        self._register(optimizer)
+            check_hosts(optimizers, self.entries, self.mode)
+        for optimizer in optimizers:
+            check_decay(optimizer, self.entries)
+        self._register(optimizers)
         return self
 
     def remove(self) -> None:
         """Detaches from the optimizer, which goes on as if nothing had been attached. Does nothing if not attached."""
-        if self._hooks is not None:
-            self._hooks.remove()
-        self._hooks = self._optimizer = None
+        for hooks in self._hooks:
+            hooks.remove()
+        self._hooks = self._optimizers = ()
 
     def step(self) -> None:
         """Tells the schedule that a step was made; an attached regularizer is told by its optimizer."""
@@ -189,51 +206,26 @@ class Regularizer:
     def __exit__(self, *exc_info: object) -> None:
         self.remove()
 
-    def _register(self, optimizer: Optimizer) -> None:
-        self._optimizer = optimizer
+    def _register(self, optimizers: tuple[Optimizer, ...]) -> None:
         objective = self._objective if self.mode == "grad" else None
-        self._hooks = StepHooks(optimizer, self._on_gradients, self._after_step, objective)
+        self._optimizers = optimizers
+        self._hooks = tuple(StepHooks(o, self._on_gradients, self._after_step, objective) for o in optimizers)
 
-    def _objective(self) -> Tensor:
+    def _objective(self, optimizer: Optimizer) -> Tensor:
         """What a closure's loss lacks of the function that the optimizer minimizes, or maximizes."""
-        assert self._optimizer is not None
-        return -self.value() if self._optimizer.param_groups[0].get("maximize") else self.value()
+        return -self.value() if optimizer.param_groups[0].get("maximize") else self.value()
 
-    def _moving(self) -> Iterator[tuple[nn.Parameter, Tensor, Penalty, Group]]:
-        """The penalized parameters that the coming (or just made) step moves."""
-        assert self._optimizer is not None
-        for group in self._optimizer.param_groups:
-            for param in group["params"]:
-                penalty = self._penalties.get(param)
-                if penalty is not None and param.grad is not None and param.requires_grad:
-                    yield param, param.grad, penalty, group
-
-    @torch.no_grad()
-    def _on_gradients(self, evaluation: int) -> None:
-        optimizer = self._optimizer
-        assert optimizer is not None
+    def _on_gradients(self, optimizer: Optimizer, evaluation: int) -> None:
         if self.mode == "grad":
-            scale = self.scale * gradient_scale(optimizer)
-            for param, grad, penalty, group in self._moving():
-                if grad.layout != torch.strided:
-                    raise ValueError(
-                        "Regularizer: mode 'grad' needs dense gradients, got a sparse one for the parameter of shape "
-                        f"{tuple(param.shape)}: use mode 'decoupled' or 'prox'"
-                    )
-                penalty.add_gradient_(grad, param, -scale if group.get("maximize") else scale)
+            add_gradients(optimizer, self._penalties, self.scale)
         elif self.mode == "decoupled" and evaluation == 0:
-            for param, _, penalty, group in self._moving():
-                penalty.descend_(param, step_size(optimizer, group) * self.scale)
+            descend(optimizer, self._penalties, self.scale)
 
-    @torch.no_grad()
-    def _after_step(self) -> None:
-        optimizer = self._optimizer
-        assert optimizer is not None
+    def _after_step(self, optimizer: Optimizer) -> None:
         if self.mode == "prox":
-            for param, _, penalty, group in self._moving():
-                assert isinstance(penalty, ProximalPenalty)
-                param.copy_(penalty.prox(param, step_size(optimizer, group) * self.scale))
-        self.step()
+            take_proximal_points(optimizer, self._penalties, self.scale)
+        if optimizer is self._optimizers[0]:
+            self.step()
 
     def _follow_schedule(self) -> None:
         if self.schedule is not None:
@@ -248,28 +240,35 @@ class Regularizer:
     # -- saving and copying ---------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The steps counted and the current scale; loads with ``torch.load(weights_only=True)``."""
-        return {"steps": self._steps, "scale": self.scale}
+        """The steps counted, the current scale, and the starting points that L2SP or L1SP have taken from the model.
+
+        It loads with ``torch.load(weights_only=True)``.
+        """
+        taken = references(self.entries)
+        return {"steps": self._steps, "scale": self.scale} | ({"references": taken} if taken else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up what :meth:`state_dict` saved."""
-        if set(state) != {"steps", "scale"}:
-            raise ValueError(f"Regularizer: state must have the keys 'steps' and 'scale', got {sorted(state)}")
+        expected = self.state_dict()
+        if set(state) != set(expected):
+            keys = " and ".join(map(repr, expected))
+            raise ValueError(f"Regularizer: state must have the keys {keys}, got {sorted(state)}")
+        if "references" in state:
+            self.entries = [with_references(entry, state["references"]) for entry in self.entries]
         self.scale, self._steps = state["scale"], state["steps"]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_hooks": None}
+        return {**self.__dict__, "_hooks": ()}
 
     def __copy__(self) -> Self:
         """A detached one: two on the same optimizer would count the penalty twice."""
         twin = type(self).__new__(type(self))
-        twin.__dict__.update(self.__dict__, _optimizer=None, _hooks=None)
+        twin.__dict__.update(self.__dict__, _optimizers=(), _hooks=())
         return twin
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if self._optimizer is not None:  # a copied optimizer has lost its hooks
-            self._register(self._optimizer)
+        self._register(self._optimizers)  # a copied optimizer has lost its hooks
 
     def __repr__(self) -> str:
         return f"Regularizer(mode={self.mode!r}, scale={self.scale!r}): {table(self.entries)}"

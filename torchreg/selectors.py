@@ -7,12 +7,14 @@ from :data:`everything`; a predicate of your own decides alone.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import final
 
 from torch import nn
+
+from torchreg.parameters import ParamInfo
 
 _NORMALIZATIONS: tuple[type[nn.Module], ...] = (
     nn.modules.batchnorm._NormBase,
@@ -20,21 +22,6 @@ _NORMALIZATIONS: tuple[type[nn.Module], ...] = (
     nn.GroupNorm,
     nn.RMSNorm,
 )
-
-
-@dataclass(frozen=True, eq=False)
-class ParamInfo:
-    """What a selector sees of a parameter.
-
-    Args:
-        name: its full name in the model, such as ``"features.0.weight"``.
-        param: the parameter.
-        module: the module that owns it.
-    """
-
-    name: str
-    param: nn.Parameter
-    module: nn.Module
 
 
 class Selector(ABC):
@@ -143,13 +130,3 @@ def as_selector(select: Selector | Callable[[ParamInfo], bool]) -> Selector:
     if not callable(select):
         raise TypeError(f"select must be a selector or a predicate on ParamInfo, got {select!r}")
     return _Predicate(select)
-
-
-def each_parameter(model: nn.Module) -> Iterator[list[ParamInfo]]:
-    """Each parameter of the model once, with every place it stands in: several places if it is tied."""
-    places: dict[nn.Parameter, list[ParamInfo]] = {}
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        for own_name, param in module.named_parameters(recurse=False, remove_duplicate=False):
-            name = f"{prefix}.{own_name}" if prefix else own_name
-            places.setdefault(param, []).append(ParamInfo(name, param, module))
-    yield from places.values()

@@ -1,11 +1,21 @@
 """What must hold of every penalty for every weight: hypothesis looks for a counterexample."""
 
+import math
+from dataclasses import replace
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from tests.cases import each_penalty
+from tests.cases import (
+    each_convex,
+    each_convex_proximal,
+    each_penalty,
+    each_proximal,
+    each_proximal_separable,
+    each_term,
+)
 from tests.helpers import assert_bit_equal, assert_close
 
 numbers = st.floats(-100, 100, allow_subnormal=False) | st.sampled_from([0.0, -0.0, 1e-300, -1e-9])
@@ -23,6 +33,7 @@ def objective(case, u, w, step):
 @each_penalty
 @given(w=weights)
 def test_the_value_is_not_negative_and_is_its_formula(case, w):
+    w = case.sane(w)
     assert case.penalty.value(w) >= 0
     assert_close(case.penalty.value(w), case.formula(w))
 
@@ -30,13 +41,14 @@ def test_the_value_is_not_negative_and_is_its_formula(case, w):
 @each_penalty
 @given(w=weights)
 def test_the_gradient_is_autograds_of_value_and_of_formula(case, w):
+    w = case.sane(w)
     for function in (case.penalty.value, case.formula):
         leaf = w.clone().requires_grad_()
         function(leaf).backward()
         assert_close(case.penalty.gradient(w), leaf.grad)
 
 
-@each_penalty
+@each_convex
 @given(pair=pairs)
 def test_the_gradient_is_a_subgradient(case, pair):
     u, w = pair
@@ -44,19 +56,19 @@ def test_the_gradient_is_a_subgradient(case, pair):
     assert case.formula(u) >= linear - 1e-9 * (1 + linear.abs())
 
 
-@each_penalty
+@each_proximal
 @given(pair=pairs, step=steps, reach=st.sampled_from([1e-3, 0.1, 1.0]))
 def test_prox_minimizes_its_objective(case, pair, step, reach):
-    # R is convex, so the objective is strongly convex: away from its minimum it grows at least by half the square.
     w, direction = pair
     best = case.penalty.prox(w, step)
     for u in (best + reach * direction, w, torch.zeros_like(w)):
         lead = objective(case, u, w, step) - objective(case, best, w, step)
-        distance = (u - best).square().sum().item() / 2
+        # If R is convex, the objective grows from its minimum by at least half the squared distance.
+        distance = (u - best).square().sum().item() / 2 if case.convex else 0.0
         assert lead >= distance - 1e-9 * (1 + abs(objective(case, u, w, step)))
 
 
-@each_penalty
+@each_proximal_separable
 @given(w=numbers, step=steps)
 def test_prox_beats_every_point_of_a_grid(case, w, step):
     w = torch.tensor([w], dtype=torch.float64)
@@ -65,7 +77,7 @@ def test_prox_beats_every_point_of_a_grid(case, w, step):
     assert objective(case, case.penalty.prox(w, step), w, step) <= least + 1e-9 * (1 + abs(least))
 
 
-@each_penalty
+@each_convex_proximal
 @given(pair=pairs, step=steps)
 def test_prox_is_firmly_non_expansive(case, pair, step):
     u, w = pair
@@ -74,16 +86,18 @@ def test_prox_is_firmly_non_expansive(case, pair, step):
     assert difference.square().sum() <= inner + 1e-9 * (1 + inner.abs())
 
 
-@each_penalty
+@each_proximal
 @given(w=weights)
 def test_prox_with_step_zero_is_the_identity(case, w):
-    assert_close(case.penalty.prox(w, 0.0), w, tolerance=0)
-    assert_close(case.penalty.prox(w, torch.tensor(0.0)), w, tolerance=0)
+    assert_close(case.penalty.prox(w, 0.0), w)
+    assert_close(case.penalty.prox(w, torch.tensor(0.0)), w)
 
 
-@each_penalty
+@each_proximal
 @given(w=weights, step=steps)
 def test_prox_shrinks_and_never_changes_a_sign(case, w, step):
+    if not case.shrinks:
+        return
     shrunk = case.penalty.prox(w, step)
     assert (shrunk.abs() <= w.abs()).all()
     assert (shrunk * w >= 0).all()
@@ -93,8 +107,10 @@ def test_prox_shrinks_and_never_changes_a_sign(case, w, step):
 @given(w=weights, step=steps)
 def test_a_step_given_as_tensor_is_the_number(case, w, step):
     tensor = torch.tensor(step, dtype=torch.float64)
-    assert_close(case.penalty.prox(w, tensor), case.penalty.prox(w, step))
+    if case.is_proximal:
+        assert_close(case.penalty.prox(w, tensor), case.penalty.prox(w, step))
     assert_close(case.penalty.descend_(w.clone(), tensor), case.penalty.descend_(w.clone(), step))
+    assert_close(case.penalty.gradient_times(w, tensor), case.penalty.gradient_times(w, step))
     assert_close(case.penalty.add_gradient_(w.clone(), w, tensor), case.penalty.add_gradient_(w.clone(), w, step))
 
 
@@ -108,6 +124,7 @@ def test_the_in_place_forms_are_their_definitions(case, pair, scale):
     assert_close(target, expected, tolerance=1e-10)
     assert_bit_equal(w, before)
 
+    assert_close(case.penalty.gradient_times(w, scale), scale * case.penalty.gradient(w))
     expected = w - scale * case.penalty.gradient(w)
     assert case.penalty.descend_(w, scale) is w
     assert_close(w, expected, tolerance=1e-10)
@@ -119,7 +136,9 @@ def test_nothing_but_the_in_place_forms_changes_its_argument(case, w, step):
     before = w.clone()
     case.penalty.value(w)
     case.penalty.gradient(w).add_(1)
-    case.penalty.prox(w, step).add_(1)
+    case.penalty.gradient_times(w, 1.0).add_(1)
+    if case.is_proximal:
+        case.penalty.prox(w, step).add_(1)
     assert_bit_equal(w, before)
 
 
@@ -130,4 +149,52 @@ def test_layout_does_not_matter(case, w, step):
     turned = turned.transpose(0, -1) if w.ndim > 1 else turned
     dense = turned.contiguous().clone()
     assert_close(case.penalty.value(turned), case.penalty.value(dense))
-    assert_bit_equal(case.penalty.prox(turned, step).contiguous(), case.penalty.prox(dense, step))
+    assert_close(case.penalty.gradient(turned), case.penalty.gradient(dense))
+    if case.is_proximal:
+        assert_close(case.penalty.prox(turned, step), case.penalty.prox(dense, step))
+
+
+# -- the certificate ----------------------------------------------------------------------------------------------
+
+
+@each_proximal
+@given(w=weights, step=st.floats(0.1, 1))
+def test_a_proximal_point_is_certified_as_stationary(case, w, step):
+    # It minimizes 1/2 |u - w|^2 + step R(u): there -(u - w) / step is a (limiting) subgradient of R.
+    best = case.penalty.prox(w, step)
+    assert case.penalty.optimality(best, (best - w) / step) <= 1e-7 * (1 + w.abs().sum() / step)
+
+
+@each_convex
+@given(pair=pairs, tries=st.integers(0, 2**31))
+def test_the_distance_to_the_subdifferential_is_no_more_than_to_any_subgradient(case, pair, tries):
+    # Limits of gradients near w are subgradients at w, and so are their averages.
+    w, gradient = torch.where(pair[0].abs() < 1e-3, 0.0, pair[0]), pair[1]
+    near = torch.randn(8, *w.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(tries))
+    subgradient = torch.stack([case.penalty.gradient(w + 1e-9 * noise) for noise in near]).mean(0)
+    distance = case.penalty.optimality(w, gradient)
+    assert distance <= (gradient + subgradient).norm() + 1e-4 * (1 + gradient.abs().sum() + w.abs().sum())
+
+
+@each_penalty
+@given(w=weights)
+def test_the_certificate_is_the_residual_where_the_penalty_is_smooth(case, w):
+    w, gradient = w.abs() + 0.5, w
+    residual = (gradient + case.penalty.gradient(w)).norm()
+    assert_close(case.penalty.optimality(w, gradient), residual, tolerance=1e-9)
+
+
+@each_term
+@given(gradient=weights)
+def test_strength_max_is_the_smallest_strength_that_holds_zero(case, gradient):
+    # Of a penalty towards a reference, the reference.
+    at_rest = torch.zeros_like(gradient) if case.shrinks else torch.full_like(gradient, 0.2)
+    found = case.penalty.strength_max(gradient)
+    if case.strength_max is None:
+        assert found == (math.inf if gradient.any() else 0)
+        return
+    assert_close(found, case.strength_max(gradient), tolerance=1e-9)
+    above, below = (replace(case.penalty, strength=factor * found.item() + 1e-300) for factor in (1.001, 0.999))
+    assert above.optimality(at_rest, gradient) == 0
+    if found > 1e-200:
+        assert below.optimality(at_rest, gradient) > 0

@@ -88,8 +88,8 @@ def test_the_loss_of_a_closure_is_the_objective_that_its_gradients_belong_to(max
     model = make_model()
     regularizer = Regularizer(model, L2(1.0), mode="grad")
     penalty = regularizer.value().item()
-    regularizer.attach(sgd(model, maximize=maximize))
-    loss = regularizer._optimizer.step(lambda: torch.tensor(3.0, dtype=torch.float64))
+    regularizer.attach(optimizer := sgd(model, maximize=maximize))
+    loss = optimizer.step(lambda: torch.tensor(3.0, dtype=torch.float64))
     assert_close(loss.item(), 3.0 - penalty if maximize else 3.0 + penalty)
 
 

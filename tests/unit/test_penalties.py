@@ -2,7 +2,9 @@
 
 import copy
 import pickle
+import re
 from dataclasses import FrozenInstanceError, dataclass, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,9 +12,9 @@ import torch
 from torch import Tensor
 
 import torchreg
-from tests.cases import each_penalty
+from tests.cases import each_penalty, each_proximal, each_term
 from tests.helpers import assert_bit_equal, assert_close
-from torchreg import L1, L2, Penalty, ProximalPenalty
+from torchreg import L1, L2, L2SP, MCP, SCAD, ElasticNet, Huber, LogSum, Lp, Penalty, ProximalPenalty
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,10 @@ def test_results_keep_the_dtype_and_shape_of_the_weights(case, dtype):
     w = torch.randn(4, 3, dtype=dtype)
     assert case.penalty.value(w).dtype == dtype
     assert case.penalty.value(w).shape == ()
-    for same in (case.penalty.gradient(w), case.penalty.prox(w, 0.1), case.penalty.prox(w, torch.tensor(0.1))):
+    results = [case.penalty.gradient(w), case.penalty.gradient_times(w, 0.5)]
+    if case.is_proximal:
+        results += [case.penalty.prox(w, 0.1), case.penalty.prox(w, torch.tensor(0.1))]
+    for same in results:
         assert same.dtype == dtype
         assert same.shape == w.shape
 
@@ -52,31 +57,34 @@ def test_the_value_of_many_half_precision_weights_is_finite(penalty):
 
 @each_penalty
 def test_the_subgradient_at_the_kink_is_zero(case):
-    assert_bit_equal(case.penalty.gradient(torch.zeros(3)), torch.zeros(3))
+    kink = torch.full((3,), 0.0 if case.shrinks else 0.2)
+    assert_bit_equal(case.penalty.gradient(kink), torch.zeros(3))
 
 
-@each_penalty
+@each_proximal
 def test_prox_makes_exact_zeros_where_it_should(case):
-    w = torch.tensor([1e-3, -1e-3, 0.0, 2.0])
-    zeros = case.penalty.prox(w, 1.0) == 0
-    assert zeros.tolist() == ([True, True, True, False] if case.exact_zeros else [False, False, True, False])
+    rest = 0.0 if case.shrinks else 0.2
+    w = torch.tensor([1e-3, -1e-3, 0.0, 2.0]) + rest
+    still = case.penalty.prox(w, 1.0) == torch.tensor(rest)
+    expected = [True, True, True, False] if case.exact_zeros else [False, False, True, False]
+    assert still.tolist() == expected
 
 
 @each_penalty
 def test_penalties_survive_copies_and_their_repr_is_the_call(case):
     penalty = case.penalty
-    copies = [copy.deepcopy(penalty), pickle.loads(pickle.dumps(penalty)), eval(repr(penalty), dict(vars(torchreg)))]
+    names = {**vars(torchreg), "tensor": partial(torch.tensor, dtype=torch.float64)}
+    copies = [copy.deepcopy(penalty), pickle.loads(pickle.dumps(penalty)), eval(repr(penalty), names)]
     for other in copies:
         assert other == penalty
         assert hash(other) == hash(penalty)
         assert type(other) is type(penalty)
 
 
-@each_penalty
+@each_term
 def test_penalties_are_immutable(case):
-    for term in case.penalty.terms:
-        with pytest.raises(FrozenInstanceError):
-            term.strength = 1.0
+    with pytest.raises(FrozenInstanceError):
+        case.penalty.strength = 1.0
 
 
 def test_terms_of_one_kind_merge():
@@ -111,18 +119,122 @@ def test_any_real_number_is_kept_as_a_plain_float(number):
     assert L2(number).strength == number
 
 
-@pytest.mark.parametrize("kind", [L1, L2])
-@pytest.mark.parametrize("strength", [-1, -1e-12, float("nan"), float("inf"), -float("inf")])
-def test_a_strength_must_be_finite_and_not_negative(kind, strength):
+each_bad_strength = pytest.mark.parametrize("strength", [-1, -1e-12, float("nan"), float("inf"), -float("inf")])
+
+
+@each_term
+@each_bad_strength
+def test_a_strength_must_be_finite_and_not_negative(case, strength):
+    kind = type(case.penalty)
     with pytest.raises(ValueError, match=rf"{kind.__name__}: strength must be finite and >= 0, got {strength!r}"):
         kind(strength)
 
 
-@pytest.mark.parametrize("kind", [L1, L2])
+@each_term
 @pytest.mark.parametrize("strength", [True, "1e-4", None, 1j, torch.tensor(1.0), [1.0]], ids=repr)
-def test_a_strength_must_be_a_number(kind, strength):
+def test_a_strength_must_be_a_number(case, strength):
+    kind = type(case.penalty)
     with pytest.raises(TypeError, match=rf"{kind.__name__}: strength must be a number, got "):
         kind(strength)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "bad", "expectation"),
+    [
+        (ElasticNet, "l1_ratio", 1.1, "in [0, 1]"),
+        (Huber, "delta", 0, "positive and finite"),
+        (Lp, "p", 0.0, "positive and finite"),
+        (LogSum, "epsilon", -1.0, "positive and finite"),
+        (MCP, "gamma", float("inf"), "positive and finite"),
+        (SCAD, "a", 2.0, "above 2 and finite"),
+    ],
+)
+def test_the_other_parameters_are_checked_too(kind, name, bad, expectation):
+    for value in (bad, float("nan")):
+        with pytest.raises(
+            ValueError, match=re.escape(f"{kind.__name__}: {name} must be {expectation}, got {value!r}")
+        ):
+            kind(1.0, **{name: value})
+    with pytest.raises(TypeError, match=f"{kind.__name__}: {name} must be a number, got '1'"):
+        kind(1.0, **{name: "1"})
+
+
+# -- a number times a penalty -------------------------------------------------------------------------------------
+
+
+@each_penalty
+@pytest.mark.parametrize("factor", [0, 0.5, 3])
+def test_a_number_times_a_penalty_is_that_number_of_it(case, factor):
+    w, gradient = torch.randn(2, 20, dtype=torch.float64)
+    for scaled in (factor * case.penalty, case.penalty * factor):
+        assert_close(scaled.value(w), factor * case.penalty.value(w))
+        assert_close(scaled.gradient(w), factor * case.penalty.gradient(w))
+        assert isinstance(scaled, ProximalPenalty) == case.is_proximal
+        assert [term.label for term in scaled.terms] == [term.label for term in case.penalty.terms]
+        if case.is_proximal:
+            assert_close(scaled.prox(w, 0.4), case.penalty.prox(w, 0.4 * factor))
+        residual = torch.autograd.grad(scaled.value(w.requires_grad_()), w)[0] + gradient
+        assert_close(scaled.optimality(w.detach(), gradient), residual.norm())
+        w = w.detach()
+
+
+def test_a_number_multiplies_the_strength_where_that_is_the_same():
+    assert 0.5 * L1(1e-3) == L1(5e-4)
+    assert 2 * (L1(1) + L2(2)) == L1(2) + L2(4)
+    assert 2 * ElasticNet(1, l1_ratio=0.3) == ElasticNet(2, l1_ratio=0.3)
+    assert 2 * MCP(1) != MCP(2)
+    assert repr(2 * (3 * MCP(1))) == "6.0 * MCP(1.0, gamma=3.0)"
+
+
+@pytest.mark.parametrize("factor", [-1, float("nan"), float("inf")])
+def test_a_factor_must_be_finite_and_not_negative(factor):
+    with pytest.raises(ValueError, match=f"L1: a factor must be finite and >= 0, got {factor!r}"):
+        factor * L1(1)
+
+
+@pytest.mark.parametrize("factor", [True, "2", None, L2(1)], ids=repr)
+def test_a_factor_must_be_a_number(factor):
+    with pytest.raises(TypeError, match="unsupported operand|can't multiply"):
+        factor * L1(1)
+
+
+def test_terms_merge_only_if_they_differ_in_nothing_but_strength():
+    assert ElasticNet(1, l1_ratio=0.3) + ElasticNet(2, l1_ratio=0.3) == ElasticNet(3, l1_ratio=0.3)
+    assert len((ElasticNet(1, l1_ratio=0.3) + ElasticNet(2, l1_ratio=0.4)).terms) == 2
+    assert len((MCP(1) + MCP(1)).terms) == 2  # twice MCP(1) is not MCP(2)
+    anchor = torch.zeros(3)
+    assert L2SP(1, reference=anchor) + L2SP(2, reference=anchor.clone()) == L2SP(3, reference=anchor)
+    assert len((L2SP(1, reference=anchor) + L2SP(2, reference=anchor + 1)).terms) == 2
+
+
+@each_penalty
+def test_complex_weights_are_penalized_by_their_magnitudes(case):
+    if not case.shrinks:
+        return
+    size, phase = torch.rand(20, dtype=torch.float64), torch.randn(20, dtype=torch.complex128).sgn()
+    w = size * phase
+    assert_close(case.penalty.value(w), case.penalty.value(size))
+    assert_close(case.penalty.gradient(w), case.penalty.gradient(size) * phase)
+    if case.is_proximal:
+        assert_close(case.penalty.prox(w, 0.4), case.penalty.prox(size, 0.4) * phase)
+    leaf = w.clone().requires_grad_()
+    case.penalty.value(leaf).backward()
+    assert_close(case.penalty.gradient(w), leaf.grad)
+
+
+@each_penalty
+def test_meta_tensors_give_the_shapes_without_the_numbers(case):
+    w = torch.empty(4, 3, device="meta")
+    assert case.penalty.value(w).shape == ()
+    assert case.penalty.gradient(w).shape == w.shape
+    if case.is_proximal:
+        assert case.penalty.prox(w, 0.1).shape == w.shape
+
+
+@each_penalty
+def test_the_gradient_has_finite_differences_for_its_derivative(case):
+    w = 0.1 + torch.rand(6, dtype=torch.float64)  # away from the kink at 0
+    assert torch.autograd.gradgradcheck(case.penalty.value, w.requires_grad_())
 
 
 @pytest.mark.parametrize("other", [1.0, None, "L1(1.0)"])

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.cases import each_mode, each_penalty, each_step_mode
+from tests.cases import each_case_and_mode, each_mode, each_penalty, each_step_mode
 from tests.helpers import assert_bit_equal, assert_close, make_model, train, weights_of
 from torchreg import L1, L2, Regularizer, cosine, linear
 
@@ -17,8 +17,7 @@ def sgd(model: nn.Module, **options) -> torch.optim.SGD:
 # -- the value ----------------------------------------------------------------------------------------------------
 
 
-@each_penalty
-@each_mode
+@each_case_and_mode
 def test_the_value_is_the_sum_over_the_weights_in_every_mode(case, mode):
     model = make_model()
     regularizer = Regularizer(model, case.penalty, mode=mode)
@@ -29,7 +28,7 @@ def test_the_value_is_the_sum_over_the_weights_in_every_mode(case, mode):
 def test_terms_split_the_value_by_kind_and_patterns_add_up(case):
     model = make_model()
     terms = Regularizer(model, {"0.*": case.penalty, "*": L1(0.7)}).terms()
-    kinds = {type(term).__name__ for term in (*case.penalty.terms, L1(0.7))}
+    kinds = {term.label for term in (*case.penalty.terms, L1(0.7))}
     assert terms.keys() == kinds
     assert_close(sum(terms.values()), case.formula(model[0].weight) + 0.7 * model[2].weight.abs().sum())
 

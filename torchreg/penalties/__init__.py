@@ -1,6 +1,27 @@
 """WITH WHAT a model is regularized."""
 
-from torchreg.penalties.base import Penalty, ProximalPenalty, ProximalSum, Sum, Term
-from torchreg.penalties.elementwise import L1, L2
+from torchreg.penalties.base import Penalty, ProximalPenalty, ProximalSum, Scaled, Sum, Term
+from torchreg.penalties.concave import MCP, SCAD, HoyerSquare, LogSum, Lp
+from torchreg.penalties.elementwise import L1, L2, ElasticNet, Huber
+from torchreg.penalties.reference import L1SP, L2SP, Anchored
 
-__all__ = ["L1", "L2", "Penalty", "ProximalPenalty", "ProximalSum", "Sum", "Term"]
+__all__ = [
+    "L1",
+    "L1SP",
+    "L2",
+    "L2SP",
+    "MCP",
+    "SCAD",
+    "Anchored",
+    "ElasticNet",
+    "HoyerSquare",
+    "Huber",
+    "LogSum",
+    "Lp",
+    "Penalty",
+    "ProximalPenalty",
+    "ProximalSum",
+    "Scaled",
+    "Sum",
+    "Term",
+]

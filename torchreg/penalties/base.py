@@ -4,47 +4,90 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from numbers import Real
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor
 
-from torchreg.functional import axpy_, shrink
+from torchreg import functional as f
+from torchreg.parameters import ParamInfo
 
 
 class Penalty(ABC):
     """A function ``R(w) >= 0`` of one tensor, added to the mean loss.
 
     Subclasses give :meth:`value` and :meth:`gradient`; the in-place forms follow from them. Penalties are immutable,
-    compare by value, pickle, and add up: ``L1(1e-5) + L2(1e-4)``. Scaled by a number ``c`` (a schedule, say) a penalty
-    has value ``c * R``, gradient ``c * dR`` and proximal operator ``prox(w, c * step)``.
+    compare by value, pickle, add up, and multiply by a number: ``L1(1e-5) + 0.5 * L2(1e-4)``. Scaled by a number ``c``
+    (a schedule, say) a penalty has value ``c * R``, gradient ``c * dR`` and proximal operator ``prox(w, c * step)``.
     """
+
+    is_separable: ClassVar[bool] = False  # whether R(w) is a sum over the elements of w, so that a shard can go alone
 
     @abstractmethod
     def value(self, w: Tensor) -> Tensor:
-        """``R(w)``: 0-d, with ``w``'s dtype and device, differentiable."""
+        """``R(w)``: 0-d, with ``w``'s real dtype and its device, differentiable."""
 
     @abstractmethod
     def gradient(self, w: Tensor) -> Tensor:
         """``dR(w)``, shaped like ``w``: a subgradient, which is 0 where R has a kink at 0."""
 
+    def gradient_times(self, w: Tensor, scale: float | Tensor) -> Tensor:
+        """``scale * dR(w)``, in memory of its own."""
+        return scale * self.gradient(w)
+
     def add_gradient_(self, grad: Tensor, w: Tensor, scale: float | Tensor = 1.0) -> Tensor:
         """``grad += scale * dR(w)``, in place."""
-        return axpy_(grad, self.gradient(w), scale)
+        return f.axpy_(grad, self.gradient(w), scale)
 
     def descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
         """``w -= step * dR(w)``, in place."""
-        return axpy_(w, self.gradient(w), -step)
+        return f.axpy_(w, self.gradient(w), -step)
+
+    def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
+        """How far ``w`` is from a stationary point of loss + R: the distance of ``-gradient`` to the subdifferential.
+
+        Args:
+            w: the weight.
+            gradient: the loss's gradient there, without the penalty's.
+
+        Returns:
+            The Euclidean distance, 0-d; 0 certifies a stationary point, which for a convex problem is the minimum.
+        """
+        return f.l2_norm(gradient + self.gradient(w))
+
+    def bind(self, place: ParamInfo) -> Penalty:
+        """This penalty, for the parameter in that place: most know all they need and return themselves."""
+        return self
 
     @property
     def terms(self) -> tuple[Penalty, ...]:
         """The penalties this one is a sum of: itself, if it is none."""
         return (self,)
 
+    @property
+    def label(self) -> str:
+        """What :meth:`Regularizer.terms` calls it: the name of its kind."""
+        return type(self).__name__
+
     def __add__(self, other: object) -> Penalty:
-        """The sum; terms of one class become one term, so ``L1(a) + L1(b) == L1(a + b)``."""
+        """The sum; terms that differ only in strength become one, so ``L1(a) + L1(b) == L1(a + b)``."""
         return _sum(self.terms + other.terms) if isinstance(other, Penalty) else NotImplemented
+
+    def __mul__(self, factor: object) -> Penalty:
+        """``factor`` times this penalty."""
+        if isinstance(factor, bool) or not isinstance(factor, Real):
+            return NotImplemented
+        if not 0 <= float(factor) < math.inf:
+            raise ValueError(f"{type(self).__name__}: a factor must be finite and >= 0, got {factor!r}")
+        return self._times(float(factor))
+
+    __rmul__ = __mul__
+
+    def _times(self, factor: float) -> Penalty:
+        return Scaled(factor, self)
 
 
 class ProximalPenalty(Penalty):
@@ -54,10 +97,42 @@ class ProximalPenalty(Penalty):
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """``argmin_u 1/2 * |u - w|**2 + step * R(u)``, shaped like ``w``; ``step >= 0``, a number or a tensor."""
 
+    def _times(self, factor: float) -> Penalty:
+        return ProximalScaled(factor, self)
 
-@dataclass(frozen=True, repr=False)
-class Term(Penalty):
-    """A penalty that is ``strength`` times a function without parameters of its own.
+
+class Described(Penalty):
+    """A penalty that is a frozen dataclass: equal by its fields, tensors too, and shown as its constructor call."""
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and all(
+            _equal(getattr(self, field.name), getattr(other, field.name))
+            for field in fields(self)  # type: ignore[arg-type]
+        )
+
+    def __hash__(self) -> int:
+        values = (getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
+        return hash((type(self), *(v if isinstance(v, float | str | int) else type(v) for v in values)))
+
+    def __repr__(self) -> str:
+        shown = [(field.name, getattr(self, field.name)) for field in fields(self)]  # type: ignore[arg-type]
+        (_, first), *others = shown or [("", "")]
+        parts = [_shown(first), *(f"{name}={_shown(value)}" for name, value in others if value is not None)]
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+    def _require(self, name: str, expectation: str, holds: Callable[[float], bool]) -> None:
+        """Makes the field a plain float, or says what was expected of it."""
+        owner, value = type(self).__name__, getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(f"{owner}: {name} must be a number, got {value!r}")
+        if not holds(float(value)):
+            raise ValueError(f"{owner}: {name} must be {expectation}, got {value!r}")
+        object.__setattr__(self, name, float(value))
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Term(Described):
+    """A penalty with a strength, and perhaps more parameters, as the fields of a frozen dataclass.
 
     Args:
         strength: a finite number, not negative. It multiplies a penalty that is added to the *mean* loss.
@@ -70,17 +145,68 @@ class Term(Penalty):
     strength: float
 
     is_ridge: ClassVar[bool] = False  # whether R(w) is strength/2 * |w|**2, which any other prox can absorb
+    is_linear: ClassVar[bool] = True  # whether R is the strength times a function that does not depend on it
 
     def __post_init__(self) -> None:
-        owner = type(self).__name__
-        if isinstance(self.strength, bool) or not isinstance(self.strength, Real):
-            raise TypeError(f"{owner}: strength must be a number, got {self.strength!r}")
-        if not 0 <= self.strength < math.inf:
-            raise ValueError(f"{owner}: strength must be finite and >= 0, got {self.strength!r}")
-        object.__setattr__(self, "strength", float(self.strength))
+        self._require("strength", "finite and >= 0", lambda strength: 0 <= strength < math.inf)
+
+    def strength_max(self, gradient: Tensor) -> Tensor:
+        """The smallest strength at which ``w = 0`` is stationary, given the loss's gradient there; often infinite.
+
+        Returns:
+            0-d. Infinite for a penalty that is flat at 0, such as a ridge, unless the gradient itself is 0.
+        """
+        return torch.where(gradient.any(), math.inf, 0.0)
+
+    def _times(self, factor: float) -> Penalty:
+        return replace(self, strength=factor * self.strength) if self.is_linear else super()._times(factor)
+
+
+@dataclass(frozen=True)
+class Scaled(Penalty):
+    """A number times a penalty; made by ``*`` for those that have no strength of their own to multiply."""
+
+    factor: float
+    penalty: Penalty
+
+    @property
+    def is_separable(self) -> bool:  # type: ignore[override]
+        return self.penalty.is_separable
+
+    @property
+    def label(self) -> str:
+        return self.penalty.label
+
+    def value(self, w: Tensor) -> Tensor:
+        return self.factor * self.penalty.value(w)
+
+    def gradient(self, w: Tensor) -> Tensor:
+        return self.factor * self.penalty.gradient(w)
+
+    def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
+        if self.factor == 0:
+            return f.l2_norm(gradient)
+        return self.factor * self.penalty.optimality(w, gradient / self.factor)
+
+    def bind(self, place: ParamInfo) -> Penalty:
+        return replace(self, penalty=self.penalty.bind(place))
+
+    def _times(self, factor: float) -> Penalty:
+        return replace(self, factor=factor * self.factor)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.strength!r})"
+        return f"{self.factor!r} * {self.penalty!r}"
+
+
+class ProximalScaled(Scaled, ProximalPenalty):
+    """A number times a proximal penalty."""
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        assert isinstance(self.penalty, ProximalPenalty)
+        return self.penalty.prox(w, self.factor * step)
+
+    def _times(self, factor: float) -> Penalty:
+        return Scaled._times(self, factor)
 
 
 @dataclass(frozen=True, repr=False)
@@ -88,6 +214,10 @@ class Sum(Penalty):
     """The sum of several penalties; made by ``+``."""
 
     _terms: tuple[Penalty, ...]
+
+    @property
+    def is_separable(self) -> bool:  # type: ignore[override]
+        return all(term.is_separable for term in self._terms)
 
     @property
     def terms(self) -> tuple[Penalty, ...]:
@@ -101,10 +231,13 @@ class Sum(Penalty):
         return total
 
     def gradient(self, w: Tensor) -> Tensor:
+        return self.gradient_times(w, 1.0)
+
+    def gradient_times(self, w: Tensor, scale: float | Tensor) -> Tensor:
         first, *others = self._terms
-        total = first.gradient(w)
+        total = first.gradient_times(w, scale)
         for term in others:
-            total = total + term.gradient(w)  # not in place: a gradient may be w itself
+            term.add_gradient_(total, w, scale)
         return total
 
     def add_gradient_(self, grad: Tensor, w: Tensor, scale: float | Tensor = 1.0) -> Tensor:
@@ -118,8 +251,14 @@ class Sum(Penalty):
             if _is_ridge(term):
                 term.descend_(w, step)
         for gradient in gradients:
-            axpy_(w, gradient, -step)
+            f.axpy_(w, gradient, -step)
         return w
+
+    def bind(self, place: ParamInfo) -> Self:
+        return replace(self, _terms=tuple(term.bind(place) for term in self._terms))
+
+    def _times(self, factor: float) -> Penalty:
+        return replace(self, _terms=tuple(term._times(factor) for term in self._terms))
 
     def __repr__(self) -> str:
         return " + ".join(map(repr, self._terms))
@@ -137,13 +276,25 @@ class ProximalSum(Sum, ProximalPenalty):
         Neal Parikh, Stephen Boyd, "Proximal Algorithms", Foundations and Trends in Optimization, 2014, section 2.2.
     """
 
+    @property
+    def _ridge(self) -> float:
+        return sum(t.strength for t in self._terms if isinstance(t, Term) and t.is_ridge)
+
+    @property
+    def _curved(self) -> ProximalPenalty | None:
+        return next((t for t in self._terms if isinstance(t, ProximalPenalty) and not _is_ridge(t)), None)
+
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
-        curvature = step * sum(t.strength for t in self._terms if isinstance(t, Term) and t.is_ridge)
-        shrunk = shrink(w, curvature)
-        for term in self._terms:
-            if isinstance(term, ProximalPenalty) and not _is_ridge(term):
-                return term.prox(shrunk, step / (1 + curvature))
-        return shrunk
+        curvature = step * self._ridge
+        shrunk = f.shrink(w, curvature)
+        return shrunk if self._curved is None else self._curved.prox(shrunk, step / (1 + curvature))
+
+    def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
+        smooth = gradient + self._ridge * w
+        return f.l2_norm(smooth) if self._curved is None else self._curved.optimality(w, smooth)
+
+    def _times(self, factor: float) -> Penalty:
+        return Sum._times(self, factor)
 
 
 def _is_ridge(term: Penalty) -> bool:
@@ -153,7 +304,9 @@ def _is_ridge(term: Penalty) -> bool:
 def _sum(terms: tuple[Penalty, ...]) -> Penalty:
     merged: dict[object, Penalty] = {}
     for term in terms:
-        key = type(term) if isinstance(term, Term) else object()  # others are never merged, not even equal ones
+        key: object = object()  # never merged, not even with an equal one
+        if isinstance(term, Term) and term.is_linear:
+            key = replace(term, strength=0.0)
         before = merged.get(key)
         if isinstance(term, Term) and isinstance(before, Term):
             term = replace(before, strength=before.strength + term.strength)
@@ -164,3 +317,19 @@ def _sum(terms: tuple[Penalty, ...]) -> Penalty:
     curved = [t for t in kept if not _is_ridge(t)]
     proximal = len(curved) <= 1 and all(isinstance(t, ProximalPenalty) for t in curved)
     return ProximalSum(kept) if proximal else Sum(kept)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
+    return type(a) is type(b) and bool(a == b)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"<{len(value)} tensors>"
+    if isinstance(value, Tensor) and value.numel() > 16:
+        return f"<tensor of shape {tuple(value.shape)}>"
+    return f"tensor({value.tolist()!r})" if isinstance(value, Tensor) else repr(value)

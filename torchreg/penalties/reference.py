@@ -1,0 +1,156 @@
+"""Penalties towards a reference instead of 0: the pretrained weights, the initial ones, or an average of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Self, final
+
+import torch
+from torch import Tensor
+
+from torchreg import functional as f
+from torchreg.parameters import ParamInfo
+from torchreg.penalties.base import ProximalPenalty, Term
+
+Reference = Tensor | Mapping[str, Tensor] | None
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Anchored(Term, ProximalPenalty):
+    """A penalty on ``w - reference``.
+
+    Args:
+        strength: ``s``, finite and not negative.
+        reference: what the weights are drawn to.
+
+            - ``None``: the weights that the model has when its :class:`~torchreg.Regularizer` is made. They are saved
+              in the regularizer's ``state_dict``.
+            - a dict of names to tensors, such as the ``state_dict`` of a pretrained or an averaged model. Its tensors
+              are not copied: where they are updated in place, as :class:`torch.optim.swa_utils.AveragedModel` does,
+              the penalty follows.
+            - a tensor of the weight's shape, or a 0-d one for every weight.
+
+    Raises:
+        ValueError: the reference has no tensor of that name, or one of another shape.
+    """
+
+    reference: Reference = None
+
+    def bind(self, place: ParamInfo) -> Self:
+        owner, w, reference = type(self).__name__, place.param.detach(), self.reference
+        if isinstance(reference, Mapping):
+            if place.name not in reference:
+                raise ValueError(
+                    f"{owner}: reference must hold {place.name}, got {len(reference)} names: "
+                    f"{', '.join(list(reference)[:8]) or 'none'}; a dict of patterns to penalties spares what is new"
+                )
+            reference = reference[place.name]
+        if reference is not None and reference.ndim and reference.shape != w.shape:
+            raise ValueError(
+                f"{owner}: reference must have the shape of {place.name}, {tuple(w.shape)}, "
+                f"got {tuple(reference.shape)}"
+            )
+        if reference is None or _is_same_memory(reference, w):  # model.state_dict() is the weights themselves
+            reference = w.clone()
+        return replace(self, reference=reference.detach())
+
+    def _away(self, w: Tensor) -> Tensor:
+        """``w - reference``."""
+        return w - self._reference(w)
+
+    def _reference(self, w: Tensor) -> Tensor:
+        if not isinstance(self.reference, Tensor):
+            raise ValueError(
+                f"{type(self).__name__}: reference must be a tensor, got {self.reference!r}: a Regularizer takes it "
+                "from the model, or pass one"
+            )
+        return self.reference.to(w.device, w.dtype)
+
+
+@final
+class L2SP(Anchored):
+    r"""A ridge towards a starting point, so that fine-tuning stays near the pretrained weights.
+
+    .. math:: R(w) = \frac{s}{2} \|w - w^0\|_2^2, \qquad
+              \operatorname{prox}_{tR}(w) = \frac{w + ts\, w^0}{1 + ts}
+
+    Args:
+        strength: ``s``, finite and not negative.
+        reference: :math:`w^0`: a tensor, a ``state_dict``, or None for the weights at the start.
+
+    Raises:
+        ValueError: the reference has no tensor of a weight's name, or one of another shape.
+
+    Example:
+        >>> from torchreg import L2SP, Regularizer
+        >>> model = torch.nn.Linear(2, 1)
+        >>> regularizer = Regularizer(model, L2SP(1.0))
+        >>> _ = model.weight.data.add_(1.0)
+        >>> regularizer.value().item()
+        1.0
+
+    References:
+        Xuhong Li, Yves Grandvalet, Franck Davoine, "Explicit Inductive Bias for Transfer Learning with Convolutional
+        Networks", ICML 2018.
+    """
+
+    is_separable = True
+
+    def value(self, w: Tensor) -> Tensor:
+        return (self.strength * f.half_square(self._away(w))).to(f.real_dtype(w))
+
+    def gradient(self, w: Tensor) -> Tensor:
+        return self._away(w).mul_(self.strength)
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        amount = step * self.strength
+        return w - self._away(w) * (amount / (1 + amount))
+
+
+@final
+class L1SP(Anchored):
+    r"""A lasso towards a starting point: fine-tuning changes few weights, and in mode ``"prox"`` leaves the rest exact.
+
+    .. math:: R(w) = s \|w - w^0\|_1, \qquad
+              \operatorname{prox}_{tR}(w) = w^0 + \operatorname{sign}(w - w^0) \max(|w - w^0| - ts, 0)
+
+    Args:
+        strength: ``s``, finite and not negative.
+        reference: :math:`w^0`: a tensor, a ``state_dict``, or None for the weights at the start.
+
+    Raises:
+        ValueError: the reference has no tensor of a weight's name, or one of another shape.
+
+    Example:
+        >>> L1SP(1.0, reference=torch.tensor(2.0)).prox(torch.tensor([2.5, 7.0]), step=1.0)
+        tensor([2., 6.])
+
+    References:
+        Xuhong Li, Yves Grandvalet, Franck Davoine, "Explicit Inductive Bias for Transfer Learning with Convolutional
+        Networks", ICML 2018.
+    """
+
+    is_separable = True
+
+    def value(self, w: Tensor) -> Tensor:
+        return (self.strength * f.l1_norm(self._away(w))).to(f.real_dtype(w))
+
+    def gradient(self, w: Tensor) -> Tensor:
+        return self._away(w).sgn_().mul_(self.strength)
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        away, threshold = self._away(w), step * self.strength
+        # Not reference + soft_threshold(away): what stays, and what returns, must do so to the last bit.
+        return torch.where(away.abs() <= threshold, self._reference(w), w - away.sgn() * threshold)
+
+    def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
+        return f.distance_beyond_kink(gradient + self.gradient(w), self._away(w) == 0, self.strength)
+
+    def strength_max(self, gradient: Tensor) -> Tensor:
+        """The smallest strength at which the reference itself is stationary, given the loss's gradient there."""
+        return f.largest(gradient)
+
+
+def _is_same_memory(a: Tensor, b: Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr() != 0

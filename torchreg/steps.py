@@ -1,0 +1,53 @@
+"""What a penalty does in an optimizer's step, in each of the modes that act there."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from torchreg.hooks import Group, gradient_scale, step_size
+from torchreg.penalties import Penalty, ProximalPenalty
+
+Penalties = Mapping[nn.Parameter, Penalty]
+
+
+@torch.no_grad()
+def add_gradients(optimizer: Optimizer, penalties: Penalties, scale: float | Tensor) -> None:
+    """Mode "grad", before the update: ``grad += dR(w)``.
+
+    Raises:
+        ValueError: a gradient is sparse, where a penalty's would not be.
+    """
+    factor = scale * gradient_scale(optimizer)
+    for param, grad, penalty, group in _moving(optimizer, penalties):
+        if grad.layout != torch.strided:
+            raise ValueError(
+                "Regularizer: mode 'grad' needs dense gradients, got a sparse one for the parameter of shape "
+                f"{tuple(param.shape)}: use mode 'decoupled' or 'prox'"
+            )
+        penalty.add_gradient_(grad, param, -factor if group.get("maximize") else factor)
+
+
+@torch.no_grad()
+def descend(optimizer: Optimizer, penalties: Penalties, scale: float | Tensor) -> None:
+    """Mode "decoupled", before the update: ``w -= lr * dR(w)``."""
+    for param, _, penalty, group in _moving(optimizer, penalties):
+        penalty.descend_(param, step_size(optimizer, group) * scale)
+
+
+@torch.no_grad()
+def take_proximal_points(optimizer: Optimizer, penalties: Penalties, scale: float | Tensor) -> None:
+    """Mode "prox", after the update: ``w = prox(w, lr)``."""
+    for param, _, penalty, group in _moving(optimizer, penalties):
+        assert isinstance(penalty, ProximalPenalty)
+        param.copy_(penalty.prox(param, step_size(optimizer, group) * scale))
+
+
+def _moving(optimizer: Optimizer, penalties: Penalties) -> Iterator[tuple[nn.Parameter, Tensor, Penalty, Group]]:
+    """The penalized parameters that the coming (or just made) step moves."""
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            penalty = penalties.get(param)
+            if penalty is not None and param.grad is not None and param.requires_grad:
+                yield param, param.grad, penalty, group
