@@ -19,13 +19,29 @@ from torchreg import (
     L2SP,
     MCP,
     SCAD,
+    SRIP,
+    Constraint,
+    DoubleSoftOrthogonality,
     ElasticNet,
+    ExclusiveLasso,
+    GroupLasso,
     HoyerSquare,
     Huber,
+    L1Ball,
+    L2Ball,
+    LinfBall,
     LogSum,
     Lp,
+    MaxNorm,
+    NonNegative,
+    Nuclear,
     Penalty,
     ProximalPenalty,
+    Simplex,
+    SoftOrthogonality,
+    SparseGroupLasso,
+    SpectralNorm,
+    UnitNorm,
 )
 from torchreg.optim import SGDW, AdamW
 from torchreg.penalties import Term
@@ -41,11 +57,16 @@ class PenaltyCase:
     exact_zeros: bool = False  # whether the proximal operator takes what is near 0 (or the reference) there exactly
     strength_max: Callable[[Tensor], Tensor] | None = None  # of a gradient, written out; None: it is infinite
     is_steep: bool = False  # whether its slope at 0 is infinite, so that gradient steps overshoot for ever
-    shrinks: bool = True  # whether it pulls towards 0
+    rest: float = 0.0  # what it pulls towards
+    shrinks: bool = True  # whether it does so element by element
     least: float = 0.0  # its slopes are too large for a comparison at weights smaller than that, which are set to 0
 
     def sane(self, w: Tensor) -> Tensor:
         return torch.where(w.abs() < self.least, 0.0, w)
+
+    @property
+    def name(self) -> str:
+        return repr(self.penalty)
 
     @property
     def is_proximal(self) -> bool:
@@ -73,6 +94,44 @@ def scad(w: Tensor, s: float, a: float) -> Tensor:
 def hoyer_square(w: Tensor) -> Tensor:
     w = w[w != 0]
     return w.abs().sum() ** 2 / (w * w).sum() if w.numel() else w.sum()
+
+
+def rows(w: Tensor) -> Tensor:
+    return w.flatten(1) if w.ndim > 1 else w.reshape(-1, 1)
+
+
+def group_norms(w: Tensor) -> Tensor:
+    return sum((r.norm() * len(r) ** 0.5 for r in rows(w)), start=0 * w.sum())
+
+
+def singular_values(w: Tensor) -> Tensor:
+    return torch.linalg.svdvals(rows(w)) if w.numel() else w.flatten()
+
+
+def above_rounding(s: Tensor) -> Tensor:
+    return s[s > 1e-14 * s.detach().sum()]
+
+
+def largest_squared(s: Tensor) -> Tensor:
+    """Of equal ones the mean, whose gradient is the one that treats them alike."""
+    return s[s >= (1 - 1e-13) * s.detach()[:1]].square().mean() if s.numel() else s.sum()
+
+
+def off_identity(m: Tensor) -> Tensor:
+    return m @ m.T - torch.eye(len(m), dtype=m.dtype)
+
+
+def held_groups(g: Tensor) -> Tensor:
+    return max((r.norm() / max(len(r), 1) ** 0.5 for r in rows(g)), default=0 * g.sum())
+
+
+def held_groups_and_elements(g: Tensor) -> Tensor:
+    low, high = torch.zeros((), dtype=g.dtype), 10 * g.norm() + 1e-300
+    for _ in range(200):
+        s = (low + high) / 2
+        held = all((r.abs() - 0.3 * s).relu().norm() <= 0.7 * s * len(r) ** 0.5 for r in rows(g))
+        low, high = (low, s) if held else (s, high)
+    return high * bool(g.any())
 
 
 def largest(g: Tensor) -> Tensor:
@@ -113,12 +172,43 @@ PENALTIES = [
     PenaltyCase(MCP(0.3, gamma=3.0), lambda w: mcp(w, 0.3, 3.0), convex=False, exact_zeros=True, strength_max=largest),
     PenaltyCase(SCAD(0.3, a=3.7), lambda w: scad(w, 0.3, 3.7), convex=False, exact_zeros=True, strength_max=largest),
     PenaltyCase(HoyerSquare(0.1), lambda w: 0.1 * hoyer_square(w), convex=False, strength_max=nothing, least=1e-2),
-    PenaltyCase(L2SP(0.7, reference=ANCHOR), lambda w: 0.35 * (w - 0.2).square().sum(), shrinks=False),
+    PenaltyCase(L2SP(0.7, reference=ANCHOR), lambda w: 0.35 * (w - 0.2).square().sum(), rest=0.2, shrinks=False),
     PenaltyCase(
         L1SP(0.3, reference=ANCHOR),
         lambda w: 0.3 * (w - 0.2).abs().sum(),
         exact_zeros=True,
         strength_max=largest,
+        rest=0.2,
+        shrinks=False,
+    ),
+    PenaltyCase(GroupLasso(0.3), lambda w: 0.3 * group_norms(w), exact_zeros=True, strength_max=held_groups),
+    PenaltyCase(
+        SparseGroupLasso(0.4, l1_ratio=0.3),
+        lambda w: 0.12 * w.abs().sum() + 0.28 * group_norms(w),
+        exact_zeros=True,
+        strength_max=held_groups_and_elements,
+    ),
+    PenaltyCase(ExclusiveLasso(0.5), lambda w: 0.25 * rows(w).abs().sum(1).square().sum()),
+    PenaltyCase(
+        Nuclear(0.3),
+        lambda w: 0.3 * above_rounding(singular_values(w)).sum(),
+        strength_max=lambda g: singular_values(g)[:1].sum(),
+        shrinks=False,
+    ),
+    PenaltyCase(SpectralNorm(0.5), lambda w: 0.25 * largest_squared(singular_values(w)), shrinks=False),
+    PenaltyCase(
+        SRIP(0.4),
+        lambda w: 0.4 * torch.linalg.matrix_norm(off_identity(rows(w)), 2) if len(rows(w)) else w.sum(),
+        convex=False,
+        shrinks=False,
+    ),
+    PenaltyCase(
+        SoftOrthogonality(0.2), lambda w: 0.2 * off_identity(rows(w)).square().sum(), convex=False, shrinks=False
+    ),
+    PenaltyCase(
+        DoubleSoftOrthogonality(0.2),
+        lambda w: 0.2 * (off_identity(rows(w)).square().sum() + off_identity(rows(w).T).square().sum()),
+        convex=False,
         shrinks=False,
     ),
     PenaltyCase(L1(0.2) + L2(0.5), lambda w: 0.2 * w.abs().sum() + 0.25 * (w * w).sum(), exact_zeros=True),
@@ -127,6 +217,55 @@ PENALTIES = [
         lambda w: 2 * mcp(w, 0.3, 3.0) + 0.25 * (w * w).sum(),
         convex=False,
         exact_zeros=True,
+    ),
+]
+
+
+def lengths(w: Tensor) -> Tensor:
+    return w.flatten(1).square().sum(1).sqrt()
+
+
+@dataclass(frozen=True)
+class ConstraintCase:
+    """A constraint, with its set written out a second time."""
+
+    constraint: Constraint
+    excess: Callable[[Tensor], Tensor]  # how far a matrix is outside, an element or a group; none is > 0 inside
+    member: Callable[[Tensor], Tensor]  # a point of the set, made of any matrix; not the nearest
+    convex: bool = True
+    solid: bool = True  # whether the set has an interior
+
+    @property
+    def name(self) -> str:
+        return repr(self.constraint)
+
+
+CONSTRAINTS = [
+    ConstraintCase(MaxNorm(1.5), lambda w: lengths(w) - 1.5, lambda w: 1.5 * w / (1.1 + lengths(w)[:, None])),
+    ConstraintCase(
+        MaxNorm(1.5, groups="input"), lambda w: lengths(w.T) - 1.5, lambda w: 1.5 * w / (1.1 + lengths(w.T))
+    ),
+    ConstraintCase(NonNegative(), lambda w: -w, lambda w: w.abs()),
+    ConstraintCase(
+        UnitNorm(),
+        lambda w: (lengths(w)[w.any(1)] - 1).abs(),
+        lambda w: F.normalize(w + 1000, dim=1),
+        convex=False,
+        solid=False,
+    ),
+    ConstraintCase(L1Ball(1.2), lambda w: w.abs().sum() - 1.2, lambda w: 1.2 * w / (1.1 + w.abs().sum())),
+    ConstraintCase(
+        L1Ball(1.2, groups="output"),
+        lambda w: w.abs().sum(1) - 1.2,
+        lambda w: 1.2 * w / (1.1 + w.abs().sum(1, keepdim=True)),
+    ),
+    ConstraintCase(L2Ball(0.8), lambda w: w.norm() - 0.8, lambda w: 0.8 * w / (1.1 + w.norm())),
+    ConstraintCase(LinfBall(0.5), lambda w: w.abs() - 0.5, lambda w: 0.5 * w.tanh()),
+    ConstraintCase(
+        Simplex(2.0),
+        lambda w: torch.cat([-w.flatten(), (w.sum(1) - 2).abs()]),
+        lambda w: 2 * w.softmax(1),
+        solid=False,
     ),
 ]
 
@@ -174,11 +313,13 @@ def each_case(holds: Callable[[PenaltyCase], bool]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", list(filter(holds, PENALTIES)), ids=lambda case: repr(case.penalty))
 
 
+each_constraint = pytest.mark.parametrize("case", CONSTRAINTS, ids=lambda case: case.name)
 each_penalty = each_case(lambda case: True)
 each_convex = each_case(lambda case: case.convex)
 each_proximal = each_case(lambda case: case.is_proximal)
 each_convex_proximal = each_case(lambda case: case.is_proximal and case.convex)
 each_term = each_case(lambda case: isinstance(case.penalty, Term))
+each_shrinking = each_case(lambda case: case.shrinks and case.is_proximal)
 each_proximal_separable = each_case(lambda case: case.is_proximal and case.penalty.is_separable)
 each_silent = pytest.mark.parametrize("penalty", SILENT, ids=repr)
 each_optimizer = pytest.mark.parametrize("make_optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
@@ -187,7 +328,12 @@ each_mode = pytest.mark.parametrize("mode", MODES)
 each_case_and_mode, each_case_and_step_mode = (
     pytest.mark.parametrize(
         ("case", "mode"),
-        [(case, mode) for case in PENALTIES for mode in modes if mode != "prox" or case.is_proximal],
+        [
+            (case, mode)
+            for case in PENALTIES
+            for mode in modes
+            if (case.is_proximal if mode == "prox" else not case.is_steep)
+        ],
         ids=lambda value: repr(value.penalty) if isinstance(value, PenaltyCase) else value,
     )
     for modes in (MODES, STEP_MODES)

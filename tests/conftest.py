@@ -21,6 +21,13 @@ def seeded():
     torch.manual_seed(0)
 
 
+def pytest_configure(config):
+    if "TORCHREG_CONFORMANCE" in os.environ:
+        from tests.conformance import Conformance
+
+        config.pluginmanager.register(Conformance(Path(os.environ["TORCHREG_CONFORMANCE"])))
+
+
 def pytest_collection_modifyitems(items):
     mnist = Path(os.environ.get("TORCHREG_DATA", "data")) / "MNIST" / "raw" / "train-images-idx3-ubyte"
     lacking = {}

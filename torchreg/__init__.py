@@ -5,6 +5,9 @@ from torchreg import diagnostics as diagnostics
 from torchreg import functional as functional
 from torchreg import nn as nn
 from torchreg import optim as optim
+from torchreg.activity import ActivityRegularizer, KLSparsity
+from torchreg.compression import compress
+from torchreg.constraints import Constraint, L1Ball, L2Ball, LinfBall, MaxNorm, NonNegative, Simplex, UnitNorm
 from torchreg.groups import Heads
 from torchreg.parameters import ParamInfo
 from torchreg.penalties import (
@@ -14,13 +17,22 @@ from torchreg.penalties import (
     L2SP,
     MCP,
     SCAD,
+    SRIP,
+    ConvolutionNorm,
+    DoubleSoftOrthogonality,
     ElasticNet,
+    ExclusiveLasso,
+    GroupLasso,
     HoyerSquare,
     Huber,
     LogSum,
     Lp,
+    Nuclear,
     Penalty,
     ProximalPenalty,
+    SoftOrthogonality,
+    SparseGroupLasso,
+    SpectralNorm,
 )
 from torchreg.regularizer import PenalizedLoss, Regularizer
 from torchreg.schedules import cosine, linear
@@ -35,18 +47,38 @@ __all__ = [
     "L2SP",
     "MCP",
     "SCAD",
+    "SRIP",
+    "ActivityRegularizer",
+    "Constraint",
+    "ConvolutionNorm",
+    "DoubleSoftOrthogonality",
     "ElasticNet",
+    "ExclusiveLasso",
+    "GroupLasso",
     "Heads",
     "HoyerSquare",
     "Huber",
+    "KLSparsity",
+    "L1Ball",
+    "L2Ball",
+    "LinfBall",
     "LogSum",
     "Lp",
+    "MaxNorm",
+    "NonNegative",
+    "Nuclear",
     "ParamInfo",
     "PenalizedLoss",
     "Penalty",
     "ProximalPenalty",
     "Regularizer",
     "Selector",
+    "Simplex",
+    "SoftOrthogonality",
+    "SparseGroupLasso",
+    "SpectralNorm",
+    "UnitNorm",
+    "compress",
     "cosine",
     "everything",
     "in_modules",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from torchreg.parameters import each_parameter
 from torchreg.selectors import weights
+from torchreg.shards import plain
 
 
 @torch.no_grad()
@@ -19,7 +20,7 @@ def sparsity(model: nn.Module) -> dict[str, float]:
         >>> sparsity(layer)
         {'weight': 0.75}
     """
-    return {name: 1 - w.count_nonzero().item() / max(w.numel(), 1) for name, w in weights_of(model).items()}
+    return {name: 1 - _number(w.count_nonzero()) / max(w.numel(), 1) for name, w in weights_of(model).items()}
 
 
 @torch.no_grad()
@@ -32,9 +33,13 @@ def norms(model: nn.Module) -> dict[str, float]:
         >>> norms(layer)
         {'weight': 5.0}
     """
-    return {name: torch.linalg.vector_norm(w).item() for name, w in weights_of(model).items()}
+    return {name: _number(torch.linalg.vector_norm(w)) for name, w in weights_of(model).items()}
 
 
 def weights_of(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters, by name, that :data:`~torchreg.selectors.weights` selects."""
     return {places[0].name: places[0].param for places in each_parameter(model) if any(map(weights, places))}
+
+
+def _number(result: Tensor) -> float:
+    return plain(result, alone=False).item()  # of a weight spread over processes, the parts must be joined first

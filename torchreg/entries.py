@@ -14,6 +14,7 @@ from torchreg.constraints import Constraint
 from torchreg.parameters import ParamInfo, each_parameter
 from torchreg.penalties import Anchored, Penalty, ProximalPenalty
 from torchreg.selectors import Selector
+from torchreg.shards import is_spread
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +44,14 @@ class Entry:
     @property
     def param(self) -> nn.Parameter:
         return self.places[0].param
+
+    @property
+    def is_replaced(self) -> bool:
+        """Whether the model has lost the parameter, as ``fully_shard`` takes the places of those it finds."""
+        param, place = self.param, self.places[0]
+        if place.module._parameters.get(place.name.rpartition(".")[2]) is param or is_spread(param):
+            return False
+        return not any(param is held for place in self.places for held in place.module.parameters())
 
     @property
     def terms(self) -> tuple[Penalty, ...]:
@@ -123,7 +132,13 @@ def _entry(places: tuple[ParamInfo, ...], rules: Mapping[str, Penalty], select: 
         )
     for pattern, penalty in rules.items():
         if any(fnmatchcase(place.name, pattern) for place in places):
-            return Entry(places, penalty, acting=penalty.bind(places[reasons.index(None)]))
+            acting = penalty.bind(places[reasons.index(None)])
+            if is_spread(param) and not acting.is_separable and any(isinstance(t, Anchored) for t in acting.terms):
+                raise ValueError(
+                    f"Regularizer: {name} is spread over processes, where a penalty towards a reference must be "
+                    f"alone or with separable ones, got {penalty!r}: make one Regularizer for each term"
+                )
+            return Entry(places, penalty, acting)
     return Entry(places, reason="no pattern matches")
 
 

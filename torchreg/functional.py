@@ -68,7 +68,7 @@ def soft_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:
         David L. Donoho, "De-noising by soft-thresholding", IEEE Transactions on Information Theory, 1995.
     """
     if w.is_complex():
-        return w.sgn() * F.relu(w.abs() - threshold)
+        return w - torch.where(w.abs() > threshold, w.sgn() * threshold, w)
     if isinstance(threshold, Tensor):
         return w - torch.minimum(torch.maximum(w, -threshold), threshold).to(w.dtype)
     return w - w.clamp(-threshold, threshold)
@@ -94,6 +94,11 @@ def magnitude(w: Tensor) -> Tensor:
 def largest(w: Tensor) -> Tensor:
     """``max(|w|)``, 0-d; 0 for an empty tensor."""
     return w.abs().amax() if w.numel() else w.abs().sum()
+
+
+def scaled_sign(w: Tensor, scale: float | Tensor) -> Tensor:
+    """``scale * sign(w)``, in as few passes as derivatives of it allow; of complex ``w`` the phase is the sign."""
+    return w.sgn() * scale if w.is_complex() else w.sign().mul_(scale)
 
 
 def clip(w: Tensor, limit: float) -> Tensor:
@@ -226,7 +231,7 @@ def group_soft_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:
         Statistical Society B, 2006.
     """
     norms = row_norms(w)
-    threshold = torch.as_tensor(threshold, dtype=norms.dtype, device=norms.device)
+    threshold = as_tensor(threshold, norms)
     above = torch.maximum(norms, threshold).clamp(min=torch.finfo(norms.dtype).tiny)  # so that 0 / 0 is 0
     return (w * (1 - threshold / above)).to(w.dtype)
 
@@ -280,7 +285,7 @@ def singular_value_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:
     """
     left, sigma, right = torch.linalg.svd(_wide(w), full_matrices=False)
     shrunk = (left * F.relu(sigma - threshold).unsqueeze(-2)) @ right
-    return torch.where(torch.as_tensor(threshold, device=w.device) > 0, shrunk.to(w.dtype), w)
+    return torch.where(as_tensor(threshold, sigma) > 0, shrunk.to(w.dtype), w)
 
 
 def distance_beyond_kink(residual: Tensor, at_kink: Tensor, slope: float | Tensor) -> Tensor:
@@ -353,6 +358,11 @@ def dropout(
         keep = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - p, generator=generator)
     out: Tensor = _Drop.apply(x, keep, 1 / (1 - p), inplace)
     return out
+
+
+def as_tensor(value: float | Tensor, like: Tensor) -> Tensor:
+    """``value`` with ``like``'s dtype and device. Unlike torch's own, it lets a compiler see a number as one that changes."""
+    return (like.new_zeros(()) + value).to(like.dtype)
 
 
 def real_dtype(w: Tensor) -> torch.dtype:

@@ -134,7 +134,7 @@ def at(spec: Spec, place: ParamInfo, owner: str) -> Spec:
         ValueError: the groups do not fit the parameter, or are filters of something else than a convolution.
     """
     found = _in_module(spec, place, owner)
-    split(torch.empty_like(place.param.detach(), device="meta"), found, owner)
+    split(torch.empty(place.param.shape, device="meta"), found, owner)
     return found
 
 
@@ -205,7 +205,7 @@ def split(w: Tensor, spec: Spec, owner: str) -> Partition:
     if number > 0:
         _whole(moved.shape[0], number, owner, w)
     count = number if number > 0 else moved.shape[0]
-    rows = moved.reshape(count, w.numel() // max(count, 1))
+    rows = moved.reshape(count, moved.shape[1:].numel() * (moved.shape[0] // number if number > 0 else 1))
     shape = moved.shape
     return Partition(rows, max(rows.shape[1], 1), lambda rows: rows.reshape(shape).movedim(0, dim).reshape(w.shape))
 

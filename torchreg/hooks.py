@@ -45,7 +45,7 @@ class StepHooks:
         self._on_gradients = on_gradients
         self._after = after
         self._objective = objective
-        self._stepping = False
+        self._depth = 0  # steps within steps
         self._handles = (
             optimizer.register_step_pre_hook(self._pre_step),
             optimizer.register_step_post_hook(self._post_step),
@@ -56,9 +56,11 @@ class StepHooks:
             handle.remove()
 
     def _pre_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        if self._is_nested():
+        if self._depth and self._is_outermost():
+            self._depth = 0
+        self._depth += 1
+        if self._depth > 1:
             return None
-        self._stepping = True
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
             self._on_gradients(self.optimizer, 0)
@@ -69,8 +71,8 @@ class StepHooks:
         return args, {**kwargs, "closure": wrapped}
 
     def _post_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if not self._is_nested():
-            self._stepping = False
+        self._depth -= 1
+        if self._depth == 0:
             self._after(self.optimizer)
 
     def _wrap(self, closure: Closure) -> Closure:
@@ -88,19 +90,19 @@ class StepHooks:
 
         return evaluate
 
-    def _is_nested(self) -> bool:
-        """Whether this hook was fired by a ``super().step()`` inside a step of the same optimizer.
+    def _is_outermost(self) -> bool:
+        """Whether no step of the same optimizer is under way but this one, so that an earlier one must have raised.
 
-        A flag alone would stay up for good after a step that raised, so where it is up the call stack decides.
+        The call stack tells it from a ``super().step()`` inside a step. A compiler cannot read the stack.
         """
-        if not self._stepping:
+        if torch.compiler.is_compiling():
             return False
         frame, steps = sys._getframe(1), 0
         while frame is not None and steps < 2:
             if frame.f_code is _STEP_CODE and frame.f_locals["args"][0] is self.optimizer:
                 steps += 1
             frame = frame.f_back  # type: ignore[assignment]
-        return steps > 1
+        return steps < 2
 
 
 def step_size(optimizer: Optimizer, group: Group) -> float | Tensor:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Protocol, Self, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from torchreg.entries import Entry, as_rules, references, survey, with_references
+from torchreg.entries import Entry, as_rules, listed, references, survey, with_references
 from torchreg.hooks import StepHooks
 from torchreg.hosts import check_decay, check_hosts
 from torchreg.parameters import ParamInfo
 from torchreg.penalties import Penalty
-from torchreg.schedules import Schedule
+from torchreg.schedules import Schedule, check_scale
 from torchreg.selectors import Selector, as_selector, weights
 from torchreg.steps import add_gradients, descend, take_proximal_points
 from torchreg.table import table
@@ -110,6 +108,11 @@ class Regularizer:
     def entries(self, entries: Sequence[Entry]) -> None:
         self._entries = tuple(entries)
         self._penalties = {e.param: e.acting for e in entries if e.acting is not None}
+        self._places = [
+            (e.places[0].module._parameters, e.name.rpartition(".")[2], e.param)
+            for e in entries
+            if e.penalty is not None
+        ]
 
     @property
     def scale(self) -> float | Tensor:
@@ -118,14 +121,20 @@ class Regularizer:
 
     @scale.setter
     def scale(self, scale: float | Tensor) -> None:
-        if not isinstance(scale, Tensor) and not (isinstance(scale, Real) and 0 <= scale < math.inf):
-            raise ValueError(f"Regularizer: scale must be a finite number >= 0 or a tensor, got {scale!r}")
-        self._scale = scale
+        self._scale = check_scale("Regularizer", scale)
 
     # -- mode "loss": the penalty as a number ---------------------------------------------------------------------
 
     def value(self) -> Tensor:
-        """``scale * sum R(w)`` over the penalized parameters: 0-d, differentiable. In every mode, for logging."""
+        """``scale * sum R(w)`` over the penalized parameters: 0-d, differentiable. In every mode, for logging.
+
+        Of a model whose parameters are spread over processes it is the value over all of them, the same in each, and
+        every process must call it.
+
+        Raises:
+            ValueError: the model's parameters were replaced since, as ``fully_shard`` does.
+        """
+        self._check_parameters()
         params = [param for param in self._penalties if param.requires_grad]
         if not params:
             return torch.zeros(())
@@ -133,6 +142,7 @@ class Regularizer:
 
     def terms(self) -> dict[str, Tensor]:
         """The value split by kind of penalty, such as ``{"L1": tensor, "L2": tensor}``."""
+        self._check_parameters()
         kinds: dict[str, list[tuple[Penalty, nn.Parameter]]] = {}
         for param, penalty in self._penalties.items():
             if param.requires_grad:
@@ -182,6 +192,7 @@ class Regularizer:
                 "Regularizer: mode 'loss' has nothing to attach: add value() to the loss or use penalize(criterion), "
                 "or choose mode 'grad', 'decoupled' or 'prox'"
             )
+        self._check_parameters()
         if self.mode != "loss":
             check_hosts(optimizers, self.entries, self.mode)
         for optimizer in optimizers:
@@ -216,6 +227,7 @@ class Regularizer:
         return -self.value() if optimizer.param_groups[0].get("maximize") else self.value()
 
     def _on_gradients(self, optimizer: Optimizer, evaluation: int) -> None:
+        self._check_parameters()
         if self.mode == "grad":
             add_gradients(optimizer, self._penalties, self.scale)
         elif self.mode == "decoupled" and evaluation == 0:
@@ -226,6 +238,17 @@ class Regularizer:
             take_proximal_points(optimizer, self._penalties, self.scale)
         if optimizer is self._optimizers[0]:
             self.step()
+
+    def _check_parameters(self) -> None:
+        """Refuses to act on parameters that the model has lost: their penalty would reach nobody."""
+        if torch.compiler.is_compiling() or all(held.get(name) is param for held, name, param in self._places):
+            return
+        replaced = [entry.name for entry in self.entries if entry.is_penalized and entry.is_replaced]
+        if replaced:
+            raise ValueError(
+                f"Regularizer: the model must hold the parameters it had, {listed(replaced)} were replaced: make the "
+                "Regularizer when the model is ready to train, as after fully_shard(model), and the optimizer too"
+            )
 
     def _follow_schedule(self) -> None:
         if self.schedule is not None:
@@ -274,13 +297,21 @@ class Regularizer:
         return f"Regularizer(mode={self.mode!r}, scale={self.scale!r}): {table(self.entries)}"
 
 
+class Penalizer(Protocol):
+    """What can be added to a loss: a regularizer of parameters, or one of activities."""
+
+    model: nn.Module
+
+    def value(self) -> Tensor: ...
+
+
 class PenalizedLoss(nn.Module):
     """A criterion plus a regularizer's value while the regularized model is in training mode.
 
     The model is not a submodule of the loss: moving or saving the loss leaves it alone.
     """
 
-    def __init__(self, regularizer: Regularizer, criterion: Callable[..., Tensor]) -> None:
+    def __init__(self, regularizer: Penalizer, criterion: Callable[..., Tensor]) -> None:
         super().__init__()
         self.regularizer = regularizer
         self.criterion = criterion

@@ -2,13 +2,23 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Protocol, final
+
+from torch import Tensor
 
 
 class Schedule(Protocol):
     """Anything that maps a step number to a scale: a function will do."""
 
     def __call__(self, step: int, /) -> float: ...
+
+
+def check_scale(owner: str, scale: float | Tensor) -> float | Tensor:
+    """The scale itself; raises ``ValueError`` unless it is a finite number, not negative, or a tensor."""
+    if not isinstance(scale, Tensor) and not (isinstance(scale, Real) and 0 <= scale < math.inf):
+        raise ValueError(f"{owner}: scale must be a finite number >= 0 or a tensor, got {scale!r}")
+    return scale
 
 
 @dataclass(frozen=True)

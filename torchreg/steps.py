@@ -1,6 +1,7 @@
 """What a penalty does in an optimizer's step, in each of the modes that act there."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch.optim import Optimizer
 
 from torchreg.hooks import Group, gradient_scale, step_size
 from torchreg.penalties import Penalty, ProximalPenalty
+from torchreg.shards import on_plain_
 
 Penalties = Mapping[nn.Parameter, Penalty]
 
@@ -26,14 +28,16 @@ def add_gradients(optimizer: Optimizer, penalties: Penalties, scale: float | Ten
                 "Regularizer: mode 'grad' needs dense gradients, got a sparse one for the parameter of shape "
                 f"{tuple(param.shape)}: use mode 'decoupled' or 'prox'"
             )
-        penalty.add_gradient_(grad, param, -factor if group.get("maximize") else factor)
+        times = -factor if group.get("maximize") else factor
+        on_plain_(partial(penalty.add_gradient_, scale=times), penalty.is_separable, grad, param)
 
 
 @torch.no_grad()
 def descend(optimizer: Optimizer, penalties: Penalties, scale: float | Tensor) -> None:
     """Mode "decoupled", before the update: ``w -= lr * dR(w)``."""
     for param, _, penalty, group in _moving(optimizer, penalties):
-        penalty.descend_(param, step_size(optimizer, group) * scale)
+        step = step_size(optimizer, group) * scale
+        on_plain_(partial(penalty.descend_, step=step), penalty.is_separable, param)
 
 
 @torch.no_grad()
@@ -41,7 +45,12 @@ def take_proximal_points(optimizer: Optimizer, penalties: Penalties, scale: floa
     """Mode "prox", after the update: ``w = prox(w, lr)``."""
     for param, _, penalty, group in _moving(optimizer, penalties):
         assert isinstance(penalty, ProximalPenalty)
-        param.copy_(penalty.prox(param, step_size(optimizer, group) * scale))
+        step = step_size(optimizer, group) * scale
+        on_plain_(partial(_to_prox_, penalty, step), penalty.is_separable, param)
+
+
+def _to_prox_(penalty: ProximalPenalty, step: float | Tensor, w: Tensor) -> None:
+    w.copy_(penalty.prox(w, step))
 
 
 def _moving(optimizer: Optimizer, penalties: Penalties) -> Iterator[tuple[nn.Parameter, Tensor, Penalty, Group]]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchreg.penalties import Penalty
+from torchreg.shards import Layout, joined, layout_of_sum, placed, plain
 
 
 def total(penalties: Sequence[Penalty], params: Sequence[Tensor]) -> Tensor:
@@ -31,17 +32,25 @@ class PenaltySum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         # A number, where it costs nothing to read, keeps the gradient's arithmetic to fewer passes than a tensor does.
-        plain = grad.device.type == "cpu" and not torch.is_grad_enabled()
-        scale = grad.item() if plain else grad
+        readable = grad.device.type == "cpu" and not torch.is_grad_enabled()
+        scale = grad.item() if readable else grad
         return None, *(
-            penalty.gradient_times(w, scale if plain else grad.to(w.device)) if needed else None
+            _gradient(penalty, w, scale if readable else grad.to(w.device)) if needed else None
             for penalty, w, needed in zip(ctx.penalties, ctx.saved_tensors, ctx.needs_input_grad[1:], strict=True)
         )
 
 
 def _sum(penalties: Sequence[Penalty], params: Sequence[Tensor]) -> Tensor:
-    values = [penalty.value(w) for penalty, w in zip(penalties, params, strict=True)]
-    result = values[0]
-    for value in values[1:]:
-        result = result + value.to(result.device)
-    return result
+    sums: dict[Layout, Tensor] = {}  # one reduction over the processes for all weights that are spread alike
+    for penalty, w in zip(penalties, params, strict=True):
+        value, layout = penalty.value(plain(w, penalty.is_separable)), layout_of_sum(w, penalty.is_separable)
+        sums[layout] = sums[layout] + value.to(sums[layout].device) if layout in sums else value
+    first, *others = (joined(value, layout) for layout, value in sums.items())
+    for value in others:
+        first = first + value.to(first.device)
+    return first
+
+
+def _gradient(penalty: Penalty, w: Tensor, scale: float | Tensor) -> Tensor:
+    alone = penalty.is_separable
+    return placed(penalty.gradient_times(plain(w, alone), scale), w, alone)

@@ -35,6 +35,7 @@ def test_a_closure_by_keyword_changes_nothing(mode):
     assert_bit_equal(train(model, optimizer, 5, closure=True), run(mode))
 
 
+@pytest.mark.shows("grad")
 @pytest.mark.parametrize("line_search", ["strong_wolfe", None])
 @each_penalty
 def test_lbfgs_minimizes_the_penalized_loss(case, line_search):

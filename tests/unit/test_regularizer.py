@@ -17,6 +17,7 @@ def sgd(model: nn.Module, **options) -> torch.optim.SGD:
 # -- the value ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.shows(None)
 @each_case_and_mode
 def test_the_value_is_the_sum_over_the_weights_in_every_mode(case, mode):
     model = make_model()
@@ -24,6 +25,7 @@ def test_the_value_is_the_sum_over_the_weights_in_every_mode(case, mode):
     assert_close(regularizer.value(), case.formula(model[0].weight) + case.formula(model[2].weight))
 
 
+@pytest.mark.shows("value")
 @each_penalty
 def test_terms_split_the_value_by_kind_and_patterns_add_up(case):
     model = make_model()

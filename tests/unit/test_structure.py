@@ -11,13 +11,14 @@ import torchreg
 ROOT = Path(torchreg.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = [
-    {"functional", "parameters"},
+    {"functional", "parameters", "shards"},
     {"groups"},
     {"penalties", "selectors", "schedules", "hooks", "nn"},
     {"constraints"},
     {"entries", "total", "steps"},
     {"hosts", "table"},
-    {"regularizer", "activity", "compression"},
+    {"regularizer"},
+    {"activity", "compression"},
     {"optim", "tuning", "diagnostics"},
     {"__init__"},
 ]

@@ -3,6 +3,15 @@
 from torchreg.penalties.base import Penalty, ProximalPenalty, ProximalSum, Scaled, Sum, Term
 from torchreg.penalties.concave import MCP, SCAD, HoyerSquare, LogSum, Lp
 from torchreg.penalties.elementwise import L1, L2, ElasticNet, Huber
+from torchreg.penalties.groups import ExclusiveLasso, GroupLasso, SparseGroupLasso
+from torchreg.penalties.matrices import (
+    SRIP,
+    ConvolutionNorm,
+    DoubleSoftOrthogonality,
+    Nuclear,
+    SoftOrthogonality,
+    SpectralNorm,
+)
 from torchreg.penalties.reference import L1SP, L2SP, Anchored
 
 __all__ = [
@@ -12,16 +21,25 @@ __all__ = [
     "L2SP",
     "MCP",
     "SCAD",
+    "SRIP",
     "Anchored",
+    "ConvolutionNorm",
+    "DoubleSoftOrthogonality",
     "ElasticNet",
+    "ExclusiveLasso",
+    "GroupLasso",
     "HoyerSquare",
     "Huber",
     "LogSum",
     "Lp",
+    "Nuclear",
     "Penalty",
     "ProximalPenalty",
     "ProximalSum",
     "Scaled",
+    "SoftOrthogonality",
+    "SparseGroupLasso",
+    "SpectralNorm",
     "Sum",
     "Term",
 ]

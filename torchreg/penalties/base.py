@@ -56,7 +56,7 @@ class Penalty(ABC):
         Returns:
             The Euclidean distance, 0-d; 0 certifies a stationary point, which for a convex problem is the minimum.
         """
-        return f.l2_norm(gradient + self.gradient(w))
+        return f.l2_norm(gradient + self.gradient(w)).to(f.real_dtype(w))
 
     def bind(self, place: ParamInfo) -> Penalty:
         """This penalty, for the parameter in that place: most know all they need and return themselves."""
@@ -116,8 +116,8 @@ class Described(Penalty):
 
     def __repr__(self) -> str:
         shown = [(field.name, getattr(self, field.name)) for field in fields(self)]  # type: ignore[arg-type]
-        (_, first), *others = shown or [("", "")]
-        parts = [_shown(first), *(f"{name}={_shown(value)}" for name, value in others if value is not None)]
+        parts = [_shown(value) for _, value in shown[:1]]
+        parts += [f"{name}={_shown(value)}" for name, value in shown[1:] if value is not None]
         return f"{type(self).__name__}({', '.join(parts)})"
 
     def _require(self, name: str, expectation: str, holds: Callable[[float], bool]) -> None:
@@ -156,7 +156,7 @@ class Term(Described):
         Returns:
             0-d. Infinite for a penalty that is flat at 0, such as a ridge, unless the gradient itself is 0.
         """
-        return torch.where(gradient.any(), math.inf, 0.0)
+        return (f.largest(gradient) * 0).masked_fill(gradient.any(), math.inf)
 
     def _times(self, factor: float) -> Penalty:
         return replace(self, strength=factor * self.strength) if self.is_linear else super()._times(factor)

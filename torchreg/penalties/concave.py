@@ -40,8 +40,7 @@ class Magnitudes(Term, ProximalPenalty):
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         size = f.magnitude(w)
-        step = torch.as_tensor(step, dtype=size.dtype, device=size.device)
-        return w.sgn() * self._shrunk(size, step).to(f.real_dtype(w))
+        return w.sgn() * self._shrunk(size, f.as_tensor(step, size)).to(f.real_dtype(w))
 
     def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
         slope = self._slope(f.magnitude(w).new_zeros(()))
@@ -288,7 +287,9 @@ class HoyerSquare(Term):
 
     def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
         size, unit = _normalized(w)
-        return f.distance_beyond_kink(gradient + self.gradient(w), w == 0, 2 * self.strength * _density(size) / unit)
+        density = _density(size)
+        slope = 2 * self.strength * torch.where(density > 0, density / unit, math.inf)  # where R jumps, any holds
+        return f.distance_beyond_kink(gradient + self.gradient(w), w == 0, slope if self.strength else 0.0)
 
     def strength_max(self, gradient: Tensor) -> Tensor:
         return f.largest(gradient) * 0  # R jumps at 0, so that any strength holds it

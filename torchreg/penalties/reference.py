@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self, final
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from torchreg import functional as f
 from torchreg.parameters import ParamInfo
 from torchreg.penalties.base import ProximalPenalty, Term
+from torchreg.shards import is_spread, placed, plain
 
 Reference = Tensor | Mapping[str, Tensor] | None
 
@@ -53,6 +54,8 @@ class Anchored(Term, ProximalPenalty):
             )
         if reference is None or _is_same_memory(reference, w):  # model.state_dict() is the weights themselves
             reference = w.clone()
+        if reference.ndim and _placements(reference) != _placements(w):
+            reference = placed(plain(reference, alone=False), w, alone=False)
         return replace(self, reference=reference.detach())
 
     def _away(self, w: Tensor) -> Tensor:
@@ -65,7 +68,8 @@ class Anchored(Term, ProximalPenalty):
                 f"{type(self).__name__}: reference must be a tensor, got {self.reference!r}: a Regularizer takes it "
                 "from the model, or pass one"
             )
-        return self.reference.to(w.device, w.dtype)
+        reference = self.reference if is_spread(w) else plain(self.reference, alone=True)
+        return reference.to(w.device, w.dtype)
 
 
 @final
@@ -137,7 +141,7 @@ class L1SP(Anchored):
         return (self.strength * f.l1_norm(self._away(w))).to(f.real_dtype(w))
 
     def gradient(self, w: Tensor) -> Tensor:
-        return self._away(w).sgn_().mul_(self.strength)
+        return f.scaled_sign(self._away(w), self.strength)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         away, threshold = self._away(w), step * self.strength
@@ -153,4 +157,9 @@ class L1SP(Anchored):
 
 
 def _is_same_memory(a: Tensor, b: Tensor) -> bool:
+    a, b = plain(a, alone=True), plain(b, alone=True)
     return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr() != 0
+
+
+def _placements(w: Tensor) -> Sequence[object] | None:
+    return w.placements if is_spread(w) else None

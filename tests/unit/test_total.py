@@ -1,0 +1,94 @@
+"""The value of a regularizer is one node of the graph, with the derivatives of the formulas it stands for."""
+
+import pytest
+import torch
+from torch import nn
+
+from tests.cases import each_penalty
+from tests.helpers import assert_close, make_model
+from torchreg import L1, L2, Regularizer
+from torchreg.total import total
+
+
+def parameters(count=3):
+    return [nn.Parameter(torch.randn(4, 3, dtype=torch.float64)) for _ in range(count)]
+
+
+def nodes_of(tensor):
+    """The names of all nodes behind a tensor, those that accumulate into leaves aside."""
+    seen, waiting = set(), [tensor.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [before for before, _ in node.next_functions]
+    return [node.name() for node in seen if "AccumulateGrad" not in node.name()]
+
+
+@pytest.mark.parametrize("count", [1, 5, 500])
+def test_there_is_one_node_however_many_parameters_there_are(count):
+    assert nodes_of(total([L1(0.1) + L2(0.2)] * count, parameters(count))) == ["PenaltySumBackward"]
+
+
+def test_the_value_of_a_model_adds_a_node_for_the_scale_only():
+    assert len(nodes_of(Regularizer(make_model(), L1(0.1) + L2(0.2)).value())) == 2
+
+
+@pytest.mark.shows("loss")
+@each_penalty
+def test_value_and_gradients_are_those_of_the_formulas(case):
+    params, weights = parameters(), (2.0, -1.0)
+    penalties = [case.penalty, L2(0.3), case.penalty]
+    ours = total(penalties, params)
+    assert_close(ours, case.formula(params[0]) + 0.15 * params[1].square().sum() + case.formula(params[2]))
+    for weight in weights:  # the loss may come with any factor, and none is taken for 1
+        found = torch.autograd.grad(weight * ours, params, retain_graph=True)
+        by_hand = weight * (case.formula(params[0]) + 0.15 * params[1].square().sum() + case.formula(params[2]))
+        assert_close(found, torch.autograd.grad(by_hand, params))
+
+
+@pytest.mark.shows("loss")
+@each_penalty
+def test_a_second_derivative_goes_through(case):
+    params = parameters(1)
+    (first,) = torch.autograd.grad(total([case.penalty], params), params, create_graph=True)
+    (expected,) = torch.autograd.grad(case.formula(params[0]), params, create_graph=True)
+    for gradient in (first, expected):
+        assert_close(gradient, expected)
+    if expected.requires_grad:
+        second, reference = (
+            torch.autograd.grad(g.square().sum(), params, allow_unused=True)[0] for g in (first, expected)
+        )
+        zero = torch.zeros_like(params[0])
+        assert_close(zero if second is None else second, zero if reference is None else reference, tolerance=1e-9)
+
+
+def test_frozen_parameters_get_no_gradient():
+    params = parameters(2)
+    params[0].requires_grad_(False)
+    total([L2(1.0)] * 2, params).backward()
+    assert params[0].grad is None
+    assert_close(params[1].grad, params[1].detach())
+
+
+def test_a_parameter_changed_between_value_and_backward_is_noticed_as_autograd_does():
+    params = parameters(1)
+    value = total([L2(1.0)], params)
+    with torch.no_grad():
+        params[0].add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()
+
+
+@pytest.mark.parametrize("transform", ["grad", "vmap"])
+def test_the_transforms_of_torch_func_see_the_formulas(transform):
+    w = torch.randn(5, 4, 3, dtype=torch.float64)
+    penalty = L1(0.1) + L2(0.2)
+
+    def value(w):
+        return total([penalty], [w])
+
+    if transform == "grad":
+        assert_close(torch.func.grad(value)(w), penalty.gradient(w))
+    else:
+        assert_close(torch.func.vmap(value)(w), torch.stack([penalty.value(member) for member in w]))

@@ -1,0 +1,266 @@
+"""Penalties on groups of weights, such as the rows of a matrix: whole groups go, or weights compete within them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Self, final
+
+import torch
+from torch import Tensor
+
+from torchreg import functional as f
+from torchreg.groups import Groups, Partition, as_spec, at, split
+from torchreg.parameters import ParamInfo
+from torchreg.penalties.base import ProximalPenalty, Term
+
+
+class Grouped(Term, ProximalPenalty):
+    """A penalty on each group of a partition of the weight; the field ``groups`` of its subclasses says which.
+
+    Args:
+        strength: ``s``, finite and not negative.
+        groups: what makes a group.
+
+            - ``"output"``: the weights into each output unit or channel, ``"input"``: those out of each input.
+            - ``"filter"``: as ``"output"``, and an error where the weight is not a convolution's.
+            - ``"tensor"``: the whole weight.
+            - a number: each slice of that dimension.
+            - :class:`~torchreg.Heads`: those of each attention head.
+            - an integer tensor of the weight's shape, or of its output units: equal numbers belong together.
+
+            Modules with their outputs on the second dimension, such as transposed convolutions and embeddings, are
+            known to a :class:`~torchreg.Regularizer`. Without one ``"output"`` is the first dimension and ``"input"``
+            the second.
+
+    Raises:
+        ValueError: ``groups`` is none of these, or does not fit the weight.
+    """
+
+    groups: Groups
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "groups", as_spec(type(self).__name__, self.groups))
+
+    def bind(self, place: ParamInfo) -> Self:
+        owner = type(self).__name__
+        groups = at(as_spec(owner, self.groups), place, owner)
+        return replace(self, groups=groups)  # type: ignore[call-arg]  # a field of the final classes
+
+    def _split(self, w: Tensor) -> Partition:
+        owner = type(self).__name__
+        return split(w, as_spec(owner, self.groups), owner)
+
+    def _slopes(self, w: Tensor, strength: float) -> Tensor:
+        """``strength * sqrt(size) / norm`` of the group of each element of ``w``; 0 in a group of zeros."""
+        groups = self._split(w)
+        norms = f.row_norms(groups.rows)
+        slopes = strength * _root(groups, norms) / norms.masked_fill(norms == 0, math.inf)
+        return groups.join(slopes.expand_as(groups.rows))
+
+    def _distance(self, residual: Tensor, w: Tensor, lasso: float, strength: float) -> Tensor:
+        """The length of ``residual`` less what the kinks at zero elements (``lasso``) and at zero groups take."""
+        residual = torch.where(w == 0, f.soft_threshold(residual, lasso), residual)
+        norms, groups = f.row_norms(self._split(w).rows), self._split(residual)
+        slopes = strength * _root(groups, norms)
+        return f.distance_beyond_kink(f.row_norms(groups.rows), norms == 0, slopes).to(f.real_dtype(w))
+
+
+@final
+@dataclass(frozen=True, repr=False, eq=False)
+class GroupLasso(Grouped):
+    r"""The group lasso, which drives whole groups to zero; in mode ``"prox"`` to exactly zero.
+
+    .. math:: R(w) = s \sum_g \sqrt{n_g} \, \|w_g\|_2, \qquad
+              \operatorname{prox}_{tR}(w)_g = w_g \max\!\left(1 - \frac{ts \sqrt{n_g}}{\|w_g\|_2}, 0\right)
+
+    where :math:`n_g` is the size of group ``g``.
+
+    Args:
+        strength: ``s``, finite and not negative.
+        groups: ``"output"``, ``"input"``, ``"filter"``, ``"tensor"``, a dimension, ``Heads(n)`` or an index tensor; see
+            :class:`~torchreg.penalties.groups.Grouped`.
+
+    Raises:
+        ValueError: ``groups`` is none of these, or does not fit the weight.
+
+    Example:
+        >>> import torch
+        >>> penalty = GroupLasso(1.0)
+        >>> penalty.value(torch.tensor([[3.0, 4.0], [0.3, 0.4]]))
+        tensor(7.7782)
+        >>> penalty.prox(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), step=1.0)
+        tensor([[2.1515, 2.8686],
+                [0.0000, 0.0000]])
+
+    References:
+        Ming Yuan, Yi Lin, "Model Selection and Estimation in Regression with Grouped Variables", Journal of the Royal
+        Statistical Society B, 2006. Wei Wen, Chunpeng Wu, Yandan Wang, Yiran Chen, Hai Li, "Learning Structured
+        Sparsity in Deep Neural Networks", NeurIPS 2016.
+    """
+
+    groups: Groups = "output"
+
+    def value(self, w: Tensor) -> Tensor:
+        groups = self._split(w)
+        norms = f.row_norms(groups.rows)
+        return (self.strength * (_root(groups, norms) * norms).sum()).to(f.real_dtype(w))
+
+    def gradient(self, w: Tensor) -> Tensor:
+        return (w * self._slopes(w, self.strength)).to(w.dtype)
+
+    def add_gradient_(self, grad: Tensor, w: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+        return grad.addcmul_(w, self._slopes(w, self.strength) * scale)
+
+    def descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
+        return w.addcmul_(w, self._slopes(w, self.strength) * -step)
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        groups = self._split(w)
+        return groups.join(f.group_soft_threshold(groups.rows, step * self.strength * _root(groups, w)))
+
+    def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
+        return self._distance(gradient + self.gradient(w), w, 0.0, self.strength)
+
+    def strength_max(self, gradient: Tensor) -> Tensor:
+        groups = self._split(gradient)
+        return f.largest(f.row_norms(groups.rows) / _root(groups, gradient)).to(f.real_dtype(gradient))
+
+
+@final
+@dataclass(frozen=True, repr=False, eq=False)
+class SparseGroupLasso(Grouped):
+    r"""Lasso and group lasso under one strength: few groups, and few weights in each of them.
+
+    .. math:: R(w) = s \Big( \alpha \|w\|_1 + (1 - \alpha) \sum_g \sqrt{n_g} \, \|w_g\|_2 \Big)
+
+    The proximal operator thresholds the elements, then the groups.
+
+    Args:
+        strength: ``s``, finite and not negative.
+        l1_ratio: the Lasso's share, in [0, 1].
+        groups: ``"output"``, ``"input"``, ``"filter"``, ``"tensor"``, a dimension, ``Heads(n)`` or an index tensor; see
+            :class:`~torchreg.penalties.groups.Grouped`.
+
+    Raises:
+        ValueError: ``l1_ratio`` outside [0, 1]; ``groups`` is none of these, or does not fit the weight.
+
+    Example:
+        >>> import torch
+        >>> SparseGroupLasso(1.0, l1_ratio=0.5).prox(torch.tensor([[3.5, 0.4], [0.9, 0.9]]), step=1.0)
+        tensor([[2.2929, 0.0000],
+                [0.0000, 0.0000]])
+
+    References:
+        Noah Simon, Jerome Friedman, Trevor Hastie, Robert Tibshirani, "A Sparse-Group Lasso", Journal of Computational
+        and Graphical Statistics, 2013.
+    """
+
+    l1_ratio: float = 0.5
+    groups: Groups = "output"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("l1_ratio", "in [0, 1]", lambda ratio: 0 <= ratio <= 1)
+
+    @property
+    def _lasso(self) -> float:
+        return self.strength * self.l1_ratio
+
+    @property
+    def _group(self) -> float:
+        return self.strength * (1 - self.l1_ratio)
+
+    def value(self, w: Tensor) -> Tensor:
+        groups = self._split(w)
+        norms = f.row_norms(groups.rows)
+        value = self._lasso * f.l1_norm(w) + self._group * (_root(groups, norms) * norms).sum()
+        return value.to(f.real_dtype(w))
+
+    def gradient(self, w: Tensor) -> Tensor:
+        return f.scaled_sign(w, self._lasso).addcmul_(w, self._slopes(w, self._group))
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        groups = self._split(f.soft_threshold(w, step * self._lasso))
+        return groups.join(f.group_soft_threshold(groups.rows, step * self._group * _root(groups, w)))
+
+    def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
+        return self._distance(gradient + self.gradient(w), w, self._lasso, self._group)
+
+    def strength_max(self, gradient: Tensor) -> Tensor:
+        if not gradient.numel():
+            return f.largest(gradient)
+        # A group is held at 0 by s if |S(g, s * lasso)| <= s * slope, S the soft threshold: a quadratic equation in s,
+        # once it is known which elements are beyond the threshold: those at whose own s the group is held.
+        groups = self._split(gradient)
+        size = f.magnitude(groups.rows).sort(dim=1, descending=True).values
+        lasso, slope = self.l1_ratio, (1 - self.l1_ratio) * _root(groups, size)
+        count = torch.arange(1, size.shape[1] + 1, dtype=size.dtype, device=size.device)
+        total, square = size.cumsum(1), size.square().cumsum(1)
+        beyond = square - 2 * size * total + count * size.square()
+        held = lasso**2 * beyond <= (slope * size).square()
+        last = held.sum(1, keepdim=True) - 1
+        b, c = lasso * total.gather(1, last), square.gather(1, last)
+        root = b + (b.square() - (lasso**2 * count[last] - slope**2) * c).clamp(min=0).sqrt()
+        return (c / root.masked_fill(root == 0, 1.0)).amax().to(f.real_dtype(gradient))
+
+
+@final
+@dataclass(frozen=True, repr=False, eq=False)
+class ExclusiveLasso(Grouped):
+    r"""The exclusive lasso: the weights of a group compete, so that each group keeps few, and none is emptied.
+
+    .. math:: R(w) = \frac{s}{2} \sum_g \|w_g\|_1^2
+
+    It is the reverse of the group lasso: zeros within the groups, spread evenly over them. The proximal operator is a
+    soft threshold for each group, found exactly by sorting.
+
+    Args:
+        strength: ``s``, finite and not negative.
+        groups: ``"output"``, ``"input"``, ``"filter"``, ``"tensor"``, a dimension, ``Heads(n)`` or an index tensor; see
+            :class:`~torchreg.penalties.groups.Grouped`.
+
+    Raises:
+        ValueError: ``groups`` is none of these, or does not fit the weight.
+
+    Example:
+        >>> import torch
+        >>> ExclusiveLasso(1.0).prox(torch.tensor([[3.0, -1.0], [0.5, 0.1]]), step=1.0)
+        tensor([[1.5000, 0.0000],
+                [0.2500, 0.0000]])
+
+    References:
+        Yang Zhou, Rong Jin, Steven C. H. Hoi, "Exclusive Lasso for Multi-task Feature Selection", AISTATS 2010.
+    """
+
+    groups: Groups = "output"
+
+    def value(self, w: Tensor) -> Tensor:
+        return (self.strength / 2 * _l1_norms(self._split(w).rows).square().sum()).to(f.real_dtype(w))
+
+    def gradient(self, w: Tensor) -> Tensor:
+        return (w.sgn() * self._slope(w)).to(w.dtype)
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        groups = self._split(w)
+        return groups.join(f.exclusive_threshold(groups.rows, step * self.strength))
+
+    def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
+        return f.distance_beyond_kink(gradient + self.gradient(w), w == 0, self._slope(w))
+
+    def _slope(self, w: Tensor) -> Tensor:
+        """R's slope at each element: the strength times the L1 norm of its group."""
+        groups = self._split(w)
+        return groups.join((self.strength * _l1_norms(groups.rows)).expand_as(groups.rows))
+
+
+def _root(groups: Partition, like: Tensor) -> float | Tensor:
+    """``sqrt(n_g)``: a number if all groups have one size, else of shape (groups, 1)."""
+    if isinstance(groups.sizes, int):
+        return math.sqrt(groups.sizes)
+    return groups.sizes.to(torch.promote_types(f.real_dtype(like), torch.float32)).sqrt()
+
+
+def _l1_norms(rows: Tensor) -> Tensor:
+    return f.magnitude(rows).sum(1, keepdim=True)
