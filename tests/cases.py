@@ -121,6 +121,11 @@ def off_identity(m: Tensor) -> Tensor:
     return m @ m.T - torch.eye(len(m), dtype=m.dtype)
 
 
+def smaller_gram(w: Tensor) -> Tensor:
+    m = rows(w)
+    return m @ m.T if len(m) <= m.shape[1] else m.T @ m
+
+
 def held_groups(g: Tensor) -> Tensor:
     return max((r.norm() / max(len(r), 1) ** 0.5 for r in rows(g)), default=0 * g.sum())
 
@@ -198,7 +203,7 @@ PENALTIES = [
     PenaltyCase(SpectralNorm(0.5), lambda w: 0.25 * largest_squared(singular_values(w)), shrinks=False),
     PenaltyCase(
         SRIP(0.4),
-        lambda w: 0.4 * torch.linalg.matrix_norm(off_identity(rows(w)), 2) if len(rows(w)) else w.sum(),
+        lambda w: 0.4 * (torch.linalg.eigvalsh(smaller_gram(w)) - 1).abs().max() if w.numel() else w.sum(),
         convex=False,
         shrinks=False,
     ),

@@ -22,19 +22,17 @@ def l1_norm(w: Tensor) -> Tensor:
         >>> l1_norm(torch.tensor([3.0, -4.0]))
         tensor(7.)
     """
-    norm: Tensor = torch.linalg.vector_norm(_wide(w), 1)  # in one pass; its gradient at 0 is 0
-    return norm
+    return magnitude(w).sum()  # not vector_norm, which adds up one by one: of 1e6 equal weights it is off by 1 %
 
 
 def l2_norm(w: Tensor) -> Tensor:
-    """``sqrt(sum(|w|**2))`` as a 0-d tensor: real, and float32 for half-precision ``w``. Its gradient at 0 is 0.
+    """``sqrt(sum(|w|**2))`` as a 0-d tensor: real, and float32 for half-precision ``w``.
 
     Example:
         >>> l2_norm(torch.tensor([3.0, -4.0]))
         tensor(5.)
     """
-    norm: Tensor = torch.linalg.vector_norm(_wide(w))
-    return norm
+    return magnitude(w).square().sum().sqrt()
 
 
 def half_square(w: Tensor) -> Tensor:
@@ -44,8 +42,8 @@ def half_square(w: Tensor) -> Tensor:
         >>> half_square(torch.tensor([3.0, -4.0]))
         tensor(12.5000)
     """
-    flat = _wide(torch.view_as_real(w) if w.is_complex() else w).flatten()
-    return torch.dot(flat, flat) / 2  # in one pass; not the norm squared, whose second derivative at 0 is lost
+    parts = _wide(torch.view_as_real(w) if w.is_complex() else w)
+    return (parts * parts).sum() / 2  # not torch.dot, which adds up one by one
 
 
 def soft_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:
@@ -72,6 +70,19 @@ def soft_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:
     if isinstance(threshold, Tensor):
         return w - torch.minimum(torch.maximum(w, -threshold), threshold).to(w.dtype)
     return w - w.clamp(-threshold, threshold)
+
+
+def soft_threshold_(w: Tensor, threshold: float | Tensor) -> Tensor:
+    """:func:`soft_threshold` in place: with a number and real ``w`` in one pass, without memory of its own.
+
+    Example:
+        >>> soft_threshold_(torch.tensor([-3.0, 0.5, 0.0]), 1.0)
+        tensor([-2.,  0.,  0.])
+    """
+    if isinstance(threshold, Tensor) or w.is_complex():
+        return w.copy_(soft_threshold(w, threshold))
+    result: Tensor = torch.ops.aten.softshrink.out(w, threshold, out=w)
+    return result
 
 
 def shrink(w: Tensor, amount: float | Tensor) -> Tensor:
@@ -208,8 +219,9 @@ def row_norms(w: Tensor) -> Tensor:
         tensor([[5.],
                 [0.]])
     """
-    norms: Tensor = torch.linalg.vector_norm(_wide(w), dim=-1, keepdim=True)
-    return norms
+    squares = _row_squares(w)
+    zero = squares == 0  # where the root's slope is infinite
+    return squares.masked_fill(zero, 1.0).sqrt().masked_fill(zero, 0.0)
 
 
 def group_soft_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:
@@ -361,7 +373,7 @@ def dropout(
 
 
 def as_tensor(value: float | Tensor, like: Tensor) -> Tensor:
-    """``value`` with ``like``'s dtype and device. Unlike torch's own, it lets a compiler see a number as one that changes."""
+    """``value`` with ``like``'s dtype and device. To a compiler, a number is one that may change."""
     return (like.new_zeros(()) + value).to(like.dtype)
 
 

@@ -46,11 +46,7 @@ def take_proximal_points(optimizer: Optimizer, penalties: Penalties, scale: floa
     for param, _, penalty, group in _moving(optimizer, penalties):
         assert isinstance(penalty, ProximalPenalty)
         step = step_size(optimizer, group) * scale
-        on_plain_(partial(_to_prox_, penalty, step), penalty.is_separable, param)
-
-
-def _to_prox_(penalty: ProximalPenalty, step: float | Tensor, w: Tensor) -> None:
-    w.copy_(penalty.prox(w, step))
+        on_plain_(partial(penalty.prox_, step=step), penalty.is_separable, param)
 
 
 def _moving(optimizer: Optimizer, penalties: Penalties) -> Iterator[tuple[nn.Parameter, Tensor, Penalty, Group]]:

@@ -85,6 +85,14 @@ def test_prox_beats_every_point_of_a_grid(case, w, step):
 
 
 @pytest.mark.shows("prox")
+@each_proximal
+@given(w=weights, step=steps)
+def test_prox_in_place_is_prox(case, w, step):
+    expected = case.penalty.prox(w, step)
+    assert case.penalty.prox_(w, step) is w
+    assert_close(w, expected)
+
+
 @each_convex_proximal
 @given(pair=pairs, step=steps)
 def test_prox_is_firmly_non_expansive(case, pair, step):

@@ -43,7 +43,8 @@ def formula(penalty, w):
     if isinstance(penalty, SpectralNorm):
         return s / 2 * torch.linalg.eigvalsh(gram)[-1]
     if isinstance(penalty, SRIP):
-        return s * torch.linalg.eigvalsh(gram - identity).abs().amax()
+        smaller = gram if len(w) <= w.shape[1] else w.mH @ w
+        return s * (torch.linalg.eigvalsh(smaller) - 1).abs().amax()
     value = s * (gram - identity).abs().square().sum()
     if isinstance(penalty, DoubleSoftOrthogonality):
         value = value + s * (w.mH @ w - torch.eye(w.shape[1], dtype=w.dtype)).abs().square().sum()
@@ -234,14 +235,15 @@ def test_an_orthogonal_weight_is_a_minimum_of_the_orthogonalities():
     for penalty in (SRIP(1.0), SoftOrthogonality(1.0)):
         assert_close(penalty.value(rows).item(), 0.0)
         assert_close(penalty.gradient(rows), torch.zeros_like(rows))
-        assert_close(penalty.value(rows.T).item(), 1.0)  # four rows of three numbers cannot be orthogonal
         assert_close(penalty.gradient(rows.T), torch.zeros_like(rows.T))
+    assert_close(SRIP(1.0).value(rows.T).item(), 0.0)  # it looks at the columns
+    assert_close(SoftOrthogonality(1.0).value(rows.T).item(), 1.0)  # four rows of three numbers cannot be orthogonal
     assert_close(DoubleSoftOrthogonality(1.0).value(rows).item(), 1.0)
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0)], ids=str)
 def test_what_an_empty_weight_lacks_of_orthogonality_is_counted(shape):
-    for penalty in PENALTIES[2:]:
+    for penalty in PENALTIES[3:]:
         if shape[0] or isinstance(penalty, DoubleSoftOrthogonality):
             assert_close(penalty.value(torch.zeros(shape)), formula(penalty, torch.zeros(shape)))
 

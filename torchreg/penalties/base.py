@@ -97,6 +97,10 @@ class ProximalPenalty(Penalty):
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """``argmin_u 1/2 * |u - w|**2 + step * R(u)``, shaped like ``w``; ``step >= 0``, a number or a tensor."""
 
+    def prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """``w = prox(w, step)``, in place."""
+        return w.copy_(self.prox(w, step))
+
     def _times(self, factor: float) -> Penalty:
         return ProximalScaled(factor, self)
 
@@ -288,6 +292,11 @@ class ProximalSum(Sum, ProximalPenalty):
         curvature = step * self._ridge
         shrunk = f.shrink(w, curvature)
         return shrunk if self._curved is None else self._curved.prox(shrunk, step / (1 + curvature))
+
+    def prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
+        curvature = step * self._ridge
+        w.div_(1 + curvature)
+        return w if self._curved is None else self._curved.prox_(w, step / (1 + curvature))
 
     def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
         smooth = gradient + self._ridge * w

@@ -57,6 +57,9 @@ class L1(Term, ProximalPenalty):
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         return f.soft_threshold(w, step * self.strength)
 
+    def prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
+        return f.soft_threshold_(w, step * self.strength)
+
     def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
         return f.distance_beyond_kink(gradient + self.gradient(w), w == 0, self.strength)
 
@@ -114,6 +117,9 @@ class L2(Term, ProximalPenalty):
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         return f.shrink(w, step * self.strength)
 
+    def prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
+        return w.div_(1 + step * self.strength)
+
 
 @final
 @dataclass(frozen=True, repr=False, eq=False)
@@ -162,6 +168,9 @@ class ElasticNet(Term, ProximalPenalty):
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         return f.shrink(f.soft_threshold(w, step * self._lasso), step * self._ridge)
+
+    def prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
+        return f.soft_threshold_(w, step * self._lasso).div_(1 + step * self._ridge)
 
     def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
         return f.distance_beyond_kink(gradient + self.gradient(w), w == 0, self._lasso)

@@ -325,10 +325,11 @@ class ConvolutionNorm(Largest):
 class SRIP(Matrix, Spectral):
     r"""The spectral restricted isometry property: no direction is stretched or shrunk much.
 
-    .. math:: R(W) = s \max_i |\lambda_i(W W^H - I)| = s \max_i |\sigma_i(W)^2 - 1|
+    .. math:: R(W) = s \max_i |\sigma_i(W)^2 - 1|
 
-    where :math:`\sigma_i` is 0 for output units beyond the number of inputs, so that ``R >= s`` if there are more
-    outputs than inputs. The authors take a power iteration; this is the decomposition's. Not convex.
+    which is :math:`s \, \|W W^H - I\|_2`, or that of :math:`W^H W` if there are more outputs than inputs: the authors'
+    one Gram matrix has eigenvalues 0 there, on which training has no hold and which can hide all the others. They take a
+    power iteration; this is the decomposition's. Not convex.
 
     Args:
         strength: ``s``, finite and not negative.
@@ -356,7 +357,7 @@ class SRIP(Matrix, Spectral):
     def _slope(self, sigma: Tensor, shape: torch.Size) -> Tensor:
         excess = _excess(sigma, shape)
         slopes = self.strength * _leading(excess.abs(), shape) * excess.sgn()
-        return slopes[: len(sigma)] * 2 * sigma
+        return slopes * 2 * sigma
 
 
 class Orthogonality(Matrix):
@@ -486,7 +487,6 @@ def _leading(sigma: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _excess(sigma: Tensor, shape: torch.Size) -> Tensor:
-    """``sigma**2 - 1``, 0 where that is rounding: the eigenvalues of the rows' Gram matrix, less 1."""
-    rows, columns = shape
-    excess = F.pad(sigma.square() - 1, (0, max(rows - columns, 0)), value=-1.0)
+    """``sigma**2 - 1``, 0 where that is rounding."""
+    excess = sigma.square() - 1
     return excess.masked_fill(excess.abs() <= 4 * _rounding(shape, sigma.dtype), 0.0)
