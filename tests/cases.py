@@ -186,12 +186,15 @@ PENALTIES = [
         rest=0.2,
         shrinks=False,
     ),
-    PenaltyCase(GroupLasso(0.3), lambda w: 0.3 * group_norms(w), exact_zeros=True, strength_max=held_groups),
+    PenaltyCase(
+        GroupLasso(0.3), lambda w: 0.3 * group_norms(w), exact_zeros=True, strength_max=held_groups, least=1e-100
+    ),
     PenaltyCase(
         SparseGroupLasso(0.4, l1_ratio=0.3),
         lambda w: 0.12 * w.abs().sum() + 0.28 * group_norms(w),
         exact_zeros=True,
         strength_max=held_groups_and_elements,
+        least=1e-100,
     ),
     PenaltyCase(ExclusiveLasso(0.5), lambda w: 0.25 * rows(w).abs().sum(1).square().sum()),
     PenaltyCase(

@@ -327,9 +327,9 @@ class SRIP(Matrix, Spectral):
 
     .. math:: R(W) = s \max_i |\sigma_i(W)^2 - 1|
 
-    which is :math:`s \, \|W W^H - I\|_2`, or that of :math:`W^H W` if there are more outputs than inputs: the authors'
-    one Gram matrix has eigenvalues 0 there, on which training has no hold and which can hide all the others. They take a
-    power iteration; this is the decomposition's. Not convex.
+    which is :math:`s \, \|W W^H - I\|_2`, or that of :math:`W^H W` if there are more outputs than inputs: of the larger
+    Gram matrix some eigenvalues are 0 whatever the weights are, and can hide all the others. The authors take a power
+    iteration; this is the decomposition's. Not convex.
 
     Args:
         strength: ``s``, finite and not negative.
