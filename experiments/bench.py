@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from statistics import median
 
 import torch
@@ -31,13 +33,22 @@ def dropout() -> str:
 
 def step() -> str:
     """One training step of a 4M-parameter network with L1 + L2 in each mode, against the bare step."""
-    modes: list[Mode] = ["loss", "grad", "decoupled", "prox"]
-    contenders = {"bare": _training_step(), "naive penalty in the loss": _training_step(naive=True)}
-    contenders |= {f"mode {mode!r}": _training_step(mode) for mode in modes}
+    contenders = {"bare": _training_step(_mlp), "naive penalty in the loss": _training_step(_mlp, naive=True)}
+    contenders.update(_each_mode(_mlp))
     return _table("training step, 784-1024-1024-2048-10, batch 128, fused AdamW, L1 + L2", contenders, rounds=60)
 
 
-BENCHES: Mapping[str, Callable[[], str]] = {"dropout": dropout, "step": step}
+def tensors() -> str:
+    """The same step with four million weights in 1, 20, 100 and 500 tensors, against the bare step of each."""
+    blocks = []
+    for count in (1, 20, 100, 500):
+        net = partial(_deep, count)
+        contenders = {"bare": _training_step(net), **_each_mode(net)}
+        blocks.append(_table(f"training step, 4M weights in {count}, batch 128, fused AdamW, L1 + L2", contenders, 40))
+    return "\n\n".join(blocks)
+
+
+BENCHES: Mapping[str, Callable[[], str]] = {"dropout": dropout, "step": step, "tensors": tensors}
 
 
 def run(names: list[str]) -> str:
@@ -56,13 +67,42 @@ def _forward_backward(layer: nn.Module, x: torch.Tensor) -> Callable[[], object]
     return work
 
 
-def _training_step(mode: Mode | None = None, naive: bool = False) -> Callable[[], object]:
-    torch.manual_seed(0)
-    net = nn.Sequential(
+def _mlp() -> nn.Sequential:
+    return nn.Sequential(
         *(nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU()),
         *(nn.Linear(1024, 2048), nn.ReLU(), nn.Linear(2048, 10)),
     )
-    x, y = torch.randn(128, 784), torch.randint(10, (128,))
+
+
+def _deep(count: int) -> nn.Sequential:
+    """Four million weights in square layers, with residual connections so that gradients reach all of them."""
+    width = math.isqrt(4_000_000 // count)
+    return nn.Sequential(*(_Residual(width) for _ in range(count)))
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.linear(x.relu())
+        return x + y
+
+
+def _each_mode(make_net: Callable[[], nn.Sequential]) -> Contenders:
+    modes: list[Mode] = ["loss", "grad", "decoupled", "prox"]
+    return {f"mode {mode!r}": _training_step(make_net, mode) for mode in modes}
+
+
+def _training_step(
+    make_net: Callable[[], nn.Sequential], mode: Mode | None = None, naive: bool = False
+) -> Callable[[], object]:
+    torch.manual_seed(0)
+    net = make_net()
+    first = next(net.parameters())
+    x = torch.randn(128, first.shape[1])
+    y = torch.randint(net(x).shape[1], (128,))
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0, fused=True)
     regularizer = Regularizer(net, L1(1e-6) + L2(1e-5), mode=mode or "loss")
     if mode not in (None, "loss"):

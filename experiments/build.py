@@ -116,7 +116,9 @@ def regularizers(run: config.Run, net: nn.Module, opt: torch.optim.Optimizer) ->
 def _regularizer(
     key: str, settings: config.Regularizer, net: nn.Module, opt: torch.optim.Optimizer
 ) -> torchreg.Regularizer:
-    penalty = _found(f"{key}.penalty", settings.penalty, PENALTIES)(settings.strength)
+    _found(f"{key}.penalty", settings.penalty, PENALTIES)
+    named = config.Component.model_validate({**(settings.model_extra or {}), "name": settings.penalty})
+    penalty = _construct(key, torchreg.Penalty, named, PENALTIES, settings.strength)
     schedule = None
     if settings.schedule is not None:
         schedule = _construct(f"{key}.schedule", Callable, settings.schedule, SCHEDULES)  # type: ignore[arg-type]

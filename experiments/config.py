@@ -97,7 +97,9 @@ class Train(Section):
 
 
 class Regularizer(Section):
-    """A penalty on chosen parameters, in a mode."""
+    """A penalty on chosen parameters, in a mode. Other keys are its constructor's, such as ``l1_ratio``."""
+
+    model_config = ConfigDict(extra="allow")
 
     penalty: str
     strength: Strength | None = None  # None only where the arm has strengths

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple, Self, final, get_args
+from typing import Any, Literal, NamedTuple, Self, final, get_args
 
 import torch
 from torch import Tensor, nn
@@ -321,8 +321,6 @@ class KLSparsity(Term):
 
     target: float = 0.05
     squash: Squash = "none"
-
-    is_separable: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -173,7 +173,7 @@ class NonNegative(Constraint):
         IEEE Transactions on Neural Networks and Learning Systems, 2015.
     """
 
-    is_separable: ClassVar[bool] = True
+    is_uniform: ClassVar[bool] = True
 
     def project(self, w: Tensor) -> Tensor:
         self._check_real(w)
@@ -312,7 +312,7 @@ class LinfBall(Constraint):
 
     radius: float
 
-    is_separable: ClassVar[bool] = True
+    is_uniform: ClassVar[bool] = True
 
     def project(self, w: Tensor) -> Tensor:
         return f.clip(w, self.radius)

@@ -1,6 +1,6 @@
 """What a penalty does in an optimizer's step, in each of the modes that act there."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import torch
@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from torchreg.hooks import Group, gradient_scale, step_size
 from torchreg.penalties import Penalty, ProximalPenalty
+from torchreg.pieces import pieces
 from torchreg.shards import on_plain_
 
 Penalties = Mapping[nn.Parameter, Penalty]
@@ -29,7 +30,7 @@ def add_gradients(optimizer: Optimizer, penalties: Penalties, scale: float | Ten
                 f"{tuple(param.shape)}: use mode 'decoupled' or 'prox'"
             )
         times = -factor if group.get("maximize") else factor
-        on_plain_(partial(penalty.add_gradient_, scale=times), penalty.is_separable, grad, param)
+        _act_(penalty, partial(penalty.add_gradient_, scale=times), grad, param)
 
 
 @torch.no_grad()
@@ -37,7 +38,7 @@ def descend(optimizer: Optimizer, penalties: Penalties, scale: float | Tensor) -
     """Mode "decoupled", before the update: ``w -= lr * dR(w)``."""
     for param, _, penalty, group in _moving(optimizer, penalties):
         step = step_size(optimizer, group) * scale
-        on_plain_(partial(penalty.descend_, step=step), penalty.is_separable, param)
+        _act_(penalty, partial(penalty.descend_, step=step), param)
 
 
 @torch.no_grad()
@@ -46,7 +47,17 @@ def take_proximal_points(optimizer: Optimizer, penalties: Penalties, scale: floa
     for param, _, penalty, group in _moving(optimizer, penalties):
         assert isinstance(penalty, ProximalPenalty)
         step = step_size(optimizer, group) * scale
-        on_plain_(partial(penalty.prox_, step=step), penalty.is_separable, param)
+        _act_(penalty, partial(penalty.prox_, step=step), param)
+
+
+def _act_(penalty: Penalty, act: Callable[..., object], *tensors: Tensor) -> None:
+    """``act(*tensors)``, which changes the first of them, on as much of them at a time as the penalty needs to see."""
+    on_plain_(partial(_piecewise, act) if penalty.is_uniform else act, penalty.is_separable, *tensors)
+
+
+def _piecewise(act: Callable[..., object], *tensors: Tensor) -> None:
+    for some in pieces(*tensors):
+        act(*some)
 
 
 def _moving(optimizer: Optimizer, penalties: Penalties) -> Iterator[tuple[nn.Parameter, Tensor, Penalty, Group]]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchreg.penalties import Penalty
+from torchreg.pieces import pieces
 from torchreg.shards import Layout, joined, layout_of_sum, placed, plain
 
 
@@ -43,7 +44,7 @@ class PenaltySum(torch.autograd.Function):
 def _sum(penalties: Sequence[Penalty], params: Sequence[Tensor]) -> Tensor:
     sums: dict[Layout, Tensor] = {}  # one reduction over the processes for all weights that are spread alike
     for penalty, w in zip(penalties, params, strict=True):
-        value, layout = penalty.value(plain(w, penalty.is_separable)), layout_of_sum(w, penalty.is_separable)
+        value, layout = _value(penalty, plain(w, penalty.is_separable)), layout_of_sum(w, penalty.is_separable)
         sums[layout] = sums[layout] + value.to(sums[layout].device) if layout in sums else value
     first, *others = (joined(value, layout) for layout, value in sums.items())
     for value in others:
@@ -51,6 +52,19 @@ def _sum(penalties: Sequence[Penalty], params: Sequence[Tensor]) -> Tensor:
     return first
 
 
+def _value(penalty: Penalty, w: Tensor) -> Tensor:
+    if not penalty.is_uniform or torch.is_grad_enabled() or w.dtype not in (torch.float32, torch.float64):
+        return penalty.value(w)  # in one sum, for the derivatives of the formula and for what half precision holds
+    first, *others = (penalty.value(some) for (some,) in pieces(w))
+    return torch.stack([first, *others]).sum() if others else first
+
+
 def _gradient(penalty: Penalty, w: Tensor, scale: float | Tensor) -> Tensor:
     alone = penalty.is_separable
-    return placed(penalty.gradient_times(plain(w, alone), scale), w, alone)
+    own = plain(w, alone)
+    if not penalty.is_uniform or torch.is_grad_enabled():
+        return placed(penalty.gradient_times(own, scale), w, alone)
+    result = torch.empty_like(own)
+    for part, some in pieces(result, own):
+        part.copy_(penalty.gradient_times(some, scale))
+    return placed(result, w, alone)

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
-from experiments import config, study
+from experiments import build, config, study
 from experiments.errors import UserError
 from tests.integration.studies import TREE, arm, small
+from torchreg import ElasticNet
 
 
 class Narrow(nn.Sequential):
@@ -72,6 +74,13 @@ def test_runs_are_arms_by_strengths_by_seeds():
 
 def test_strengths_of_an_arm_without_regularizers_are_its_weight_decay():
     assert [run.optimizer.weight_decay for run in arm(strengths=[0.1, 0.2]).runs] == [0.1, 0.2]
+
+
+def test_the_other_keys_of_a_regularizer_are_its_penaltys_own():
+    (run,) = arm(regularizers=[{"penalty": "ElasticNet", "strength": 0.1, "l1_ratio": 0.3, "mode": "prox"}]).runs
+    net = nn.Linear(3, 2)
+    (regularizer,) = build.regularizers(run, net, torch.optim.SGD(net.parameters(), lr=0.1))
+    assert regularizer.entries[0].penalty == ElasticNet(0.1, l1_ratio=0.3)
 
 
 def test_a_configuration_survives_its_own_file():
@@ -162,7 +171,7 @@ def test_a_fault_names_the_key_and_what_was_expected(changes, line):
 BUILD_FAULTS = {
     "unknown penalty": (
         {"regularizers": [{"penalty": "Lasso", "strength": 1.0}]},
-        "regularizers.0.penalty: unknown name 'Lasso', valid: L1, L2",
+        "regularizers.0.penalty: unknown name 'Lasso', did you mean 'GroupLasso'?",
     ),
     "unknown optimizer": (
         {"optimizer": {"name": "AdamV", "lr": 1.0}},
@@ -192,6 +201,14 @@ BUILD_FAULTS = {
     "p that is no number": (
         {"model": {"dropout": {"name": "Dropout", "p": "x"}}},
         "model.dropout: Dropout(p='x')",
+    ),
+    "an option that the penalty does not have": (
+        {"regularizers": [{"penalty": "ElasticNet", "strength": 1.0, "l1_ration": 0.5}]},
+        "regularizers.0.l1_ration: unknown key, valid: l1_ratio",
+    ),
+    "an option out of range": (
+        {"regularizers": [{"penalty": "ElasticNet", "strength": 1.0, "l1_ratio": 1.5}]},
+        "regularizers.0: ElasticNet(l1_ratio=1.5) cannot be made: ElasticNet: l1_ratio must be in [0, 1], got 1.5",
     ),
     "the same penalty twice": (
         {"regularizers": [{"penalty": "L2", "strength": 1.0}, {"penalty": "L2", "strength": 1.0, "mode": "prox"}]},

@@ -184,7 +184,7 @@ def test_attached_and_removed_is_never_attached_to_the_bit(case, mode, make_opti
     plain, visited = make_model(), make_model()
     host = make_optimizer(visited.parameters())
     Regularizer(visited, case.penalty, mode=mode).attach(host).remove()
-    assert_bit_equal(train(visited, host, steps=100), train(plain, make_optimizer(plain.parameters()), steps=100))
+    assert_bit_equal(train(visited, host, steps=30), train(plain, make_optimizer(plain.parameters()), steps=30))
 
 
 @pytest.mark.shows("guest")

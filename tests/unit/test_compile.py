@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounter
 
-from tests.cases import each_case_and_step_mode, each_penalty
+from tests.cases import PENALTIES, each_penalty
 from tests.helpers import assert_close, make_data, make_model, weights_of
-from torchreg import Regularizer
+from torchreg import L1, L2, Regularizer
 
 
 @pytest.fixture
@@ -48,8 +48,17 @@ def test_the_gradient_of_a_compiled_objective_is_the_eager_one(case, counter):
     assert_close([g for g in compiled if g is not None], [p.grad for p in model.parameters() if p.grad is not None])
 
 
-@pytest.mark.shows(None)
-@each_case_and_step_mode
+# Of the modes that only need a gradient, which the tests above compile, a sum stands for all.
+each_compiled = pytest.mark.parametrize(
+    ("case", "mode"),
+    [(case, "prox") for case in PENALTIES if case.is_proximal]
+    + [(case, mode) for case in PENALTIES if case.penalty == L1(0.2) + L2(0.5) for mode in ("grad", "decoupled")],
+    ids=lambda value: getattr(value, "name", value),
+)
+
+
+@pytest.mark.shows("compile")
+@each_compiled
 def test_a_compiled_step_is_the_eager_one_and_a_scheduled_strength_does_not_compile_it_anew(case, mode, counter):
     (x, y), breaks, runs = make_data(), [], []
     for attached, compiled in ((False, True), (True, True), (True, False)):

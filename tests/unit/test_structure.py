@@ -11,7 +11,7 @@ import torchreg
 ROOT = Path(torchreg.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = [
-    {"functional", "parameters", "shards"},
+    {"functional", "parameters", "pieces", "shards"},
     {"groups"},
     {"penalties", "selectors", "schedules", "hooks", "nn"},
     {"constraints"},

@@ -24,7 +24,12 @@ class Penalty(ABC):
     (a schedule, say) a penalty has value ``c * R``, gradient ``c * dR`` and proximal operator ``prox(w, c * step)``.
     """
 
-    is_separable: ClassVar[bool] = False  # whether R(w) is a sum over the elements of w, so that a shard can go alone
+    is_uniform: ClassVar[bool] = False  # whether R(w) is a sum of one function over the elements of w
+
+    @property
+    def is_separable(self) -> bool:
+        """Whether R(w) is a sum over the elements of ``w``, so that a process's shard of it can go alone."""
+        return self.is_uniform
 
     @abstractmethod
     def value(self, w: Tensor) -> Tensor:
@@ -174,7 +179,11 @@ class Scaled(Penalty):
     penalty: Penalty
 
     @property
-    def is_separable(self) -> bool:  # type: ignore[override]
+    def is_uniform(self) -> bool:  # type: ignore[override]
+        return self.penalty.is_uniform
+
+    @property
+    def is_separable(self) -> bool:
         return self.penalty.is_separable
 
     @property
@@ -220,7 +229,11 @@ class Sum(Penalty):
     _terms: tuple[Penalty, ...]
 
     @property
-    def is_separable(self) -> bool:  # type: ignore[override]
+    def is_uniform(self) -> bool:  # type: ignore[override]
+        return all(term.is_uniform for term in self._terms)
+
+    @property
+    def is_separable(self) -> bool:
         return all(term.is_separable for term in self._terms)
 
     @property

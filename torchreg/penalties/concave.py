@@ -16,7 +16,7 @@ from torchreg.penalties.base import ProximalPenalty, Term
 class Magnitudes(Term, ProximalPenalty):
     r"""A penalty ``R(w) = sum r(|w_i|)``, given by what it does to magnitudes. Complex weights keep their phase."""
 
-    is_separable: ClassVar[bool] = True
+    is_uniform: ClassVar[bool] = True
 
     @abstractmethod
     def _cost(self, u: Tensor) -> Tensor:

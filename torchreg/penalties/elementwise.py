@@ -35,7 +35,7 @@ class L1(Term, ProximalPenalty):
         B, 1996.
     """
 
-    is_separable: ClassVar[bool] = True
+    is_uniform: ClassVar[bool] = True
 
     def value(self, w: Tensor) -> Tensor:
         return (self.strength * f.l1_norm(w)).to(f.real_dtype(w))
@@ -94,7 +94,7 @@ class L2(Term, ProximalPenalty):
         Technometrics, 1970.
     """
 
-    is_separable: ClassVar[bool] = True
+    is_uniform: ClassVar[bool] = True
     is_ridge: ClassVar[bool] = True
 
     def value(self, w: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ class ElasticNet(Term, ProximalPenalty):
 
     l1_ratio: float = 0.5
 
-    is_separable: ClassVar[bool] = True
+    is_uniform: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -205,7 +205,7 @@ class Huber(Term, ProximalPenalty):
 
     delta: float = 1.0
 
-    is_separable: ClassVar[bool] = True
+    is_uniform: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

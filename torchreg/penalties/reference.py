@@ -38,6 +38,10 @@ class Anchored(Term, ProximalPenalty):
 
     reference: Reference = None
 
+    @property
+    def is_separable(self) -> bool:
+        return True
+
     def bind(self, place: ParamInfo) -> Self:
         owner, w, reference = type(self).__name__, place.param.detach(), self.reference
         if isinstance(reference, Mapping):
@@ -99,8 +103,6 @@ class L2SP(Anchored):
         Networks", ICML 2018.
     """
 
-    is_separable = True
-
     def value(self, w: Tensor) -> Tensor:
         return (self.strength * f.half_square(self._away(w))).to(f.real_dtype(w))
 
@@ -134,8 +136,6 @@ class L1SP(Anchored):
         Xuhong Li, Yves Grandvalet, Franck Davoine, "Explicit Inductive Bias for Transfer Learning with Convolutional
         Networks", ICML 2018.
     """
-
-    is_separable = True
 
     def value(self, w: Tensor) -> Tensor:
         return (self.strength * f.l1_norm(self._away(w))).to(f.real_dtype(w))
