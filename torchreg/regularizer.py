@@ -168,8 +168,9 @@ class Regularizer:
     def attach(self, *optimizers: Optimizer) -> Self:
         """Acts in every step of the optimizer from now on; in mode "loss", only the schedule follows its steps.
 
-        Where several optimizers share a model, pass them all; the schedule then counts the first one's steps. Use it
-        as a context manager to detach at the end: ``with regularizer.attach(optimizer): ...``
+        Where several optimizers share a model, pass them all, in the order of their steps: the schedule then counts
+        those of the last one. Use it as a context manager to detach at the end:
+        ``with regularizer.attach(optimizer): ...``
 
         Returns:
             The regularizer itself.
@@ -236,7 +237,7 @@ class Regularizer:
     def _after_step(self, optimizer: Optimizer) -> None:
         if self.mode == "prox":
             take_proximal_points(optimizer, self._penalties, self.scale)
-        if optimizer is self._optimizers[0]:
+        if optimizer is self._optimizers[-1]:
             self.step()
 
     def _check_parameters(self) -> None:
