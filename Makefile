@@ -30,7 +30,7 @@ clean:
 	touch $@
 
 .venv/dev: .venv/python pyproject.toml
-	$(PIP) -e '.[dev]'
+	$(PIP) -e '.[dev,clients]'
 	touch $@ .venv/demo
 
 define FIND_TORCH

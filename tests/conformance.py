@@ -44,11 +44,8 @@ class Conformance:
         report = yield
         marker, params = item.get_closest_marker("shows"), getattr(item, "callspec", None) and item.callspec.params
         if marker and params and "case" in params and (report.when == "call" or report.failed) and not report.skipped:
-            mode = params.get("mode")
-            shown = marker.args[0] or {"prox": "prox step"}.get(mode, mode)
-            assert shown in PROPERTIES, f"{item.name} shows {shown!r}, which is no property"
             counter = self.passed if report.passed else self.failed
-            counter[params["case"].name, shown] += 1
+            counter[_shown(marker.args[0], params)] += 1
         return report
 
     def pytest_sessionfinish(self):
@@ -57,10 +54,11 @@ class Conformance:
     def table(self) -> str:
         names = [case.name for case in (*PENALTIES, *CONSTRAINTS)]
         shown = [p for p in PROPERTIES if any((name, p) in self.passed | self.failed for name in names)]
+        passed, failed = (sum(c[name, p] for name in names for p in shown) for c in (self.passed, self.failed))
         lines = [
             "# What the tests show of each penalty",
             "",
-            f"{self.passed.total():,} checks passed, {self.failed.total():,} failed. A number counts the tests behind "
+            f"{passed:,} checks passed, {failed:,} failed. A number counts the tests behind "
             "it, of which those that draw weights at random stand for a hundred draws each; a dot: there is no such "
             "thing.",
             "Made by `TORCHREG_CONFORMANCE=docs/conformance.md python -m pytest`.",
@@ -76,3 +74,15 @@ class Conformance:
         if failed := self.failed[name, shown]:
             return f"**{failed} failed**"
         return str(self.passed[name, shown] or "·")
+
+
+def _shown(shown: str | None, params: dict) -> tuple[str, str]:
+    """The case's name and the property; by default that is the mode, or how the processes share the model."""
+    case = params["case"]
+    if isinstance(case, str):  # penalty-mode-wrapper
+        name, _, shown = case.rsplit("-", 2) if case.count("-") > 1 else (case, "", case)
+        return name, shown
+    if shown is None:
+        shown = {"prox": "prox step"}.get(params["mode"], params["mode"])
+    assert shown in PROPERTIES, f"{shown!r} is no property"
+    return case.name, shown

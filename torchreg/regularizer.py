@@ -183,6 +183,11 @@ class Regularizer:
         for optimizer in optimizers or (None,):
             if not isinstance(optimizer, Optimizer):
                 raise TypeError(f"Regularizer: attach() takes a torch.optim.Optimizer, got {type(optimizer).__name__}")
+            if "_optimizer_step_pre_hooks" not in vars(optimizer):  # it only looks like one, as accelerate's does
+                raise TypeError(
+                    f"Regularizer: attach() takes the optimizer itself, got the wrapper {type(optimizer).__name__}: "
+                    "attach before it is wrapped"
+                )
         if self._hooks:
             raise ValueError(
                 f"Regularizer: already attached to {type(self._optimizers[0]).__name__}: call remove() first, "

@@ -1,11 +1,13 @@
 """WHICH parameters are penalized, and why the others are not.
 
 A selector answers one question of a parameter: is it penalized, and if not, what is the reason? The default,
-:data:`weights`, exempts intercepts: biases, normalization layers' parameters, and everything with fewer than two
-dimensions. :func:`named` and :func:`in_modules` narrow that; they never lift an exemption. To penalize a bias, start
-from :data:`everything`; a predicate of your own decides alone.
+:data:`weights`, exempts what is no weight: biases, normalization layers' parameters, position embeddings, learned
+tokens such as ``cls_token``, scales of channels, and everything with fewer than two dimensions. Where a type does not
+say what a parameter is, the whole words of its name do. :func:`named` and :func:`in_modules` narrow that; they never
+lift an exemption. To penalize a bias, start from :data:`everything`; a predicate of your own decides alone.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +24,14 @@ _NORMALIZATIONS: tuple[type[nn.Module], ...] = (
     nn.GroupNorm,
     nn.RMSNorm,
 )
+
+_BIAS_WORDS = {"bias", "biases"}
+_NORMALIZATION_WORDS = {
+    "norm",
+    "grn",
+}  # in the name of a class; GRN is the global response normalization of ConvNeXt V2
+_POSITION_WORDS = {"pos", "position", "positions", "positional", "wpe"}  # wpe is GPT-2's
+_SCALE_WORDS = {"scale", "gain", "gamma", "temperature"}
 
 
 class Selector(ABC):
@@ -48,20 +58,51 @@ class _Everything(Selector):
 
 @final
 class _Weights(Selector):
-    """All but the intercepts: no biases, no normalization layers' parameters, none with fewer than two dimensions."""
+    """All but intercepts, normalization, position embeddings, learned tokens, scales, and what is less than 2-D."""
 
     def reason(self, info: ParamInfo) -> str | None:
-        own_name = info.name.rpartition(".")[2]
-        if own_name == "bias" or own_name.startswith("bias_") or own_name.endswith("_bias"):
+        words = _words(_telling_name(info))
+        if not _BIAS_WORDS.isdisjoint(words):
             return "bias"
-        if isinstance(info.module, _NORMALIZATIONS):
+        if _is_normalization(info):
             return "normalization"
-        if info.param.ndim < 2:
-            return f"{info.param.ndim}-D"
-        return None
+        if "weight" not in words:
+            if not _POSITION_WORDS.isdisjoint(words):
+                return "position embedding"
+            if words[-1:] in (["token"], ["tokens"]) and "embed" not in words and not _is_embedding(info):
+                return " ".join(words)
+            if not _SCALE_WORDS.isdisjoint(words) and _is_vector(info.param):
+                return "scale"
+        return f"{info.param.ndim}-D" if info.param.ndim < 2 else None
 
     def __repr__(self) -> str:
         return "weights"
+
+
+def _words(name: str) -> list[str]:
+    """The words of a name in snake case or camel case, without numbers: ``T5LayerNorm`` is t, layer, norm."""
+    return [word.lower() for word in re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
+
+
+def _is_embedding(info: ParamInfo) -> bool:
+    return isinstance(info.module, nn.Embedding)
+
+
+def _telling_name(info: ParamInfo) -> str:
+    """The parameter's own name; where that tells nothing, an embedding's or a list's."""
+    *_, module_name, own_name = ("", *info.name.split("."))
+    return module_name if own_name.isdecimal() or (own_name == "weight" and _is_embedding(info)) else own_name
+
+
+def _is_normalization(info: ParamInfo) -> bool:
+    if isinstance(info.module, _NORMALIZATIONS):
+        return True
+    return _is_vector(info.param) and not _NORMALIZATION_WORDS.isdisjoint(_words(type(info.module).__name__))
+
+
+def _is_vector(param: nn.Parameter) -> bool:
+    """Whether it has one axis, shaped to broadcast perhaps. A matrix of one row is no vector but one unit's weights."""
+    return param.ndim != 2 and sum(size > 1 for size in param.shape) <= 1
 
 
 everything = _Everything()

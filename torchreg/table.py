@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torchreg.entries import Entry
 
@@ -17,7 +18,7 @@ def table(entries: Sequence[Entry]) -> str:
     """
     chosen = [e.param.numel() for e in entries if e.is_penalized]
     count = sum(e.param.numel() for e in entries)
-    lines = [Line(tuple((part,) for part in e.name.split(".")), _shape(e), e.param.numel(), e.status) for e in entries]
+    lines = [Line.of(e.name, _shape(e), e.param.numel(), e.status) for e in entries]
     cells = [("parameter", "shape", "values", "penalty")]
     cells += [(line.name, line.shape, f"{line.values:,}", line.status) for line in folded(lines)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -32,16 +33,23 @@ def table(entries: Sequence[Entry]) -> str:
 
 @dataclass(frozen=True)
 class Line:
-    """Parameters of one shape and status. Each part of their name, between dots, is one of several."""
+    """Parameters of one shape and status. Each part of their name is one of several."""
 
     parts: tuple[tuple[str, ...], ...]
+    seams: tuple[str, ...]  # between the parts: dots, and underscores before a number, as in encoder_layer_0
     shape: str
     values: int  # of all of them
     status: str
 
+    @classmethod
+    def of(cls, name: str, shape: str, values: int, status: str) -> Line:
+        first, *others = re.split(r"(\.|_(?=\d+(?:\.|$)))", name)
+        return cls(tuple((part,) for part in (first, *others[1::2])), tuple(others[::2]), shape, values, status)
+
     @property
     def name(self) -> str:
-        return ".".join(part[0] if len(part) == 1 else f"{{{_listed(part)}}}" for part in self.parts)
+        shown = [part[0] if len(part) == 1 else f"{{{_listed(part)}}}" for part in self.parts]
+        return shown[0] + "".join(seam + part for seam, part in zip(self.seams, shown[1:], strict=True))
 
 
 def folded(lines: list[Line]) -> list[Line]:
@@ -59,10 +67,10 @@ def _fold(lines: list[Line], position: int, numbers: bool) -> list[Line]:
     for index, line in enumerate(lines):
         foldable = position < len(line.parts) and all(part.isdecimal() == numbers for part in line.parts[position])
         before, after = line.parts[:position], line.parts[position + 1 :]
-        key = (before, after, line.shape, line.status) if foldable else index
+        key = (before, after, line.seams, line.shape, line.status) if foldable else index
         if (first := merged.get(key)) is not None:
             parts = (*before, first.parts[position] + line.parts[position], *after)
-            line = Line(parts, line.shape, first.values + line.values, line.status)
+            line = replace(line, parts=parts, values=first.values + line.values)
         merged[key] = line
     return list(merged.values())
 

@@ -54,6 +54,7 @@ def results(tmp_path_factory):
     return Results(tmp_path_factory.mktemp("processes"))
 
 
+@pytest.mark.shows(None)
 @pytest.mark.parametrize("case", EQUAL)
 def test_two_processes_do_what_one_does(results, case):
     result = results[case]

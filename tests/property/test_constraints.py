@@ -26,6 +26,7 @@ def inner(u, w):
     return (u * w).sum().item()
 
 
+@pytest.mark.shows("prox")
 @cases()
 @given(w=weights)
 def test_the_projection_is_inside(case, w):
@@ -34,6 +35,7 @@ def test_the_projection_is_inside(case, w):
     assert case.constraint.value(projected) == 0
 
 
+@pytest.mark.shows("value")
 @cases()
 @given(w=weights)
 def test_the_value_tells_the_inside_from_the_outside(case, w):
@@ -42,6 +44,7 @@ def test_the_value_tells_the_inside_from_the_outside(case, w):
         assert case.constraint.value(w) == torch.inf
 
 
+@pytest.mark.shows("prox")
 @cases(convex=True)
 @given(pair=pairs)
 def test_no_point_of_a_convex_set_is_beyond_the_projection(case, pair):
@@ -51,6 +54,7 @@ def test_no_point_of_a_convex_set_is_beyond_the_projection(case, pair):
     assert inner(w - nearest, u - nearest) <= 1e-12 * (1 + inner(w, w) + inner(u, u))
 
 
+@pytest.mark.shows("prox")
 @cases(convex=False)
 @given(pair=pairs)
 def test_no_point_of_a_set_that_is_not_convex_is_nearer_than_the_projection(case, pair):
@@ -59,6 +63,7 @@ def test_no_point_of_a_set_that_is_not_convex_is_nearer_than_the_projection(case
     assert (case.constraint.project(w) - w).norm() <= (u - w).norm() + 1e-12 * (1 + w.norm())
 
 
+@pytest.mark.shows("prox")
 @cases()
 @given(w=weights)
 def test_projecting_twice_is_projecting_once(case, w):
@@ -66,6 +71,7 @@ def test_projecting_twice_is_projecting_once(case, w):
     assert_close(case.constraint.project(once), once, tolerance=1e-15)
 
 
+@pytest.mark.shows("prox")
 @cases(solid=True)
 @given(w=weights)
 def test_what_is_inside_is_returned_to_the_bit(case, w):
@@ -73,6 +79,7 @@ def test_what_is_inside_is_returned_to_the_bit(case, w):
     assert_bit_equal(case.constraint.project(inside), inside)
 
 
+@pytest.mark.shows("prox")
 @cases(solid=False)
 @given(w=weights)
 def test_what_is_inside_a_set_without_interior_is_returned_up_to_rounding(case, w):
@@ -80,6 +87,7 @@ def test_what_is_inside_a_set_without_interior_is_returned_up_to_rounding(case, 
     assert_close(case.constraint.project(inside), inside, tolerance=1e-15)
 
 
+@pytest.mark.shows("prox")
 @cases(convex=True)
 @given(pair=pairs)
 def test_projecting_on_a_convex_set_is_firmly_non_expansive(case, pair):

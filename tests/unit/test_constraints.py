@@ -78,6 +78,7 @@ def test_the_projection_of_a_million_float32_weights_is_inside(constraint):
     assert constraint.value(projected) == 0
 
 
+@pytest.mark.shows("prox")
 @each_constraint
 def test_the_projection_is_the_minimum_that_a_general_solver_finds(case):
     if case.convex:
@@ -125,6 +126,7 @@ def test_a_weight_of_one_element_a_unit_is_bounded_element_by_element():
     assert_close(MaxNorm(1.0).project(torch.tensor(-3.0)), torch.tensor(-1.0))
 
 
+@pytest.mark.shows("tensors")
 @each_constraint
 @each_dtype
 @pytest.mark.parametrize("shape", [(5, 4), (3, 2, 2, 2)], ids=str)
@@ -141,6 +143,7 @@ def test_dtype_and_shape_are_kept_and_the_result_is_inside(case, dtype, shape):
     assert case.constraint.value(projected) == 0
 
 
+@pytest.mark.shows("tensors")
 @each_constraint
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (0, 3), (3, 0), (2, 0, 3)], ids=str)
 def test_no_dimension_and_no_elements_are_no_special_case(case, shape):
@@ -154,6 +157,7 @@ def test_no_dimension_and_no_elements_are_no_special_case(case, shape):
     assert case.constraint.value(projected) == 0
 
 
+@pytest.mark.shows("tensors")
 @each_constraint
 def test_zero_is_projected_to_something_finite(case):
     w = torch.zeros(3, 4)
@@ -163,12 +167,14 @@ def test_zero_is_projected_to_something_finite(case):
         assert_bit_equal(projected, w)
 
 
+@pytest.mark.shows("tensors")
 @each_constraint
 def test_no_layout_matters(case):
     w = torch.randn(4, 6, 3, dtype=torch.float64).transpose(0, 2)[:, ::2]
     assert_bit_equal(case.constraint.project(w), case.constraint.project(w.contiguous()))
 
 
+@pytest.mark.shows("tensors")
 @each_constraint
 def test_nothing_changes_its_argument(case):
     w = torch.randn(3, 4)
@@ -179,6 +185,7 @@ def test_nothing_changes_its_argument(case):
     assert_bit_equal(w, before)
 
 
+@pytest.mark.shows("value")
 @each_constraint
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_what_is_not_finite_is_not_inside(case, bad):
@@ -279,6 +286,7 @@ def test_groups_that_are_none_are_refused(constraint):
 # -- as penalties ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.shows("prox")
 @each_constraint
 def test_the_prox_is_the_projection_whatever_the_step(case):
     w = 3 * torch.randn(3, 4, dtype=torch.float64)
@@ -286,6 +294,7 @@ def test_the_prox_is_the_projection_whatever_the_step(case):
         assert_bit_equal(case.constraint.prox(w, step), case.constraint.project(w))
 
 
+@pytest.mark.shows("gradient")
 @each_constraint
 def test_the_gradient_is_zero_and_the_value_has_none(case):
     w = torch.randn(3, 4, requires_grad=True)
@@ -293,6 +302,7 @@ def test_the_gradient_is_zero_and_the_value_has_none(case):
     assert not case.constraint.value(w).requires_grad
 
 
+@pytest.mark.shows("algebra")
 @each_constraint
 def test_constraints_survive_copies_and_their_repr_is_the_call(case):
     constraint = case.constraint
@@ -322,6 +332,7 @@ def test_bounds_must_be_positive_and_finite(make, name, bad):
         make("one")
 
 
+@pytest.mark.shows("algebra")
 @each_constraint
 def test_a_constraint_has_no_strength_to_multiply(case):
     for multiply in (lambda c: 0.5 * c, lambda c: c * 2, lambda c: 0.5 * (L2(1.0) + c)):
@@ -422,6 +433,7 @@ def test_a_training_with_max_norm_is_the_loop_with_renorm_written_by_hand(make_o
         assert lengths(layer.weight).max() <= 0.5 * (1 + 1e-12)
 
 
+@pytest.mark.shows("prox step")
 @each_constraint
 @each_optimizer
 def test_after_every_training_the_weights_are_inside(case, make_optimizer):
@@ -475,6 +487,7 @@ def test_biases_are_constrained_only_when_asked():
         assert (model[0].bias.abs().max() > 0.01) == free
 
 
+@pytest.mark.shows("algebra")
 @each_constraint
 @pytest.mark.parametrize("mode", ["loss", "grad", "decoupled"])
 def test_a_constraint_acts_in_mode_prox_alone(case, mode):

@@ -14,7 +14,7 @@ from torch import nn
 
 from tests.helpers import assert_bit_equal, assert_close
 from torchreg.parameters import ParamInfo
-from torchreg.penalties.matrices import (
+from torchreg.penalties import (
     SRIP,
     ConvolutionNorm,
     DoubleSoftOrthogonality,

@@ -18,7 +18,7 @@ class Own(nn.Module):
         self.debias = nn.Parameter(torch.ones(2, 2))
         self.bias_table = nn.Parameter(torch.ones(2, 2))
         self.temperature = nn.Parameter(torch.tensor(1.0))
-        self.gain = nn.Parameter(torch.ones(3))
+        self.mixture = nn.Parameter(torch.ones(3))
 
 
 MODELS = {
@@ -56,12 +56,70 @@ MODELS = {
         {
             "debias": None,
             "bias_table": "bias",
-            "temperature": "0-D",
-            "gain": "1-D",
+            "temperature": "scale",
+            "mixture": "1-D",
             "unbiased_head.weight": None,
             "unbiased_head.bias": "bias",
         },
     ),
+}
+
+
+class LlamaRMSNorm(nn.Module):
+    """A normalization that only its class name tells from another module."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(shape))
+
+
+class NormalizedLinear(LlamaRMSNorm):
+    """What is not one, though its name begins like one."""
+
+
+NAMES = {  # parameters by name and shape, and why they are exempt
+    ("class_token", (1, 1, 4)): "class token",
+    ("cls_token_1", (1, 1, 4)): "cls token",
+    ("mask_token", (1, 4)): "mask token",
+    ("reg_token", (1, 2, 4)): "reg token",
+    ("query_tokens", (1, 2, 4)): "query tokens",
+    ("embed_tokens", (9, 4)): None,
+    ("tokenizer", (9, 4)): None,
+    ("tokens_projection", (9, 4)): None,
+    ("token_weight", (4, 4)): None,
+    ("pos_embed", (1, 5, 4)): "position embedding",
+    ("pos_embedding", (1, 5, 4)): "position embedding",
+    ("posEmbed", (1, 5, 4)): "position embedding",
+    ("positional_embedding", (5, 4)): "position embedding",
+    ("rel_pos_h", (5, 4)): "position embedding",
+    ("wpe", (5, 4)): "position embedding",
+    ("pos_weight", (4, 4)): None,
+    ("composition", (4, 4)): None,
+    ("positive", (4, 4)): None,
+    ("attention_biases", (2, 9)): "bias",
+    ("relative_position_bias_table", (9, 2)): "bias",
+    ("rebiased", (9, 2)): None,
+    ("layer_scale", (4, 1, 1)): "scale",
+    ("logit_scale", (1, 1, 1)): "scale",
+    ("gamma", (4,)): "scale",
+    ("gain", (4, 1, 1, 1)): "scale",
+    ("gain_matrix", (4, 4)): None,
+    ("scale", (4, 1)): None,
+    ("upscale", (1, 4, 4)): None,
+    ("weight_ih_l0", (4, 4)): None,
+    ("alpha", (4, 1, 1)): None,
+}
+EMBEDDINGS = {  # by the name of the module
+    "word_embeddings": None,
+    "token_type_embeddings": None,
+    "embed_tokens": None,
+    "tokens": None,
+    "wte": None,
+    "position_embeddings": "position embedding",
+    "embed_positions": "position embedding",
+    "wpe": "position embedding",
+    "disposition": None,
+    "relative_attention_bias": "bias",
 }
 
 
@@ -90,6 +148,40 @@ def test_intercepts_and_normalization_are_exempt_by_default(model, expected):
 @pytest.mark.parametrize(("model", "expected"), MODELS.values(), ids=MODELS.keys())
 def test_everything_lifts_every_exemption(model, expected):
     assert chosen(model, select=everything) == expected.keys()
+
+
+@pytest.mark.parametrize(("name", "shape"), NAMES)
+def test_the_whole_words_of_a_name_say_what_a_parameter_is(name, shape):
+    model = nn.Linear(1, 1)
+    model.register_parameter(name, nn.Parameter(torch.ones(shape)))
+    assert reasons(model)[name] == NAMES[name, shape]
+
+
+@pytest.mark.parametrize("name", EMBEDDINGS)
+def test_an_embedding_has_the_name_of_its_module(name):
+    model = nn.ModuleDict({name: nn.Embedding(5, 4), "more": nn.Linear(1, 1)})
+    assert reasons(model)[f"{name}.weight"] == EMBEDDINGS[name]
+    if EMBEDDINGS[name] == "position embedding":
+        assert reasons(nn.ModuleDict({name: nn.Linear(5, 4)}))[f"{name}.weight"] is None
+
+
+def test_a_list_of_parameters_has_the_name_of_the_list():
+    model = nn.ModuleDict({"more": nn.Linear(1, 1)})
+    model.pos_embeds = nn.ParameterList([torch.ones(1, 5, 4)])
+    model.layers = nn.ParameterList([torch.ones(1, 5, 4)])
+    assert reasons(model)["pos_embeds.0"] == "position embedding"
+    assert reasons(model)["layers.0"] is None
+
+
+@pytest.mark.parametrize("shape", [(4,), (1, 1, 4), (4, 1, 1)])
+def test_a_class_that_is_called_a_norm_is_one(shape):
+    model = nn.ModuleList([LlamaRMSNorm(*shape), NormalizedLinear(*shape), nn.Linear(1, 1)])
+    assert reasons(model)["0.weight"] == "normalization"
+    assert reasons(model)["1.weight"] == ("1-D" if len(shape) == 1 else None)
+
+
+def test_the_matrix_of_a_class_that_is_called_a_norm_is_penalized():
+    assert chosen(nn.ModuleList([LlamaRMSNorm(4, 4), LlamaRMSNorm(1, 4)])) == {"0.weight", "1.weight"}
 
 
 def test_patterns_and_module_types_narrow_the_selection_and_lift_no_exemption():

@@ -1,12 +1,14 @@
 """The rooms of the house: imports point downwards only, and the plug-in needs torch and nothing else."""
 
 import ast
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
 import torchreg
+from tests.cases import CONSTRAINTS, PENALTIES
 
 ROOT = Path(torchreg.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
@@ -68,3 +70,9 @@ def test_the_plug_in_needs_torch_and_nothing_else(file):
 def test_every_public_name_exists_and_is_documented():
     for name in torchreg.__all__:
         assert getattr(torchreg, name).__doc__
+
+
+def test_the_conformance_table_is_that_of_todays_cases():
+    table = (ROOT.parent / "docs" / "conformance.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(.*?)` \|", table, re.MULTILINE) == [case.name for case in (*PENALTIES, *CONSTRAINTS)]
+    assert ", 0 failed." in table

@@ -8,7 +8,7 @@ from torchreg.table import Line, folded
 
 
 def lines(*names, shape="2 x 2", status="- bias"):
-    return [Line(tuple((part,) for part in name.split(".")), shape, 4, status) for name in names]
+    return [Line.of(name, shape, 4, status) for name in names]
 
 
 def names(of):
@@ -22,7 +22,7 @@ def test_a_short_table_is_left_as_it_is():
 
 def test_repeated_layers_become_one_line_with_their_values_added_up():
     (line,) = folded(lines(*(f"layers.{layer}.weight" for layer in range(20))))
-    assert line == Line((("layers",), tuple(map(str, range(20))), ("weight",)), "2 x 2", 80, "- bias")
+    assert (line.parts[1], line.values) == (tuple(map(str, range(20))), 80)
     assert line.name == "layers.{0-19}.weight"
 
 
@@ -50,6 +50,12 @@ def test_a_ragged_product_is_not_folded_into_one_that_claims_too_much():
         "stage.{1,2}.block.5.weight",
         "stage.2.block.6.weight",
     ]
+
+
+def test_a_number_may_follow_an_underscore():
+    table = lines(*(f"layers.encoder_layer_{n}.linear1.weight" for n in range(17)))
+    assert names(folded(table)) == ["layers.encoder_layer_{0-16}.linear1.weight"]
+    assert names(lines("a_b.c_1.w_2", "bias_ih_l0")) == ["a_b.c_1.w_2", "bias_ih_l0"]
 
 
 def test_words_fold_after_numbers():

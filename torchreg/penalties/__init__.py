@@ -4,15 +4,9 @@ from torchreg.penalties.base import Penalty, ProximalPenalty, ProximalSum, Scale
 from torchreg.penalties.concave import MCP, SCAD, HoyerSquare, LogSum, Lp
 from torchreg.penalties.elementwise import L1, L2, ElasticNet, Huber
 from torchreg.penalties.groups import ExclusiveLasso, GroupLasso, SparseGroupLasso
-from torchreg.penalties.matrices import (
-    SRIP,
-    ConvolutionNorm,
-    DoubleSoftOrthogonality,
-    Nuclear,
-    SoftOrthogonality,
-    SpectralNorm,
-)
+from torchreg.penalties.matrices import DoubleSoftOrthogonality, SoftOrthogonality
 from torchreg.penalties.reference import L1SP, L2SP, Anchored
+from torchreg.penalties.spectral import SRIP, ConvolutionNorm, Nuclear, SpectralNorm
 
 __all__ = [
     "L1",

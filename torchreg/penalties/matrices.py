@@ -1,26 +1,23 @@
-r"""Penalties on a weight as a matrix, one row an output unit: on its singular values and on its Gram matrix.
+"""A weight as a matrix, one row an output unit, and penalties on its Gram matrix.
 
 A kernel of a convolution is the matrix (outputs, everything else), so its rows are the filters. In transposed
 convolutions and embeddings the outputs are the second dimension of the weight: a :class:`~torchreg.Regularizer` knows
-that, else say ``dim=1``. A weight of fewer than two dimensions is a column. Half precision is computed in float32. At
-every step the decomposition of a matrix with a side of more than a thousand costs more than most models do.
+that, else say ``dim=1``. A weight of fewer than two dimensions is a column. Half precision is computed in float32.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self, final
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchreg import functional as f
 from torchreg.groups import Partition, output_dim, split
 from torchreg.parameters import ParamInfo
-from torchreg.penalties.base import ProximalPenalty, Term
+from torchreg.penalties.base import Term
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -49,315 +46,13 @@ class Matrix(Term):
         return replace(self, dim=1) if second else self
 
     def _matrix(self, w: Tensor) -> Tensor:
-        return _wide(self._split(w).rows)
+        return wide(self._split(w).rows)
 
     def _weight(self, matrix: Tensor, w: Tensor) -> Tensor:
         return self._split(w).join(matrix).to(w.dtype)
 
     def _split(self, w: Tensor) -> Partition:
         return split(w, self.dim or 0, type(self).__name__)
-
-
-class Spectral(Term):
-    """A penalty ``R(W) = r(sigma)`` of the singular values of one matrix or more.
-
-    Its gradient is ``U diag(r'(sigma)) V^H``. Singular values that are equal up to rounding are treated alike, so that
-    it does not matter which of their vectors the decomposition chose. Second derivatives are autograd's: they exist
-    where all singular values differ.
-    """
-
-    @abstractmethod
-    def _matrix(self, w: Tensor) -> Tensor:
-        """The matrix that the weight is, or the matrices: a linear function of it."""
-
-    @abstractmethod
-    def _weight(self, matrix: Tensor, w: Tensor) -> Tensor:
-        """The adjoint of :meth:`_matrix`, in ``w``'s shape and dtype."""
-
-    @abstractmethod
-    def _cost(self, sigma: Tensor, shape: torch.Size) -> Tensor:
-        """``r``, 0-d, of the singular values of a matrix of that shape."""
-
-    @abstractmethod
-    def _slope(self, sigma: Tensor, shape: torch.Size) -> Tensor:
-        """``r'`` at each singular value."""
-
-    def value(self, w: Tensor) -> Tensor:
-        matrix = self._matrix(w)
-        return self._cost(torch.linalg.svdvals(matrix), matrix.shape).to(f.real_dtype(w))
-
-    def gradient(self, w: Tensor) -> Tensor:
-        matrix = self._matrix(w)
-        left, sigma, right = _svd(matrix)
-        return self._weight(_product(left, self._slope(sigma, matrix.shape), right), w)
-
-
-@final
-class Nuclear(Matrix, Spectral, ProximalPenalty):
-    r"""The nuclear norm, which drives singular values to zero and the weight to a low rank.
-
-    .. math:: R(W) = s \sum_i \sigma_i(W), \qquad
-              \partial R(W) \ni s\, U_r V_r^H, \qquad
-              \operatorname{prox}_{tR}(W) = U \max(\Sigma - ts, 0) V^H
-
-    where :math:`U_r, V_r` are the singular vectors to singular values that are not zero: those above
-    :math:`\sigma_1` times the larger side of the matrix times the rounding unit.
-
-    Args:
-        strength: ``s``, finite and not negative.
-        dim: the dimension of the output units, which are the rows of the matrix. ``None``: the module's, and without a
-            module the first.
-
-    Raises:
-        ValueError: the weight has no such dimension.
-
-    Example:
-        >>> import torch
-        >>> penalty = Nuclear(1.0)
-        >>> penalty.value(torch.diag(torch.tensor([3.0, 1.0])))
-        tensor(4.)
-        >>> penalty.prox(torch.diag(torch.tensor([3.0, 1.0])), step=1.5)
-        tensor([[1.5000, 0.0000],
-                [0.0000, 0.0000]])
-
-    References:
-        Jian-Feng Cai, Emmanuel J. Candès, Zuowei Shen, "A Singular Value Thresholding Algorithm for Matrix
-        Completion", SIAM Journal on Optimization, 2010. G. Alistair Watson, "Characterization of the subdifferential
-        of some matrix norms", Linear Algebra and its Applications, 1992.
-    """
-
-    def _cost(self, sigma: Tensor, shape: torch.Size) -> Tensor:
-        return self.strength * (_positive(sigma, shape) * sigma).sum()
-
-    def _slope(self, sigma: Tensor, shape: torch.Size) -> Tensor:
-        return self.strength * _positive(sigma, shape)
-
-    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
-        matrix = self._split(w)
-        return matrix.join(f.singular_value_threshold(matrix.rows, step * self.strength))
-
-    def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
-        matrix, residual = self._matrix(w), self._matrix(gradient)
-        left, sigma, right = _svd(matrix)
-        rank = _positive(sigma, matrix.shape)
-        left, right = left * rank, right * rank.unsqueeze(-1)
-        off = residual - left @ (left.mH @ residual)  # off the tangent space, the subgradients are a ball of matrices
-        off = off - (off @ right.mH) @ right
-        excess = F.relu(torch.linalg.svdvals(off) - self.strength)
-        tangent = residual - off + self.strength * left @ right
-        return torch.hypot(f.l2_norm(tangent), f.l2_norm(excess)).to(f.real_dtype(w))
-
-    def strength_max(self, gradient: Tensor) -> Tensor:
-        return f.largest(torch.linalg.svdvals(self._matrix(gradient))).to(f.real_dtype(gradient))
-
-
-class Largest(Spectral):
-    """Half the square of the largest singular value."""
-
-    def _cost(self, sigma: Tensor, shape: torch.Size) -> Tensor:
-        return self.strength / 2 * (_leading(sigma, shape) * sigma.square()).sum()
-
-    def _slope(self, sigma: Tensor, shape: torch.Size) -> Tensor:
-        return self.strength * _leading(sigma, shape) * sigma
-
-
-@final
-class SpectralNorm(Matrix, Largest, ProximalPenalty):
-    r"""Half the squared spectral norm: how much the layer can stretch its input.
-
-    .. math:: R(W) = \frac{s}{2} \sigma_1(W)^2, \qquad
-              \nabla R(W) = s\, \sigma_1 u_1 v_1^H, \qquad
-              \operatorname{prox}_{tR}(W) = U \min(\Sigma, \tau) V^H, \quad
-              \tau = \max_k \frac{\sigma_1 + \dots + \sigma_k}{k + ts}
-
-    Where several singular values are the largest, the gradient is the mean of theirs. The authors take one power
-    iteration for :math:`\sigma_1`; this is the decomposition's. Of a convolution it is the norm of the kernel's matrix,
-    not of the operator on images: that is :class:`ConvolutionNorm`.
-
-    Args:
-        strength: ``s``, finite and not negative.
-        dim: the dimension of the output units, which are the rows of the matrix. ``None``: the module's, and without a
-            module the first.
-
-    Raises:
-        ValueError: the weight has no such dimension.
-
-    Example:
-        >>> import torch
-        >>> SpectralNorm(1.0).prox(torch.diag(torch.tensor([3.0, 1.0])), step=0.5)
-        tensor([[2., 0.],
-                [0., 1.]])
-
-    References:
-        Yuichi Yoshida, Takeru Miyato, "Spectral Norm Regularization for Improving the Generalizability of Deep
-        Learning", arXiv:1705.10941, 2017.
-    """
-
-    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
-        matrix = self._matrix(w)
-        if not matrix.numel():
-            return w.clone()
-        left, sigma, right = _svd(matrix)
-        amount = f.as_tensor(step * self.strength, sigma)
-        count = torch.arange(1, len(sigma) + 1, dtype=sigma.dtype, device=sigma.device)
-        level = (sigma.cumsum(0) / (count + amount)).amax()
-        cut = self._weight(_product(left, torch.minimum(sigma, level), right), w)
-        return torch.where(amount > 0, cut, w)
-
-    def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
-        # The subgradients are s * sigma_1 * U H V^H, of the leading vectors, for H >= 0 with trace 1. The nearest one
-        # has the eigenvalues of U^H (-gradient) V, projected onto the simplex.
-        matrix, residual = self._matrix(w), self._matrix(gradient)
-        left, sigma, right = _svd(matrix)
-        slopes = self._slope(sigma, matrix.shape)
-        many, total = int(slopes.count_nonzero()), float(slopes.sum())
-        if many:
-            left, right = left[:, :many], right[:many]
-            inner = -left.mH @ residual @ right.mH
-            level, vectors = torch.linalg.eigh((inner + inner.mH) / 2)
-            residual = residual + left @ _product(vectors, f.project_simplex(level, total), vectors.mH) @ right
-        return f.l2_norm(residual).to(f.real_dtype(w))
-
-
-@final
-@dataclass(frozen=True, repr=False, eq=False)
-class ConvolutionNorm(Largest):
-    r"""Half the squared norm of a convolution as an operator on images: how much the layer can stretch its input.
-
-    .. math:: R(K) = \frac{s}{2} \max_\omega \sigma_1\big(\hat K(\omega)\big)^2, \qquad
-              \hat K(\omega)_{oi} = \sum_x K_{oix} \, e^{-2 \pi \mathrm{i} \langle \omega, x \rangle}
-
-    over the frequencies :math:`\omega` of images of the given size. It is exact for circular padding and stride 1. A
-    stride makes the operator smaller; zero padding changes it at the borders. It has no proximal operator in closed
-    form.
-
-    Args:
-        strength: ``s``, finite and not negative.
-        input_size: of the images in pixels, one number for each of the kernel's dimensions: ``(height, width)``.
-        groups: blocks of a grouped convolution. ``None``: the module's, and without a module 1.
-
-    Raises:
-        TypeError: ``input_size`` is not a sequence of whole numbers.
-        ValueError: the weight is not a kernel of that many dimensions or is larger than the images.
-
-    Example:
-        >>> import torch
-        >>> difference = torch.tensor([[[-1.0, 1.0]]])
-        >>> ConvolutionNorm(1.0, input_size=(8,)).value(difference)
-        tensor(2.)
-
-    References:
-        Hanie Sedghi, Vineet Gupta, Philip M. Long, "The Singular Values of Convolutional Layers", ICLR 2019.
-    """
-
-    input_size: Sequence[int]
-    groups: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        size = self.input_size
-        whole = isinstance(size, Sequence) and all(isinstance(n, int) and not isinstance(n, bool) for n in size)
-        if not whole or min(size, default=0) < 1:
-            raise TypeError(
-                f"ConvolutionNorm: input_size must be whole numbers >= 1, such as (28, 28), got {self.input_size!r}"
-            )
-        if self.groups is not None and (not isinstance(self.groups, int) or self.groups < 1):
-            raise ValueError(f"ConvolutionNorm: groups must be a whole number >= 1 or None, got {self.groups!r}")
-        object.__setattr__(self, "input_size", tuple(size))
-
-    def bind(self, place: ParamInfo) -> Self:
-        module = place.module
-        if not isinstance(module, nn.modules.conv._ConvNd):
-            raise ValueError(
-                f"ConvolutionNorm: the weight must be a convolution's, {place.name} is in {type(module).__name__}: "
-                "use SpectralNorm, or select=in_modules(nn.Conv2d)"
-            )
-        if any(n != 1 for n in module.dilation):
-            raise ValueError(f"ConvolutionNorm: the convolution must not be dilated, {place.name} is: use SpectralNorm")
-        known = module.groups == 1 or self.groups is not None
-        bound = self if known else replace(self, groups=module.groups)
-        bound._check(place.param)
-        return bound
-
-    def gradient(self, w: Tensor) -> Tensor:
-        matrix = self._matrix(w)
-        slopes = self._slope(torch.linalg.svdvals(matrix), matrix.shape)
-        leading = slopes.any(-1)  # vectors cost many times what values do, and few frequencies need them
-        left, _, right = _svd(matrix[leading])
-        change = torch.zeros_like(matrix)
-        change[leading] = _product(left, slopes[leading], right)
-        return self._weight(change, w)
-
-    def _matrix(self, w: Tensor) -> Tensor:
-        """The transfer function: a matrix for each frequency and block."""
-        self._check(w)
-        blocks = self.groups or 1
-        kernel = _wide(w).reshape(blocks, w.shape[0] // blocks, *w.shape[1:])
-        if not w.numel():
-            return kernel.flatten(3).movedim(-1, 0)
-        spectrum: Tensor = torch.fft.fftn(kernel, s=self.input_size, dim=self._axes)
-        return spectrum.flatten(3).movedim(-1, 0)
-
-    def _weight(self, matrix: Tensor, w: Tensor) -> Tensor:
-        if not w.numel():
-            return torch.zeros_like(w)
-        spectrum = matrix.movedim(0, -1).unflatten(-1, self.input_size)
-        images: Tensor = torch.fft.ifftn(spectrum, dim=self._axes, norm="forward")
-        for axis, length in zip(self._axes, w.shape[2:], strict=True):
-            images = images.narrow(axis, 0, length)
-        return (images if w.is_complex() else images.real).reshape(w.shape).to(w.dtype)
-
-    @property
-    def _axes(self) -> list[int]:
-        return list(range(-len(self.input_size), 0))
-
-    def _check(self, w: Tensor) -> None:
-        blocks, sizes = self.groups or 1, w.shape[2:]
-        fits = len(sizes) == len(self.input_size) and all(map(int.__le__, sizes, self.input_size))
-        if not fits or w.shape[0] % blocks:
-            raise ValueError(
-                f"ConvolutionNorm: the weight must be a kernel of {blocks} blocks for images of size "
-                f"{self.input_size}, got shape {tuple(w.shape)}"
-            )
-
-
-@final
-class SRIP(Matrix, Spectral):
-    r"""The spectral restricted isometry property: no direction is stretched or shrunk much.
-
-    .. math:: R(W) = s \max_i |\sigma_i(W)^2 - 1|
-
-    which is :math:`s \, \|W W^H - I\|_2`, or that of :math:`W^H W` if there are more outputs than inputs: of the larger
-    Gram matrix some eigenvalues are 0 whatever the weights are, and can hide all the others. The authors take a power
-    iteration; this is the decomposition's. Not convex.
-
-    Args:
-        strength: ``s``, finite and not negative.
-        dim: the dimension of the output units, which are the rows of the matrix. ``None``: the module's, and without a
-            module the first.
-
-    Raises:
-        TypeError: ``dim`` is not a whole number.
-        ValueError: the weight has no such dimension.
-
-    Example:
-        >>> import torch
-        >>> SRIP(1.0).value(torch.diag(torch.tensor([2.0, 0.5])))
-        tensor(3.)
-
-    References:
-        Nitin Bansal, Xiaohan Chen, Zhangyang Wang, "Can We Gain More from Orthogonality Regularizations in Training
-        Deep CNNs?", NeurIPS 2018.
-    """
-
-    def _cost(self, sigma: Tensor, shape: torch.Size) -> Tensor:
-        size = _excess(sigma, shape).abs()
-        return self.strength * (_leading(size, shape) * size).sum()
-
-    def _slope(self, sigma: Tensor, shape: torch.Size) -> Tensor:
-        excess = _excess(sigma, shape)
-        slopes = self.strength * _leading(excess.abs(), shape) * excess.sgn()
-        return slopes * 2 * sigma
 
 
 class Orthogonality(Matrix):
@@ -457,36 +152,5 @@ class DoubleSoftOrthogonality(Orthogonality):
         return True, True
 
 
-def _wide(w: Tensor) -> Tensor:
+def wide(w: Tensor) -> Tensor:
     return w.to(torch.promote_types(w.dtype, torch.float32))
-
-
-def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    left, sigma, right = torch.linalg.svd(matrix, full_matrices=False)
-    return left, sigma, right
-
-
-def _product(left: Tensor, diagonal: Tensor, right: Tensor) -> Tensor:
-    return (left * diagonal.unsqueeze(-2)) @ right
-
-
-def _rounding(shape: torch.Size, dtype: torch.dtype) -> float:
-    """What singular values may be off by, relative to the largest one, as in :func:`torch.linalg.matrix_rank`."""
-    return max(shape[-2:]) * torch.finfo(dtype).eps
-
-
-def _positive(sigma: Tensor, shape: torch.Size) -> Tensor:
-    """1 for singular values that are not zero, 0 for those that are."""
-    return (sigma > _rounding(shape, sigma.dtype) * f.largest(sigma)).to(sigma.dtype)
-
-
-def _leading(sigma: Tensor, shape: torch.Size) -> Tensor:
-    """Equal weights, of sum 1, for the largest ones; 0 for the others."""
-    leading = sigma >= (1 - 4 * _rounding(shape, sigma.dtype)) * f.largest(sigma)
-    return leading.to(sigma.dtype) / leading.sum().clamp(min=1)
-
-
-def _excess(sigma: Tensor, shape: torch.Size) -> Tensor:
-    """``sigma**2 - 1``, 0 where that is rounding."""
-    excess = sigma.square() - 1
-    return excess.masked_fill(excess.abs() <= 4 * _rounding(shape, sigma.dtype), 0.0)
