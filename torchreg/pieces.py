@@ -1,9 +1,13 @@
-"""Large weights a piece at a time, so that what is computed on the way stays in the cache and costs no new memory."""
+"""Weights of any size in portions of about one: what is computed on the way stays in the cache, at few calls.
 
-from collections.abc import Iterator
+Large weights are taken a piece at a time, small ones a bundle at a time.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 _SIZE = 1 << 18  # elements: a megabyte in single precision
 
@@ -23,3 +27,23 @@ def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         yield from zip(*(tensor.view(-1).split(_SIZE) for tensor in tensors), strict=True)
     else:
         yield tensors
+
+
+def bundles(keys: Iterable[object], weights: Sequence[Tensor]) -> list[list[int]]:
+    """The positions of the weights, those together that have one key, dtype and device, are small and lie in a row.
+
+    Example:
+        >>> bundles("aab", [torch.zeros(2)] * 3)
+        [[0, 1], [2]]
+    """
+    found: list[list[int]] = []
+    last, room = None, 0
+    for position, (key, w) in enumerate(zip(keys, weights, strict=True)):
+        alike = (key, w.dtype, w.device) if type(w) in (Tensor, Parameter) else object()
+        if alike == last and w.numel() <= room:
+            found[-1].append(position)
+            room -= w.numel()
+        else:
+            found.append([position])
+            last, room = alike, _SIZE - w.numel()
+    return found

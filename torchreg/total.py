@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchreg.penalties import Penalty
-from torchreg.pieces import pieces
+from torchreg.pieces import bundles, pieces
 from torchreg.shards import Layout, joined, layout_of_sum, placed, plain
 
 
@@ -35,16 +35,21 @@ class PenaltySum(torch.autograd.Function):
         # A number, where it costs nothing to read, keeps the gradient's arithmetic to fewer passes than a tensor does.
         readable = grad.device.type == "cpu" and not torch.is_grad_enabled()
         scale = grad.item() if readable else grad
-        return None, *(
-            _gradient(penalty, w, scale if readable else grad.to(w.device)) if needed else None
-            for penalty, w, needed in zip(ctx.penalties, ctx.saved_tensors, ctx.needs_input_grad[1:], strict=True)
-        )
+        penalties, params, needed = ctx.penalties, ctx.saved_tensors, ctx.needs_input_grad[1:]
+        gradients: list[Tensor | None] = [None] * len(params)
+        for bundle in _bundles(penalties, params):
+            weights = [params[i] for i in bundle]
+            factor = scale.to(weights[0].device) if isinstance(scale, Tensor) else scale
+            for i, gradient in zip(bundle, _gradients(penalties[bundle[0]], weights, factor), strict=True):
+                gradients[i] = gradient if needed[i] else None
+        return None, *gradients
 
 
 def _sum(penalties: Sequence[Penalty], params: Sequence[Tensor]) -> Tensor:
     sums: dict[Layout, Tensor] = {}  # one reduction over the processes for all weights that are spread alike
-    for penalty, w in zip(penalties, params, strict=True):
-        value, layout = _value(penalty, plain(w, penalty.is_separable)), layout_of_sum(w, penalty.is_separable)
+    for bundle in _bundles(penalties, params):
+        penalty, weights = penalties[bundle[0]], [params[i] for i in bundle]
+        value, layout = _value(penalty, weights), layout_of_sum(weights[0], penalty.is_separable)
         sums[layout] = sums[layout] + value.to(sums[layout].device) if layout in sums else value
     first, *others = (joined(value, layout) for layout, value in sums.items())
     for value in others:
@@ -52,19 +57,33 @@ def _sum(penalties: Sequence[Penalty], params: Sequence[Tensor]) -> Tensor:
     return first
 
 
-def _value(penalty: Penalty, w: Tensor) -> Tensor:
+def _bundles(penalties: Sequence[Penalty], params: Sequence[Tensor]) -> list[list[int]]:
+    """Which weights are worked on together: under autograd, which is to see the formulas, each is alone."""
+    if torch.is_grad_enabled():
+        return [[i] for i in range(len(params))]
+    return bundles([id(p) if p.is_uniform else object() for p in penalties], params)
+
+
+def _value(penalty: Penalty, weights: Sequence[Tensor]) -> Tensor:
+    if len(weights) > 1:
+        return penalty.value(torch.cat([w.reshape(-1) for w in weights]))
+    w = plain(weights[0], penalty.is_separable)
     if not penalty.is_uniform or torch.is_grad_enabled() or w.dtype not in (torch.float32, torch.float64):
         return penalty.value(w)  # in one sum, for the derivatives of the formula and for what half precision holds
     first, *others = (penalty.value(some) for (some,) in pieces(w))
     return torch.stack([first, *others]).sum() if others else first
 
 
-def _gradient(penalty: Penalty, w: Tensor, scale: float | Tensor) -> Tensor:
+def _gradients(penalty: Penalty, weights: Sequence[Tensor], scale: float | Tensor) -> Sequence[Tensor]:
+    if len(weights) > 1:
+        parts = penalty.gradient_times(torch.cat([w.reshape(-1) for w in weights]), scale)
+        return [g.view(w.shape) for g, w in zip(parts.split([w.numel() for w in weights]), weights, strict=True)]
+    (w,) = weights
     alone = penalty.is_separable
     own = plain(w, alone)
-    if not penalty.is_uniform or torch.is_grad_enabled():
-        return placed(penalty.gradient_times(own, scale), w, alone)
+    if torch.is_grad_enabled() or not penalty.is_uniform:
+        return [placed(penalty.gradient_times(own, scale), w, alone)]
     result = torch.empty_like(own)
     for part, some in pieces(result, own):
         part.copy_(penalty.gradient_times(some, scale))
-    return placed(result, w, alone)
+    return [placed(result, w, alone)]

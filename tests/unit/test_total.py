@@ -6,7 +6,7 @@ from torch import nn
 
 from tests.cases import each_penalty
 from tests.helpers import assert_close, make_model
-from torchreg import L1, L2, Regularizer
+from torchreg import L1, L2, Nuclear, Regularizer
 from torchreg.total import total
 
 
@@ -92,3 +92,31 @@ def test_the_transforms_of_torch_func_see_the_formulas(transform):
         assert_close(torch.func.grad(value)(w), penalty.gradient(w))
     else:
         assert_close(torch.func.vmap(value)(w), torch.stack([penalty.value(member) for member in w]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_many_weights_of_all_sizes_are_penalized_as_one_by_one(dtype):
+    shared, other = L1(0.1) + L2(0.2), Nuclear(0.3)
+    sizes = [3, 5, 0, 600, 7, 1, 700, 8]  # squared: two are larger than a piece
+    penalties = [other if i == 4 else shared for i in range(len(sizes))]
+    params = [nn.Parameter(torch.randn(n, n).to(dtype)) for n in sizes]
+    params[1].requires_grad_(False)
+    value = total(penalties, params)
+    assert_close(value, sum(p.value(w) for p, w in zip(penalties, params, strict=True)), tolerance=1e-2)
+    if dtype != torch.bfloat16:
+        precise = sum(p.value(w.double()) for p, w in zip(penalties, params, strict=True))
+        assert_close(value.double(), precise, tolerance=1e-5)
+    value.backward()
+    for penalty, w in zip(penalties, params, strict=True):
+        assert_close(
+            w.grad,
+            penalty.gradient(w.detach()) if w.requires_grad else None,
+            tolerance=1e-2 if dtype == torch.bfloat16 else 1e-6,
+        )
+
+
+def test_gradients_of_a_bundle_do_not_share_memory_with_each_other():
+    params = parameters(4)
+    total([L2(1.0)] * 4, params).backward()
+    params[0].grad.zero_()
+    assert all(p.grad.any() for p in params[1:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -202,7 +203,8 @@ class Scaled(Penalty):
         return self.factor * self.penalty.optimality(w, gradient / self.factor)
 
     def bind(self, place: ParamInfo) -> Penalty:
-        return replace(self, penalty=self.penalty.bind(place))
+        bound = self.penalty.bind(place)
+        return self if bound is self.penalty else replace(self, penalty=bound)
 
     def _times(self, factor: float) -> Penalty:
         return replace(self, factor=factor * self.factor)
@@ -272,7 +274,8 @@ class Sum(Penalty):
         return w
 
     def bind(self, place: ParamInfo) -> Self:
-        return replace(self, _terms=tuple(term.bind(place) for term in self._terms))
+        bound = tuple(term.bind(place) for term in self._terms)
+        return self if all(map(operator.is_, bound, self._terms)) else replace(self, _terms=bound)
 
     def _times(self, factor: float) -> Penalty:
         return replace(self, _terms=tuple(term._times(factor) for term in self._terms))
