@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from torchreg.constraints import Constraint
 from torchreg.parameters import ParamInfo, each_parameter
-from torchreg.penalties import Anchored, Penalty, ProximalPenalty
+from torchreg.penalties import Anchored, Penalty, ProximalPenalty, Sum
 from torchreg.selectors import Selector
 from torchreg.shards import is_spread
 
@@ -44,14 +44,6 @@ class Entry:
     @property
     def param(self) -> nn.Parameter:
         return self.places[0].param
-
-    @property
-    def is_replaced(self) -> bool:
-        """Whether the model has lost the parameter, as ``fully_shard`` takes the places of those it finds."""
-        param, place = self.param, self.places[0]
-        if place.module._parameters.get(place.name.rpartition(".")[2]) is param or is_spread(param):
-            return False
-        return not any(param is held for place in self.places for held in place.module.parameters())
 
     @property
     def terms(self) -> tuple[Penalty, ...]:
@@ -158,11 +150,18 @@ def references(entries: Sequence[Entry]) -> dict[str, Tensor]:
 
 def with_references(entry: Entry, saved: Mapping[str, Tensor]) -> Entry:
     """The entry with the starting points that were saved."""
-    if entry.penalty is None or entry.name not in saved:
+    acting = entry.acting
+    if acting is None or not references([entry]):
         return entry
-    terms = [replace(t, reference=saved) if isinstance(t, Anchored) and t.reference is None else t for t in entry.terms]
-    first, *others = terms
-    return replace(entry, acting=sum(others, start=first).bind(entry.places[0]))
+    if entry.name not in saved:
+        raise ValueError(f"Regularizer: state must hold the reference of {entry.name}, got {listed(list(saved))}")
+    terms = tuple(
+        replace(given, reference=saved).bind(entry.places[0])
+        if isinstance(given, Anchored) and given.reference is None
+        else bound
+        for given, bound in zip(entry.terms, acting.terms, strict=True)
+    )
+    return replace(entry, acting=replace(acting, _terms=terms) if isinstance(acting, Sum) else terms[0])
 
 
 def listed(names: list[str], most: int = 12) -> str:

@@ -109,7 +109,7 @@ def largest(w: Tensor) -> Tensor:
 
 def scaled_sign(w: Tensor, scale: float | Tensor) -> Tensor:
     """``scale * sign(w)``, in as few passes as derivatives of it allow; of complex ``w`` the phase is the sign."""
-    return w.sgn() * scale if w.is_complex() else w.sign().mul_(scale)
+    return w.sgn() * scale if w.is_complex() or isinstance(scale, Tensor) else w.sign().mul_(scale)
 
 
 def clip(w: Tensor, limit: float) -> Tensor:

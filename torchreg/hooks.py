@@ -62,7 +62,7 @@ class StepHooks:
         if self._depth > 1:
             return None
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if closure is None:
+        if not callable(closure):  # None, or another argument of an optimizer of its own kind
             self._on_gradients(self.optimizer, 0)
             return None
         wrapped = self._wrap(closure)
@@ -80,8 +80,12 @@ class StepHooks:
 
         def evaluate() -> Any:
             nonlocal evaluations
-            loss = closure()
-            self._on_gradients(self.optimizer, evaluations)
+            try:
+                loss = closure()
+                self._on_gradients(self.optimizer, evaluations)
+            except BaseException:
+                self._depth = 0  # the step is over; a compiled one could not find out later
+                raise
             evaluations += 1
             if self._objective is None or loss is None:
                 return loss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -17,7 +18,13 @@ def check_hosts(optimizers: Sequence[Optimizer], entries: Sequence[Entry], mode:
     Raises:
         ValueError: they do not hold a penalized parameter, or one makes no plain steps of a known size.
     """
-    held = {p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    held = Counter(p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"])
+    twice = [entry.name for entry in entries if entry.is_penalized and held[entry.param] > 1]
+    if twice:
+        raise ValueError(
+            f"Regularizer: each penalized parameter must be in one optimizer, {listed(twice)} would count for each of "
+            "several: give each optimizer parameters of its own"
+        )
     missing = [entry.name for entry in entries if entry.is_penalized and entry.param not in held]
     if missing:
         raise ValueError(
@@ -47,7 +54,7 @@ def check_decay(optimizer: Optimizer, entries: Sequence[Entry]) -> None:
     for entry in entries:
         ridges = [t for t in entry.terms if isinstance(t, Term) and t.is_ridge and t.strength > 0]
         decay = decays.get(entry.param, 0)
-        if entry.is_penalized and ridges and decay != 0:
+        if entry.is_penalized and ridges and decay:
             raise ValueError(
                 f"Regularizer: {entry.name} would decay twice, by {ridges[0]} and by weight_decay={decay} of "
                 f"{type(optimizer).__name__}: pass weight_decay=0 to the optimizer or drop the {ridges[0]}"

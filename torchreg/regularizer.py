@@ -16,6 +16,7 @@ from torchreg.parameters import ParamInfo
 from torchreg.penalties import Penalty
 from torchreg.schedules import Schedule, check_scale
 from torchreg.selectors import Selector, as_selector, weights
+from torchreg.shards import is_spread
 from torchreg.steps import add_gradients, descend, take_proximal_points
 from torchreg.table import table
 from torchreg.total import total
@@ -45,7 +46,7 @@ class Regularizer:
     The last three are attached to an optimizer and leave the training loop as it is. They act once per optimizer step:
     under gradient accumulation, loss scaling, closures and tied parameters alike. A parameter whose ``grad`` is None is
     left alone, as torch's optimizers do; so is a frozen one. Mode "grad" acts after any gradient clipping and leaves
-    the penalized gradient in ``.grad``, as mode "loss" does.
+    the penalized gradient in ``.grad``, as mode "loss" does: a second step without ``zero_grad`` finds it there.
 
     Args:
         model: any module, built and not lazy.
@@ -55,7 +56,7 @@ class Regularizer:
         schedule: a function from the number of steps made to ``scale``; see :mod:`torchreg.schedules`.
 
     Attributes:
-        scale: multiplies every penalty; a number, or a tensor that broadcasts. A schedule overwrites it each step.
+        scale: multiplies every penalty; a number, or a 0-d tensor. A schedule overwrites it each step.
 
     Raises:
         ValueError: nothing is selected, a pattern matches no parameter, an unknown mode, a lazy parameter, or mode
@@ -90,6 +91,8 @@ class Regularizer:
         if mode not in get_args(Mode):
             raise ValueError(f"Regularizer: mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
         self.model = model
+        if schedule is not None and not callable(schedule):
+            raise TypeError(f"Regularizer: schedule must be a function of the step number, got {schedule!r}")
         self.mode: Mode = mode
         self.schedule = schedule
         self.scale = 1.0
@@ -108,11 +111,7 @@ class Regularizer:
     def entries(self, entries: Sequence[Entry]) -> None:
         self._entries = tuple(entries)
         self._penalties = {e.param: e.acting for e in entries if e.acting is not None}
-        self._places = [
-            (e.places[0].module._parameters, e.name.rpartition(".")[2], e.param)
-            for e in entries
-            if e.penalty is not None
-        ]
+        self._places = _places(self.model, [e for e in entries if e.penalty is not None])
 
     @property
     def scale(self) -> float | Tensor:
@@ -129,7 +128,7 @@ class Regularizer:
         """``scale * sum R(w)`` over the penalized parameters: 0-d, differentiable. In every mode, for logging.
 
         Of a model whose parameters are spread over processes it is the value over all of them, the same in each, and
-        every process must call it.
+        every process must call it. It looks at the model's own parameters, not at those of ``functional_call``.
 
         Raises:
             ValueError: the model's parameters were replaced since, as ``fully_shard`` does.
@@ -247,13 +246,14 @@ class Regularizer:
 
     def _check_parameters(self) -> None:
         """Refuses to act on parameters that the model has lost: their penalty would reach nobody."""
-        if torch.compiler.is_compiling() or all(held.get(name) is param for held, name, param in self._places):
+        if torch.compiler.is_compiling() or all(held.get(name) is what for held, name, what in self._places):
             return
-        replaced = [entry.name for entry in self.entries if entry.is_penalized and entry.is_replaced]
+        held = set(self.model.parameters())
+        replaced = [e.name for e in self.entries if e.is_penalized and e.param not in held and not is_spread(e.param)]
         if replaced:
             raise ValueError(
                 f"Regularizer: the model must hold the parameters it had, {listed(replaced)} were replaced: make the "
-                "Regularizer when the model is ready to train, as after fully_shard(model), and the optimizer too"
+                "Regularizer, and the optimizer, when the model has its layers, as after fully_shard(model)"
             )
 
     def _follow_schedule(self) -> None:
@@ -274,7 +274,8 @@ class Regularizer:
         It loads with ``torch.load(weights_only=True)``.
         """
         taken = references(self.entries)
-        return {"steps": self._steps, "scale": self.scale} | ({"references": taken} if taken else {})
+        scale = self.scale.detach().clone() if isinstance(self.scale, Tensor) else self.scale
+        return {"steps": self._steps, "scale": scale} | ({"references": taken} if taken else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up what :meth:`state_dict` saved."""
@@ -301,6 +302,20 @@ class Regularizer:
 
     def __repr__(self) -> str:
         return f"Regularizer(mode={self.mode!r}, scale={self.scale!r}): {table(self.entries)}"
+
+
+def _places(model: nn.Module, entries: Sequence[Entry]) -> list[tuple[Mapping[str, object], str, object]]:
+    """Where the model holds the entries: each module on the way to a parameter, and the parameter, by its name."""
+    places: dict[tuple[int, str], tuple[Mapping[str, object], str, object]] = {}
+    for entry in entries:
+        module, *path = model, *entry.name.split(".")
+        for name in path[:-1]:
+            child = module._modules[name]
+            assert child is not None
+            places[id(module), name] = module._modules, name, child
+            module = child
+        places[id(module), path[-1]] = module._parameters, path[-1], entry.param
+    return list(places.values())
 
 
 class Penalizer(Protocol):

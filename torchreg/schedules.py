@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Protocol, final
 
+import torch
 from torch import Tensor
 
 
@@ -15,10 +16,16 @@ class Schedule(Protocol):
 
 
 def check_scale(owner: str, scale: float | Tensor) -> float | Tensor:
-    """The scale itself; raises ``ValueError`` unless it is a finite number, not negative, or a tensor."""
-    if not isinstance(scale, Tensor) and not (isinstance(scale, Real) and 0 <= scale < math.inf):
-        raise ValueError(f"{owner}: scale must be a finite number >= 0 or a tensor, got {scale!r}")
-    return scale
+    """The scale itself; raises ``ValueError`` unless it is a number or a 0-d tensor, finite and not negative.
+
+    A tensor on another device than the CPU is not looked at, which would wait for the device.
+    """
+    if isinstance(scale, Tensor) and scale.ndim == 0:
+        if scale.device.type != "cpu" or torch.compiler.is_compiling() or 0 <= scale < math.inf:
+            return scale
+    elif isinstance(scale, Real) and 0 <= scale < math.inf:
+        return scale if type(scale) is float else float(scale)
+    raise ValueError(f"{owner}: scale must be a finite number >= 0 or a 0-d tensor, got {scale!r}")
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class linear(_Ramp):
     """
 
     def __call__(self, step: int, /) -> float:
-        return self.start + (self.end - self.start) * self._progress(step)
+        return self.start * (1 - self._progress(step)) + self.end * self._progress(step)
 
 
 @final

@@ -79,7 +79,7 @@ def _listed(parts: Sequence[str]) -> str:
     """``0-11`` for consecutive numbers, else the parts with commas."""
     if len(parts) > 2 and all(part.isdecimal() for part in parts):
         numbers = [int(part) for part in parts]
-        if numbers == list(range(numbers[0], numbers[-1] + 1)):
+        if list(parts) == [str(number) for number in range(numbers[0], numbers[-1] + 1)]:
             return f"{numbers[0]}-{numbers[-1]}"
     return ",".join(parts)
 

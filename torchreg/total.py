@@ -14,7 +14,10 @@ from torchreg.shards import Layout, joined, layout_of_sum, placed, plain
 
 
 def total(penalties: Sequence[Penalty], params: Sequence[Tensor]) -> Tensor:
-    """``sum_j R_j(w_j)``: 0-d on the first parameter's device, differentiable as often as the penalties are."""
+    """``sum_j R_j(w_j)``: 0-d on the first parameter's device, differentiable backwards as often as the penalties are."""
+    if torch.is_autocast_enabled(params[0].device.type):
+        with torch.autocast(params[0].device.type, enabled=False):  # matrix penalties would lose half their digits
+            return total(penalties, params)
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return _sum(penalties, params)  # they trace, or transform, the formulas themselves
     value: Tensor = PenaltySum.apply(penalties, *params)
@@ -33,11 +36,14 @@ class PenaltySum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         # A number, where it costs nothing to read, keeps the gradient's arithmetic to fewer passes than a tensor does.
-        readable = grad.device.type == "cpu" and not torch.is_grad_enabled()
+        batched = torch._C._functorch.is_legacy_batchedtensor(grad)
+        readable = grad.device.type == "cpu" and not torch.is_grad_enabled() and not batched
         scale = grad.item() if readable else grad
         penalties, params, needed = ctx.penalties, ctx.saved_tensors, ctx.needs_input_grad[1:]
         gradients: list[Tensor | None] = [None] * len(params)
         for bundle in _bundles(penalties, params):
+            if not any(needed[i] for i in bundle):
+                continue
             weights = [params[i] for i in bundle]
             factor = scale.to(weights[0].device) if isinstance(scale, Tensor) else scale
             for i, gradient in zip(bundle, _gradients(penalties[bundle[0]], weights, factor), strict=True):
@@ -50,6 +56,7 @@ def _sum(penalties: Sequence[Penalty], params: Sequence[Tensor]) -> Tensor:
     for bundle in _bundles(penalties, params):
         penalty, weights = penalties[bundle[0]], [params[i] for i in bundle]
         value, layout = _value(penalty, weights), layout_of_sum(weights[0], penalty.is_separable)
+        value = value.to(torch.promote_types(value.dtype, torch.float32))  # many small values outgrow half precision
         sums[layout] = sums[layout] + value.to(sums[layout].device) if layout in sums else value
     first, *others = (joined(value, layout) for layout, value in sums.items())
     for value in others:
@@ -81,7 +88,7 @@ def _gradients(penalty: Penalty, weights: Sequence[Tensor], scale: float | Tenso
     (w,) = weights
     alone = penalty.is_separable
     own = plain(w, alone)
-    if torch.is_grad_enabled() or not penalty.is_uniform:
+    if isinstance(scale, Tensor) or not penalty.is_uniform:
         return [placed(penalty.gradient_times(own, scale), w, alone)]
     result = torch.empty_like(own)
     for part, some in pieces(result, own):

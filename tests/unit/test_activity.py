@@ -524,7 +524,7 @@ def test_bad_constructions_are_refused_with_what_was_given():
 @pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf"), None, "1"], ids=str)
 def test_a_bad_scale_is_refused_and_the_old_one_stays(bad):
     activity = ActivityRegularizer(make_model(), PENALTY)
-    with pytest.raises(ValueError, match="scale must be a finite number >= 0 or a tensor, got"):
+    with pytest.raises(ValueError, match="scale must be a finite number >= 0 or a 0-d tensor, got"):
         activity.scale = bad
     assert activity.scale == 1.0
 

@@ -135,10 +135,13 @@ def test_training_resumes_from_a_file_bit_for_bit(mode):
     assert resumed[2].state_dict() == straight[2].state_dict() == {"steps": 10, "scale": linear(20)(10)}
 
 
-@pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf"), None, "1"], ids=str)
+BAD_TENSORS = [torch.tensor(float("nan")), torch.tensor(-1.0), torch.ones(2, 1)]
+
+
+@pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf"), None, "1", *BAD_TENSORS], ids=str)
 def test_a_bad_scale_is_refused_and_the_old_one_stays(bad):
     regularizer = Regularizer(make_model(), L2(1.0))
-    with pytest.raises(ValueError, match="scale must be a finite number >= 0 or a tensor, got"):
+    with pytest.raises(ValueError, match="scale must be a finite number >= 0 or a 0-d tensor, got"):
         regularizer.scale = bad
     with pytest.raises(ValueError, match="scale must be a finite number"):
         regularizer.load_state_dict({"steps": 3, "scale": bad})

@@ -92,3 +92,13 @@ def test_a_stack_of_models_is_penalized_member_by_member():
     stacked, _ = torch.func.stack_module_state(models)
     values = torch.func.vmap(penalty.value)(stacked["0.weight"].detach())
     assert_close(values, torch.stack([penalty.value(model[0].weight) for model in models]).detach())
+
+
+@each_step_mode
+def test_a_parameter_in_two_optimizers_would_count_twice_and_is_refused(mode):
+    model = make_model()
+    one, two = (torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2))
+    for optimizers in ((one, two), (one, one)):
+        with pytest.raises(ValueError, match=r"must be in one optimizer, 0\.weight, 2\.weight would count for each"):
+            Regularizer(model, L2(0.1), mode=mode).attach(*optimizers)
+    assert not one._optimizer_step_pre_hooks

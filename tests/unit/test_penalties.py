@@ -211,7 +211,8 @@ def test_terms_merge_only_if_they_differ_in_nothing_but_strength():
     assert len((ElasticNet(1, l1_ratio=0.3) + ElasticNet(2, l1_ratio=0.4)).terms) == 2
     assert len((MCP(1) + MCP(1)).terms) == 2  # twice MCP(1) is not MCP(2)
     anchor = torch.zeros(3)
-    assert L2SP(1, reference=anchor) + L2SP(2, reference=anchor.clone()) == L2SP(3, reference=anchor)
+    assert L2SP(1, reference=anchor) + L2SP(2, reference=anchor) == L2SP(3, reference=anchor)
+    assert len((L2SP(1, reference=anchor) + L2SP(2, reference=anchor.clone())).terms) == 2  # it may change in place
     assert len((L2SP(1, reference=anchor) + L2SP(2, reference=anchor + 1)).terms) == 2
 
 
@@ -282,3 +283,11 @@ def test_a_sum_leaves_the_weights_alone_even_where_a_gradient_is_the_weights():
     w = torch.ones(3)
     assert_close((Half() + L1(1.0)).gradient(w), torch.full((3,), 2.0))
     assert_close(w, torch.ones(3))
+
+
+def test_tiny_proximal_steps_of_the_log_sum_do_not_round_the_wrong_way():
+    w, penalty = torch.tensor([1e-3, 1e-7]), LogSum(1.0, epsilon=10.0)
+    assert_bit_equal(penalty.prox(w, 0.0), w)
+    for _ in range(1000):
+        w = penalty.prox(w, 1e-6)
+    assert_close(w, torch.tensor([9.0001e-4, 0.0]), tolerance=1e-7)

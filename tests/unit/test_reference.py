@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from tests.helpers import assert_bit_equal, assert_close, assert_differs, make_model, train, weights_of
-from torchreg import L1, L1SP, L2, L2SP, Regularizer
+from torchreg import L1, L1SP, L2, L2SP, GroupLasso, Regularizer, in_modules
 
 
 def sgd(model):
@@ -142,3 +142,37 @@ def test_a_reference_that_does_not_fit_is_refused(reference, message):
 def test_without_a_model_there_is_no_reference():
     with pytest.raises(ValueError, match="L2SP: reference must be a tensor, got None: a Regularizer takes it"):
         L2SP(1.0).value(torch.ones(2))
+
+
+def test_two_references_stay_two_though_they_are_equal_at_first():
+    model = make_model()
+    pretrained, average = ({k: v.clone() for k, v in model.state_dict().items()} for _ in range(2))
+    regularizer = Regularizer(model, L2SP(1.0, pretrained) + L2SP(1.0, average))
+    for tensor in average.values():
+        tensor.add_(1.0)
+    count = sum(p.numel() for p in model.parameters() if p.ndim > 1)
+    assert_close(regularizer.value(), torch.tensor(count / 2, dtype=torch.float64))
+
+
+def test_resuming_leaves_the_other_terms_where_they_were_bound():
+    tied = nn.Embedding(4, 3)
+    model = nn.Sequential(tied, nn.Linear(3, 4, bias=False))
+    model[1].weight = tied.weight
+    penalty = GroupLasso(1.0) + L2SP(1.0) + L2SP(0.5, {"0.weight": torch.zeros(4, 3), "1.weight": torch.zeros(4, 3)})
+    regularizer = Regularizer(model, penalty, select=in_modules(nn.Linear))
+    value = regularizer.value().item()
+    regularizer.load_state_dict(regularizer.state_dict())
+    assert regularizer.value().item() == value
+
+
+def test_references_of_other_names_are_refused():
+    regularizer = Regularizer(make_model(), L2SP(0.5))
+    state = regularizer.state_dict()
+    state["references"] = {f"module.{name}": w for name, w in state["references"].items()}
+    with pytest.raises(ValueError, match=r"state must hold the reference of 0\.weight, got module\.0\.weight, module"):
+        regularizer.load_state_dict(state)
+
+
+def test_a_reference_of_another_kind_is_refused():
+    with pytest.raises(TypeError, match=r"L2SP: reference must be None, a tensor or a dict of tensors, got 2\.0"):
+        Regularizer(make_model(), L2SP(1.0, reference=2.0))

@@ -6,7 +6,7 @@ from torch import nn
 
 from tests.cases import each_penalty
 from tests.helpers import assert_close, make_model
-from torchreg import L1, L2, Nuclear, Regularizer
+from torchreg import L1, L2, GroupLasso, Nuclear, Regularizer, SoftOrthogonality
 from torchreg.total import total
 
 
@@ -102,10 +102,8 @@ def test_many_weights_of_all_sizes_are_penalized_as_one_by_one(dtype):
     params = [nn.Parameter(torch.randn(n, n).to(dtype)) for n in sizes]
     params[1].requires_grad_(False)
     value = total(penalties, params)
-    assert_close(value, sum(p.value(w) for p, w in zip(penalties, params, strict=True)), tolerance=1e-2)
-    if dtype != torch.bfloat16:
-        precise = sum(p.value(w.double()) for p, w in zip(penalties, params, strict=True))
-        assert_close(value.double(), precise, tolerance=1e-5)
+    precise = sum(p.value(w.double()) for p, w in zip(penalties, params, strict=True))
+    assert_close(value.double(), precise, tolerance=1e-2 if dtype == torch.bfloat16 else 1e-5)
     value.backward()
     for penalty, w in zip(penalties, params, strict=True):
         assert_close(
@@ -120,3 +118,22 @@ def test_gradients_of_a_bundle_do_not_share_memory_with_each_other():
     total([L2(1.0)] * 4, params).backward()
     params[0].grad.zero_()
     assert all(p.grad.any() for p in params[1:])
+
+
+def test_many_small_values_do_not_outgrow_half_precision():
+    params = [nn.Parameter(torch.ones(1, 1, dtype=torch.bfloat16)) for _ in range(1000)]
+    assert total([GroupLasso(1.0)] * 1000, params) == 1000
+
+
+def test_a_batch_of_gradients_goes_through():
+    params = parameters(1)
+    value = torch.stack([total([L1(0.1) + L2(0.2)], params), 2 * total([L1(0.1) + L2(0.2)], params)])
+    (batch,) = torch.autograd.grad(value, params, torch.eye(2, dtype=torch.float64), is_grads_batched=True)
+    gradient = (L1(0.1) + L2(0.2)).gradient(params[0].detach())
+    assert_close(batch, torch.stack([gradient, 2 * gradient]))
+
+
+def test_autocast_does_not_take_digits_from_the_penalty():
+    w = nn.Parameter(torch.linalg.qr(torch.randn(64, 64)).Q)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert total([SoftOrthogonality(1.0)], [w]) < 1e-8

@@ -168,6 +168,11 @@ class Term(Described):
         """
         return (f.largest(gradient) * 0).masked_fill(gradient.any(), math.inf)
 
+    @property
+    def kind(self) -> object:
+        """Terms of equal kind add up to one term; what is not linear in its strength is of a kind of its own."""
+        return replace(self, strength=0.0) if self.is_linear else object()
+
     def _times(self, factor: float) -> Penalty:
         return replace(self, strength=factor * self.strength) if self.is_linear else super()._times(factor)
 
@@ -329,9 +334,7 @@ def _is_ridge(term: Penalty) -> bool:
 def _sum(terms: tuple[Penalty, ...]) -> Penalty:
     merged: dict[object, Penalty] = {}
     for term in terms:
-        key: object = object()  # never merged, not even with an equal one
-        if isinstance(term, Term) and term.is_linear:
-            key = replace(term, strength=0.0)
+        key = term.kind if isinstance(term, Term) else object()
         before = merged.get(key)
         if isinstance(term, Term) and isinstance(before, Term):
             term = replace(before, strength=before.strength + term.strength)

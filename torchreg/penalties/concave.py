@@ -146,7 +146,7 @@ class LogSum(Magnitudes):
     def _shrunk(self, u: Tensor, step: Tensor) -> Tensor:
         amount = step * self.strength
         root = ((u + self.epsilon).square() - 4 * amount).clamp(min=0).sqrt()
-        stationary = torch.relu((u - self.epsilon + root) / 2)  # the larger root, where there is one
+        stationary = torch.relu(u - 2 * amount / (u + self.epsilon + root))  # the larger root, where there is one
         return self._least([torch.zeros_like(u), stationary], u, step)
 
     def strength_max(self, gradient: Tensor) -> Tensor:

@@ -42,6 +42,10 @@ class Anchored(Term, ProximalPenalty):
     def is_separable(self) -> bool:
         return True
 
+    @property
+    def kind(self) -> object:
+        return type(self), id(self.reference)  # not its values: it may change in place
+
     def bind(self, place: ParamInfo) -> Self:
         owner, w, reference = type(self).__name__, place.param.detach(), self.reference
         if isinstance(reference, Mapping):
@@ -51,6 +55,8 @@ class Anchored(Term, ProximalPenalty):
                     f"{', '.join(list(reference)[:8]) or 'none'}; a dict of patterns to penalties spares what is new"
                 )
             reference = reference[place.name]
+        if reference is not None and not isinstance(reference, Tensor):
+            raise TypeError(f"{owner}: reference must be None, a tensor or a dict of tensors, got {reference!r}")
         if reference is not None and reference.ndim and reference.shape != w.shape:
             raise ValueError(
                 f"{owner}: reference must have the shape of {place.name}, {tuple(w.shape)}, "
