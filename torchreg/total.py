@@ -14,7 +14,7 @@ from torchreg.shards import Layout, joined, layout_of_sum, placed, plain
 
 
 def total(penalties: Sequence[Penalty], params: Sequence[Tensor]) -> Tensor:
-    """``sum_j R_j(w_j)``: 0-d on the first parameter's device, differentiable backwards as often as the penalties are."""
+    """``sum_j R_j(w_j)``: 0-d on the first parameter's device, differentiable in reverse as often as they are."""
     if torch.is_autocast_enabled(params[0].device.type):
         with torch.autocast(params[0].device.type, enabled=False):  # matrix penalties would lose half their digits
             return total(penalties, params)
