@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Never, Self, final
+from dataclasses import dataclass, fields
+from typing import ClassVar, Never, final
 
 import torch
 from torch import Tensor
 
 from torchreg import functional as f
-from torchreg.groups import Groups, Partition, as_spec, at, split
-from torchreg.parameters import ParamInfo
+from torchreg.groups import Groups, Partition
 from torchreg.penalties.base import Described, ProximalPenalty
+from torchreg.penalties.groups import ByGroup
 
 _ULPS = 4  # how far, in units of the largest weight's rounding, a weight may be off and count as inside
 
@@ -79,22 +79,15 @@ class Constraint(Described, ProximalPenalty):
             )
 
 
-class GroupConstraint(Constraint):
-    """A constraint that each group of a weight obeys on its own; the field ``groups`` of its subclasses says which.
+class GroupConstraint(ByGroup, Constraint):
+    """A constraint that each group of a weight obeys on its own.
 
     Args:
-        groups: ``"output"``, ``"input"``, ``"filter"``, ``"tensor"``, a dimension, :class:`~torchreg.Heads` or an index
-            tensor, as for :class:`~torchreg.penalties.groups.Grouped`.
+        groups: what makes a group; see :class:`~torchreg.penalties.groups.ByGroup`.
 
     Raises:
         ValueError: ``groups`` is none of these, or does not fit the weight.
     """
-
-    groups: Groups
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "groups", as_spec(type(self).__name__, self.groups))
 
     @abstractmethod
     def _projected(self, partition: Partition) -> Tensor:
@@ -103,15 +96,6 @@ class GroupConstraint(Constraint):
     def project(self, w: Tensor) -> Tensor:
         partition = self._split(w)
         return partition.join(self._projected(partition))
-
-    def bind(self, place: ParamInfo) -> Self:
-        owner = type(self).__name__
-        groups = at(as_spec(owner, self.groups), place, owner)
-        return replace(self, groups=groups)  # type: ignore[call-arg]  # a field of the final classes
-
-    def _split(self, w: Tensor) -> Partition:
-        owner = type(self).__name__
-        return split(w, as_spec(owner, self.groups), owner)
 
 
 @final

@@ -114,6 +114,9 @@ class ProximalPenalty(Penalty):
 class Described(Penalty):
     """A penalty that is a frozen dataclass: equal by its fields, tensors too, and shown as its constructor call."""
 
+    def __post_init__(self) -> None:
+        """Where subclasses check their fields."""
+
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and all(
             _equal(getattr(self, field.name), getattr(other, field.name))

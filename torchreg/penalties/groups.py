@@ -12,14 +12,13 @@ from torch import Tensor
 from torchreg import functional as f
 from torchreg.groups import Groups, Partition, as_spec, at, split
 from torchreg.parameters import ParamInfo
-from torchreg.penalties.base import ProximalPenalty, Term
+from torchreg.penalties.base import Described, ProximalPenalty, Term
 
 
-class Grouped(Term, ProximalPenalty):
-    """A penalty on each group of a partition of the weight; the field ``groups`` of its subclasses says which.
+class ByGroup(Described):
+    """Acts on each group of a partition of the weight; the field ``groups`` of the classes it is mixed into says which.
 
     Args:
-        strength: ``s``, finite and not negative.
         groups: what makes a group.
 
             - ``"output"``: the weights into each output unit or channel, ``"input"``: those out of each input.
@@ -46,11 +45,23 @@ class Grouped(Term, ProximalPenalty):
     def bind(self, place: ParamInfo) -> Self:
         owner = type(self).__name__
         groups = at(as_spec(owner, self.groups), place, owner)
-        return replace(self, groups=groups)  # type: ignore[call-arg]  # a field of the final classes
+        return replace(self, groups=groups)  # type: ignore[type-var]  # the final classes are dataclasses
 
     def _split(self, w: Tensor) -> Partition:
         owner = type(self).__name__
         return split(w, as_spec(owner, self.groups), owner)
+
+
+class Grouped(ByGroup, Term, ProximalPenalty):
+    """A penalty on each group of the weight.
+
+    Args:
+        strength: ``s``, finite and not negative.
+        groups: what makes a group; see :class:`ByGroup`.
+
+    Raises:
+        ValueError: ``groups`` is none of these, or does not fit the weight.
+    """
 
     def _slopes(self, w: Tensor, strength: float) -> Tensor:
         """``strength * sqrt(size) / norm`` of the group of each element of ``w``; 0 in a group of zeros."""
@@ -80,7 +91,7 @@ class GroupLasso(Grouped):
     Args:
         strength: ``s``, finite and not negative.
         groups: ``"output"``, ``"input"``, ``"filter"``, ``"tensor"``, a dimension, ``Heads(n)`` or an index tensor; see
-            :class:`~torchreg.penalties.groups.Grouped`.
+            :class:`~torchreg.penalties.groups.ByGroup`.
 
     Raises:
         ValueError: ``groups`` is none of these, or does not fit the weight.
@@ -141,7 +152,7 @@ class SparseGroupLasso(Grouped):
         strength: ``s``, finite and not negative.
         l1_ratio: the Lasso's share, in [0, 1].
         groups: ``"output"``, ``"input"``, ``"filter"``, ``"tensor"``, a dimension, ``Heads(n)`` or an index tensor; see
-            :class:`~torchreg.penalties.groups.Grouped`.
+            :class:`~torchreg.penalties.groups.ByGroup`.
 
     Raises:
         ValueError: ``l1_ratio`` outside [0, 1]; ``groups`` is none of these, or does not fit the weight.
@@ -219,7 +230,7 @@ class ExclusiveLasso(Grouped):
     Args:
         strength: ``s``, finite and not negative.
         groups: ``"output"``, ``"input"``, ``"filter"``, ``"tensor"``, a dimension, ``Heads(n)`` or an index tensor; see
-            :class:`~torchreg.penalties.groups.Grouped`.
+            :class:`~torchreg.penalties.groups.ByGroup`.
 
     Raises:
         ValueError: ``groups`` is none of these, or does not fit the weight.
