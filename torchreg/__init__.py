@@ -5,7 +5,7 @@ from torchreg import diagnostics as diagnostics
 from torchreg import functional as functional
 from torchreg import nn as nn
 from torchreg import optim as optim
-from torchreg.activity import ActivityRegularizer, KLSparsity
+from torchreg.activity import ActivityRegularizer
 from torchreg.compression import compress
 from torchreg.constraints import Constraint, L1Ball, L2Ball, LinfBall, MaxNorm, NonNegative, Simplex, UnitNorm
 from torchreg.groups import Heads
@@ -34,6 +34,7 @@ from torchreg.penalties import (
     SparseGroupLasso,
     SpectralNorm,
 )
+from torchreg.penalties.activities import KLSparsity
 from torchreg.regularizer import PenalizedLoss, Regularizer
 from torchreg.schedules import cosine, linear
 from torchreg.selectors import Selector, everything, in_modules, named, weights
