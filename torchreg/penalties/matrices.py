@@ -46,7 +46,7 @@ class Matrix(Term):
         return replace(self, dim=1) if second else self
 
     def _matrix(self, w: Tensor) -> Tensor:
-        return wide(self._split(w).rows)
+        return f.wide(self._split(w).rows)
 
     def _weight(self, matrix: Tensor, w: Tensor) -> Tensor:
         return self._split(w).join(matrix).to(w.dtype)
@@ -150,7 +150,3 @@ class DoubleSoftOrthogonality(Orthogonality):
     @property
     def _sides(self) -> tuple[bool, bool]:
         return True, True
-
-
-def wide(w: Tensor) -> Tensor:
-    return w.to(torch.promote_types(w.dtype, torch.float32))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchreg import functional as f
 from torchreg.parameters import ParamInfo
 from torchreg.penalties.base import ProximalPenalty, Term
-from torchreg.penalties.matrices import Matrix, wide
+from torchreg.penalties.matrices import Matrix
 
 
 class Spectral(Term):
@@ -254,7 +254,7 @@ class ConvolutionNorm(Largest):
         """The transfer function: a matrix for each frequency and block."""
         self._check(w)
         blocks = self.groups or 1
-        kernel = wide(w).reshape(blocks, w.shape[0] // blocks, *w.shape[1:])
+        kernel = f.wide(w).reshape(blocks, w.shape[0] // blocks, *w.shape[1:])
         if not w.numel():
             return kernel.flatten(3).movedim(-1, 0)
         spectrum: Tensor = torch.fft.fftn(kernel, s=self.input_size, dim=self._axes)

@@ -1,0 +1,154 @@
+"""What makes weights smaller: thresholds, shrinkage, signs, steps."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from torchreg.functional.measures import as_tensor, magnitude, row_norms, wide
+
+
+def soft_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:
+    r"""Soft thresholding, the proximal operator of the L1 norm.
+
+    .. math:: \operatorname{argmin}_u \tfrac12 \|u - w\|^2 + t \|u\|_1 = \operatorname{sign}(w) \max(|w| - t, 0)
+
+    It is computed as ``w - clamp(w, -t, t)``: no division, so a zero weight stays zero at threshold 0, and what lies
+    within the threshold becomes exactly zero.
+
+    Args:
+        w: tensor of any shape; of a complex one the magnitudes are thresholded.
+        threshold: ``t >= 0``, a number or a tensor that broadcasts to ``w``.
+
+    Example:
+        >>> soft_threshold(torch.tensor([-3.0, 0.5, 0.0]), 1.0)
+        tensor([-2.,  0.,  0.])
+
+    References:
+        David L. Donoho, "De-noising by soft-thresholding", IEEE Transactions on Information Theory, 1995.
+    """
+    if w.is_complex():
+        return w - torch.where(w.abs() > threshold, w.sgn() * threshold, w)
+    if isinstance(threshold, Tensor):
+        return w - torch.minimum(torch.maximum(w, -threshold), threshold).to(w.dtype)
+    return w - w.clamp(-threshold, threshold)
+
+
+def soft_threshold_(w: Tensor, threshold: float | Tensor) -> Tensor:
+    """:func:`soft_threshold` in place: with a number and real ``w`` in one pass, without memory of its own.
+
+    Example:
+        >>> soft_threshold_(torch.tensor([-3.0, 0.5, 0.0]), 1.0)
+        tensor([-2.,  0.,  0.])
+    """
+    if isinstance(threshold, Tensor) or w.is_complex():
+        return w.copy_(soft_threshold(w, threshold))
+    result: Tensor = torch.ops.aten.softshrink.out(w, threshold, out=w)
+    return result
+
+
+def shrink(w: Tensor, amount: float | Tensor) -> Tensor:
+    r"""Shrinkage, the proximal operator of half the squared norm.
+
+    .. math:: \operatorname{argmin}_u \tfrac12 \|u - w\|^2 + \tfrac{c}{2} \|u\|^2 = w / (1 + c)
+
+    Example:
+        >>> shrink(torch.tensor([3.0, -1.0]), 1.0)
+        tensor([ 1.5000, -0.5000])
+    """
+    return w / (1 + amount)
+
+
+def scaled_sign(w: Tensor, scale: float | Tensor) -> Tensor:
+    """``scale * sign(w)``, in as few passes as derivatives of it allow; of complex ``w`` the phase is the sign."""
+    return w.sgn() * scale if w.is_complex() or isinstance(scale, Tensor) else w.sign().mul_(scale)
+
+
+def clip(w: Tensor, limit: float) -> Tensor:
+    """``w`` with no element larger than ``limit`` in magnitude; the phase of complex ones is kept."""
+    return torch.where(w.abs() > limit, w.sgn() * limit, w) if w.is_complex() else w.clamp(-limit, limit)
+
+
+def group_soft_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:
+    r"""Soft thresholding of each vector along the last dimension, the proximal operator of the Euclidean norm.
+
+    .. math:: \operatorname{argmin}_u \tfrac12 \|u - w\|^2 + t \|u\|_2 = w \max(1 - t / \|w\|_2, 0)
+
+    Args:
+        w: tensor of shape (..., n).
+        threshold: ``t >= 0``, a number or a tensor that broadcasts to (..., 1).
+
+    Example:
+        >>> group_soft_threshold(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), 1.0)
+        tensor([[2.4000, 3.2000],
+                [0.0000, 0.0000]])
+
+    References:
+        Ming Yuan, Yi Lin, "Model Selection and Estimation in Regression with Grouped Variables", Journal of the Royal
+        Statistical Society B, 2006.
+    """
+    norms = row_norms(w)
+    threshold = as_tensor(threshold, norms)
+    above = torch.maximum(norms, threshold).clamp(min=torch.finfo(norms.dtype).tiny)  # so that 0 / 0 is 0
+    return (w * (1 - threshold / above)).to(w.dtype)
+
+
+def exclusive_threshold(w: Tensor, amount: float | Tensor) -> Tensor:
+    r"""The proximal operator of half the squared L1 norm of each vector along the last dimension.
+
+    .. math:: \operatorname{argmin}_u \tfrac12 \|u - w\|^2 + \tfrac{c}{2} \|u\|_1^2
+              = \operatorname{sign}(w) \max(|w| - \tau, 0), \qquad
+              \tau = \max_k \frac{c}{1 + kc} \sum_{i \le k} |w|_{(i)}
+
+    where :math:`|w|_{(1)} \ge |w|_{(2)} \ge \dots` are the magnitudes in descending order.
+
+    Args:
+        w: tensor of shape (..., n).
+        amount: ``c >= 0``, a number or a 0-d tensor.
+
+    Example:
+        >>> exclusive_threshold(torch.tensor([[3.0, -1.0], [3.0, -2.0]]), 1.0)
+        tensor([[ 1.5000,  0.0000],
+                [ 1.3333, -0.3333]])
+
+    References:
+        Matthieu Kowalski, "Sparse regression using mixed norms", Applied and Computational Harmonic Analysis, 2009.
+    """
+    if not w.numel():
+        return w.clone()
+    sums = magnitude(w).sort(dim=-1, descending=True).values.cumsum(-1)
+    count = torch.arange(1, w.shape[-1] + 1, dtype=sums.dtype, device=w.device)
+    return soft_threshold(w, (amount / (1 + amount * count) * sums).amax(-1, keepdim=True))
+
+
+def singular_value_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:
+    r"""Soft thresholding of singular values, the proximal operator of the nuclear norm.
+
+    .. math:: \operatorname{argmin}_U \tfrac12 \|U - W\|_F^2 + t \|U\|_* = L \max(\Sigma - t, 0) R^H
+              \quad \text{for } W = L \Sigma R^H
+
+    Args:
+        w: matrix, or a batch of them.
+        threshold: ``t >= 0``, a number or a 0-d tensor; 0 returns ``w`` to the bit.
+
+    Example:
+        >>> singular_value_threshold(torch.diag(torch.tensor([3.0, 1.0])), 1.5)
+        tensor([[1.5000, 0.0000],
+                [0.0000, 0.0000]])
+
+    References:
+        Jian-Feng Cai, Emmanuel J. Candès, Zuowei Shen, "A Singular Value Thresholding Algorithm for Matrix
+        Completion", SIAM Journal on Optimization, 2010.
+    """
+    left, sigma, right = torch.linalg.svd(wide(w), full_matrices=False)
+    shrunk = (left * F.relu(sigma - threshold).unsqueeze(-2)) @ right
+    return torch.where(as_tensor(threshold, sigma) > 0, shrunk.to(w.dtype), w)
+
+
+def axpy_(y: Tensor, x: Tensor, a: float | Tensor) -> Tensor:
+    """``y += a * x`` in place, for a number or a tensor ``a``; with a number it is the addition torch's optimizers do.
+
+    Example:
+        >>> axpy_(torch.ones(2), torch.ones(2), 0.5)
+        tensor([1.5000, 1.5000])
+    """
+    return y.addcmul_(x, a) if isinstance(a, Tensor) else y.add_(x, alpha=a)
