@@ -69,9 +69,13 @@ def as_rules(penalty: Penalty | Mapping[str, Penalty], mode: str) -> Mapping[str
 
     Raises:
         TypeError: one of them is no penalty.
-        ValueError: one of them has no proximal operator, in mode "prox", or is a constraint, in another.
+        ValueError: there are none, a pattern is no string, or one of them has no proximal operator, in mode "prox", or is a constraint, in another.
     """
     rules = penalty if isinstance(penalty, Mapping) else {"*": penalty}
+    if not rules or not all(isinstance(pattern, str) for pattern in rules):
+        raise ValueError(
+            f"Regularizer: penalty must be a penalty or a dict of name patterns to penalties, got {rules!r}"
+        )
     for rule in rules.values():
         if not isinstance(rule, Penalty):
             raise TypeError(f"Regularizer: penalty must be a Penalty such as L2(1e-4), got {rule!r}")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from torchreg.constraints import Constraint
 from torchreg.entries import Entry, as_rules, listed, references, survey, with_references
 from torchreg.hooks import StepHooks
 from torchreg.hosts import check_decay, check_hosts
@@ -97,6 +98,11 @@ class Regularizer:
         self.schedule = schedule
         self.scale = 1.0
         self.entries = survey(model, as_rules(penalty, mode), as_selector(select))
+        if schedule is not None and any(isinstance(term, Constraint) for entry in self.entries for term in entry.terms):
+            raise ValueError(
+                "Regularizer: a constraint has no strength that a schedule could change: make one Regularizer for the "
+                "constraint, without a schedule, and one for the rest"
+            )
         self._steps = 0
         self._optimizers: tuple[Optimizer, ...] = ()
         self._hooks: tuple[StepHooks, ...] = ()
@@ -283,6 +289,8 @@ class Regularizer:
         if set(state) != set(expected):
             keys = " and ".join(map(repr, expected))
             raise ValueError(f"Regularizer: state must have the keys {keys}, got {sorted(state)}")
+        if isinstance(state["steps"], bool) or not isinstance(state["steps"], int) or state["steps"] < 0:
+            raise ValueError(f"Regularizer: steps must be a whole number >= 0, got {state['steps']!r}")
         if "references" in state:
             self.entries = [with_references(entry, state["references"]) for entry in self.entries]
         self.scale, self._steps = state["scale"], state["steps"]

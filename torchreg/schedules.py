@@ -39,8 +39,9 @@ class _Ramp:
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise ValueError(f"{owner}: steps must be a whole number >= 1, got {self.steps!r}")
         for key in ("start", "end"):
-            if not 0 <= getattr(self, key) < math.inf:
-                raise ValueError(f"{owner}: {key} must be finite and >= 0, got {getattr(self, key)!r}")
+            level = getattr(self, key)
+            if not isinstance(level, Real) or not 0 <= float(level) < math.inf:
+                raise ValueError(f"{owner}: {key} must be a finite number >= 0, got {level!r}")
 
     def _progress(self, step: int) -> float:
         return min(step / self.steps, 1.0)

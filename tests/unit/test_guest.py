@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.cases import NoProx, each_optimizer, each_step_mode
 from tests.helpers import assert_bit_equal, assert_close, assert_differs, make_model, train, weights_of
-from torchreg import L1, L2, Regularizer, everything, linear
+from torchreg import L1, L2, MaxNorm, Regularizer, everything, linear
 
 
 def sgd(model: nn.Module, **options) -> torch.optim.SGD:
@@ -105,6 +105,15 @@ def test_bad_constructions_are_refused_with_what_was_given():
         Regularizer(model, 0.5)
     with pytest.raises(TypeError, match="penalty must be a Penalty"):
         Regularizer(model, {"0.*": L2(1.0), "*": None})
+    for rules in ({}, {3: L2(1.0)}):
+        with pytest.raises(ValueError, match="must be a penalty or a dict of name patterns to penalties, got {"):
+            Regularizer(model, rules)
+    with pytest.raises(TypeError, match=r"schedule must be a function of the step number, got 0\.5"):
+        Regularizer(model, L2(1.0), schedule=0.5)
+    with pytest.raises(ValueError, match="a constraint has no strength that a schedule could change"):
+        Regularizer(model, MaxNorm(1.0), mode="prox", schedule=linear(10))
+    with pytest.raises(ValueError, match="steps must be a whole number >= 0, got 'x'"):
+        Regularizer(model, L2(1.0)).load_state_dict({"steps": "x", "scale": 1.0})
     with pytest.raises(ValueError, match="mode 'prox' needs a penalty with a proximal operator"):
         Regularizer(model, {"0.*": L2(1.0), "*": NoProx()}, mode="prox")
 
