@@ -69,7 +69,8 @@ def as_rules(penalty: Penalty | Mapping[str, Penalty], mode: str) -> Mapping[str
 
     Raises:
         TypeError: one of them is no penalty.
-        ValueError: there are none, a pattern is no string, or one of them has no proximal operator, in mode "prox", or is a constraint, in another.
+        ValueError: there are none, a pattern is no string, or one of them has no proximal operator, in mode "prox",
+            or is a constraint, in another.
     """
     rules = penalty if isinstance(penalty, Mapping) else {"*": penalty}
     if not rules or not all(isinstance(pattern, str) for pattern in rules):

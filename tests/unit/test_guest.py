@@ -106,7 +106,7 @@ def test_bad_constructions_are_refused_with_what_was_given():
     with pytest.raises(TypeError, match="penalty must be a Penalty"):
         Regularizer(model, {"0.*": L2(1.0), "*": None})
     for rules in ({}, {3: L2(1.0)}):
-        with pytest.raises(ValueError, match="must be a penalty or a dict of name patterns to penalties, got {"):
+        with pytest.raises(ValueError, match=r"must be a penalty or a dict of name patterns to penalties, got \{"):
             Regularizer(model, rules)
     with pytest.raises(TypeError, match=r"schedule must be a function of the step number, got 0\.5"):
         Regularizer(model, L2(1.0), schedule=0.5)
