@@ -1,6 +1,7 @@
 """Every formula of torchreg, on plain tensors. Nothing here knows of models, optimizers or strengths."""
 
-from torchreg.functional.dropping import check_probability, dropout
+from torchreg.functional.dropping import channel_dropout, drop, dropout, mask_shape
+from torchreg.functional.masks import check_generator, check_probability, keep_mask, mixed, replaying
 from torchreg.functional.measures import (
     as_tensor,
     distance_beyond_kink,
@@ -26,26 +27,45 @@ from torchreg.functional.shrinkage import (
     soft_threshold_,
     soft_threshold_towards,
 )
+from torchreg.functional.variants import (
+    alpha_dropout,
+    drop_blocks,
+    drop_paths,
+    gaussian_dropout,
+    interpolate_gate,
+)
 
 __all__ = [
+    "alpha_dropout",
     "as_tensor",
     "axpy_",
+    "channel_dropout",
+    "check_generator",
     "check_probability",
     "clip",
     "distance_beyond_kink",
+    "drop",
+    "drop_blocks",
+    "drop_paths",
     "dropout",
     "exclusive_threshold",
+    "gaussian_dropout",
     "group_soft_threshold",
     "half_square",
+    "interpolate_gate",
+    "keep_mask",
     "l1_norm",
     "l2_norm",
     "largest",
     "magnitude",
+    "mask_shape",
+    "mixed",
     "normalize",
     "project_l1_ball",
     "project_l2_ball",
     "project_simplex",
     "real_dtype",
+    "replaying",
     "row_norms",
     "scaled_sign",
     "shrink",

@@ -1,23 +1,33 @@
 """Dropout, from random bits to gradients."""
 
-from numbers import Real
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
-from torch.nn import Parameter
 
-_LEVELS = 1 << 16  # a drop decision reads 16 random bits, so p is kept to the nearest 2**-16
+from torchreg.functional.masks import PIECE, check_generator, check_probability, is_plain, keep_mask, representable
+
+_SMALL = 1 << 13  # elements; for fewer, torch's single call is faster than drawing bits in several
 
 
 def dropout(
-    x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *, generator: Generator | None = None
+    x: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    generator: Generator | None = None,
+    noise_shape: Sequence[int | None] | None = None,
 ) -> Tensor:
     r"""Zeroes each element with probability ``p`` and scales the others by ``1 / (1 - p)``, so the mean is kept.
 
-    On the CPU one 64-bit random number decides four elements, 16 bits each, which is several times faster than
-    :func:`torch.nn.functional.dropout`; the backward pass keeps one byte an element. Other devices, tensor
-    subclasses, ``torch.compile`` and the transforms of ``torch.func`` use torch's own kernels.
+    On the CPU one 64-bit random number decides four elements, 16 bits each (eight, where p is a multiple of 1/256),
+    which is several times faster than :func:`torch.nn.functional.dropout`; what is kept for the backward pass is one
+    byte an element. Tensors of fewer than 8192 elements, other devices, tensor subclasses, ``torch.compile`` and the
+    transforms of ``torch.func`` use torch's own kernels.
 
     Args:
         x: floating-point tensor of any shape; dtype and memory format are preserved.
@@ -26,86 +36,112 @@ def dropout(
         training: ``False`` returns ``x`` itself.
         inplace: overwrites ``x``.
         generator: source of the random bits, on ``x``'s device; torch's global one (``torch.manual_seed``) if None.
+        noise_shape: shape of the mask, with 1 where elements are dropped together and None for ``x``'s own size.
 
     Raises:
-        ValueError: ``p`` outside [0, 1] or NaN, or a generator on another device than ``x``.
+        ValueError: ``p`` outside [0, 1] or NaN, a generator on another device than ``x``, a ``noise_shape`` that does
+            not broadcast to ``x``'s shape.
 
     Example:
         >>> y = dropout(torch.ones(8), p=0.5, generator=torch.Generator().manual_seed(0))
         >>> sorted(set(y.tolist()))
         [0.0, 2.0]
+        >>> y = dropout(torch.ones(2, 3, 4), p=0.5, noise_shape=(2, 1, 4))
+        >>> bool((y == y[:, :1]).all())
+        True
 
     References:
         Nitish Srivastava, Geoffrey Hinton, Alex Krizhevsky, Ilya Sutskever, Ruslan Salakhutdinov, "Dropout: A Simple
         Way to Prevent Neural Networks from Overfitting", Journal of Machine Learning Research 15, 2014.
     """
     check_probability("dropout", p)
-    if generator is not None and generator.device.type != x.device.type:
-        raise ValueError(
-            f"dropout: generator must be on the input's device {x.device}, got one on {generator.device}; "
-            f"make it with torch.Generator({x.device.type!r})"
-        )
     if not training or p == 0:
         return x
-    fast = _takes_fast_path(x)
-    if generator is None and not fast:
-        return F.dropout(x, p, training=True, inplace=inplace)
-    if fast:
-        p = round(p * _LEVELS) / _LEVELS
-    if p in (0, 1):
-        return x if p == 0 else x.mul_(0) if inplace else x * 0
-    if fast:
-        keep = _keep_mask(x, p, generator)
-    else:
-        keep = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - p, generator=generator)
-    out: Tensor = _Drop.apply(x, keep, 1 / (1 - p), inplace)
-    return out
+    if generator is None and noise_shape is None and (x.numel() < _SMALL or not is_plain(x)):
+        return torch.dropout_(x, p, True) if inplace else torch.dropout(x, p, True)
+    if generator is not None:
+        check_generator("dropout", generator, x.device)
+    shape = x.shape if noise_shape is None else mask_shape("dropout", noise_shape, x)
+    return drop(x, p, shape, inplace, generator)
 
 
-def check_probability(owner: str, p: float) -> None:
-    """Raises ``TypeError`` unless ``p`` is a number, ``ValueError`` unless it is in [0, 1]; NaN is not."""
-    if isinstance(p, bool) or not isinstance(p, Real):
-        raise TypeError(f"{owner}: p, the probability of dropping, must be a number in [0, 1], got {p!r}")
-    if not 0 <= p <= 1:
-        raise ValueError(f"{owner}: p, the probability of dropping, must be in [0, 1], got {p!r}")
+def drop(
+    x: Tensor, p: float, shape: Sequence[int], inplace: bool = False, generator: Generator | None = None
+) -> Tensor:
+    """``x`` with each element of a mask of that shape dropped with probability ``p``, and the rest scaled."""
+    if is_plain(x):
+        p = representable(p)
+    if p == 0:
+        return x if inplace else x.clone()
+    if p == 1:
+        return x.mul_(0) if inplace else x * 0
+    return keep(x, keep_mask(x, p, shape, generator), 1 / (1 - p), inplace)
 
 
-def _takes_fast_path(x: Tensor) -> bool:
-    """Whether ``x`` is a plain dense tensor on the CPU that no compiler or transform of ``torch.func`` looks at."""
-    plain = type(x) in (Tensor, Parameter) and x.is_floating_point() and x.layout == torch.strided
-    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    return plain and x.device.type == "cpu" and not traced
+def keep(x: Tensor, mask: Tensor, scale: float, inplace: bool = False) -> Tensor:
+    """``x * mask * scale``, at one byte an element kept for the backward pass if the mask has as much.
+
+    The scale comes last, as a number, so that it is applied in float32 even to half-precision tensors.
+    """
+    if mask.numel() < x.numel():
+        mask = mask.to(x.dtype)  # small, and of one dtype the product is faster
+    if inplace:
+        return x.mul_(mask).mul_(scale)
+    if x.numel() > PIECE and is_plain(x) and mask.shape == x.shape and mask.stride() == x.stride():
+        result: Tensor = _InPieces.apply(x, mask, scale)
+        return result
+    return x.mul(mask).mul_(scale)
 
 
-def _keep_mask(x: Tensor, p: float, generator: Generator | None) -> Tensor:
-    """Boolean tensor with ``x``'s shape and strides, False with probability ``p``, a multiple of ``2**-16``."""
-    count = x.numel()
-    words = torch.empty((count + 3) // 4, dtype=torch.int64)
-    words.random_(-(2**63), None, generator=generator)  # the full range: by default the top bit is always 0
-    keep = words.view(torch.int16)[:count] >= round(p * _LEVELS) - _LEVELS // 2
-    layout = torch.empty_like(x, dtype=torch.bool, device="meta")  # dense, in x's memory format
-    return keep.as_strided(layout.shape, layout.stride())
-
-
-class _Drop(torch.autograd.Function):
-    """``x * keep * scale``. Written out, because autograd would keep the mask in x's dtype: four bytes, not one."""
+class _InPieces(torch.autograd.Function):
+    """``x * mask * scale`` of large tensors with nothing allocated but the result: new memory is the slowest."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, keep: Tensor, scale: float, inplace: bool) -> Tensor:  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(keep)
+    def forward(ctx: Any, x: Tensor, mask: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(mask)
+        ctx.save_for_forward(mask)
         ctx.scale = scale
-        if inplace:
-            ctx.mark_dirty(x)
-            return x.mul_(keep.to(x.dtype)).mul_(scale)
-        return _masked_scale(x, keep, scale)
+        out = torch.empty_like(x)
+        flat = (tensor.as_strided((x.numel(),), (1,)) for tensor in (x, mask, out))
+        for some, kept, result in zip(*(tensor.split(PIECE) for tensor in flat), strict=True):
+            torch.mul(some, kept, out=result).mul_(scale)
+        return out
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[no-untyped-def]
-        (keep,) = ctx.saved_tensors
-        return _masked_scale(grad, keep, ctx.scale), None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (mask,) = ctx.saved_tensors
+        return keep(grad, mask, ctx.scale), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        (mask,) = ctx.saved_tensors
+        return keep(tangent, mask, ctx.scale)
 
 
-def _masked_scale(x: Tensor, keep: Tensor, scale: float) -> Tensor:
-    # The mask is widened first: multiplying float by bool directly is a slow path on the CPU. The scale comes last,
-    # as a number, so that it is applied in float32 even to half-precision tensors.
-    return (x * keep.to(x.dtype)) * scale
+def mask_shape(owner: str, noise_shape: Sequence[int | None], x: Tensor) -> tuple[int, ...]:
+    """The sizes of a mask for ``x``; ``ValueError`` unless it broadcasts to ``x``'s shape and no further."""
+    sizes = tuple(noise_shape)
+    fits = len(sizes) == x.ndim and all(
+        size is None or (type(size) is int and size in (1, own)) for size, own in zip(sizes, x.shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            f"{owner}: noise_shape must have 1, None or the input's own size for each of its dimensions "
+            f"{tuple(x.shape)}, got {sizes}"
+        )
+    return tuple(own if size is None else size for size, own in zip(sizes, x.shape, strict=True))
+
+
+def channel_dropout(
+    x: Tensor, p: float, batched: bool, inplace: bool = False, generator: Generator | None = None
+) -> Tensor:
+    """Drops whole channels: ``x`` is ``(N, C, ...)`` if ``batched``, else ``(C, ...)``."""
+    leading = 2 if batched else 1
+    shape = (*x.shape[:leading], *[1] * (x.ndim - leading))
+    if not is_plain(x) or x.dtype not in (torch.float32, torch.float64):
+        return drop(x, p, shape, inplace, generator)
+    p = representable(p)
+    if p in (0, 1):
+        return drop(x, p, shape, inplace, generator)
+    noise = keep_mask(x, p, shape, generator).to(x.dtype).mul_(1 / (1 - p))  # in one pass over x
+    return x.mul_(noise) if inplace else x * noise

@@ -1,14 +1,61 @@
-"""Layers that drop single elements."""
+"""Drop-ins for torch's dropout layers, and Gaussian dropout."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 from torch import Generator, Tensor, nn
 
 from torchreg import functional as f
 
 
-class Dropout(nn.Dropout):
-    r"""Drop-in for :class:`torch.nn.Dropout`, several times faster on the CPU, with a random generator of its own.
+class Seeded(nn.Module):
+    """A layer that may draw from a random generator of its own, which its checkpoints then hold.
+
+    The generator's state is in the ``state_dict`` as ``generator``, and only if there is one. A checkpoint without it,
+    such as one made before the layer was seeded, loads as well.
+    """
+
+    generator: Generator | None = None
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.generator is not None:
+            destination[f"{prefix}generator"] = self.generator.get_state()
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        unexpected, key = args[3], f"{prefix}generator"
+        if self.generator is not None and key in state_dict:
+            self.generator.set_state(state_dict[key].cpu())
+            if key in unexpected:
+                unexpected.remove(key)
+
+
+class _Dropping(Seeded):
+    """The arguments that torch's dropout layers share, checked, and a generator."""
+
+    p: float
+    inplace: bool
+
+    def __init__(self, p: float = 0.5, inplace: bool = False, *, generator: Generator | None = None) -> None:
+        f.check_probability(type(self).__name__, p)
+        super().__init__(p, inplace)  # of torch's own layer, which comes next
+        self.generator = generator
+
+    def _is_idle(self) -> bool:
+        """Whether nothing is dropped; checks what may have been set since."""
+        f.check_probability(type(self).__name__, self.p)
+        return not self.training or self.p == 0
+
+    def _check_generator(self, x: Tensor) -> None:
+        if self.generator is not None:
+            f.check_generator(type(self).__name__, self.generator, x.device)
+
+
+class Dropout(_Dropping, nn.Dropout):
+    r"""Drop-in for :class:`torch.nn.Dropout`, several times faster on the CPU, with a generator and a noise shape.
 
     In training mode each element is zeroed with probability ``p`` and the others are scaled:
 
@@ -17,17 +64,20 @@ class Dropout(nn.Dropout):
     In evaluation mode it is the identity. It is a ``nn.Dropout``, so code that looks for dropout layers finds it.
 
     Args:
-        p: probability of dropping an element, in [0, 1]; on the CPU kept to the nearest ``2**-16``.
+        p: probability of dropping an element, in [0, 1]; on the CPU kept to the nearest ``2**-16``. It may be changed
+            at any time, by :class:`DropSchedule` for one.
         inplace: overwrites the input.
-        generator: source of the random bits, on the input's device; torch's global one if None. Activation
-            checkpointing restores the global one only: with a generator it would recompute another mask.
+        generator: source of the random bits, on the input's device; torch's global one if None. Its state is part of
+            the ``state_dict``. Activation checkpointing must be told of it, with :func:`same_masks`.
+        noise_shape: shape of the mask, with 1 where elements are dropped together and None for the input's own size:
+            ``(None, 1, None)`` drops the same features at each time of an ``(N, T, F)`` sequence.
 
     Shape:
         Any, floating-point; dtype and memory format are preserved. From the same seed the masks are other ones than
-        ``torch.nn.Dropout`` draws.
+        ``torch.nn.Dropout`` draws, and the same ones for any number of threads.
 
     Raises:
-        ValueError: ``p`` outside [0, 1] or NaN.
+        ValueError: ``p`` outside [0, 1] or NaN; in the forward pass a ``noise_shape`` that does not fit the input.
 
     Example:
         >>> import torch
@@ -42,10 +92,202 @@ class Dropout(nn.Dropout):
         Way to Prevent Neural Networks from Overfitting", Journal of Machine Learning Research 15, 2014.
     """
 
-    def __init__(self, p: float = 0.5, inplace: bool = False, *, generator: Generator | None = None) -> None:
-        f.check_probability("Dropout", p)
-        super().__init__(p, inplace)
-        self.generator = generator
+    def __init__(
+        self,
+        p: float = 0.5,
+        inplace: bool = False,
+        *,
+        generator: Generator | None = None,
+        noise_shape: Sequence[int | None] | None = None,
+    ) -> None:
+        super().__init__(p, inplace, generator=generator)
+        self.noise_shape = None if noise_shape is None else tuple(noise_shape)
 
     def forward(self, input: Tensor) -> Tensor:
-        return f.dropout(input, self.p, self.training, self.inplace, generator=self.generator)
+        shape = self.noise_shape
+        return f.dropout(input, self.p, self.training, self.inplace, generator=self.generator, noise_shape=shape)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ("" if self.noise_shape is None else f", noise_shape={self.noise_shape}")
+
+
+class _ChannelDropout(_Dropping):
+    """Drops channels of inputs with or without a batch; inputs of other ranks are torch's to refuse or to warn of."""
+
+    spatial: int
+    takes_no_batch = True
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self._is_idle():
+            return input
+        self._check_generator(input)
+        batched = input.ndim == self.spatial + 2
+        if not batched and not (self.takes_no_batch and input.ndim == self.spatial + 1):
+            result: Tensor = super().forward(input)
+            return result
+        return f.channel_dropout(input, self.p, batched, self.inplace, self.generator)
+
+
+class Dropout1d(_ChannelDropout, nn.Dropout1d):
+    r"""Drop-in for :class:`torch.nn.Dropout1d` with a generator: drops whole channels of ``(N, C, L)`` or ``(C, L)``.
+
+    Args:
+        p: probability of dropping a channel, in [0, 1].
+        inplace: overwrites the input.
+        generator: source of the random bits, as in :class:`Dropout`.
+
+    Raises:
+        ValueError: ``p`` outside [0, 1] or NaN.
+        RuntimeError: an input that is not 2-D or 3-D.
+
+    Example:
+        >>> import torch
+        >>> y = Dropout1d(0.5)(torch.ones(4, 3, 5))
+        >>> bool((y == y[..., :1]).all())
+        True
+
+    References:
+        Jonathan Tompson, Ross Goroshin, Arjun Jain, Yann LeCun, Christoph Bregler, "Efficient Object Localization Using
+        Convolutional Networks", CVPR 2015.
+    """
+
+    spatial = 1
+
+
+class Dropout2d(_ChannelDropout, nn.Dropout2d):
+    """Drop-in for :class:`torch.nn.Dropout2d` with a generator: drops whole channels of ``(N, C, H, W)``.
+
+    As in torch, a 3-D input is taken as ``(N, C, L)``, with a warning. See :class:`Dropout1d`.
+
+    Example:
+        >>> import torch
+        >>> y = Dropout2d(0.5)(torch.ones(4, 3, 5, 5))
+        >>> bool((y == y[..., :1, :1]).all())
+        True
+    """
+
+    spatial = 2
+    takes_no_batch = False
+
+
+class Dropout3d(_ChannelDropout, nn.Dropout3d):
+    """Drop-in for :class:`torch.nn.Dropout3d` with a generator: drops channels of ``(N, C, D, H, W)`` or without N.
+
+    See :class:`Dropout1d`.
+
+    Example:
+        >>> import torch
+        >>> y = Dropout3d(0.5)(torch.ones(4, 3, 2, 2, 2))
+        >>> bool((y == y[..., :1, :1, :1]).all())
+        True
+    """
+
+    spatial = 3
+
+
+class AlphaDropout(_Dropping, nn.AlphaDropout):
+    r"""Drop-in for :class:`torch.nn.AlphaDropout` with a generator: keeps mean 0 and variance 1, for SELU networks.
+
+    .. math:: y = a (m x + (1 - m) \alpha') + b
+
+    with :math:`\alpha' = -\lambda\alpha \approx -1.7581`, :math:`a = ((1 - p)(1 + p \alpha'^2))^{-1/2}` and
+    :math:`b = -a p \alpha'`.
+
+    Args:
+        p: probability of dropping an element, in [0, 1].
+        inplace: overwrites the input.
+        generator: source of the random bits, as in :class:`Dropout`.
+
+    Raises:
+        ValueError: ``p`` outside [0, 1] or NaN.
+
+    Example:
+        >>> import torch
+        >>> y = AlphaDropout(0.3)(torch.randn(100_000))
+        >>> bool(y.mean().abs() < 0.05 and (y.std() - 1).abs() < 0.05)
+        True
+
+    References:
+        Günter Klambauer, Thomas Unterthiner, Andreas Mayr, Sepp Hochreiter, "Self-Normalizing Neural Networks",
+        NIPS 2017.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self._is_idle():
+            return input
+        self._check_generator(input)
+        return f.alpha_dropout(input, self.p, input.shape, self.inplace, self.generator)
+
+
+class FeatureAlphaDropout(_Dropping, nn.FeatureAlphaDropout):
+    """Drop-in for :class:`torch.nn.FeatureAlphaDropout` with a generator: :class:`AlphaDropout` of whole channels.
+
+    Inputs are ``(N, C, ...)``.
+
+    Example:
+        >>> import torch
+        >>> y = FeatureAlphaDropout(0.5)(torch.zeros(2, 3, 4))
+        >>> bool((y == y[..., :1]).all())
+        True
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self._is_idle():
+            return input
+        self._check_generator(input)
+        shape = (*input.shape[:2], *[1] * (input.ndim - 2))
+        return f.alpha_dropout(input, self.p, shape, self.inplace, self.generator)
+
+
+class GaussianDropout(_Dropping, nn.Dropout):
+    r"""Multiplies by normal noise of mean 1 and the variance that dropout with rate ``p`` has; nothing becomes zero.
+
+    .. math:: y = \epsilon x, \qquad \epsilon \sim N\left(1, \frac{p}{1 - p}\right)
+
+    Args:
+        p: drop rate of the dropout with the same variance, in [0, 1).
+        inplace: overwrites the input.
+        generator: source of the random numbers, as in :class:`Dropout`.
+        noise_shape: shape of the noise, as in :class:`Dropout`.
+
+    Raises:
+        ValueError: ``p`` outside [0, 1) or NaN; in the forward pass a ``noise_shape`` that does not fit the input.
+
+    Example:
+        >>> import torch
+        >>> y = GaussianDropout(0.5)(torch.ones(100_000))
+        >>> bool((y.mean() - 1).abs() < 0.02 and (y.var() - 1).abs() < 0.05)
+        True
+
+    References:
+        Nitish Srivastava, Geoffrey Hinton, Alex Krizhevsky, Ilya Sutskever, Ruslan Salakhutdinov, "Dropout: A Simple
+        Way to Prevent Neural Networks from Overfitting", Journal of Machine Learning Research 15, 2014, section 10.
+    """
+
+    def __init__(
+        self,
+        p: float = 0.5,
+        inplace: bool = False,
+        *,
+        generator: Generator | None = None,
+        noise_shape: Sequence[int | None] | None = None,
+    ) -> None:
+        super().__init__(p, inplace, generator=generator)
+        self.noise_shape = None if noise_shape is None else tuple(noise_shape)
+        self._check_finite()
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self._is_idle():
+            return input
+        self._check_finite()
+        self._check_generator(input)
+        sizes = self.noise_shape
+        shape = input.shape if sizes is None else f.mask_shape("GaussianDropout", sizes, input)
+        return f.gaussian_dropout(input, self.p, shape, self.inplace, self.generator)
+
+    def _check_finite(self) -> None:
+        if self.p == 1:
+            raise ValueError("GaussianDropout: p must be below 1, where the noise has infinite variance, got 1")
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ("" if self.noise_shape is None else f", noise_shape={self.noise_shape}")

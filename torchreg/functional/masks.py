@@ -1,0 +1,136 @@
+"""Which elements are kept: random masks of one byte an element, and what is drawn with them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from numbers import Real
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import Parameter
+
+PIECE = 1 << 18  # elements that are worked on at once: what is computed on the way stays in the cache
+
+# A drop decision reads so many random bits that p is a multiple of 2**-bits, or 16, or, of what is rare, 32.
+_LANES = {8: torch.int8, 16: torch.int16, 32: torch.int32}
+
+_replay = threading.local()  # is_on: whether the generators stand where they stood in the forward pass
+
+
+def check_probability(owner: str, p: float) -> None:
+    """Raises ``TypeError`` unless ``p`` is a number, ``ValueError`` unless it is in [0, 1]; NaN is not."""
+    if type(p) is float and 0 <= p <= 1:
+        return
+    if isinstance(p, bool) or not isinstance(p, Real):
+        raise TypeError(f"{owner}: p, the probability of dropping, must be a number in [0, 1], got {p!r}")
+    if not 0 <= p <= 1:
+        raise ValueError(f"{owner}: p, the probability of dropping, must be in [0, 1], got {p!r}")
+
+
+def check_generator(owner: str, generator: Generator, device: torch.device) -> None:
+    """Raises ``ValueError`` unless the generator draws on the device, ``RuntimeError`` if it drew this mask before."""
+    if generator.device.type != device.type:
+        raise ValueError(
+            f"{owner}: generator must be on the input's device {device}, got one on {generator.device}; "
+            f"make it with torch.Generator({device.type!r})"
+        )
+    if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1 and not is_replaying():
+        raise RuntimeError(
+            f"{owner}: activation checkpointing must restore the layer's own generator to compute the same mask again: "
+            "call checkpoint(..., use_reentrant=False, context_fn=torchreg.nn.same_masks(module))"
+        )
+
+
+def is_replaying() -> bool:
+    return getattr(_replay, "is_on", False)
+
+
+@contextmanager
+def replaying(generators: Sequence[Generator], states: Sequence[Tensor]) -> Iterator[None]:
+    """The generators in those states, and afterwards in the ones they have now."""
+    before = [generator.get_state() for generator in generators]
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state)
+    _replay.is_on = True
+    try:
+        yield
+    finally:
+        _replay.is_on = False
+        for generator, state in zip(generators, before, strict=True):
+            generator.set_state(state)
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether ``x`` is a dense tensor on the CPU that no compiler or transform of ``torch.func`` looks at."""
+    return (
+        type(x) in (Tensor, Parameter)
+        and x.device.type == "cpu"
+        and x.is_floating_point()
+        and x.layout == torch.strided
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+def representable(p: float, is_rare: bool = False) -> float:
+    """The rate that :func:`keep_mask` drops with on the CPU: ``p`` to the nearest ``2**-16``, or ``2**-32`` if rare."""
+    bits = _bits(p, is_rare)
+    return round(float(p) * (1 << bits)) / (1 << bits)
+
+
+def keep_mask(x: Tensor, p: float, shape: Sequence[int], generator: Generator | None, is_rare: bool = False) -> Tensor:
+    """Ones, and zeros with probability ``p``: uint8 where ``x`` is plain, else in ``x``'s dtype.
+
+    A plain ``x`` has one 64-bit random number decide two, four or eight elements, which is 15 times faster than
+    ``Tensor.bernoulli_``. Where ``shape`` is ``x``'s the mask lies in memory as ``torch.empty_like(x)`` does.
+    """
+    if not is_plain(x):  # out of place, which torch.func.vmap can make one for each example
+        return (torch.rand(shape, generator=generator, device=x.device) >= p).to(x.dtype)
+    keep = _keep_bytes(torch.Size(shape).numel(), p, generator, is_rare)
+    if x.is_contiguous() or x.shape != shape:
+        return keep.view(shape)
+    return keep.as_strided(shape, torch.empty_like(x, device="meta").stride())
+
+
+def _keep_bytes(count: int, p: float, generator: Generator | None, is_rare: bool) -> Tensor:
+    bits = _bits(p, is_rare)
+    least = round(float(p) * (1 << bits)) - (1 << bits - 1)  # of the signed numbers that are kept
+    source = _source(generator)
+    keep = torch.empty(count, dtype=torch.uint8)
+    for part in keep.split(PIECE) if count > PIECE else (keep,):
+        words = torch.empty(-(-len(part) * bits // 64), dtype=torch.int64)
+        words.random_(-(2**63), None, generator=source)  # the full range: by default the top bit is always 0
+        lanes = words.view(_LANES[bits])
+        torch.ge(lanes if len(lanes) == len(part) else lanes[: len(part)], least, out=part)
+    return keep
+
+
+def _bits(p: float, is_rare: bool) -> int:
+    return 32 if is_rare else 8 if float(p * 256).is_integer() else 16
+
+
+def _source(generator: Generator | None) -> Generator | None:
+    """The generator; of one with a long seed, another that is seeded with all of it.
+
+    torch's generator on the CPU takes up 32 bits of its seed, so that seeds which differ in the others would give the
+    same masks.
+    """
+    seed = (torch.default_generator if generator is None else generator).initial_seed()
+    if not seed >> 32:
+        return generator
+    drawn = torch.empty((), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    return Generator().manual_seed(mixed(seed ^ int(drawn)))
+
+
+def mixed(number: int) -> int:
+    """32 bits, each of which depends on each of the lowest 64 of the number.
+
+    References:
+        Guy L. Steele Jr., Doug Lea, Christine H. Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014.
+    """
+    word = number % 2**64
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        word = (word ^ word >> shift) * factor % 2**64
+    return (word ^ word >> 31) >> 32

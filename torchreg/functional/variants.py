@@ -1,0 +1,98 @@
+"""What else can be dropped than single elements, and what other noise there is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor
+
+from torchreg.functional.dropping import drop, keep
+from torchreg.functional.masks import is_plain, keep_mask, representable
+
+
+def alpha_dropout(
+    x: Tensor,
+    p: float,
+    shape: Sequence[int],
+    inplace: bool = False,
+    generator: Generator | None = None,
+) -> Tensor:
+    r"""Sets elements to SELU's negative limit and rescales, so that mean 0 and variance 1 are kept.
+
+    .. math:: y = a (m x + (1 - m) \alpha') + b, \quad a = \big((1 - p)(1 + p \alpha'^2)\big)^{-1/2}, \quad
+              b = -a p \alpha', \quad \alpha' = -\lambda\alpha \approx -1.7581
+
+    References:
+        Günter Klambauer, Thomas Unterthiner, Andreas Mayr, Sepp Hochreiter, "Self-Normalizing Neural Networks",
+        NIPS 2017.
+    """
+    if is_plain(x):
+        p = representable(p)
+    if p == 0:
+        return x if inplace else x.clone()
+    if p == 1:
+        return x.mul_(0) if inplace else x * 0
+    limit = -1.0507009873554804934193349852946 * 1.6732632423543772848170429916717
+    a = ((1 - p) * (1 + p * limit**2)) ** -0.5
+    mask = keep_mask(x, p, shape, generator).to(x.dtype)
+    shift = mask * (-a * limit) + a * limit * (1 - p)  # a limit (1 - m) + b
+    return (x.mul_(mask) if inplace else x * mask).mul_(a).add_(shift)
+
+
+def gaussian_dropout(
+    x: Tensor, p: float, shape: Sequence[int], inplace: bool = False, generator: Generator | None = None
+) -> Tensor:
+    r"""Multiplies by normal noise with mean 1 and dropout's variance: :math:`y = x \epsilon`,
+    :math:`\epsilon \sim N(1, \tfrac{p}{1-p})`."""
+    deviation = math.sqrt(p / (1 - p))
+    noise = torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device) * deviation + 1
+    return x.mul_(noise) if inplace else x * noise
+
+
+def drop_blocks(
+    x: Tensor, p: float, block: Sequence[int], inplace: bool = False, generator: Generator | None = None
+) -> Tensor:
+    r"""Drops blocks of the last ``len(block)`` dimensions, each position with probability exactly ``p``.
+
+    Each position is dropped if any of the :math:`\prod_i b_i` positions in the block around it is a seed, and seeds
+    lie beyond the borders too, so they are drawn with rate :math:`\gamma = 1 - (1 - p)^{1 / \prod_i b_i}`.
+    """
+    spatial = len(block)
+    if p in (0, 1) or x.numel() == 0:
+        return drop(x, p, x.shape, inplace, generator)
+    rate = -math.expm1(math.log1p(-p) / math.prod(block))
+    if is_plain(x):
+        rate = representable(rate, is_rare=True)
+    padded = [size + width - 1 for size, width in zip(x.shape[-spatial:], block, strict=True)]
+    kept = keep_mask(x, rate, (*x.shape[:-spatial], *padded), generator, is_rare=True)
+    for dim, width in zip(range(-spatial, 0), block, strict=True):
+        kept = _running_min(kept, dim, width)
+    return keep(x, kept, (1 - rate) ** -math.prod(block), inplace)
+
+
+def _running_min(mask: Tensor, dim: int, width: int) -> Tensor:
+    """The minimum over each window of ``width`` neighbors, from windows of half the width."""
+    reach = 1
+    while reach < width:
+        shift = min(reach, width - reach)
+        length = mask.shape[dim] - shift
+        mask = torch.minimum(mask.narrow(dim, 0, length), mask.narrow(dim, shift, length))
+        reach += shift
+    return mask
+
+
+def drop_paths(x: Tensor, p: float, rows: bool, inplace: bool = False, generator: Generator | None = None) -> Tensor:
+    """Drops whole examples (``rows``), or all of them together."""
+    shape = (x.shape[0] if rows and x.ndim else 1, *[1] * (x.ndim - 1))
+    return drop(x, p, shape[: x.ndim], inplace, generator)
+
+
+def interpolate_gate(logit: Tensor, noise: Tensor, temperature: float) -> Tensor:
+    r"""A sample of the binary concrete distribution, :math:`\sigma((\text{logit} + \log u - \log(1-u)) / t)`.
+
+    References:
+        Chris J. Maddison, Andriy Mnih, Yee Whye Teh, "The Concrete Distribution", ICLR 2017.
+    """
+    return torch.sigmoid((logit + noise.log() - (-noise).log1p()) / temperature)
