@@ -8,6 +8,7 @@ from torchreg import optim as optim
 from torchreg.activity import ActivityRegularizer
 from torchreg.compression import compress
 from torchreg.constraints import Constraint, L1Ball, L2Ball, LinfBall, MaxNorm, NonNegative, Simplex, UnitNorm
+from torchreg.dropout_schedule import DropoutSchedule
 from torchreg.groups import Heads
 from torchreg.parameters import ParamInfo
 from torchreg.penalties import (
@@ -18,6 +19,7 @@ from torchreg.penalties import (
     MCP,
     SCAD,
     SRIP,
+    Complexity,
     ConvolutionNorm,
     DoubleSoftOrthogonality,
     ElasticNet,
@@ -36,7 +38,7 @@ from torchreg.penalties import (
 )
 from torchreg.penalties.activities import KLSparsity
 from torchreg.regularizer import PenalizedLoss, Regularizer
-from torchreg.schedules import cosine, linear
+from torchreg.schedules import cosine, curriculum, early, late, linear
 from torchreg.selectors import Selector, everything, in_modules, named, weights
 
 __version__ = "0.1.0"
@@ -50,9 +52,11 @@ __all__ = [
     "SCAD",
     "SRIP",
     "ActivityRegularizer",
+    "Complexity",
     "Constraint",
     "ConvolutionNorm",
     "DoubleSoftOrthogonality",
+    "DropoutSchedule",
     "ElasticNet",
     "ExclusiveLasso",
     "GroupLasso",
@@ -81,8 +85,11 @@ __all__ = [
     "UnitNorm",
     "compress",
     "cosine",
+    "curriculum",
+    "early",
     "everything",
     "in_modules",
+    "late",
     "linear",
     "named",
     "weights",

@@ -120,23 +120,24 @@ def _entry(places: tuple[ParamInfo, ...], rules: Mapping[str, Penalty], select: 
         raise ValueError(f"Regularizer: {name} has no shape yet: run one batch through the lazy model first")
     if not (param.is_floating_point() or param.is_complex()):
         return Entry(places, reason=f"{str(param.dtype).removeprefix('torch.')} values")
-    reasons = [select.reason(place) for place in places]
+    found = next((p for pattern, p in rules.items() if any(fnmatchcase(place.name, pattern) for place in places)), None)
+    chooses = found.exempts if found is not None and found.selects_itself else select.reason
+    reasons = [chooses(place) for place in places]
     if None not in reasons:
         return Entry(places, reason=reasons[0])
     if param.layout != torch.strided:
         raise ValueError(
             f"Regularizer: {name} must be a dense tensor, got layout {param.layout}: exempt it with select"
         )
-    for pattern, penalty in rules.items():
-        if any(fnmatchcase(place.name, pattern) for place in places):
-            acting = penalty.bind(places[reasons.index(None)])
-            if is_spread(param) and not acting.is_separable and any(isinstance(t, Anchored) for t in acting.terms):
-                raise ValueError(
-                    f"Regularizer: {name} is spread over processes, where a penalty towards a reference must be "
-                    f"alone or with separable ones, got {penalty!r}: make one Regularizer for each term"
-                )
-            return Entry(places, penalty, acting)
-    return Entry(places, reason="no pattern matches")
+    if found is None:
+        return Entry(places, reason="no pattern matches")
+    acting = found.bind(places[reasons.index(None)])
+    if is_spread(param) and not acting.is_separable and any(isinstance(t, Anchored) for t in acting.terms):
+        raise ValueError(
+            f"Regularizer: {name} is spread over processes, where a penalty towards a reference must be "
+            f"alone or with separable ones, got {found!r}: make one Regularizer for each term"
+        )
+    return Entry(places, found, acting)
 
 
 def references(entries: Sequence[Entry]) -> dict[str, Tensor]:

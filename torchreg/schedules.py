@@ -33,23 +33,25 @@ class _Ramp:
     steps: int
     start: float = 1.0
     end: float = 0.0
+    after: int = 0
 
     def __post_init__(self) -> None:
         owner = type(self).__name__
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"{owner}: steps must be a whole number >= 1, got {self.steps!r}")
+        _check_steps(self)
+        if isinstance(self.after, bool) or not isinstance(self.after, int) or self.after < 0:
+            raise ValueError(f"{owner}: after must be a whole number >= 0, got {self.after!r}")
         for key in ("start", "end"):
             level = getattr(self, key)
             if not isinstance(level, Real) or not 0 <= float(level) < math.inf:
                 raise ValueError(f"{owner}: {key} must be a finite number >= 0, got {level!r}")
 
     def _progress(self, step: int) -> float:
-        return min(step / self.steps, 1.0)
+        return min(max(step - self.after, 0) / self.steps, 1.0)
 
 
 @final
 class linear(_Ramp):
-    """From ``start`` to ``end`` in a straight line over ``steps`` steps, then constant.
+    """From ``start`` to ``end`` in a straight line over ``steps`` steps, which begin ``after`` some, then constant.
 
     Example:
         >>> warmup = linear(steps=10, start=0.0, end=1.0)
@@ -63,7 +65,7 @@ class linear(_Ramp):
 
 @final
 class cosine(_Ramp):
-    """From ``start`` to ``end`` along half a cosine over ``steps`` steps, then constant.
+    """From ``start`` to ``end`` along half a cosine over ``steps`` steps, which begin ``after`` some, then constant.
 
     Example:
         >>> decay = cosine(steps=10)
@@ -73,3 +75,78 @@ class cosine(_Ramp):
 
     def __call__(self, step: int, /) -> float:
         return self.end + (self.start - self.end) * (1 + math.cos(math.pi * self._progress(step))) / 2
+
+
+@final
+@dataclass(frozen=True)
+class early:
+    """1 for the first ``steps`` steps, then 0: dropout that is ended early lets a small network fit more.
+
+    Example:
+        >>> rate = early(steps=10)
+        >>> rate(9), rate(10)
+        (1.0, 0.0)
+
+    References:
+        Zhuang Liu, Zhiqiu Xu, Joseph Jin, Zhiqiang Shen, Trevor Darrell, "Dropout Reduces Underfitting", ICML 2023.
+    """
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        _check_steps(self)
+
+    def __call__(self, step: int, /) -> float:
+        return float(step < self.steps)
+
+
+@final
+@dataclass(frozen=True)
+class late:
+    """0 for the first ``steps`` steps, then 1.
+
+    Example:
+        >>> rate = late(steps=10)
+        >>> rate(9), rate(10)
+        (0.0, 1.0)
+
+    References:
+        Zhuang Liu, Zhiqiu Xu, Joseph Jin, Zhiqiang Shen, Trevor Darrell, "Dropout Reduces Underfitting", ICML 2023.
+    """
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        _check_steps(self)
+
+    def __call__(self, step: int, /) -> float:
+        return float(step >= self.steps)
+
+
+@final
+@dataclass(frozen=True)
+class curriculum:
+    r"""From 0 towards 1, fast at first: :math:`1 - e^{-10 t / T}`, with :math:`T` = ``steps``, the length of training.
+
+    Example:
+        >>> rate = curriculum(steps=100)
+        >>> rate(0), round(rate(10), 2), round(rate(100), 2)
+        (0.0, 0.63, 1.0)
+
+    References:
+        Pietro Morerio, Jacopo Cavazza, Riccardo Volpi, René Vidal, Vittorio Murino, "Curriculum Dropout", ICCV 2017.
+    """
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        _check_steps(self)
+
+    def __call__(self, step: int, /) -> float:
+        return 1 - math.exp(-10 * step / self.steps)
+
+
+def _check_steps(schedule: _Ramp | early | late | curriculum) -> None:
+    steps = schedule.steps
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"{type(schedule).__name__}: steps must be a whole number >= 1, got {steps!r}")

@@ -2,7 +2,8 @@
 
 A selector answers one question of a parameter: is it penalized, and if not, what is the reason? The default,
 :data:`weights`, exempts what is no weight: biases, normalization layers' parameters, position embeddings, learned
-tokens such as ``cls_token``, scales of channels, and everything with fewer than two dimensions. Where a type does not
+tokens such as ``cls_token``, scales of channels, rates that layers learn to drop with, and everything with fewer than
+two dimensions. Where a type does not
 say what a parameter is, the whole words of its name do. :func:`named` and :func:`in_modules` narrow that; they never
 lift an exemption. To penalize a bias, start from :data:`everything`; a predicate of your own decides alone.
 """
@@ -16,6 +17,7 @@ from typing import final
 
 from torch import nn
 
+from torchreg.nn.gates import Gated
 from torchreg.parameters import ParamInfo
 
 _NORMALIZATIONS: tuple[type[nn.Module], ...] = (
@@ -61,6 +63,8 @@ class _Weights(Selector):
     """All but intercepts, normalization, position embeddings, learned tokens, scales, and what is less than 2-D."""
 
     def reason(self, info: ParamInfo) -> str | None:
+        if isinstance(info.module, Gated):
+            return "learned drop rate"
         words = _words(_telling_name(info))
         if not _BIAS_WORDS.isdisjoint(words):
             return "bias"

@@ -14,12 +14,12 @@ ROOT = Path(torchreg.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = [
     {"functional", "parameters", "pieces", "shards"},
-    {"groups"},
-    {"penalties", "selectors", "schedules", "hooks", "nn"},
+    {"groups", "nn"},
+    {"penalties", "selectors", "schedules", "hooks"},
     {"constraints"},
     {"entries", "total", "steps"},
     {"hosts", "table"},
-    {"regularizer"},
+    {"regularizer", "dropout_schedule"},
     {"activity", "compression"},
     {"optim", "tuning", "diagnostics"},
     {"__init__"},

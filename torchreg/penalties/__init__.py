@@ -1,6 +1,7 @@
 """WITH WHAT a model is regularized."""
 
 from torchreg.penalties.base import Penalty, ProximalPenalty, ProximalSum, Scaled, Sum, Term
+from torchreg.penalties.complexity import Complexity
 from torchreg.penalties.concave import MCP, SCAD, HoyerSquare, LogSum, Lp
 from torchreg.penalties.elementwise import L1, L2, ElasticNet, Huber
 from torchreg.penalties.groups import ExclusiveLasso, GroupLasso, SparseGroupLasso
@@ -17,6 +18,7 @@ __all__ = [
     "SCAD",
     "SRIP",
     "Anchored",
+    "Complexity",
     "ConvolutionNorm",
     "DoubleSoftOrthogonality",
     "ElasticNet",

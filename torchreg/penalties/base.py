@@ -26,6 +26,7 @@ class Penalty(ABC):
     """
 
     is_uniform: ClassVar[bool] = False  # whether R(w) is a sum of one function over the elements of w
+    selects_itself: ClassVar[bool] = False  # whether :meth:`exempts` says which parameters it is for, and no selector
 
     @property
     def is_separable(self) -> bool:
@@ -67,6 +68,10 @@ class Penalty(ABC):
     def bind(self, place: ParamInfo) -> Penalty:
         """This penalty, for the parameter in that place: most know all they need and return themselves."""
         return self
+
+    def exempts(self, place: ParamInfo) -> str | None:
+        """Why the penalty is not for the parameter in that place, in a few words; asked if it ``selects_itself``."""
+        return None
 
     @property
     def terms(self) -> tuple[Penalty, ...]:

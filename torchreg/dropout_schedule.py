@@ -1,0 +1,140 @@
+"""Drop rates that change while training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
+from torch.optim import Optimizer
+
+from torchreg.hooks import StepHooks
+from torchreg.nn.dropout import Seeded
+from torchreg.schedules import Schedule
+
+
+class DropoutSchedule:
+    r"""Scales the rates of a model's dropout layers, torch's or torchreg's, by a schedule of the optimizer's steps.
+
+    .. math:: p_l(t) = p_l \cdot \text{schedule}(t)
+
+    where :math:`p_l` is the rate that the layer has when the schedule is made.
+
+    Args:
+        model: a model with dropout layers.
+        schedule: a function from the number of steps made to a factor: :class:`~torchreg.early`,
+            :class:`~torchreg.late`, :class:`~torchreg.linear`, :class:`~torchreg.curriculum`, or your own.
+
+    Attributes:
+        rates: the layers' full rates by name.
+
+    A compiled model is compiled anew when a rate changes for the first time, and where one becomes 0.
+
+    Raises:
+        ValueError: a model without dropout layers that have a rate; a scheduled rate outside [0, 1].
+        TypeError: ``schedule`` cannot be called, ``model`` is no module.
+
+    Example:
+        >>> import torch, torchreg
+        >>> model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 1))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> schedule = DropoutSchedule(model, torchreg.linear(steps=2)).attach(optimizer)
+        >>> for _ in range(3):
+        ...     print(model[1].p)
+        ...     optimizer.step()
+        0.5
+        0.25
+        0.0
+        >>> schedule.remove()
+        >>> model[1].p
+        0.5
+    """
+
+    def __init__(self, model: nn.Module, schedule: Schedule | Callable[[int], float]) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"DropoutSchedule: model must be a torch.nn.Module, got {type(model).__name__}")
+        if not callable(schedule):
+            raise TypeError(f"DropoutSchedule: schedule must be a function of the step number, got {schedule!r}")
+        self.model = model
+        self.schedule = schedule
+        self._layers = {name: layer for name, layer in model.named_modules() if _has_rate(layer)}
+        if not self._layers:
+            raise ValueError(f"DropoutSchedule: model must have dropout layers, {type(model).__name__} has none")
+        self.rates = {name: float(layer.p) for name, layer in self._layers.items()}
+        self._steps = 0
+        self._hooks: StepHooks | None = None
+        self._follow()
+
+    def attach(self, optimizer: Optimizer) -> Self:
+        """Follows the optimizer's steps from now on.
+
+        Raises:
+            ValueError: already attached.
+            TypeError: not a ``torch.optim.Optimizer``.
+        """
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"DropoutSchedule: attach() takes a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        if self._hooks is not None:
+            raise ValueError("DropoutSchedule: already attached: call remove() first")
+        self._hooks = StepHooks(optimizer, _nothing, self._after_step)
+        self._follow()
+        return self
+
+    def remove(self) -> None:
+        """Detaches from the optimizer and gives the layers their full rates back."""
+        if self._hooks is not None:
+            self._hooks.remove()
+            self._hooks = None
+        self._set(1.0)
+
+    def step(self) -> None:
+        """Tells the schedule that a step was made; an attached one is told by its optimizer."""
+        self._steps += 1
+        self._follow()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The steps counted and the full rates."""
+        return {"steps": self._steps, "rates": dict(self.rates)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what :meth:`state_dict` saved, for a model with the same layers."""
+        if set(state) != {"steps", "rates"} or set(state["rates"]) != set(self.rates):
+            raise ValueError(
+                f"DropoutSchedule: state must be of a model with the dropout layers {', '.join(self.rates)}, "
+                f"got {', '.join(state.get('rates', state))}"
+            )
+        self._steps, self.rates = state["steps"], dict(state["rates"])
+        self._follow()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_hooks": None}  # a copy is detached: two would count each step twice
+
+    def _after_step(self, optimizer: Optimizer) -> None:
+        self.step()
+
+    def _follow(self) -> None:
+        self._set(self.schedule(self._steps))
+
+    def _set(self, factor: float) -> None:
+        for name, layer in self._layers.items():
+            p = self.rates[name] * factor
+            if not 0 <= p <= 1:
+                raise ValueError(
+                    f"DropoutSchedule: schedule must keep rates in [0, 1], got {p!r} for {name} at step {self._steps}"
+                )
+            layer.p = p
+
+
+def _nothing(optimizer: Optimizer, evaluation: int) -> None:
+    pass
+
+
+def _has_rate(layer: nn.Module) -> bool:
+    return isinstance(layer, (_DropoutNd, Seeded)) and isinstance(getattr(layer, "p", None), (int, float))

@@ -1,0 +1,118 @@
+"""Dropout of contiguous blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from torch import Generator, Tensor
+
+from torchreg import functional as f
+from torchreg.nn.dropout import Seeded
+
+
+class _DropBlock(Seeded):
+    spatial: ClassVar[int]
+
+    def __init__(
+        self,
+        p: float = 0.1,
+        block_size: int | Sequence[int] = 7,
+        inplace: bool = False,
+        *,
+        generator: Generator | None = None,
+    ) -> None:
+        super().__init__()
+        f.check_probability(type(self).__name__, p)
+        self.p = p
+        self.block_size = self._checked(block_size)
+        self.inplace = inplace
+        self.generator = generator
+
+    def _checked(self, block_size: int | Sequence[int]) -> tuple[int, ...]:
+        sizes = (block_size,) * self.spatial if isinstance(block_size, int) else tuple(block_size)
+        if len(sizes) != self.spatial or not all(type(size) is int and size >= 1 for size in sizes):
+            raise ValueError(
+                f"{type(self).__name__}: block_size must be a whole number >= 1, or {self.spatial} of them, "
+                f"got {block_size!r}"
+            )
+        return sizes
+
+    def forward(self, input: Tensor) -> Tensor:
+        owner = type(self).__name__
+        f.check_probability(owner, self.p)
+        if input.ndim not in (self.spatial + 1, self.spatial + 2):
+            raise ValueError(
+                f"{owner}: input must have {self.spatial + 2} dimensions, or {self.spatial + 1} without a batch, "
+                f"got the shape {tuple(input.shape)}"
+            )
+        if not self.training or self.p == 0:
+            return input
+        if self.generator is not None:
+            f.check_generator(owner, self.generator, input.device)
+        return f.drop_blocks(input, self.p, self.block_size, self.inplace, self.generator)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}, block_size={self.block_size}, inplace={self.inplace}"
+
+
+class DropBlock2d(_DropBlock):
+    r"""Drops blocks of each channel's map, such that each position is dropped with probability exactly ``p``.
+
+    A position is dropped if any of the :math:`b_1 b_2` positions of the block around it is a seed. Seeds are drawn with
+
+    .. math:: \gamma = 1 - (1 - p)^{1 / (b_1 b_2)}
+
+    at each position, and beyond the borders too, so that those are dropped as often as the middle; blocks overlap, and
+    are cut off at the borders. What is kept is scaled by :math:`1 / (1 - p)`. The paper's own
+    :math:`\gamma` takes overlapping blocks for disjoint ones, and so drops less than ``p``; its authors divide by the
+    share that was kept in each batch instead. In evaluation mode it is the identity.
+
+    Args:
+        p: probability of dropping a position, in [0, 1].
+        block_size: the block's size, odd or even, one number or one for each dimension.
+        inplace: overwrites the input.
+        generator: source of the random bits, as in :class:`Dropout`.
+
+    Shape:
+        ``(N, C, H, W)`` or ``(C, H, W)``; dtype and memory format are preserved.
+
+    Raises:
+        ValueError: ``p`` outside [0, 1], a block size below 1, an input of another rank.
+
+    Example:
+        >>> import torch
+        >>> y = DropBlock2d(0.3, block_size=7)(torch.ones(64, 32, 14, 14))
+        >>> round((y == 0).float().mean().item(), 1)
+        0.3
+
+    References:
+        Golnaz Ghiasi, Tsung-Yi Lin, Quoc V. Le, "DropBlock: A regularization method for convolutional networks",
+        NeurIPS 2018.
+    """
+
+    spatial = 2
+
+
+class DropBlock1d(_DropBlock):
+    """:class:`DropBlock2d` for sequences ``(N, C, L)`` or ``(C, L)``.
+
+    Example:
+        >>> import torch
+        >>> DropBlock1d(0.2, block_size=4)(torch.ones(2, 3, 10)).shape
+        torch.Size([2, 3, 10])
+    """
+
+    spatial = 1
+
+
+class DropBlock3d(_DropBlock):
+    """:class:`DropBlock2d` for volumes ``(N, C, D, H, W)`` or ``(C, D, H, W)``.
+
+    Example:
+        >>> import torch
+        >>> DropBlock3d(0.2, block_size=(1, 3, 3))(torch.ones(2, 3, 4, 8, 8)).shape
+        torch.Size([2, 3, 4, 8, 8])
+    """
+
+    spatial = 3

@@ -1,0 +1,100 @@
+"""Generators for a model's dropout layers: across processes, and under activation checkpointing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+from torch import Generator, nn
+
+from torchreg import functional as f
+from torchreg.nn.dropout import Seeded
+
+
+def seed_dropout(
+    model: nn.Module, seed: int, *, device: torch.device | str = "cpu", same_on_all_ranks: bool = False
+) -> list[str]:
+    """Gives each of the model's torchreg layers a generator of its own, so that their masks depend on nothing else.
+
+    Where ``torch.distributed`` is set up, each process draws other masks, as each has other examples. With one global
+    seed for all processes, as training scripts often set, torch's own layers would draw the same ones in each.
+
+    Args:
+        model: a model with layers of :mod:`torchreg.nn`; :func:`replace_dropout` puts them in torch's place.
+        seed: any whole number: each bit of it counts, down to 64 of them.
+        device: where the model's inputs are.
+        same_on_all_ranks: draws the same masks in each process: for tensor parallelism, say.
+
+    Returns:
+        The layers' names.
+
+    Raises:
+        ValueError: a model without such layers.
+
+    Example:
+        >>> from torchreg.nn import Dropout
+        >>> model = nn.Sequential(nn.Linear(4, 4), Dropout(0.5))
+        >>> seed_dropout(model, 7)
+        ['1']
+        >>> first = model(torch.ones(2, 4))
+        >>> _ = seed_dropout(model, 7)
+        >>> torch.equal(first, model(torch.ones(2, 4)))
+        True
+    """
+    is_spread = torch.distributed.is_available() and torch.distributed.is_initialized() and not same_on_all_ranks
+    rank = torch.distributed.get_rank() if is_spread else 0
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, Seeded)}
+    if not layers:
+        raise ValueError(
+            f"seed_dropout: model must have layers of torchreg.nn, {type(model).__name__} has none: "
+            "replace_dropout(model) puts them in the place of torch's"
+        )
+    stream = f.mixed(seed) << 32 | f.mixed(~seed)
+    for number, layer in enumerate(layers.values()):
+        layer.generator = Generator(device).manual_seed(f.mixed(stream + f.mixed(rank << 32 | number)))
+    return list(layers)
+
+
+def same_masks(module: nn.Module) -> Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]:
+    """For activation checkpointing: has the layers in ``module`` that have generators draw the same masks again.
+
+    Checkpointing restores torch's global random state before it computes a block a second time, but knows of no other
+    generator. Without this, a layer with one refuses to be computed in the backward pass, where its second mask would
+    give a wrong gradient. Layers without a generator need nothing.
+
+    Args:
+        module: the block, or any module that holds it.
+
+    Returns:
+        What ``torch.utils.checkpoint.checkpoint(..., use_reentrant=False)`` takes as ``context_fn``.
+
+    Example:
+        >>> from torch.utils.checkpoint import checkpoint
+        >>> from torchreg.nn import Dropout
+        >>> block = nn.Sequential(nn.Linear(4, 4), Dropout(0.5, generator=torch.Generator().manual_seed(0)))
+        >>> x = torch.ones(2, 4, requires_grad=True)
+        >>> checkpoint(block, x, use_reentrant=False, context_fn=same_masks(block)).sum().backward()
+    """
+    generators = list({
+        id(layer.generator): layer.generator
+        for layer in module.modules()
+        if isinstance(layer, Seeded) and layer.generator is not None
+    }.values())  # fmt: skip
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        states: list[torch.Tensor] = []
+
+        @contextmanager
+        def first() -> Iterator[None]:
+            states[:] = [generator.get_state() for generator in generators]
+            yield
+
+        @contextmanager
+        def again() -> Iterator[None]:
+            with f.replaying(generators, states):
+                yield
+
+        return first(), again()
+
+    return contexts

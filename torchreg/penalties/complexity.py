@@ -1,0 +1,114 @@
+"""What layers that learn to drop pay for what they keep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from torchreg.nn.gates import Gated
+from torchreg.parameters import ParamInfo
+from torchreg.penalties.base import Penalty, Term
+
+
+@final
+@dataclass(frozen=True, repr=False, eq=False)
+class Complexity(Term):
+    r"""The cost of what layers have learned to keep, such as ``VariationalDropout``'s divergence from its prior.
+
+    .. math:: R = s \sum_{\text{layers } l} C_l
+
+    with each layer's own :math:`C_l` (:class:`~torchreg.nn.ConcreteDropout`, :class:`~torchreg.nn.VariationalDropout`,
+    :class:`~torchreg.nn.HardConcrete`), a function of several of its parameters. It finds those by itself, whatever
+    ``select`` says: ``Regularizer(model, Complexity(1 / N))``. :meth:`Regularizer.terms` calls it ``"KL"`` or ``"L0"``.
+
+    Args:
+        strength: ``s``, finite and not negative; for a divergence ``1 / N`` with ``N`` training examples, as the loss
+            is their mean.
+
+    Raises:
+        ValueError: a model without such layers, when the regularizer is made.
+
+    Example:
+        >>> from torchreg import Regularizer
+        >>> from torchreg.nn import HardConcrete
+        >>> model = torch.nn.Sequential(HardConcrete(torch.nn.Linear(8, 4), p=0.5), torch.nn.ReLU())
+        >>> regularizer = Regularizer(model, Complexity(1e-3))
+        >>> {kind: round(value.item(), 3) for kind, value in regularizer.terms().items()}
+        {'L0': 0.027}
+
+    References:
+        Those of the layers.
+    """
+
+    selects_itself: ClassVar[bool] = True
+
+    def exempts(self, place: ParamInfo) -> str | None:
+        gated = _gated(place)
+        return None if gated is not None and _name(gated, place) in gated.depends_on else "not learned to drop"
+
+    def bind(self, place: ParamInfo) -> Penalty:
+        gated = _gated(place)
+        if gated is None:
+            raise ValueError(
+                f"Complexity: is for the rates of layers such as torchreg.nn.VariationalDropout, got {place.name}: "
+                "make one Regularizer for it, and one for the rest"
+            )
+        return _Share(self.strength, gated, gated.depends_on.index(_name(gated, place)))
+
+    def value(self, w: Tensor) -> Tensor:
+        raise self._unbound()
+
+    def gradient(self, w: Tensor) -> Tensor:
+        raise self._unbound()
+
+    def _unbound(self) -> TypeError:
+        return TypeError("Complexity: is a function of a layer, not of a tensor: give it to a Regularizer")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Share(Penalty):
+    """One parameter's share of a layer's complexity: the whole value for the first parameter, a gradient for each."""
+
+    strength: float
+    layer: Gated
+    index: int
+
+    @property
+    def label(self) -> str:
+        return self.layer.cost
+
+    def value(self, w: Tensor) -> Tensor:
+        value = self.strength * self.layer.complexity_of(*self._inputs(w))
+        return value if self.index == 0 else value - value.detach()
+
+    def gradient(self, w: Tensor) -> Tensor:
+        again = torch.is_grad_enabled()
+        with torch.enable_grad():
+            inputs = self._inputs(w if again and w.requires_grad else w.detach().requires_grad_())
+            value = self.layer.complexity_of(*inputs)
+            (gradient,) = torch.autograd.grad(value, inputs[self.index], create_graph=again)
+        return self.strength * gradient
+
+    def _inputs(self, w: Tensor) -> Sequence[Tensor]:
+        inputs = [attrgetter(name)(self.layer).detach() for name in self.layer.depends_on]
+        inputs[self.index] = w
+        return inputs
+
+
+def _gated(place: ParamInfo) -> Gated | None:
+    """The layer whose rates or weights the parameter holds."""
+    if isinstance(place.module, Gated):
+        return place.module
+    parent = place.parent
+    return parent if isinstance(parent, Gated) and parent.layer is place.module else None
+
+
+def _name(gated: Gated, place: ParamInfo) -> str:
+    own = place.name.rpartition(".")[2]
+    return own if place.module is gated else f"layer.{own}"
