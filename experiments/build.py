@@ -41,8 +41,17 @@ def _without(table: Table, *names: str) -> Table:
 
 
 PENALTIES = _classes(penalties, penalties.Term)
-DROPOUTS = _classes(torchreg.nn, nn.Module)
-SCHEDULES: Table = {"linear": torchreg.linear, "cosine": torchreg.cosine}
+_LAYERS = _classes(torchreg.nn, nn.Module)
+_WRAPPERS = ("ConcreteDropout", "DropConnect", "HardConcrete", "VariationalDropout")
+WRAPPERS: Table = {name: _LAYERS[name] for name in _WRAPPERS if name in _LAYERS}
+DROPOUTS = _without(_LAYERS, *_WRAPPERS, "EmbeddingDropout", "StochasticDepth", "WordDropout")
+SCHEDULES: Table = {
+    "linear": torchreg.linear,
+    "cosine": torchreg.cosine,
+    "early": torchreg.early,
+    "late": torchreg.late,
+    "curriculum": torchreg.curriculum,
+}
 OPTIMIZERS = {
     **_without(_classes(torch.optim, torch.optim.Optimizer), "LBFGS", "SparseAdam"),  # a closure, sparse gradients
     **_without(_classes(torchreg.optim, torch.optim.Optimizer), "ConstrainedNorm", "DecoupledDecay", "Proximal"),
@@ -56,16 +65,33 @@ SCHEDULERS = _without(  # what a file cannot express: functions, other scheduler
 def model(settings: config.Model, images: Images) -> nn.Module:
     """The network, with freshly initialized weights."""
     if settings.class_ is not None:
-        for key in ("dropout", "input_dropout"):
+        for key in ("dropout", "input_dropout", "wrap"):
             if getattr(settings, key) is not None:
                 raise UserError(f"model.{key}: is for the models {', '.join(models.BUILT_IN)}, got a class of your own")
         own: nn.Module = _construct("model", nn.Module, settings, {})
         return own
-    layers = {key: _layer(f"model.{key}", getattr(settings, key)) for key in ("dropout", "input_dropout")}
-    module: nn.Module = _construct(
-        "model", nn.Module, settings, models.BUILT_IN, shape=images.shape, classes=images.classes, **layers
-    )
+    layers: dict[str, Any] = {
+        key: _layer(f"model.{key}", getattr(settings, key)) for key in ("dropout", "input_dropout")
+    }
+    if settings.wrap is not None:
+        layers["wrap"] = partial(_construct, "model.wrap", nn.Module, settings.wrap, WRAPPERS)
+    given = {"shape": images.shape, "classes": images.classes, **layers}
+    module: nn.Module = _construct("model", nn.Module, settings, models.BUILT_IN, **given)
     return module
+
+
+def dropout_schedule(
+    settings: config.Component | None, net: nn.Module, opt: torch.optim.Optimizer
+) -> torchreg.DropoutSchedule | None:
+    """What changes the dropout layers' rates as the optimizer steps, if the study asks for it."""
+    if settings is None:
+        return None
+    key = "dropout_schedule"
+    schedule = _construct(key, Callable, settings, SCHEDULES)  # type: ignore[arg-type]
+    try:
+        return torchreg.DropoutSchedule(net, schedule).attach(opt)
+    except ValueError as error:
+        raise UserError(f"{key}: {error}") from None
 
 
 def optimizer(settings: config.Optimizer, net: nn.Module) -> torch.optim.Optimizer:
@@ -112,7 +138,11 @@ def scheduler(
     """The learning-rate schedule, if the study names one, and whether it moves each step rather than each epoch."""
     if settings is None:
         return None, False
-    return _construct("scheduler", lr_scheduler.LRScheduler, settings, SCHEDULERS, opt), settings.interval == "step"
+    made = _construct("scheduler", lr_scheduler.LRScheduler, settings, SCHEDULERS, opt)
+    if settings.after:
+        constant = lr_scheduler.ConstantLR(opt, factor=1.0, total_iters=settings.after)
+        made = lr_scheduler.SequentialLR(opt, [constant, made], milestones=[settings.after])
+    return made, settings.interval == "step"
 
 
 def regularizers(run: config.Run, net: nn.Module, opt: torch.optim.Optimizer) -> list[torchreg.Regularizer]:

@@ -65,6 +65,7 @@ class Model(Component):
 
     dropout: Component | None = None
     input_dropout: Component | None = None
+    wrap: Component | None = None  # what each linear layer and convolution is wrapped in, such as DropConnect
 
 
 class Penalty(Component):
@@ -92,6 +93,7 @@ class Scheduler(Component):
     """A learning-rate schedule of ``torch.optim.lr_scheduler``."""
 
     interval: Literal["epoch", "step"] = "epoch"
+    after: Annotated[int, Field(ge=0)] = 0  # intervals at the optimizer's own learning rate before it begins
 
 
 class EarlyStopping(Section):
@@ -132,6 +134,7 @@ class Settings(Section):
     train: Train
     regularizers: Annotated[tuple[Regularizer, ...], Field(strict=False)] = ()
     sparsity: Sparsity | None = None
+    dropout_schedule: Component | None = None  # of the dropout layers' rates, by steps
 
 
 class Run(Settings):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,11 @@ def penalties(regularizers: list[torchreg.Regularizer]) -> dict[str, float]:
 
 @torch.no_grad()
 def describe(model: nn.Module) -> Row:
-    """What training made of the weights: norms, zeros, a histogram, and a digest that tells any two bits apart."""
+    """What training made of the weights: norms, zeros, a histogram, and a digest that tells any two bits apart.
+
+    Layers that learn what to drop are described as the ordinary ones that they have become.
+    """
+    model = torchreg.nn.pruned(model)
     weights = [w.abs().flatten().double().cpu() for w in torchreg.diagnostics.weights_of(model).values()]
     sizes = torch.cat(weights) if weights else torch.zeros(0)
     count, logs = max(len(sizes), 1), sizes[sizes > 0].log10()
@@ -56,6 +61,7 @@ def describe(model: nn.Module) -> Row:
     return {
         "norms": torchreg.diagnostics.norms(model),
         "sparsity": torchreg.diagnostics.sparsity(model),
+        "compression": _finite(torchreg.diagnostics.compression(model)._asdict()),
         "zeros": (len(sizes) - len(logs)) / count,
         "histogram": {
             "edges": _HISTOGRAM_EDGES.tolist(),
@@ -65,6 +71,11 @@ def describe(model: nn.Module) -> Row:
         },
         "sha256": _digest(model),
     }
+
+
+def _finite(ratios: dict[str, float | None]) -> dict[str, float | None]:
+    """JSON knows no infinity, which is the ratio where nothing is left."""
+    return {way: None if ratio is None or math.isinf(ratio) else ratio for way, ratio in ratios.items()}
 
 
 def _digest(model: nn.Module) -> str:

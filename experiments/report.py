@@ -46,11 +46,11 @@ def claims(summary: Summary) -> list[Claim]:
     """What this study shows of regularization, against an arm that differs by nothing else; nothing without such."""
     plain = summary.plain
     if plain is None:
-        return []
+        return _compressed(summary)
     alike = [cell for cell in summary.cells if not cell.diverged and cell.differs_only_by_regularization(plain)]
     off = [cell for cell in alike if cell.is_off()]
     on = [cell for cell in alike if not cell.is_off() and not cell.is_plain()]
-    return [*_zero_is_plain(plain, off), *_between(plain, on), *_too_strong(plain, on)]
+    return [*_zero_is_plain(plain, off), *_between(plain, on), *_too_strong(plain, on), *_compressed(summary)]
 
 
 def _zero_is_plain(plain: Cell, off: list[Cell]) -> list[Claim]:
@@ -84,6 +84,15 @@ def _too_strong(plain: Cell, on: list[Cell]) -> list[Claim]:
     worst = max(worse, key=lambda cell: cell.mean("train_error").mean)
     at = "" if worst.strength is None else f" at {worst.strength:g}"
     return [Claim("Too strong, and the network under-fits.", f"{worst.arm}{at}: {_errors(worst)}.")]
+
+
+def _compressed(summary: Summary) -> list[Claim]:
+    """How far the arms with many zeros could be compressed."""
+    sparse = [cell for cell in summary.chosen if not cell.diverged and cell.mean("zeros").mean > 0.5]
+    counted = [f"{cell.label} {ways}" for cell in sparse if (ways := cell.compression)]
+    if not counted:
+        return []
+    return [Claim("Compression by weights that are not zero / by units left / in bits.", f"{'; '.join(counted)}.")]
 
 
 def _is_lower(cell: Cell, than: Cell, key: str) -> bool:

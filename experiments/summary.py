@@ -72,6 +72,13 @@ class Cell:
         """The Euclidean norm of all weights."""
         return mean([math.hypot(*result["norms"].values()) for result in self.results])
 
+    @property
+    def compression(self) -> str:
+        """How many times smaller the weights have become, in each way of counting; empty in records without it."""
+        found = [result["compression"] for result in self.results if "compression" in result]
+        ways = {way: [one[way] for one in found] for way in (found[0] if found else ())}
+        return " / ".join("-" if None in ratios else f"{fmean(ratios):.0f}x" for ratios in ways.values())
+
     def mean(self, key: str) -> Mean:
         """The mean of one of the result's figures."""
         return mean([result[key] for result in self.results])
@@ -182,6 +189,6 @@ def summarize(folder: Path) -> Summary:
 
 def _bare(run: Run) -> Run:
     """The run without its regularizers, weight decay and dropout."""
-    model = run.model.model_copy(update={"dropout": None, "input_dropout": None})
+    model = run.model.model_copy(update={"dropout": None, "input_dropout": None, "wrap": None})
     optimizer = run.optimizer.model_copy(update={"weight_decay": 0.0})
-    return run.model_copy(update={"model": model, "optimizer": optimizer, "regularizers": ()})
+    return run.model_copy(update={"model": model, "optimizer": optimizer, "regularizers": (), "dropout_schedule": None})

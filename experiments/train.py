@@ -29,12 +29,14 @@ def train(run: Run, device: torch.device, record: Record) -> Row:
     regularizers = build.regularizers(run, model, optimizer)
     steps = -(-len(images.train) // run.train.batch_size)
     controller = build.controller(run.sparsity, optimizer, steps=run.train.epochs * steps)
+    rates = build.dropout_schedule(run.dropout_schedule, model, optimizer)
     in_loss = [regularizer for regularizer in regularizers if regularizer.mode == "loss"]
     scaler = torch.amp.GradScaler(device.type, enabled=run.train.amp and device.type == "cuda")
     half = torch.float16 if device.type == "cuda" else torch.bfloat16
     shuffle = torch.Generator().manual_seed(run.seed)
 
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "controller": controller}
+    parts["dropout_schedule"] = rates
     parts |= {f"regularizers.{i}": regularizer for i, regularizer in enumerate(regularizers)}
     progress = Progress(run, parts, shuffle, record, device)
     progress.restore(record.begin(run, device))
