@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -13,12 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from torchreg.entries import listed
+from torchreg.choices import Choice, chosen
 from torchreg.penalties import Penalty
 from torchreg.regularizer import PenalizedLoss
 from torchreg.schedules import check_scale
-
-Choice = str | nn.Module | type[nn.Module] | Callable[[str, nn.Module], bool]
 
 
 class ActivityRegularizer:
@@ -82,7 +79,7 @@ class ActivityRegularizer:
             raise TypeError(f"ActivityRegularizer: penalty must be a Penalty such as L1(1e-6), got {penalty!r}")
         self.model = model
         self.penalty = penalty
-        self.modules = _chosen(model, modules)
+        self.modules = chosen("ActivityRegularizer", model, modules)
         self.batch_dim = batch_dim
         self.scale = 1.0
         self._listen()
@@ -246,33 +243,3 @@ def _first_tensor(output: Any) -> Tensor | None:
     elif not isinstance(output, tuple | list):
         return None
     return next((found for found in map(_first_tensor, output) if found is not None), None)
-
-
-def _chosen(model: nn.Module, modules: Choice | Iterable[Choice]) -> dict[str, nn.Module]:
-    """The modules that any of the choices matches, each once, under its first name."""
-    choices = [modules] if isinstance(modules, str) or callable(modules) else modules
-    if not isinstance(choices, Iterable):
-        raise TypeError(f"ActivityRegularizer: modules must be a pattern, type or predicate, got {modules!r}")
-    places = list(model.named_modules(remove_duplicate=False))
-    names = listed([name or "'' (the model)" for name, _ in places])
-    found: set[nn.Module] = set()
-    for choice in choices:
-        matched = {module for name, module in places if _matches(choice, name, module)}
-        if not matched:
-            raise ValueError(f"ActivityRegularizer: modules must choose some, {choice!r} matches none of {names}")
-        found |= matched
-    if not found:
-        raise ValueError(f"ActivityRegularizer: modules must choose some of {names}, got {modules!r}")
-    return {name: module for name, module in model.named_modules() if module in found}
-
-
-def _matches(choice: Choice, name: str, module: nn.Module) -> bool:
-    if isinstance(choice, str):
-        return fnmatchcase(name, choice)
-    if isinstance(choice, nn.Module):
-        return module is choice
-    if isinstance(choice, type):
-        return isinstance(module, choice)
-    if callable(choice):
-        return choice(name, module)
-    raise TypeError(f"ActivityRegularizer: modules must be patterns, types or predicates, got {choice!r}")

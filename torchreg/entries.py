@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from torchreg.choices import listed
 from torchreg.constraints import Constraint
 from torchreg.parameters import ParamInfo, each_parameter
 from torchreg.penalties import Anchored, Penalty, ProximalPenalty, Sum
@@ -168,9 +169,3 @@ def with_references(entry: Entry, saved: Mapping[str, Tensor]) -> Entry:
         for given, bound in zip(entry.terms, acting.terms, strict=True)
     )
     return replace(entry, acting=replace(acting, _terms=terms) if isinstance(acting, Sum) else terms[0])
-
-
-def listed(names: list[str], most: int = 12) -> str:
-    """The names, or the first of many."""
-    rest = f", ... ({len(names) - most} more)" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest if names else "a model without parameters"

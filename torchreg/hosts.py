@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch.optim import Optimizer
 
-from torchreg.entries import Entry, listed
+from torchreg.choices import listed
+from torchreg.entries import Entry
 from torchreg.penalties import Term
 
 

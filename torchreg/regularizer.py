@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from torchreg.choices import listed
 from torchreg.constraints import Constraint
-from torchreg.entries import Entry, as_rules, listed, references, survey, with_references
+from torchreg.entries import Entry, as_rules, references, survey, with_references
 from torchreg.hooks import StepHooks
 from torchreg.hosts import check_decay, check_hosts
 from torchreg.parameters import ParamInfo

@@ -13,7 +13,7 @@ from tests.cases import CONSTRAINTS, PENALTIES
 ROOT = Path(torchreg.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = [
-    {"functional", "parameters", "pieces", "shards"},
+    {"choices", "functional", "parameters", "pieces", "shards"},
     {"groups", "nn"},
     {"penalties", "selectors", "schedules", "hooks"},
     {"constraints"},

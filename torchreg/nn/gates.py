@@ -18,6 +18,9 @@ from torchreg.nn.dropout import Seeded
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 Units = Literal["inputs", "outputs"]
 
+_K1, _K2, _K3 = 0.63576, 1.8732, 1.48695  # of the divergence of variational dropout
+_LIMIT, _TINY = 8.0, 1e-8  # of log alpha, and what is added to squared weights before their logarithm
+
 
 class Gated(Seeded):
     """A linear layer or convolution with rates of dropping that are learned with its weights.
@@ -51,6 +54,16 @@ class Gated(Seeded):
     @abstractmethod
     def complexity_of(self, *tensors: Tensor) -> Tensor:
         """:meth:`complexity` for other values of the parameters it depends on."""
+
+    def complexity_gradient(self, index: int, *tensors: Tensor) -> Tensor:
+        """The derivative of :meth:`complexity_of` in one of its tensors, differentiable if gradients are enabled."""
+        again = torch.is_grad_enabled()
+        with torch.enable_grad():
+            inputs = list(tensors)
+            if not (again and inputs[index].requires_grad):
+                inputs[index] = inputs[index].detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self.complexity_of(*inputs), inputs[index], create_graph=again)
+        return gradient
 
     @abstractmethod
     def pruned(self) -> Layer:
@@ -218,8 +231,19 @@ class VariationalDropout(Gated):
 
     def complexity_of(self, log_sigma2: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
         log_alpha = _log_alpha(log_sigma2, weight)
-        k1, k2, k3 = 0.63576, 1.8732, 1.48695
-        return (k1 - k1 * torch.sigmoid(k2 + k3 * log_alpha) + 0.5 * F.softplus(-log_alpha)).sum()
+        return (_K1 - _K1 * torch.sigmoid(_K2 + _K3 * log_alpha) + 0.5 * F.softplus(-log_alpha)).sum()
+
+    def complexity_gradient(self, index: int, *tensors: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return super().complexity_gradient(index, *tensors)
+        log_sigma2, weight = tensors  # written out, for there are as many as weights
+        signal = weight.square().add_(_TINY)
+        log_alpha = log_sigma2 - signal.log()
+        is_clamped = log_alpha.abs() > _LIMIT
+        bend = log_alpha.mul(_K3).add_(_K2).sigmoid_()
+        slope = log_alpha.neg_().sigmoid_().mul_(-0.5).addcmul_(bend, 1 - bend, value=-_K1 * _K3)
+        slope.masked_fill_(is_clamped, 0.0)
+        return slope if index == 0 else slope.mul_(weight).div_(signal).mul_(-2)
 
     def pruned(self) -> Layer:
         layer = copy.deepcopy(self.layer)
@@ -368,7 +392,7 @@ def pruned(model: nn.Module) -> nn.Module:
 
 
 def _log_alpha(log_sigma2: Tensor, weight: Tensor) -> Tensor:
-    return (log_sigma2 - (weight.square() + 1e-8).log()).clamp(-8, 8)
+    return (log_sigma2 - (weight.square() + _TINY).log()).clamp(-_LIMIT, _LIMIT)
 
 
 def _applied(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

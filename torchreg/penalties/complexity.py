@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import ClassVar, final
 
-import torch
 from torch import Tensor
 
 from torchreg.nn.gates import Gated
@@ -36,6 +35,7 @@ class Complexity(Term):
     Example:
         >>> from torchreg import Regularizer
         >>> from torchreg.nn import HardConcrete
+        >>> import torch
         >>> model = torch.nn.Sequential(HardConcrete(torch.nn.Linear(8, 4), p=0.5), torch.nn.ReLU())
         >>> regularizer = Regularizer(model, Complexity(1e-3))
         >>> {kind: round(value.item(), 3) for kind, value in regularizer.terms().items()}
@@ -88,12 +88,7 @@ class _Share(Penalty):
         return value if self.index == 0 else value - value.detach()
 
     def gradient(self, w: Tensor) -> Tensor:
-        again = torch.is_grad_enabled()
-        with torch.enable_grad():
-            inputs = self._inputs(w if again and w.requires_grad else w.detach().requires_grad_())
-            value = self.layer.complexity_of(*inputs)
-            (gradient,) = torch.autograd.grad(value, inputs[self.index], create_graph=again)
-        return self.strength * gradient
+        return self.strength * self.layer.complexity_gradient(self.index, *self._inputs(w))
 
     def _inputs(self, w: Tensor) -> Sequence[Tensor]:
         inputs = [attrgetter(name)(self.layer).detach() for name in self.layer.depends_on]
