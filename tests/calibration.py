@@ -84,7 +84,7 @@ LAYERS: dict[str, Callable[[float, Generator], Tensor]] = {
     "Dropout1d": _by(lambda p, g: Dropout1d(p, generator=g), 1000, 200, 3),
     "Dropout2d": _by(lambda p, g: Dropout2d(p, generator=g), 1000, 200, 2, 2),
     "Dropout3d": _by(lambda p, g: Dropout3d(p, generator=g), 1000, 200, 1, 2, 2),
-    "LockedDropout": lambda p, g: LockedDropout(p, generator=g)(torch.ones(3, 1000, 200)).permute(1, 2, 0).reshape(-1, 3),
+    "LockedDropout": lambda p, g: LockedDropout(p, generator=g)(torch.ones(3, 1000, 200)).flatten(1).t(),
     "EmbeddingDropout": _types,
     "WordDropout": _words,
     "DropConnect": _weights,
@@ -115,16 +115,23 @@ def _row(name: str, p: float, y: Tensor) -> Row:
     return Row(name, p, None if name == "GaussianDropout" else rate, bound, mean, mean_bound, variance)
 
 
+_HEAD = f"""# Nominal and realized rates
+
+What becomes of ones: the share of zeros, the mean, and the variance to the p / (1 - p) that it should be, with
+{SIGMAS} standard errors. Written by `python -m tests.calibration`, checked by tests/unit/test_calibration.py.
+
+| layer | p | dropped | mean | variance to p / (1 - p) |
+|---|---|---|---|---|"""
+
+
 def main() -> None:
     """Prints the table."""
-    print("# Nominal and realized rates\n")
-    print("What becomes of ones, by `python -m tests.calibration`: the share of zeros, the mean, and the variance to the")
-    print(f"p / (1 - p) that it should be; with {SIGMAS} standard errors. tests/unit/test_calibration.py checks each row.\n")
-    print("| layer | p | dropped | mean | variance to p / (1 - p) |\n|---|---|---|---|---|")
+    print(_HEAD)
     for row in rows():
         rate = "none" if row.rate is None else f"{row.rate:.4f} ± {row.rate_bound:.4f}"
         mean = "" if math.isnan(row.mean) else f"{row.mean:.4f} ± {row.mean_bound:.4f}"
-        print(f"| {row.layer} | {row.p:g} | {rate} | {mean} | {'' if row.variance is None else f'{row.variance:.3f}'} |")
+        variance = "" if row.variance is None else f"{row.variance:.3f}"
+        print(f"| {row.layer} | {row.p:g} | {rate} | {mean} | {variance} |")
 
 
 if __name__ == "__main__":

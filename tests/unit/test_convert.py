@@ -125,7 +125,8 @@ def test_hooks_go_on_working_and_so_do_their_handles():
 
 def test_kinds_choose_what_is_made_of_which_layers():
     model, seen = Net(), []
-    model.drop.register_forward_hook(lambda *_: seen.append(1))
+    model.drop.register_forward_hook(lambda *_: seen.append("kept inside"))
+    model.many[1].register_forward_hook(lambda *_: seen.append("taken over"))
     kinds = {
         nn.Dropout: lambda old: nn.Sequential(old, nn.Identity()) if old.p == 0.1 else GaussianDropout(0.6),
         Own: lambda old: old,
@@ -137,7 +138,7 @@ def test_kinds_choose_what_is_made_of_which_layers():
     assert model.shared.p == 0.6
     assert not any(module.training for module in model.modules())
     model(torch.ones(2, 6))
-    assert seen == [1]
+    assert seen == ["kept inside", "taken over"]
 
 
 def test_a_seed_gives_the_new_layers_generators_of_their_own():

@@ -1,6 +1,7 @@
 """Layers that drop, and what puts them into existing models."""
 
 from torchreg.nn.block import DropBlock1d, DropBlock2d, DropBlock3d
+from torchreg.nn.convert import Insertion, Replacement, insert_dropout, replace_dropout
 from torchreg.nn.depth import StochasticDepth, set_linear_depth
 from torchreg.nn.dropout import (
     AlphaDropout,
@@ -12,6 +13,7 @@ from torchreg.nn.dropout import (
     GaussianDropout,
 )
 from torchreg.nn.gates import ConcreteDropout, HardConcrete, VariationalDropout, pruned
+from torchreg.nn.monte_carlo import MonteCarlo, Prediction, mc_dropout
 from torchreg.nn.seeding import same_masks, seed_dropout
 from torchreg.nn.sequence import EmbeddingDropout, LockedDropout, WordDropout
 
@@ -29,11 +31,18 @@ __all__ = [
     "FeatureAlphaDropout",
     "GaussianDropout",
     "HardConcrete",
+    "Insertion",
     "LockedDropout",
+    "MonteCarlo",
+    "Prediction",
+    "Replacement",
     "StochasticDepth",
     "VariationalDropout",
     "WordDropout",
+    "insert_dropout",
+    "mc_dropout",
     "pruned",
+    "replace_dropout",
     "same_masks",
     "seed_dropout",
     "set_linear_depth",

@@ -30,7 +30,7 @@ class _DropBlock(Seeded):
         self.generator = generator
 
     def _checked(self, block_size: int | Sequence[int]) -> tuple[int, ...]:
-        sizes = (block_size,) * self.spatial if isinstance(block_size, int) else tuple(block_size)
+        sizes = tuple(block_size) if isinstance(block_size, Sequence) else (block_size,) * self.spatial
         if len(sizes) != self.spatial or not all(type(size) is int and size >= 1 for size in sizes):
             raise ValueError(
                 f"{type(self).__name__}: block_size must be a whole number >= 1, or {self.spatial} of them, "

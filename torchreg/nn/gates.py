@@ -385,7 +385,7 @@ def pruned(model: nn.Module) -> nn.Module:
     copied = copy.deepcopy(model)
     made: dict[nn.Module, nn.Module] = {}
     for parent in list(copied.modules()):
-        for name, child in list(parent.named_children()):
+        for name, child in list(parent._modules.items()):  # each place of those that stand in several
             if isinstance(child, Gated):
                 parent._modules[name] = made.setdefault(child, child.pruned().train(child.training))
     return copied

@@ -1,0 +1,352 @@
+"""Layers that learn what to drop: their noise, their complexity, what they leave behind."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.integrate import quad
+from scipy.special import expit
+from torch import Generator, nn
+
+import torchreg
+from tests.helpers import assert_bit_equal, assert_close
+from torchreg import L2, Complexity, Regularizer, compress
+from torchreg.diagnostics import compression
+from torchreg.nn import ConcreteDropout, HardConcrete, VariationalDropout, pruned
+
+KINDS = [ConcreteDropout, VariationalDropout, HardConcrete]
+each_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+LAYERS = {
+    "linear": (lambda: nn.Linear(6, 5, dtype=torch.float64), (7, 6)),
+    "linear, one example": (lambda: nn.Linear(6, 5, dtype=torch.float64), (6,)),
+    "linear over a sequence": (lambda: nn.Linear(6, 5, dtype=torch.float64), (7, 3, 6)),
+    "conv1d": (lambda: nn.Conv1d(3, 4, 3, dtype=torch.float64), (7, 3, 9)),
+    "conv2d": (lambda: nn.Conv2d(3, 4, 3, padding=1, stride=2, dtype=torch.float64), (7, 3, 9, 8)),
+    "conv2d, circular": (
+        lambda: nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular", dtype=torch.float64),
+        (2, 3, 5, 5),
+    ),
+    "conv2d, one example": (lambda: nn.Conv2d(3, 4, 3, bias=False, dtype=torch.float64), (3, 5, 5)),
+    "conv3d": (lambda: nn.Conv3d(2, 3, 2, dtype=torch.float64), (2, 2, 4, 4, 4)),
+}
+each_layer = pytest.mark.parametrize(("make", "shape"), LAYERS.values(), ids=LAYERS.keys())
+
+
+def seeded(seed: int) -> Generator:
+    return Generator().manual_seed(seed)
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        VariationalDropout(nn.Linear(6, 5, dtype=torch.float64)),
+        nn.ReLU(),
+        HardConcrete(nn.Linear(5, 4, dtype=torch.float64)),
+        ConcreteDropout(nn.Linear(4, 3, dtype=torch.float64)),
+    )
+
+
+# -- the layers ---------------------------------------------------------------------------------------------------
+
+
+@each_kind
+@each_layer
+def test_what_is_pruned_computes_the_same(kind, make, shape):
+    layer = kind(make()).eval()
+    with torch.no_grad():
+        getattr(layer, layer.rates).normal_(0, 3)
+    x = torch.randn(shape, dtype=torch.float64)
+    ordinary = layer.pruned()
+    assert type(ordinary) is type(layer.layer)
+    assert_close(ordinary(x), layer(x))
+
+
+@each_kind
+@each_layer
+def test_training_keeps_the_shape_and_reaches_all_parameters(kind, make, shape):
+    layer = kind(make())
+    y = layer(torch.randn(shape, dtype=torch.float64))
+    assert y.shape == layer.layer(torch.randn(shape, dtype=torch.float64)).shape
+    y.square().sum().backward()
+    assert all(param.grad is not None and param.grad.isfinite().all() for param in layer.parameters())
+
+
+@each_kind
+def test_a_generator_decides_the_noise_and_survives_in_the_state(kind):
+    layer, x = kind(nn.Linear(6, 5), generator=seeded(1)), torch.ones(9, 6)
+    layer(x)
+    state = copy.deepcopy(layer.state_dict())
+    expected = [layer(x) for _ in range(2)]
+    layer.load_state_dict(state)
+    assert_bit_equal([layer(x) for _ in range(2)], expected)
+    twin = pickle.loads(pickle.dumps(layer))
+    assert_bit_equal(twin(x), layer(x))
+
+
+@each_kind
+def test_other_layers_are_refused(kind):
+    with pytest.raises(TypeError, match=f"{kind.__name__}: layer must be a torch.nn.Linear, Conv1d, .*, got LSTM"):
+        kind(nn.LSTM(3, 3))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ConcreteDropout(nn.Linear(2, 2), p=1.0), r"p must be a number in \(0, 1\), got 1.0"),
+        (lambda: ConcreteDropout(nn.Linear(2, 2), temperature=0), r"temperature must be a number in \(0, inf\), got 0"),
+        (lambda: HardConcrete(nn.Linear(2, 2), p=0.0), r"p must be a number in \(0, 1\), got 0.0"),
+        (lambda: HardConcrete(nn.Linear(2, 2), units="both"), "units must be one of inputs, outputs, got 'both'"),
+        (lambda: HardConcrete(nn.Linear(2, 2), stretch=(0.0, 1.0)), "stretch must reach below 0 and above 1"),
+        (lambda: HardConcrete(nn.Conv2d(4, 4, 1, groups=2)), "a grouped convolution must have units='outputs'"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+# -- variational dropout ------------------------------------------------------------------------------------------
+
+
+def test_variational_noise_has_the_mean_and_variance_of_noisy_weights():
+    layer = VariationalDropout(nn.Linear(3, 2, dtype=torch.float64), generator=seeded(2))
+    with torch.no_grad():
+        layer.log_sigma2.uniform_(-2, 0)
+    x = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
+    y = layer(x.expand(200_000, 3)).detach()
+    deviation = (layer.log_sigma2.exp() @ x.square()).sqrt().detach()
+    assert ((y.mean(0) - layer.layer(x)).abs() < 4.5 * deviation / math.sqrt(200_000)).all()
+    assert_close(y.std(0), deviation, tolerance=0.01)
+
+
+@pytest.mark.parametrize("log_alpha", [-6.0, -3.0, -1.0, 0.0, 1.0, 3.0, 6.0])
+def test_the_divergence_is_the_papers_approximation_of_the_integral(log_alpha):
+    """KL = E log|1 + sqrt(alpha) e| - log(alpha)/2 for a normal e, less its limit at infinity."""
+    alpha = math.exp(log_alpha)
+
+    def density(e: float) -> float:
+        return math.exp(-e * e / 2) / math.sqrt(2 * math.pi) * math.log(abs(1 + math.sqrt(alpha) * e))
+
+    peak = max(-1 / math.sqrt(alpha), -12.0)
+    integral = quad(density, -12, peak)[0] + quad(density, peak, 12, limit=200)[0]
+    at_infinity = -(math.log(2) + 0.5772156649015329) / 2  # E log|e|
+    layer = VariationalDropout(nn.Linear(1, 1, bias=False, dtype=torch.float64))
+    weight = torch.ones(1, 1, dtype=torch.float64)
+    ours = layer.complexity_of(torch.tensor([[log_alpha]], dtype=torch.float64), weight).item()
+    assert ours == pytest.approx(integral - log_alpha / 2 - at_infinity, abs=0.01)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_the_written_out_gradient_is_autograds(index):
+    layer = VariationalDropout(nn.Linear(50, 40, dtype=torch.float64))
+    with torch.no_grad():
+        layer.log_sigma2.uniform_(-25, 5)
+        layer.layer.weight[0, :5] = 0
+    tensors = layer.log_sigma2, layer.layer.weight
+    with torch.no_grad():
+        written_out = layer.complexity_gradient(index, *tensors)
+    assert_close(written_out, layer.complexity_gradient(index, *tensors).detach(), tolerance=1e-11)
+    assert (written_out == 0).any()  # where log alpha is beyond its limits
+
+
+def test_drowned_weights_are_dropped_in_evaluation():
+    layer = VariationalDropout(nn.Linear(2, 1, bias=False))
+    with torch.no_grad():
+        layer.layer.weight.copy_(torch.tensor([[1.0, 0.01]]))
+        layer.log_sigma2.fill_(math.log(0.01))
+    assert layer.eval()(torch.tensor([[1.0, 1.0]])).item() == 1.0
+    assert layer.pruned().weight.tolist() == [[1.0, 0.0]]
+
+
+# -- hard concrete ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("p", [0.05, 0.3, 0.9])
+def test_gates_are_closed_as_often_as_the_complexity_says(p):
+    layer = HardConcrete(nn.Linear(1000, 1, bias=False), p=p, generator=seeded(3))
+    nn.init.ones_(layer.layer.weight)
+    gates = layer._draw(torch.ones(1000, 1000))
+    share = 1 - layer.complexity().item() / 1000
+    assert (gates == 0).float().mean().item() == pytest.approx(
+        share, abs=4.5 * math.sqrt(share * (1 - share) / 1e6) + 1e-6
+    )
+    low, high = layer.stretch
+    closed = torch.logit(torch.tensor(p)) + layer.temperature * math.log(-low / high)
+    assert share == pytest.approx(expit(closed.item()), abs=1e-3)
+    assert ((gates >= 0) & (gates <= 1)).all()
+    assert (gates == 1).any()
+
+
+def test_gates_are_those_of_the_layers_units():
+    inputs, outputs = HardConcrete(nn.Conv2d(3, 4, 1)), HardConcrete(nn.Conv2d(3, 4, 1), units="outputs")
+    assert (inputs.gates.shape, outputs.gates.shape) == ((3,), (4,))
+    x = torch.randn(5, 3, 6, 6)
+    ratio = outputs(x) / outputs.layer(x)
+    assert_close(ratio, ratio[..., :1, :1].expand_as(ratio), tolerance=1e-4)  # whole maps
+
+
+def test_what_closed_gates_leave_can_be_compressed():
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), HardConcrete(nn.Linear(8, 3)))
+    with torch.no_grad():
+        model[2].log_alpha[2:] = -10
+    small = compress(pruned(model))
+    assert small[0].out_features == 2
+    x = torch.randn(4, 6)
+    assert_close(small(x), model.eval()(x), tolerance=1e-5)
+
+
+# -- concrete dropout ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_the_relaxed_mask_drops_with_rate_p(p):
+    layer = ConcreteDropout(nn.Linear(1000, 1, bias=False), p=p, temperature=0.01, generator=seeded(4))
+    noise = layer._uniform(torch.ones(1), (1_000_000,))
+    kept = (torch.logit(noise) - layer.logit_p).sigmoid() > 0.5
+    assert (~kept).float().mean().item() == pytest.approx(p, abs=4.5 * math.sqrt(p * (1 - p) / 1e6))
+
+
+def test_at_low_temperature_the_mean_is_kept():
+    layer = ConcreteDropout(
+        nn.Linear(1, 1, bias=False, dtype=torch.float64), p=0.3, temperature=0.01, generator=seeded(5)
+    )
+    nn.init.ones_(layer.layer.weight)
+    assert layer(torch.ones(200_000, 1, dtype=torch.float64)).mean().item() == pytest.approx(1, abs=0.01)
+
+
+def test_the_learned_rate_is_the_entropys_and_the_priors_optimum():
+    """With data that say nothing, p settles where the complexity has its minimum, found by a grid."""
+    layer = ConcreteDropout(nn.Linear(4, 3, dtype=torch.float64), p=0.1, length_scale=1.0)
+    weight = layer.layer.weight.detach()
+    grid = torch.linspace(-5, 5, 20_001, dtype=torch.float64)
+    best = grid[torch.stack([layer.complexity_of(logit, weight) for logit in grid]).argmin()]
+    optimizer = torch.optim.Adam([layer.logit_p], lr=0.05)
+    for _ in range(500):
+        optimizer.zero_grad()
+        layer.complexity().backward()
+        optimizer.step()
+    assert layer.logit_p.item() == pytest.approx(best.item(), abs=1e-3)
+
+
+# -- the complexity as a penalty ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["loss", "grad"])
+def test_the_regularizer_adds_the_layers_complexity_once(mode):
+    model = network()
+    regularizer = Regularizer(model, Complexity(0.01), mode=mode)
+    expected = 0.01 * sum(model[i].complexity() for i in (0, 2, 3))
+    assert_close(regularizer.value(), expected)
+    gradients = torch.autograd.grad(expected, list(model.parameters()), allow_unused=True)
+    if mode == "loss":
+        regularizer.value().backward()
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        for param in model.parameters():
+            param.grad = torch.zeros_like(param)
+        with regularizer.attach(optimizer):
+            optimizer.step()
+    for param, gradient in zip(model.parameters(), gradients, strict=True):
+        assert_close(0 * param if param.grad is None else param.grad, 0 * param if gradient is None else gradient)
+
+
+def test_terms_tell_the_divergences_from_the_gates():
+    model = network()
+    terms = Regularizer(model, Complexity(1.0)).terms()
+    assert terms.keys() == {"KL", "L0"}
+    assert_close(terms["KL"], model[0].complexity() + model[3].complexity())
+    assert_close(terms["L0"], model[2].complexity())
+
+
+def test_second_derivatives_of_the_penalized_loss_are_those_of_the_formula():
+    layer = VariationalDropout(nn.Linear(3, 2, dtype=torch.float64))
+    value = Regularizer(layer, Complexity(1.0)).value()
+    (first,) = torch.autograd.grad(value, layer.log_sigma2, create_graph=True)
+    (expected,) = torch.autograd.grad(layer.complexity(), layer.log_sigma2, create_graph=True)
+    assert_close(
+        torch.autograd.grad(first.square().sum(), layer.log_sigma2)[0],
+        torch.autograd.grad(expected.square().sum(), layer.log_sigma2)[0],
+    )
+
+
+def test_other_penalties_leave_the_rates_alone():
+    shown = str(Regularizer(network(), L2(1e-4)))
+    assert shown.count("learned drop rate") == 3
+    assert "0.layer.weight" in shown
+
+
+def test_a_schedule_brings_the_divergence_in():
+    model = network()
+    regularizer = Regularizer(model, Complexity(1.0), schedule=torchreg.linear(steps=10, start=0.0, end=1.0, after=5))
+    for _ in range(5):
+        assert regularizer.value() == 0
+        regularizer.step()
+    regularizer.step()
+    assert_close(regularizer.value(), 0.1 * sum(model[i].complexity() for i in (0, 2, 3)))
+
+
+def test_a_copy_of_the_regularizer_goes_with_the_copied_model():
+    regularizer = Regularizer(network(), Complexity(1.0))
+    twin = copy.deepcopy(regularizer)
+    with torch.no_grad():
+        regularizer.model[0].log_sigma2.add_(1)
+    assert twin.value() != regularizer.value()
+
+
+def test_a_model_without_such_layers_and_sums_with_other_penalties_are_refused():
+    with pytest.raises(ValueError, match=r"must choose at least one parameter, got none of .*not learned to drop"):
+        Regularizer(nn.Linear(2, 2), Complexity(1.0))
+    with pytest.raises(
+        ValueError, match=r"Complexity: is for the rates of layers .* got weight: make one Regularizer for it"
+    ):
+        Regularizer(nn.Linear(2, 2), Complexity(1.0) + L2(1.0))
+
+
+# -- pruning and compression --------------------------------------------------------------------------------------
+
+
+def test_pruning_a_model_replaces_every_layer_and_leaves_the_model_alone():
+    model = network().eval()
+    before = copy.deepcopy(model.state_dict())
+    ordinary = pruned(model)
+    assert [type(layer) for layer in ordinary] == [nn.Linear, nn.ReLU, nn.Linear, nn.Linear]
+    x = torch.randn(5, 6, dtype=torch.float64)
+    assert_close(ordinary(x), model(x))
+    assert_bit_equal(dict(model.state_dict()), dict(before))
+    assert type(pruned(model[0])) is nn.Linear
+
+
+def test_a_layer_used_twice_stays_one_layer():
+    shared = HardConcrete(nn.Linear(3, 3))
+    ordinary = pruned(nn.ModuleList([shared, shared]))
+    assert ordinary[0] is ordinary[1]
+
+
+def test_compression_counts_weights_units_and_bits():
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    model[0].weight.data[1:] = 0
+    counted = compression(model)
+    assert counted.weights == 18 / 10
+    assert counted.units == 18 / 6
+    assert counted.bits == pytest.approx(32 * 18 / (32 * 10 + math.log2(math.comb(12, 4))))
+    assert compression(nn.Sequential(nn.ReLU())) == (1, 1, 1)
+    assert compression(nn.ModuleList([nn.Linear(2, 2)])).units is None
+
+
+def test_training_with_the_divergence_finds_the_inputs_that_matter():
+    torch.manual_seed(0)
+    x = torch.randn(512, 20)
+    y = x[:, :3].sum(1, keepdim=True)
+    layer = VariationalDropout(nn.Linear(20, 1), log_sigma2=-5.0)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.02)
+    Regularizer(layer, Complexity(1 / 512), mode="grad").attach(optimizer)
+    for _ in range(1500):
+        optimizer.zero_grad()
+        F.mse_loss(layer(x), y).backward()
+        optimizer.step()
+    kept = layer.pruned().weight[0] != 0
+    assert kept[:3].all()
+    assert not kept[3:].any()
