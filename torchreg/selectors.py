@@ -17,7 +17,7 @@ from typing import final
 
 from torch import nn
 
-from torchreg.nn.gates import Gated
+from torchreg.nn.gated import Gated
 from torchreg.parameters import ParamInfo
 
 _NORMALIZATIONS: tuple[type[nn.Module], ...] = (

@@ -11,8 +11,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import torchreg
 from tests.helpers import assert_bit_equal, assert_differs, make_data, make_model
+from torchreg.nn import insert_dropout, replace_dropout
 from torchreg.nn.block import DropBlock2d
-from torchreg.nn.convert import insert_dropout, replace_dropout
 from torchreg.nn.dropout import Dropout, GaussianDropout
 
 KINDS = ["Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout"]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tests.helpers import assert_bit_equal, assert_close
-from torchreg.nn.convert import insert_dropout, replace_dropout
+from torchreg.nn import insert_dropout, replace_dropout
 from torchreg.nn.depth import StochasticDepth
 from torchreg.nn.dropout import AlphaDropout, Dropout
 from torchreg.nn.monte_carlo import mc_dropout

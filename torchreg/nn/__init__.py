@@ -1,7 +1,8 @@
 """Layers that drop, and what puts them into existing models."""
 
 from torchreg.nn.block import DropBlock1d, DropBlock2d, DropBlock3d
-from torchreg.nn.convert import Insertion, Replacement, insert_dropout, replace_dropout
+from torchreg.nn.concrete import ConcreteDropout, HardConcrete
+from torchreg.nn.convert import Replacement, replace_dropout
 from torchreg.nn.depth import StochasticDepth, set_linear_depth
 from torchreg.nn.dropout import (
     AlphaDropout,
@@ -12,10 +13,12 @@ from torchreg.nn.dropout import (
     FeatureAlphaDropout,
     GaussianDropout,
 )
-from torchreg.nn.gates import ConcreteDropout, HardConcrete, VariationalDropout, pruned
+from torchreg.nn.gated import Gated, pruned
+from torchreg.nn.insert import Insertion, insert_dropout
 from torchreg.nn.monte_carlo import MonteCarlo, Prediction, mc_dropout
 from torchreg.nn.seeding import same_masks, seed_dropout
 from torchreg.nn.sequence import EmbeddingDropout, LockedDropout, WordDropout
+from torchreg.nn.variational import VariationalDropout
 
 __all__ = [
     "AlphaDropout",
@@ -29,6 +32,7 @@ __all__ = [
     "Dropout3d",
     "EmbeddingDropout",
     "FeatureAlphaDropout",
+    "Gated",
     "GaussianDropout",
     "HardConcrete",
     "Insertion",

@@ -9,7 +9,7 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from torchreg.nn.gates import Gated
+from torchreg.nn.gated import Gated
 from torchreg.parameters import ParamInfo
 from torchreg.penalties.base import Penalty, Term
 

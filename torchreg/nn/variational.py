@@ -1,0 +1,117 @@
+"""Sparse variational dropout."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from torchreg import functional as f
+from torchreg.nn.gated import Gated, Layer
+
+_K1, _K2, _K3 = 0.63576, 1.8732, 1.48695  # of the approximate divergence
+_LIMIT, _TINY = 8.0, 1e-8  # of log alpha, and what is added to squared weights before their logarithm
+
+
+class VariationalDropout(Gated):
+    r"""Sparse variational dropout: each weight has a noise level that is learned, and drowned weights are dropped.
+
+    .. math:: y_i \sim N\Big(\sum_j \theta_{ij} x_j + b_i, \; \sum_j \sigma_{ij}^2 x_j^2\Big), \qquad
+              \alpha = \frac{\sigma^2}{\theta^2}
+
+    for each example on its own. In evaluation mode, weights with :math:`\log \alpha` above the threshold are zero. The
+    complexity is the divergence from the log-uniform prior, in the paper's approximation:
+
+    .. math:: C = \sum k_1 - k_1 \sigma(k_2 + k_3 \log \alpha) + \tfrac12 \log(1 + \alpha^{-1})
+
+    with :math:`k = (0.63576, 1.8732, 1.48695)`; it is least, 0, where a weight is all noise. Add it with
+    ``Regularizer(model, Complexity(1 / N), schedule=...)``, :math:`N` the number of training examples: at full strength
+    from the start it takes too many weights, so let a schedule bring it in. A learning rate of the noise levels as
+    large as the weights' will do.
+
+    Args:
+        layer: ``nn.Linear`` or ``nn.Conv1d`` to ``nn.Conv3d``.
+        log_sigma2: :math:`\log \sigma^2` to start from.
+        threshold: of :math:`\log \alpha`; 3 is a binary dropout rate of 0.95.
+        generator: source of the random numbers, as in :class:`Dropout`.
+
+    Raises:
+        TypeError: any other layer.
+
+    Example:
+        >>> layer = VariationalDropout(nn.Linear(8, 4))
+        >>> layer(torch.ones(2, 8)).shape
+        torch.Size([2, 4])
+        >>> layer.pruned().weight.count_nonzero()
+        tensor(32)
+
+    References:
+        Dmitry Molchanov, Arsenii Ashukha, Dmitry Vetrov, "Variational Dropout Sparsifies Deep Neural Networks",
+        ICML 2017. Diederik P. Kingma, Tim Salimans, Max Welling, "Variational Dropout and the Local
+        Reparameterization Trick", NIPS 2015.
+    """
+
+    rates, cost, depends_on = "log_sigma2", "KL", ("log_sigma2", "layer.weight")
+
+    def __init__(
+        self, layer: Layer, log_sigma2: float = -10.0, *, threshold: float = 3.0, generator: Generator | None = None
+    ) -> None:
+        super().__init__(layer, generator)
+        self.threshold = threshold
+        self.log_sigma2 = nn.Parameter(torch.full_like(layer.weight, log_sigma2))
+
+    @property
+    def log_alpha(self) -> Tensor:
+        """The logarithm of noise over signal of each weight, from -8 to 8."""
+        return _log_alpha(self.log_sigma2, self.layer.weight)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return _applied(self.layer, input, self._kept_weight(), self.layer.bias)
+        mean: Tensor = self.layer(input)
+        variance = _applied(self.layer, input.square(), self.log_sigma2.exp(), None)
+        if self.generator is not None:
+            f.check_generator("VariationalDropout", self.generator, input.device)
+        noise = torch.randn(mean.shape, generator=self.generator, dtype=mean.dtype, device=mean.device)
+        return mean + noise * (variance + 1e-8).sqrt()  # whose slope at 0 would be infinite
+
+    def complexity_of(self, log_sigma2: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
+        log_alpha = _log_alpha(log_sigma2, weight)
+        return (_K1 - _K1 * torch.sigmoid(_K2 + _K3 * log_alpha) + 0.5 * F.softplus(-log_alpha)).sum()
+
+    def complexity_gradient(self, index: int, *tensors: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return super().complexity_gradient(index, *tensors)
+        log_sigma2, weight = tensors  # written out, for there are as many as weights
+        signal = weight.square().add_(_TINY)
+        log_alpha = log_sigma2 - signal.log()
+        is_clamped = log_alpha.abs() > _LIMIT
+        bend = log_alpha.mul(_K3).add_(_K2).sigmoid_()
+        slope = log_alpha.neg_().sigmoid_().mul_(-0.5).addcmul_(bend, 1 - bend, value=-_K1 * _K3)
+        slope.masked_fill_(is_clamped, 0.0)
+        return slope if index == 0 else slope.mul_(weight).div_(signal).mul_(-2)
+
+    def pruned(self) -> Layer:
+        layer = copy.deepcopy(self.layer)
+        layer.weight.data = self._kept_weight().detach()
+        return layer
+
+    def _kept_weight(self) -> Tensor:
+        return self.layer.weight.masked_fill(self.log_alpha > self.threshold, 0.0)
+
+    def extra_repr(self) -> str:
+        return f"threshold={self.threshold}"
+
+
+def _log_alpha(log_sigma2: Tensor, weight: Tensor) -> Tensor:
+    return (log_sigma2 - (weight.square() + _TINY).log()).clamp(-_LIMIT, _LIMIT)
+
+
+def _applied(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The layer's map with another weight and bias."""
+    if isinstance(layer, nn.Linear):
+        return F.linear(x, weight, bias)
+    output: Tensor = layer._conv_forward(x, weight, bias)
+    return output
