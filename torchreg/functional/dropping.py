@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from torchreg.functional.masks import PIECE, check_generator, check_probability, is_plain, keep_mask, representable
 
-_SMALL = 1 << 13  # elements; for fewer, torch's single call is faster than drawing bits in several
+_SMALL = 3 << 13  # elements; for fewer, torch's single call is faster than drawing bits in several
 
 
 def dropout(
@@ -24,9 +24,9 @@ def dropout(
 ) -> Tensor:
     r"""Zeroes each element with probability ``p`` and scales the others by ``1 / (1 - p)``, so the mean is kept.
 
-    On the CPU one 64-bit random number decides four elements, 16 bits each (eight, where p is a multiple of 1/256),
-    which is several times faster than :func:`torch.nn.functional.dropout`; what is kept for the backward pass is one
-    byte an element. Tensors of fewer than 8192 elements, other devices, tensor subclasses, ``torch.compile`` and the
+    On the CPU one 64-bit random number decides about eight elements, which is several times faster than
+    :func:`torch.nn.functional.dropout`; what is kept for the backward pass is one byte an element. Tensors of fewer
+    than 24,576 elements, other devices, tensor subclasses, ``torch.compile`` and the
     transforms of ``torch.func`` use torch's own kernels.
 
     Args:

@@ -13,8 +13,8 @@ from torch.nn import Parameter
 
 PIECE = 1 << 18  # elements that are worked on at once: what is computed on the way stays in the cache
 
-# A drop decision reads so many random bits that p is a multiple of 2**-bits, or 16, or, of what is rare, 32.
-_LANES = {8: torch.int8, 16: torch.int16, 32: torch.int32}
+_SHARING = 16  # elements that share eight random bits
+_UNSEEDED = Generator().initial_seed()  # of every generator that nobody has seeded: nothing is lost with its upper bits
 
 _replay = threading.local()  # is_on: whether the generators stand where they stood in the forward pass
 
@@ -76,39 +76,56 @@ def is_plain(x: Tensor) -> bool:
 
 def representable(p: float, is_rare: bool = False) -> float:
     """The rate that :func:`keep_mask` drops with on the CPU: ``p`` to the nearest ``2**-16``, or ``2**-32`` if rare."""
-    bits = _bits(p, is_rare)
-    return round(float(p) * (1 << bits)) / (1 << bits)
+    levels = 1 << (32 if is_rare else 16)
+    return round(float(p) * levels) / levels
 
 
 def keep_mask(x: Tensor, p: float, shape: Sequence[int], generator: Generator | None, is_rare: bool = False) -> Tensor:
     """Ones, and zeros with probability ``p``: uint8 where ``x`` is plain, else in ``x``'s dtype.
 
-    A plain ``x`` has one 64-bit random number decide two, four or eight elements, which is 15 times faster than
-    ``Tensor.bernoulli_``. Where ``shape`` is ``x``'s the mask lies in memory as ``torch.empty_like(x)`` does.
+    For a plain ``x`` one 64-bit random number decides about eight elements, or two, where zeros are rare, which is many
+    times faster than ``Tensor.bernoulli_``. Where ``shape`` is ``x``'s the mask has the strides of ``empty_like(x)``.
     """
     if not is_plain(x):  # out of place, which torch.func.vmap can make one for each example
         return (torch.rand(shape, generator=generator, device=x.device) >= p).to(x.dtype)
-    keep = _keep_bytes(torch.Size(shape).numel(), p, generator, is_rare)
+    source, count = _source(generator), torch.Size(shape).numel()
+    keep = (_rarely_zero if is_rare else _kept_by_bytes)(count, p, source)
     if x.is_contiguous() or x.shape != shape:
         return keep.view(shape)
     return keep.as_strided(shape, torch.empty_like(x, device="meta").stride())
 
 
-def _keep_bytes(count: int, p: float, generator: Generator | None, is_rare: bool) -> Tensor:
-    bits = _bits(p, is_rare)
-    least = round(float(p) * (1 << bits)) - (1 << bits - 1)  # of the signed numbers that are kept
-    source = _source(generator)
-    keep = torch.empty(count, dtype=torch.uint8)
+def _kept_by_bytes(count: int, p: float, source: Generator | None) -> Tensor:
+    """Eight random bits for each element, and eight more that :data:`_SHARING` elements share.
+
+    Those decide where the first eight lie on the border, so that the rate is ``p`` to ``2**-16``. Any two elements are
+    as good as independent: their correlation is at most ``2**-18 / p / (1 - p)``, and 0 unless they share.
+    """
+    inverse = p > 0.5  # then what is kept is counted, so that no threshold leaves the range of a signed byte
+    level, rest = divmod(round(float(1 - p if inverse else p) * (1 << 16)), 1 << 8)
+    compare = torch.lt if inverse else torch.ge
+    keep = torch.empty(-(-count // _SHARING) * _SHARING, dtype=torch.uint8)
     for part in keep.split(PIECE) if count > PIECE else (keep,):
-        words = torch.empty(-(-len(part) * bits // 64), dtype=torch.int64)
-        words.random_(-(2**63), None, generator=source)  # the full range: by default the top bit is always 0
-        lanes = words.view(_LANES[bits])
-        torch.ge(lanes if len(lanes) == len(part) else lanes[: len(part)], least, out=part)
-    return keep
+        columns = len(part) // _SHARING
+        drawn = _bits(len(part) + (columns if rest else 0), source).view(torch.int8)
+        threshold: int | Tensor = level - 128
+        if rest:
+            threshold = torch.empty(columns, dtype=torch.int8)
+            torch.lt(drawn[len(part) : len(part) + columns], rest - 128, out=threshold).add_(level - 128)
+        compare(drawn[: len(part)].view(_SHARING, columns), threshold, out=part.view(_SHARING, columns))
+    return keep[:count]
 
 
-def _bits(p: float, is_rare: bool) -> int:
-    return 32 if is_rare else 8 if float(p * 256).is_integer() else 16
+def _rarely_zero(count: int, p: float, source: Generator | None) -> Tensor:
+    """32 random bits for each element."""
+    keep = torch.empty(count, dtype=torch.uint8)
+    drawn = _bits(4 * count, source).view(torch.int32)[:count]
+    return torch.ge(drawn, round(float(p) * (1 << 32)) - (1 << 31), out=keep)
+
+
+def _bits(size: int, source: Generator | None) -> Tensor:
+    """At least so many random bytes, as 64-bit numbers of the full range: by default the top bit is always 0."""
+    return torch.empty(-(-size // 8), dtype=torch.int64).random_(-(2**63), None, generator=source)
 
 
 def _source(generator: Generator | None) -> Generator | None:
@@ -118,7 +135,7 @@ def _source(generator: Generator | None) -> Generator | None:
     same masks.
     """
     seed = (torch.default_generator if generator is None else generator).initial_seed()
-    if not seed >> 32:
+    if not seed >> 32 or seed == _UNSEEDED:
         return generator
     drawn = torch.empty((), dtype=torch.int64).random_(-(2**63), None, generator=generator)
     return Generator().manual_seed(mixed(seed ^ int(drawn)))
