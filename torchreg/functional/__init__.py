@@ -1,7 +1,15 @@
 """Every formula of torchreg, on plain tensors. Nothing here knows of models, optimizers or strengths."""
 
 from torchreg.functional.dropping import channel_dropout, drop, dropout, mask_shape
-from torchreg.functional.masks import check_generator, check_probability, keep_mask, mixed, replaying
+from torchreg.functional.masks import (
+    check_generator,
+    check_probability,
+    is_plain,
+    keep_mask,
+    mixed,
+    replaying,
+    representable,
+)
 from torchreg.functional.measures import (
     as_tensor,
     distance_beyond_kink,
@@ -53,6 +61,7 @@ __all__ = [
     "group_soft_threshold",
     "half_square",
     "interpolate_gate",
+    "is_plain",
     "keep_mask",
     "l1_norm",
     "l2_norm",
@@ -66,6 +75,7 @@ __all__ = [
     "project_simplex",
     "real_dtype",
     "replaying",
+    "representable",
     "row_norms",
     "scaled_sign",
     "shrink",

@@ -2,6 +2,7 @@
 
 from torchreg.nn.block import DropBlock1d, DropBlock2d, DropBlock3d
 from torchreg.nn.concrete import ConcreteDropout, HardConcrete
+from torchreg.nn.connect import DropConnect
 from torchreg.nn.convert import Replacement, replace_dropout
 from torchreg.nn.depth import StochasticDepth, set_linear_depth
 from torchreg.nn.dropout import (
@@ -26,6 +27,7 @@ __all__ = [
     "DropBlock1d",
     "DropBlock2d",
     "DropBlock3d",
+    "DropConnect",
     "Dropout",
     "Dropout1d",
     "Dropout2d",

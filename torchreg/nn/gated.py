@@ -86,6 +86,7 @@ def pruned(model: nn.Module) -> nn.Module:
     What was dropped is exactly zero there, so :func:`torchreg.compress` can take out whole units.
 
     Example:
+        >>> from torchreg.nn import VariationalDropout
         >>> model = nn.Sequential(VariationalDropout(nn.Linear(4, 3)), nn.ReLU(), nn.Linear(3, 2))
         >>> pruned(model)
         Sequential(

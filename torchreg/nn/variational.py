@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from torchreg import functional as f
+from torchreg.nn.connect import applied
 from torchreg.nn.gated import Gated, Layer
 
 _K1, _K2, _K3 = 0.63576, 1.8732, 1.48695  # of the approximate divergence
@@ -69,9 +70,9 @@ class VariationalDropout(Gated):
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
-            return _applied(self.layer, input, self._kept_weight(), self.layer.bias)
+            return applied(self.layer, input, self._kept_weight(), self.layer.bias)
         mean: Tensor = self.layer(input)
-        variance = _applied(self.layer, input.square(), self.log_sigma2.exp(), None)
+        variance = applied(self.layer, input.square(), self.log_sigma2.exp(), None)
         if self.generator is not None:
             f.check_generator("VariationalDropout", self.generator, input.device)
         noise = torch.randn(mean.shape, generator=self.generator, dtype=mean.dtype, device=mean.device)
@@ -107,11 +108,3 @@ class VariationalDropout(Gated):
 
 def _log_alpha(log_sigma2: Tensor, weight: Tensor) -> Tensor:
     return (log_sigma2 - (weight.square() + _TINY).log()).clamp(-_LIMIT, _LIMIT)
-
-
-def _applied(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The layer's map with another weight and bias."""
-    if isinstance(layer, nn.Linear):
-        return F.linear(x, weight, bias)
-    output: Tensor = layer._conv_forward(x, weight, bias)
-    return output
