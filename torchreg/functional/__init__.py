@@ -4,6 +4,7 @@ from torchreg.functional.dropping import channel_dropout, drop, dropout, mask_sh
 from torchreg.functional.masks import (
     check_generator,
     check_probability,
+    drawn,
     is_plain,
     keep_mask,
     mixed,
@@ -52,6 +53,7 @@ __all__ = [
     "check_probability",
     "clip",
     "distance_beyond_kink",
+    "drawn",
     "drop",
     "drop_blocks",
     "drop_paths",

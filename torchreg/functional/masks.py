@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Real
 
@@ -87,12 +87,25 @@ def keep_mask(x: Tensor, p: float, shape: Sequence[int], generator: Generator | 
     times faster than ``Tensor.bernoulli_``. Where ``shape`` is ``x``'s the mask has the strides of ``empty_like(x)``.
     """
     if not is_plain(x):  # out of place, which torch.func.vmap can make one for each example
-        return (torch.rand(shape, generator=generator, device=x.device) >= p).to(x.dtype)
+        return (drawn(torch.rand, shape, x.device, generator) >= p).to(x.dtype)
     source, count = _source(generator), torch.Size(shape).numel()
     keep = (_rarely_zero if is_rare else _kept_by_bytes)(count, p, source)
     if x.is_contiguous() or x.shape != shape:
         return keep.view(shape)
     return keep.as_strided(shape, torch.empty_like(x, device="meta").stride())
+
+
+def drawn(
+    draw: Callable[..., Tensor],
+    shape: Sequence[int],
+    device: torch.device,
+    generator: Generator | None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """``torch.rand`` or ``torch.randn``; with sizes that a compiler knows as symbols they take no generator at all."""
+    if generator is None:
+        return draw(shape, dtype=dtype, device=device)
+    return draw(shape, generator=generator, dtype=dtype, device=device)
 
 
 def _kept_by_bytes(count: int, p: float, source: Generator | None) -> Tensor:
@@ -107,20 +120,20 @@ def _kept_by_bytes(count: int, p: float, source: Generator | None) -> Tensor:
     keep = torch.empty(-(-count // _SHARING) * _SHARING, dtype=torch.uint8)
     for part in keep.split(PIECE) if count > PIECE else (keep,):
         columns = len(part) // _SHARING
-        drawn = _bits(len(part) + (columns if rest else 0), source).view(torch.int8)
+        bits = _bits(len(part) + (columns if rest else 0), source).view(torch.int8)
         threshold: int | Tensor = level - 128
         if rest:
             threshold = torch.empty(columns, dtype=torch.int8)
-            torch.lt(drawn[len(part) : len(part) + columns], rest - 128, out=threshold).add_(level - 128)
-        compare(drawn[: len(part)].view(_SHARING, columns), threshold, out=part.view(_SHARING, columns))
+            torch.lt(bits[len(part) : len(part) + columns], rest - 128, out=threshold).add_(level - 128)
+        compare(bits[: len(part)].view(_SHARING, columns), threshold, out=part.view(_SHARING, columns))
     return keep[:count]
 
 
 def _rarely_zero(count: int, p: float, source: Generator | None) -> Tensor:
     """32 random bits for each element."""
     keep = torch.empty(count, dtype=torch.uint8)
-    drawn = _bits(4 * count, source).view(torch.int32)[:count]
-    return torch.ge(drawn, round(float(p) * (1 << 32)) - (1 << 31), out=keep)
+    bits = _bits(4 * count, source).view(torch.int32)[:count]
+    return torch.ge(bits, round(float(p) * (1 << 32)) - (1 << 31), out=keep)
 
 
 def _bits(size: int, source: Generator | None) -> Tensor:
@@ -137,8 +150,8 @@ def _source(generator: Generator | None) -> Generator | None:
     seed = (torch.default_generator if generator is None else generator).initial_seed()
     if not seed >> 32 or seed == _UNSEEDED:
         return generator
-    drawn = torch.empty((), dtype=torch.int64).random_(-(2**63), None, generator=generator)
-    return Generator().manual_seed(mixed(seed ^ int(drawn)))
+    word = torch.empty((), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    return Generator().manual_seed(mixed(seed ^ int(word)))
 
 
 def mixed(number: int) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from torchreg.functional.dropping import drop, keep
-from torchreg.functional.masks import is_plain, keep_mask, representable
+from torchreg.functional.masks import drawn, is_plain, keep_mask, representable
 
 
 def alpha_dropout(
@@ -47,7 +47,7 @@ def gaussian_dropout(
     r"""Multiplies by normal noise with mean 1 and dropout's variance: :math:`y = x \epsilon`,
     :math:`\epsilon \sim N(1, \tfrac{p}{1-p})`."""
     deviation = math.sqrt(p / (1 - p))
-    noise = torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device) * deviation + 1
+    noise = drawn(torch.randn, shape, x.device, generator, x.dtype) * deviation + 1
     return x.mul_(noise) if inplace else x * noise
 
 

@@ -151,7 +151,7 @@ class DropConnect(Seeded):
             f.check_generator("DropConnect", self.generator, mean.device)
         total = torch.zeros_like(mean)
         for _ in range(self.samples):
-            noise = torch.randn(mean.shape, generator=self.generator, dtype=mean.dtype, device=mean.device)
+            noise = f.drawn(torch.randn, mean.shape, mean.device, self.generator, mean.dtype)
             total = total + self.activation(mean + noise * deviation)
         return total / self.samples
 

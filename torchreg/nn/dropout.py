@@ -118,13 +118,13 @@ class _ChannelDropout(_Dropping):
     takes_no_batch = True
 
     def forward(self, input: Tensor) -> Tensor:
-        if self._is_idle():
-            return input
-        self._check_generator(input)
         batched = input.ndim == self.spatial + 2
         if not batched and not (self.takes_no_batch and input.ndim == self.spatial + 1):
             result: Tensor = super().forward(input)
             return result
+        if self._is_idle():
+            return input
+        self._check_generator(input)
         return f.channel_dropout(input, self.p, batched, self.inplace, self.generator)
 
 
@@ -232,6 +232,8 @@ class FeatureAlphaDropout(_Dropping, nn.FeatureAlphaDropout):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        if input.ndim < 2:
+            return super().forward(input)  # which refuses it
         if self._is_idle():
             return input
         self._check_generator(input)

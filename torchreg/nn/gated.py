@@ -67,7 +67,7 @@ class Gated(Seeded):
         """Numbers in (0, 1), never at the ends, at least in single precision."""
         if self.generator is not None:
             f.check_generator(type(self).__name__, self.generator, x.device)
-        drawn = torch.rand(shape, generator=self.generator, device=x.device)
+        drawn = f.drawn(torch.rand, shape, x.device, self.generator)
         tiny = torch.finfo(drawn.dtype).eps
         return drawn * (1 - 2 * tiny) + tiny
 

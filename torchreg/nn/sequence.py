@@ -98,7 +98,7 @@ class WordDropout(Seeded):
             return tokens
         if self.generator is not None:
             f.check_generator("WordDropout", self.generator, tokens.device)
-        dropped = torch.rand(tokens.shape, generator=self.generator, device=tokens.device) < self.p
+        dropped = f.drawn(torch.rand, tokens.shape, tokens.device, self.generator) < self.p
         for number in self.keep:
             dropped = dropped & (tokens != number)
         return tokens.masked_fill(dropped, self.unknown)

@@ -75,7 +75,7 @@ class VariationalDropout(Gated):
         variance = applied(self.layer, input.square(), self.log_sigma2.exp(), None)
         if self.generator is not None:
             f.check_generator("VariationalDropout", self.generator, input.device)
-        noise = torch.randn(mean.shape, generator=self.generator, dtype=mean.dtype, device=mean.device)
+        noise = f.drawn(torch.randn, mean.shape, mean.device, self.generator, mean.dtype)
         return mean + noise * (variance + 1e-8).sqrt()  # whose slope at 0 would be infinite
 
     def complexity_of(self, log_sigma2: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
