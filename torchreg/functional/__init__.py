@@ -1,6 +1,6 @@
 """Every formula of torchreg, on plain tensors. Nothing here knows of models, optimizers or strengths."""
 
-from torchreg.functional.dropping import channel_dropout, drop, dropout, mask_shape
+from torchreg.functional.dropping import channel_dropout, drop, dropout, is_small, mask_shape
 from torchreg.functional.masks import (
     check_generator,
     check_probability,
@@ -64,6 +64,7 @@ __all__ = [
     "half_square",
     "interpolate_gate",
     "is_plain",
+    "is_small",
     "keep_mask",
     "l1_norm",
     "l2_norm",

@@ -57,12 +57,17 @@ def dropout(
     check_probability("dropout", p)
     if not training or p == 0:
         return x
-    if generator is None and noise_shape is None and (x.numel() < _SMALL or not is_plain(x)):
+    if generator is None and noise_shape is None and (is_small(x.numel()) or not is_plain(x)):
         return torch.dropout_(x, p, True) if inplace else torch.dropout(x, p, True)
     if generator is not None:
         check_generator("dropout", generator, x.device)
     shape = x.shape if noise_shape is None else mask_shape("dropout", noise_shape, x)
     return drop(x, p, shape, inplace, generator)
+
+
+def is_small(draws: int) -> bool:
+    """Whether torch's own layers, which draw a number for each element or channel, are as fast."""
+    return draws < _SMALL
 
 
 def drop(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from torchreg import functional as f
@@ -118,12 +120,18 @@ class _ChannelDropout(_Dropping):
     takes_no_batch = True
 
     def forward(self, input: Tensor) -> Tensor:
-        batched = input.ndim == self.spatial + 2
-        if not batched and not (self.takes_no_batch and input.ndim == self.spatial + 1):
+        idle, batched = self._is_idle(), input.ndim == self.spatial + 2
+        fits = batched or (self.takes_no_batch and input.ndim == self.spatial + 1)
+        if idle and fits:
+            return input
+        if self.generator is None and (not fits or f.is_small(math.prod(input.shape[: 1 + batched]))):
             result: Tensor = super().forward(input)
             return result
-        if self._is_idle():
-            return input
+        if not fits:
+            raise ValueError(
+                f"{type(self).__name__}: input must have {self.spatial + 2} dimensions for a layer with a generator, "
+                f"got the shape {tuple(input.shape)}"
+            )
         self._check_generator(input)
         return f.channel_dropout(input, self.p, batched, self.inplace, self.generator)
 
@@ -215,6 +223,8 @@ class AlphaDropout(_Dropping, nn.AlphaDropout):
     def forward(self, input: Tensor) -> Tensor:
         if self._is_idle():
             return input
+        if self.generator is None and f.is_small(input.numel()):
+            return F.alpha_dropout(input, self.p, True, self.inplace)  # torch's layer is never in place
         self._check_generator(input)
         return f.alpha_dropout(input, self.p, input.shape, self.inplace, self.generator)
 
@@ -236,6 +246,8 @@ class FeatureAlphaDropout(_Dropping, nn.FeatureAlphaDropout):
             return super().forward(input)  # which refuses it
         if self._is_idle():
             return input
+        if self.generator is None and f.is_small(math.prod(input.shape[:2])):
+            return F.feature_alpha_dropout(input, self.p, True, self.inplace)
         self._check_generator(input)
         shape = (*input.shape[:2], *[1] * (input.ndim - 2))
         return f.alpha_dropout(input, self.p, shape, self.inplace, self.generator)
