@@ -69,7 +69,10 @@ def test_a_diverged_run_ends_with_1_and_names_the_step(command):
             ["run", "study.toml", "--out", "study.toml/x"],
             "error: study.toml/x: cannot be read or written",
         ),
-        (["bench", "dropuot"], "error: bench: unknown name 'dropuot', valid: dropout, optimizer, step, tensors"),
+        (
+            ["bench", "dropuot"],
+            "error: bench: unknown name 'dropuot', did you mean 'dropout'?",
+        ),
         (["run", "study.toml", "--set", "data.train_size=5000"], "data.train_size: must be at most 950"),
         (["run", "study.toml", "--device", "tpu"], "error: --device: must be auto, cpu or cuda, got 'tpu'"),
         (["report", "."], "error: .: holds no study"),

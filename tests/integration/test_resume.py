@@ -39,6 +39,15 @@ RESUMED = {
         "sparsity": {"target": 0.8, "fix_at": 0.6},
     },
     "early stopping": {"train": {"early_stopping": {"patience": 2}}},
+    "learned rates": {
+        "model": {"wrap": {"name": "VariationalDropout"}},
+        "regularizers": [{"penalty": "Complexity", "strength": 1e-2, "mode": "grad"}],
+    },
+    "scheduled rates": {
+        "model": {"dropout": {"name": "Dropout", "p": 0.5}},
+        "dropout_schedule": {"name": "curriculum", "steps": 10},
+        "scheduler": {"name": "StepLR", "step_size": 1, "after": 1},
+    },
 }
 
 
