@@ -9,6 +9,7 @@ from torch import Generator, nn
 
 from tests.helpers import assert_bit_equal, assert_close
 from torchreg.nn import (
+    AlphaDropout,
     DropBlock1d,
     DropBlock2d,
     DropBlock3d,
@@ -138,7 +139,7 @@ def test_what_branches_refuse():
 # -- noise shapes and sequences -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [Dropout, GaussianDropout])
+@pytest.mark.parametrize("kind", [Dropout, GaussianDropout, AlphaDropout])
 @pytest.mark.parametrize("noise_shape", [(None, 1, None), (4, 1, 6), (1, 1, None), (None, None, 1), (1, 1, 1)])
 def test_a_noise_shape_says_what_is_dropped_together(kind, noise_shape):
     y = kind(0.5, noise_shape=noise_shape, generator=seeded(7))(torch.ones(4, 5, 6))
@@ -147,7 +148,7 @@ def test_a_noise_shape_says_what_is_dropped_together(kind, noise_shape):
         assert bool(together) == (size == 1)
 
 
-@pytest.mark.parametrize("kind", [Dropout, GaussianDropout])
+@pytest.mark.parametrize("kind", [Dropout, GaussianDropout, AlphaDropout])
 @pytest.mark.parametrize("noise_shape", [(4, 1), (4, 1, 6, 1), (2, 5, 6), (0, 5, 6), (-1, 5, 6), (4.0, 5, 6)])
 def test_a_noise_shape_that_does_not_broadcast_is_refused(kind, noise_shape):
     with pytest.raises(ValueError, match=r"noise_shape must have 1, None or the input's own size .*\(4, 5, 6\), got"):

@@ -56,7 +56,29 @@ class _Dropping(Seeded):
             f.check_generator(type(self).__name__, self.generator, x.device)
 
 
-class Dropout(_Dropping, nn.Dropout):
+class _Shaped(_Dropping):
+    """A layer whose noise may be the same along some dimensions."""
+
+    def __init__(
+        self,
+        p: float = 0.5,
+        inplace: bool = False,
+        *,
+        generator: Generator | None = None,
+        noise_shape: Sequence[int | None] | None = None,
+    ) -> None:
+        super().__init__(p, inplace, generator=generator)
+        self.noise_shape = None if noise_shape is None else tuple(noise_shape)
+
+    def _shape(self, x: Tensor) -> Sequence[int]:
+        """The noise's sizes."""
+        return x.shape if self.noise_shape is None else f.mask_shape(type(self).__name__, self.noise_shape, x)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ("" if self.noise_shape is None else f", noise_shape={self.noise_shape}")
+
+
+class Dropout(_Shaped, nn.Dropout):
     r"""Drop-in for :class:`torch.nn.Dropout`, several times faster on the CPU, with a generator and a noise shape.
 
     In training mode each element is zeroed with probability ``p`` and the others are scaled:
@@ -67,16 +89,17 @@ class Dropout(_Dropping, nn.Dropout):
 
     Args:
         p: probability of dropping an element, in [0, 1]; on the CPU kept to the nearest ``2**-16``. It may be changed
-            at any time, by :class:`DropSchedule` for one.
+            at any time, by :class:`~torchreg.DropoutSchedule` for one.
         inplace: overwrites the input.
         generator: source of the random bits, on the input's device; torch's global one if None. Its state is part of
-            the ``state_dict``. Activation checkpointing must be told of it, with :func:`same_masks`.
+            the ``state_dict``. Activation checkpointing must be told of it, with :func:`same_masks`, and a compiler
+            breaks the graph there, as torch cannot trace generators.
         noise_shape: shape of the mask, with 1 where elements are dropped together and None for the input's own size:
             ``(None, 1, None)`` drops the same features at each time of an ``(N, T, F)`` sequence.
 
     Shape:
         Any, floating-point; dtype and memory format are preserved. From the same seed the masks are other ones than
-        ``torch.nn.Dropout`` draws, and the same ones for any number of threads.
+        ``torch.nn.Dropout`` draws, the same ones for any number of threads, and others again in compiled code.
 
     Raises:
         ValueError: ``p`` outside [0, 1] or NaN; in the forward pass a ``noise_shape`` that does not fit the input.
@@ -94,23 +117,9 @@ class Dropout(_Dropping, nn.Dropout):
         Way to Prevent Neural Networks from Overfitting", Journal of Machine Learning Research 15, 2014.
     """
 
-    def __init__(
-        self,
-        p: float = 0.5,
-        inplace: bool = False,
-        *,
-        generator: Generator | None = None,
-        noise_shape: Sequence[int | None] | None = None,
-    ) -> None:
-        super().__init__(p, inplace, generator=generator)
-        self.noise_shape = None if noise_shape is None else tuple(noise_shape)
-
     def forward(self, input: Tensor) -> Tensor:
         shape = self.noise_shape
         return f.dropout(input, self.p, self.training, self.inplace, generator=self.generator, noise_shape=shape)
-
-    def extra_repr(self) -> str:
-        return super().extra_repr() + ("" if self.noise_shape is None else f", noise_shape={self.noise_shape}")
 
 
 class _ChannelDropout(_Dropping):
@@ -193,7 +202,7 @@ class Dropout3d(_ChannelDropout, nn.Dropout3d):
     spatial = 3
 
 
-class AlphaDropout(_Dropping, nn.AlphaDropout):
+class AlphaDropout(_Shaped, nn.AlphaDropout):
     r"""Drop-in for :class:`torch.nn.AlphaDropout` with a generator: keeps mean 0 and variance 1, for SELU networks.
 
     .. math:: y = a (m x + (1 - m) \alpha') + b
@@ -205,9 +214,10 @@ class AlphaDropout(_Dropping, nn.AlphaDropout):
         p: probability of dropping an element, in [0, 1].
         inplace: overwrites the input.
         generator: source of the random bits, as in :class:`Dropout`.
+        noise_shape: shape of the mask, as in :class:`Dropout`.
 
     Raises:
-        ValueError: ``p`` outside [0, 1] or NaN.
+        ValueError: ``p`` outside [0, 1] or NaN; in the forward pass a ``noise_shape`` that does not fit the input.
 
     Example:
         >>> import torch
@@ -223,10 +233,10 @@ class AlphaDropout(_Dropping, nn.AlphaDropout):
     def forward(self, input: Tensor) -> Tensor:
         if self._is_idle():
             return input
-        if self.generator is None and f.is_small(input.numel()):
+        if self.generator is None and self.noise_shape is None and f.is_small(input.numel()):
             return F.alpha_dropout(input, self.p, True, self.inplace)  # torch's layer is never in place
         self._check_generator(input)
-        return f.alpha_dropout(input, self.p, input.shape, self.inplace, self.generator)
+        return f.alpha_dropout(input, self.p, self._shape(input), self.inplace, self.generator)
 
 
 class FeatureAlphaDropout(_Dropping, nn.FeatureAlphaDropout):
@@ -253,7 +263,7 @@ class FeatureAlphaDropout(_Dropping, nn.FeatureAlphaDropout):
         return f.alpha_dropout(input, self.p, shape, self.inplace, self.generator)
 
 
-class GaussianDropout(_Dropping, nn.Dropout):
+class GaussianDropout(_Shaped, nn.Dropout):
     r"""Multiplies by normal noise of mean 1 and the variance that dropout with rate ``p`` has; nothing becomes zero.
 
     .. math:: y = \epsilon x, \qquad \epsilon \sim N\left(1, \frac{p}{1 - p}\right)
@@ -286,8 +296,7 @@ class GaussianDropout(_Dropping, nn.Dropout):
         generator: Generator | None = None,
         noise_shape: Sequence[int | None] | None = None,
     ) -> None:
-        super().__init__(p, inplace, generator=generator)
-        self.noise_shape = None if noise_shape is None else tuple(noise_shape)
+        super().__init__(p, inplace, generator=generator, noise_shape=noise_shape)
         self._check_finite()
 
     def forward(self, input: Tensor) -> Tensor:
@@ -295,13 +304,8 @@ class GaussianDropout(_Dropping, nn.Dropout):
             return input
         self._check_finite()
         self._check_generator(input)
-        sizes = self.noise_shape
-        shape = input.shape if sizes is None else f.mask_shape("GaussianDropout", sizes, input)
-        return f.gaussian_dropout(input, self.p, shape, self.inplace, self.generator)
+        return f.gaussian_dropout(input, self.p, self._shape(input), self.inplace, self.generator)
 
     def _check_finite(self) -> None:
         if self.p == 1:
             raise ValueError("GaussianDropout: p must be below 1, where the noise has infinite variance, got 1")
-
-    def extra_repr(self) -> str:
-        return super().extra_repr() + ("" if self.noise_shape is None else f", noise_shape={self.noise_shape}")
