@@ -167,7 +167,7 @@ def _histograms(cells: Sequence[Cell]) -> Markup:
         for side, edge in (("below", edges[0]), ("above", edges[-1])):
             notes[f"{side} {10.0**edge:g}"] = float(np.mean([histogram[side] for histogram in histograms]))
         text = ", ".join(f"{100 * part:.1f} % {name}" for name, part in notes.items() if part > 5e-4)
-        axes.text(edges[-1] - 0.1, y - 0.12, text, color=TEST, fontsize=9, ha="right")
+        axes.text(edges[0] + 0.1, y - 0.12, text, color=TEST, fontsize=9, zorder=99)
     axes.set_yticks(range(len(cells)), [cell.label for cell in cells])
     axes.set_xticks(range(-6, 2), [f"{10.0**k:g}" for k in range(-6, 2)])
     axes.set(xlim=(-6, 1), ylim=(len(cells) - 0.6, -1.1), xlabel="|weight|")

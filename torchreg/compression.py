@@ -11,7 +11,18 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
-from torchreg.nn import Dropout
+from torchreg.nn import (
+    AlphaDropout,
+    DropBlock1d,
+    DropBlock2d,
+    DropBlock3d,
+    Dropout,
+    Dropout1d,
+    Dropout2d,
+    Dropout3d,
+    FeatureAlphaDropout,
+    GaussianDropout,
+)
 from torchreg.parameters import each_parameter
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -23,7 +34,9 @@ _NORMS: dict[type[nn.Module], int] = {nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.B
 _POOLS: dict[type[nn.Module], int] = {
     getattr(nn, f"{kind}Pool{n}d"): n for kind in ("Max", "Avg", "AdaptiveMax", "AdaptiveAvg") for n in (1, 2, 3)
 }
-_DROPOUTS = {Dropout, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout}
+_DROPOUTS = {nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
+             AlphaDropout, DropBlock1d, DropBlock2d, DropBlock3d, Dropout, Dropout1d, Dropout2d, Dropout3d,
+             FeatureAlphaDropout, GaussianDropout}  # fmt: skip
 _ELEMENTWISE = {nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.RReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU,
                 nn.SiLU, nn.Mish, nn.Sigmoid, nn.LogSigmoid, nn.Hardsigmoid, nn.Hardswish, nn.Tanh, nn.Hardtanh,
                 nn.Tanhshrink, nn.Hardshrink, nn.Softshrink, nn.Softplus, nn.Softsign, nn.Threshold}  # fmt: skip

@@ -113,3 +113,17 @@ def test_layers_without_a_generator_need_nothing(use_reentrant):
     y = checkpoint(Dropout(0.5), x, use_reentrant=use_reentrant)
     y.sum().backward()
     assert_close(x.grad, y.detach())
+
+
+def test_checkpointed_blocks_may_hold_others():
+    inner = Dropout(0.5, generator=Generator().manual_seed(5))
+    outer = Dropout(0.5, generator=Generator().manual_seed(6))
+
+    def nested(x: torch.Tensor) -> torch.Tensor:
+        return outer(checkpoint(inner, x, use_reentrant=False, context_fn=same_masks(inner)))
+
+    x = torch.ones(1000, dtype=torch.float64, requires_grad=True)
+    both = nn.ModuleList([inner, outer])
+    y = checkpoint(nested, x, use_reentrant=False, context_fn=same_masks(both))
+    y.square().sum().backward()
+    assert_close(x.grad, 2 * y.detach().square())

@@ -50,14 +50,14 @@ def is_replaying() -> bool:
 @contextmanager
 def replaying(generators: Sequence[Generator], states: Sequence[Tensor]) -> Iterator[None]:
     """The generators in those states, and afterwards in the ones they have now."""
-    before = [generator.get_state() for generator in generators]
+    before, was_on = [generator.get_state() for generator in generators], is_replaying()
     for generator, state in zip(generators, states, strict=True):
         generator.set_state(state)
     _replay.is_on = True
     try:
         yield
     finally:
-        _replay.is_on = False
+        _replay.is_on = was_on  # checkpointed blocks may hold others
         for generator, state in zip(generators, before, strict=True):
             generator.set_state(state)
 
