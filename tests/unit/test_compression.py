@@ -144,7 +144,8 @@ def test_a_writer_without_bias_writes_zeros():
         nn.ELU(), nn.CELU(), nn.SELU(), nn.GELU(), nn.SiLU(), nn.Mish(), nn.Sigmoid(), nn.LogSigmoid(),
         nn.Hardsigmoid(), nn.Hardswish(), nn.Tanh(), nn.Hardtanh(), nn.Tanhshrink(), nn.Hardshrink(), nn.Softshrink(),
         nn.Softplus(), nn.Softsign(), nn.Threshold(0.1, 20.0), nn.Dropout(0.5), nn.Dropout1d(), nn.AlphaDropout(),
-        nn.FeatureAlphaDropout(), torchreg.nn.Dropout(0.5), torchreg.nn.GaussianDropout(), torchreg.nn.AlphaDropout(), nn.BatchNorm1d(6), nn.BatchNorm1d(6, affine=False),
+        nn.FeatureAlphaDropout(), torchreg.nn.Dropout(0.5), torchreg.nn.GaussianDropout(),
+        torchreg.nn.AlphaDropout(), nn.BatchNorm1d(6), nn.BatchNorm1d(6, affine=False),
     ],
     ids=repr,
 )  # fmt: skip
