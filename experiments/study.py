@@ -56,6 +56,7 @@ def _rehearse(run: Run) -> None:
     scheduler, each_step = build.scheduler(run.scheduler, optimizer)
     build.regularizers(run, model, optimizer)
     build.controller(run.sparsity, optimizer, steps=1)
+    build.dropout_schedule(run.dropout_schedule, model, optimizer)
     size = run.train.batch_size
     try:
         for count in {min(size, len(images.train)), len(images.train) % size or size}:
