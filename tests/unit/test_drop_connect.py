@@ -87,6 +87,7 @@ def test_a_single_example_needs_no_batch():
     assert DropConnect(nn.Linear(6, 5))(torch.ones(6)).shape == (5,)
     assert DropConnect(nn.Conv2d(3, 4, 1))(torch.ones(3, 5, 5)).shape == (4, 5, 5)
     assert DropConnect(nn.Linear(6, 5))(torch.ones(0, 6)).shape == (0, 5)
+    assert DropConnect(nn.Conv2d(3, 4, 1))(torch.ones(0, 3, 5, 5)).shape == (0, 4, 5, 5)
 
 
 def test_the_size_of_chunks_does_not_matter(monkeypatch):
