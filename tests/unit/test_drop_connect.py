@@ -10,20 +10,20 @@ import torch.nn.functional as F
 from scipy.integrate import quad
 from scipy.stats import norm
 from torch import Generator, Tensor, nn
+from torch.nn.utils import prune
 
 from tests.helpers import assert_bit_equal, assert_close, assert_differs
 from torchreg import functional as f
 from torchreg.nn import DropConnect, connect
 
 CONVOLUTIONS = {
-    "1d": (lambda: nn.Conv1d(3, 4, 3, padding=1, dtype=torch.float64), (5, 3, 8), F.conv1d),
-    "2d": (lambda: nn.Conv2d(4, 6, 3, stride=2, groups=2, dtype=torch.float64), (5, 4, 9, 8), F.conv2d),
+    "1d": (lambda: nn.Conv1d(3, 4, 3, padding=1, dtype=torch.float64), (5, 3, 8)),
+    "2d": (lambda: nn.Conv2d(4, 6, 3, stride=2, groups=2, dtype=torch.float64), (5, 4, 9, 8)),
     "2d, circular": (
         lambda: nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular", bias=False, dtype=torch.float64),
         (5, 3, 6, 6),
-        None,
     ),
-    "3d": (lambda: nn.Conv3d(2, 3, 2, dilation=2, dtype=torch.float64), (2, 2, 5, 5, 5), F.conv3d),
+    "3d": (lambda: nn.Conv3d(2, 3, 2, dilation=2, dtype=torch.float64), (2, 2, 5, 5, 5)),
 }
 
 
@@ -53,15 +53,19 @@ def test_each_example_meets_weights_of_its_own(p, shape):
     assert_close(torch.autograd.grad(y, inputs, outward), torch.autograd.grad(expected, inputs, outward))
 
 
-@pytest.mark.parametrize(("make", "shape", "function"), CONVOLUTIONS.values(), ids=CONVOLUTIONS.keys())
-def test_each_example_meets_convolutions_of_its_own(make, shape, function):
+@pytest.mark.parametrize(("make", "shape"), CONVOLUTIONS.values(), ids=CONVOLUTIONS.keys())
+def test_each_example_meets_convolutions_of_its_own(make, shape):
     layer = make()
-    x = torch.randn(shape, dtype=torch.float64)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     y = DropConnect(layer, 0.3, generator=seeded(2))(x)
-    for i, mask in enumerate(masks(layer, 0.3, len(x), 2)):
-        alone = copy.deepcopy(layer)
-        alone.weight.data *= mask
-        assert_close(y[i : i + 1], alone(x[i : i + 1]))
+    weights = layer.weight * masks(layer, 0.3, len(x), 2)
+    alone = [
+        torch.func.functional_call(layer, {"weight": weight}, (one,))
+        for one, weight in zip(x.split(1), weights, strict=True)
+    ]
+    expected, outward, inputs = torch.cat(alone), torch.randn(y.shape, dtype=torch.float64), (x, *layer.parameters())
+    assert_close(y, expected)
+    assert_close(torch.autograd.grad(y, inputs, outward), torch.autograd.grad(expected, inputs, outward))
 
 
 def test_weights_are_dropped_with_the_rate_and_others_for_each_example():
@@ -70,6 +74,7 @@ def test_weights_are_dropped_with_the_rate_and_others_for_each_example():
     layer = DropConnect(linear, 0.3, generator=seeded(3))
     dropped = torch.stack([layer(row.expand(300, 30)) == 0 for row in torch.eye(30)]).double()
     assert abs(dropped.mean().item() - 0.3) < 4.5 * math.sqrt(0.21 / dropped.numel())
+    assert (dropped.mean(1) - 0.3).abs().max().item() < 5 * math.sqrt(0.21 / 300)  # of each of the weights
     assert_differs(dropped[:, 0], dropped[:, 1])
 
 
@@ -110,6 +115,67 @@ def test_a_byte_a_weight_and_example_is_kept_for_the_backward_pass():
     assert sum(saved.values()) <= 64 * 100 * 50 + x.nbytes + layer.layer.weight.nbytes
 
 
+def test_convolutions_keep_the_masked_weights_too():
+    saved: dict[int, int] = {}
+    layer, x = DropConnect(nn.Conv1d(16, 32, 3), 0.3), torch.ones(64, 16, 8)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.update({t.data_ptr(): t.nbytes}) or t, lambda t: t):
+        layer(x)
+    assert sum(saved.values()) <= 5 * 64 * layer.layer.weight.numel() + x.nbytes + layer.layer.weight.nbytes
+
+
+@pytest.mark.parametrize("frozen", ["weight", "bias", "input"])
+def test_what_is_frozen_gets_no_gradient_and_the_rest_theirs(frozen):
+    linear, x = nn.Linear(6, 5, dtype=torch.float64), torch.randn(7, 6, dtype=torch.float64, requires_grad=True)
+    inputs = {"weight": linear.weight, "bias": linear.bias, "input": x}
+    outputs = []
+    for needed in (inputs.keys(), inputs.keys() - {frozen}):
+        for name, tensor in inputs.items():
+            tensor.grad = None
+            tensor.requires_grad_(name in needed)
+        DropConnect(linear, 0.5, generator=seeded(12))(x).square().sum().backward()
+        outputs.append({name: tensor.grad for name, tensor in inputs.items()})
+    assert outputs[1].pop(frozen) is None
+    assert_close(outputs[1], {name: grad for name, grad in outputs[0].items() if name != frozen})
+
+
+def test_transforms_see_plain_expressions():
+    linear, x = nn.Linear(6, 5, dtype=torch.float64), torch.randn(7, 6, dtype=torch.float64)
+    layer = DropConnect(linear, 0.4, generator=seeded(13))
+    actual = torch.func.grad(lambda x: layer(x).sum())(x)
+    kept = torch.rand(7, 5, 6, generator=seeded(13)) >= 0.4
+    assert_close(actual, (linear.weight * kept / 0.6).sum(1).detach())
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Linear(30, 20), lambda: nn.Conv1d(30, 20, 1)], ids=["linear", "conv"])
+def test_compiled_it_drops_with_the_rate(make):
+    layer = DropConnect(make(), 0.3)
+    nn.init.ones_(layer.layer.weight)
+    nn.init.zeros_(layer.layer.bias)
+    x = torch.zeros(400, 30, *[1] * (layer.layer.weight.ndim - 2))
+    x[:, 0] = 1
+    y = torch.compile(layer, fullgraph=True, backend="aot_eager")(x)
+    assert_close(y[y != 0], torch.full_like(y[y != 0], 1 / 0.7), tolerance=1e-6)
+    assert abs((y == 0).double().mean().item() - 0.3) < 4.5 * math.sqrt(0.21 / y.numel())
+    assert_differs(y[0], y[1])
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Linear(6, 5), lambda: nn.Conv2d(6, 5, 1)], ids=["linear", "conv"])
+def test_autocast_gives_the_dtype_that_the_layer_gives(make):
+    layer = DropConnect(make(), 0.5)
+    x = torch.randn(4, 6, *[1] * (layer.layer.weight.ndim - 2))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+        assert y.dtype == layer.layer(x).dtype == torch.bfloat16
+    y.sum().backward()
+    assert all(param.grad.dtype == torch.float32 for param in layer.parameters())
+
+
+@pytest.mark.parametrize("per_example", [True, False])
+def test_a_rate_that_rounds_to_1_drops_all(per_example):
+    linear = nn.Linear(6, 5)
+    assert_close(DropConnect(linear, 1 - 2**-18, per_example=per_example)(torch.ones(7, 6)), linear.bias.expand(7, 5))
+
+
 @pytest.mark.parametrize("p", [0.0, 1.0])
 def test_the_ends_are_the_layer_and_its_bias(p):
     linear = nn.Linear(6, 5)
@@ -132,6 +198,18 @@ def test_recurrent_weights_are_dropped_alike_at_all_times(make):
     assert_bit_equal({name: param.detach() for name, param in recurrent.named_parameters()}, before)
     y.sum().backward()
     assert all(param.grad is not None for param in recurrent.parameters())
+
+
+def test_recurrent_layers_take_states_and_packed_sequences():
+    gru, state = nn.GRU(3, 4, dtype=torch.float64), torch.randn(1, 2, 4, dtype=torch.float64)
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+    outputs = [
+        DropConnect(gru, 0.5, generator=seeded(14))(x, state)[0],
+        DropConnect(gru, 0.5, generator=seeded(14))(x, hx=state)[0],
+        DropConnect(gru, 0.5, generator=seeded(14))(nn.utils.rnn.pack_padded_sequence(x, [5, 5]), state)[0].data,
+    ]
+    assert_close(outputs[1], outputs[0])
+    assert_close(outputs[2], outputs[0].flatten(0, 1))
 
 
 # -- evaluation ---------------------------------------------------------------------------------------------------
@@ -178,8 +256,12 @@ def test_other_activations_are_sampled():
 
 def test_without_noise_moments_have_a_gradient():
     layer = DropConnect(nn.Linear(3, 2), 0.5, inference="moments", activation=nn.ReLU()).eval()
-    x = torch.zeros(1, 3, requires_grad=True)
-    assert_close(layer(x), layer.layer(x).relu(), tolerance=1e-6)
+    x, inputs = torch.zeros(1, 3, requires_grad=True), list(layer.parameters())
+    nn.init.constant_(layer.layer.bias, 0.5)
+    y, expected = layer(x), layer.layer(x).relu()
+    assert_close(y, expected, tolerance=1e-6)
+    inputs.append(x)
+    assert_close(torch.autograd.grad(y.sum(), inputs), torch.autograd.grad(expected.sum(), inputs), tolerance=1e-6)
 
 
 # -- copies and errors --------------------------------------------------------------------------------------------
@@ -211,3 +293,25 @@ def test_copies_and_checkpoints_take_the_generator_with_them(duplicate):
 def test_what_is_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_what_is_refused_in_the_forward_pass():
+    layer, x = DropConnect(nn.Linear(2, 2)), torch.ones(1, 2)
+    layer.p = float("nan")
+    with pytest.raises(ValueError, match=r"p, the probability of dropping, .*, got nan"):
+        layer(x)
+    elsewhere = DropConnect(nn.Linear(2, 2, device="meta"), generator=seeded(15))
+    with pytest.raises(ValueError, match="generator must be on the input's device meta, got one on cpu"):
+        elsewhere(x.to("meta"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [nn.utils.parametrizations.weight_norm, lambda gru, name: prune.random_unstructured(gru, name, 0.5)],
+    ids=["normalized", "pruned"],
+)
+def test_parametrized_recurrent_weights_are_refused_rather_than_kept(change):
+    gru = nn.GRU(3, 4)
+    change(gru, "weight_hh_l0")
+    with pytest.raises(ValueError, match="weight_hh_l0 must be parameters of the layer, got parametrized ones"):
+        DropConnect(gru)(torch.ones(5, 2, 3))

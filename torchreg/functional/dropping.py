@@ -80,7 +80,10 @@ def drop(
         return x if inplace else x.clone()
     if p == 1:
         return x.mul_(0) if inplace else x * 0
-    return keep(x, keep_mask(x, p, shape, generator), 1 / (1 - p), inplace)
+    mask, scale = keep_mask(x, p, shape, generator), 1 / (1 - p)
+    if mask.dtype == torch.uint8 and scale.is_integer() and scale < 256:  # p = 0.5 and the like: one product, not two
+        mask, scale = mask.mul_(int(scale)), 1.0
+    return keep(x, mask, scale, inplace)
 
 
 def keep(x: Tensor, mask: Tensor, scale: float, inplace: bool = False) -> Tensor:
@@ -91,11 +94,15 @@ def keep(x: Tensor, mask: Tensor, scale: float, inplace: bool = False) -> Tensor
     if mask.numel() < x.numel():
         mask = mask.to(x.dtype)  # small, and of one dtype the product is faster
     if inplace:
-        return x.mul_(mask).mul_(scale)
+        return _times_(x.mul_(mask), scale)
     if x.numel() > PIECE and is_plain(x) and mask.shape == x.shape and mask.stride() == x.stride():
         result: Tensor = _InPieces.apply(x, mask, scale)
         return result
-    return x.mul(mask).mul_(scale)
+    return _times_(x.mul(mask), scale)
+
+
+def _times_(x: Tensor, scale: float) -> Tensor:
+    return x if scale == 1 else x.mul_(scale)
 
 
 class _InPieces(torch.autograd.Function):
@@ -109,7 +116,7 @@ class _InPieces(torch.autograd.Function):
         out = torch.empty_like(x)
         flat = (tensor.as_strided((x.numel(),), (1,)) for tensor in (x, mask, out))
         for some, kept, result in zip(*(tensor.split(PIECE) for tensor in flat), strict=True):
-            torch.mul(some, kept, out=result).mul_(scale)
+            _times_(torch.mul(some, kept, out=result), scale)
         return out
 
     @staticmethod

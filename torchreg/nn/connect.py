@@ -24,21 +24,25 @@ class DropConnect(Seeded):
 
     .. math:: y_i = \Big(\frac{M_i}{1 - p} \circ W\Big) x_i + b, \qquad M_{ijk} \sim \operatorname{Bernoulli}(1 - p)
 
-    where :math:`i` counts examples. Biases are kept. In evaluation mode it is the layer itself, or the paper's
-    moment-matched inference: a unit's sum is taken as normal and the activation's mean over it is the output,
+    where :math:`i` counts examples. Biases are kept; the paper drops them too. In evaluation mode it is the layer
+    itself, or the paper's moment-matched inference: a unit's sum is taken as normal and the activation's mean over it
+    is the output,
 
     .. math:: y_i = \mathbb{E}\, \phi(u), \qquad
               u \sim N\Big(W x_i + b, \; \frac{p}{1 - p} W^{\circ 2} x_i^{\circ 2}\Big)
 
     in closed form for a ReLU, by samples for other activations. Unlike in the paper weights are scaled in training.
 
-    A mask for each example takes a byte for each weight and example until the backward pass: 100 MB for a 1000 x 1000
-    linear layer and 100 examples; and there is no second derivative. In recurrent layers the weights between hidden
-    states are dropped, the same ones at each time and for the whole batch.
+    A mask for each example is kept until the backward pass. In a linear layer on the CPU it takes a byte for each
+    weight and example, 100 MB for a 1000 x 1000 layer and 100 examples, and there is no second derivative.
+    Convolutions, and both under autocast, keep the masked weights as well, in single precision 5 bytes in all; on other
+    devices, in compiled code and in the transforms of ``torch.func`` the mask has the weights' dtype, which makes it 8.
+    In recurrent layers the weights between hidden states are dropped, the same ones at each time and for the whole
+    batch.
 
     Args:
         layer: ``nn.Linear``, ``nn.Conv1d`` to ``nn.Conv3d``, ``nn.LSTM``, ``nn.GRU`` or ``nn.RNN``.
-        p: probability of dropping a weight, in [0, 1].
+        p: probability of dropping a weight, in [0, 1]; on the CPU kept to the nearest ``2**-16``.
         per_example: whether each example (along the first dimension) has a mask of its own, or the whole batch one. By
             default the first, but for recurrent layers the second, which is all they can.
         inference: ``"mean"`` or ``"moments"``, in evaluation mode.
@@ -48,7 +52,7 @@ class DropConnect(Seeded):
 
     Raises:
         ValueError: ``p`` outside [0, 1], an unknown inference, fewer than one sample; for recurrent layers masks for
-            each example, an activation or moments.
+            each example, an activation or moments, or weights between hidden states that are parametrized.
         TypeError: any other layer.
 
     Example:
@@ -109,26 +113,33 @@ class DropConnect(Seeded):
         """Whether one mask serves the whole batch."""
         return not self.per_example
 
-    def forward(self, input: Any, *args: Any) -> Any:
+    def forward(self, input: Any, *args: Any, **kwargs: Any) -> Any:
         f.check_probability("DropConnect", self.p)
         if not self.training and self.inference == "moments" and 0 < self.p < 1:
             return self._expected(input)
-        output = self._dropped(input, *args) if self.training and self.p > 0 else self.layer(input, *args)
+        compute = self._dropped if self.training and self.p > 0 else self.layer
+        output = compute(input, *args, **kwargs)
         return output if self.activation is None else self.activation(output)
 
-    def _dropped(self, input: Any, *args: Any) -> Any:
+    def _dropped(self, input: Any, *args: Any, **kwargs: Any) -> Any:
         layer = self.layer
         if self.generator is not None:
             f.check_generator("DropConnect", self.generator, next(layer.parameters()).device)
         if isinstance(layer, nn.RNNBase):
+            names = [name for name in layer._flat_weights_names if name.startswith("weight_hh")]
+            if not layer._parameters.keys() >= set(names):  # nothing, or something else, would be dropped
+                raise ValueError(
+                    f"DropConnect: {', '.join(names)} must be parameters of the layer, got parametrized ones: "
+                    "remove the parametrization, such as weight normalization or pruning"
+                )
             hidden = {name: param for name, param in layer.named_parameters() if name.startswith("weight_hh")}
             masked = {name: self._masked(param) for name, param in hidden.items()}
-            return torch.func.functional_call(layer, masked, (input, *args))
+            return torch.func.functional_call(layer, masked, (input, *args), kwargs)
         assert isinstance(layer, nn.Linear | _Convolution)
         is_batched = input.ndim > 1 if isinstance(layer, nn.Linear) else input.ndim == layer.weight.ndim
-        if not (self.per_example and is_batched and len(input)) or self.p == 1:
-            return applied(layer, input, self._masked(layer.weight), layer.bias)
         p = f.representable(self.p) if f.is_plain(layer.weight) else self.p
+        if not (self.per_example and is_batched and len(input)) or p == 1:
+            return applied(layer, input, self._masked(layer.weight), layer.bias)
         masks = f.keep_mask(layer.weight, p, (len(input), *layer.weight.shape), self.generator)
         if isinstance(layer, nn.Linear):
             return _linear_by_example(layer, input, masks, 1 / (1 - p))
@@ -178,12 +189,13 @@ def _rectified_mean(mean: Tensor, deviation: Tensor) -> Tensor:
 def _linear_by_example(layer: nn.Linear, x: Tensor, masks: Tensor, scale: float) -> Tensor:
     """``(masks[i] * weight * scale) @ x[i] + bias`` for each example; dimensions between are positions in one."""
     weight, rows = layer.weight, x.reshape(len(x), math.prod(x.shape[1:-1]), x.shape[-1])
-    if masks.dtype == torch.uint8 and weight.dtype == x.dtype and f.is_plain(x):
+    is_plain = weight.dtype == x.dtype and f.is_plain(x) and not torch.is_autocast_enabled("cpu")
+    if masks.dtype == torch.uint8 and is_plain:
         y: Tensor = _MaskedProducts.apply(rows, weight, masks)
     else:
         y = torch.bmm(rows, (weight * masks).transpose(1, 2))
     y = (y * scale).view(*x.shape[:-1], len(weight))
-    return y if layer.bias is None else y + layer.bias
+    return y if layer.bias is None else y + layer.bias.to(y.dtype)  # another one under autocast
 
 
 class _MaskedProducts(torch.autograd.Function):
@@ -219,9 +231,9 @@ def _chunks(weight: Tensor, *tensors: Tensor) -> Any:
 
 def _convolution_by_example(layer: _Convolution, x: Tensor, masks: Tensor, scale: float) -> Tensor:
     """Each example with its own weights: as groups of one convolution."""
-    weights = (layer.weight * masks.to(layer.weight.dtype)).mul(scale).flatten(0, 1)
+    weights = (layer.weight * masks).mul(scale).flatten(0, 1)
     grouped = type(layer).__new__(type(layer))
     grouped.__dict__.update(vars(layer), groups=len(x) * layer.groups)
     y: Tensor = grouped._conv_forward(x.reshape(1, -1, *x.shape[2:]), weights, None)
     y = y.view(len(x), layer.out_channels, *y.shape[2:])
-    return y if layer.bias is None else y + layer.bias.view(-1, *[1] * (x.ndim - 2))
+    return y if layer.bias is None else y + layer.bias.to(y.dtype).view(-1, *[1] * (x.ndim - 2))
