@@ -89,7 +89,7 @@ def _too_strong(plain: Cell, on: list[Cell]) -> list[Claim]:
 def _compressed(summary: Summary) -> list[Claim]:
     """How far the arms with many zeros could be compressed."""
     told = [cell for cell in summary.chosen if not cell.diverged and cell.compression]
-    counted = [f"{cell.label} {cell.compression}" for cell in told if cell.mean("zeros").mean > 0.5]
+    counted = [f"{cell.label} {cell.compression}" for cell in told if cell.mean("zeros").mean > 0.9]
     if not counted:
         return []
     return [Claim("Compression by weights that are not zero / by units left / in bits.", f"{'; '.join(counted)}.")]

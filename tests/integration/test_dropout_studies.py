@@ -63,7 +63,7 @@ def test_the_report_says_how_far_zeros_compress(tmp_path):
     run_study(small(arms=arms), tmp_path, CPU)
     summary = summarize(tmp_path)
     told = [claim for claim in claims(summary) if claim.title.startswith("Compression")]
-    assert summary.cells[1].mean("zeros").mean > 0.5
+    assert summary.cells[1].mean("zeros").mean > 0.9
     assert len(told) == 1
     assert told[0].evidence.startswith("sparse ")
     assert summary.cells[0].compression == "1x / 1x / 1x"
