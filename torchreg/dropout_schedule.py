@@ -29,7 +29,8 @@ class DropoutSchedule:
     Attributes:
         rates: the layers' full rates by name.
 
-    A compiled model is compiled anew when a rate changes for the first time, and where one becomes 0.
+    Rates that other layers hold as numbers of their own, such as ``nn.LSTM`` and ``nn.MultiheadAttention``, stay as
+    they are. A compiled model is compiled anew when a rate changes for the first time, and where one becomes 0.
 
     Raises:
         ValueError: a model without dropout layers that have a rate; a scheduled rate outside [0, 1].
@@ -60,7 +61,9 @@ class DropoutSchedule:
         self.schedule = schedule
         self._layers = {name: layer for name, layer in model.named_modules() if _has_rate(layer)}
         if not self._layers:
-            raise ValueError(f"DropoutSchedule: model must have dropout layers, {type(model).__name__} has none")
+            raise ValueError(
+                f"DropoutSchedule: model must have dropout layers with a rate p, {type(model).__name__} has none"
+            )
         self.rates = {name: float(layer.p) for name, layer in self._layers.items()}
         self._steps = 0
         self._hooks: StepHooks | None = None
@@ -123,13 +126,14 @@ class DropoutSchedule:
         self._set(self.schedule(self._steps))
 
     def _set(self, factor: float) -> None:
-        for name, layer in self._layers.items():
-            p = self.rates[name] * factor
+        scaled = {name: float(rate * factor) for name, rate in self.rates.items()}
+        for name, p in scaled.items():  # all, before any layer is changed
             if not 0 <= p <= 1:
                 raise ValueError(
                     f"DropoutSchedule: schedule must keep rates in [0, 1], got {p!r} for {name} at step {self._steps}"
                 )
-            layer.p = p
+        for name, p in scaled.items():
+            self._layers[name].p = p
 
 
 def _nothing(optimizer: Optimizer, evaluation: int) -> None:

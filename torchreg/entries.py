@@ -81,6 +81,11 @@ def as_rules(penalty: Penalty | Mapping[str, Penalty], mode: str) -> Mapping[str
     for rule in rules.values():
         if not isinstance(rule, Penalty):
             raise TypeError(f"Regularizer: penalty must be a Penalty such as L2(1e-4), got {rule!r}")
+        if not rule.selects_itself and any(term.selects_itself for term in rule.terms):
+            raise ValueError(
+                f"Regularizer: a penalty that selects its parameters itself must be alone, got {rule!r}: "
+                "make one Regularizer for each term"
+            )
         if mode == "prox" and not isinstance(rule, ProximalPenalty):
             advice = "attach one Regularizer for each term" if len(rule.terms) > 1 else "use mode 'grad' or 'loss'"
             raise ValueError(
@@ -106,6 +111,7 @@ def survey(model: nn.Module, rules: Mapping[str, Penalty], select: Selector) -> 
     for pattern in rules:
         if names and not any(fnmatchcase(name, pattern) for name in names):
             raise ValueError(f"Regularizer: the pattern {pattern!r} matches none of the parameters {listed(names)}")
+    _check_companions(entries)
     if all(entry.penalty is None for entry in entries):
         reasons = [f"{entry.name} ({entry.reason})" for entry in entries]
         raise ValueError(
@@ -113,6 +119,18 @@ def survey(model: nn.Module, rules: Mapping[str, Penalty], select: Selector) -> 
             "select=everything lifts the exemptions"
         )
     return entries
+
+
+def _check_companions(entries: Sequence[Entry]) -> None:
+    """``ValueError`` if a penalty that is a function of several parameters is not that of them all."""
+    penalties: dict[Tensor, Penalty | None] = {entry.param: entry.penalty for entry in entries}
+    for entry in entries:
+        for other in entry.acting.companions if entry.acting is not None else ():
+            if penalties.get(other) != entry.penalty:
+                raise ValueError(
+                    f"Regularizer: {entry.penalty!r} on {entry.name} is a function of its layer's other parameters, "
+                    f"which have {penalties.get(other)!r}: match them all with one pattern"
+                )
 
 
 def _entry(places: tuple[ParamInfo, ...], rules: Mapping[str, Penalty], select: Selector) -> Entry:

@@ -29,15 +29,23 @@ def check_scale(owner: str, scale: float | Tensor) -> float | Tensor:
 
 
 @dataclass(frozen=True)
-class _Ramp:
+class _Timed:
     steps: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
+            raise ValueError(f"{type(self).__name__}: steps must be a whole number >= 1, got {self.steps!r}")
+
+
+@dataclass(frozen=True)
+class _Ramp(_Timed):
     start: float = 1.0
     end: float = 0.0
     after: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         owner = type(self).__name__
-        _check_steps(self)
         if isinstance(self.after, bool) or not isinstance(self.after, int) or self.after < 0:
             raise ValueError(f"{owner}: after must be a whole number >= 0, got {self.after!r}")
         for key in ("start", "end"):
@@ -78,8 +86,7 @@ class cosine(_Ramp):
 
 
 @final
-@dataclass(frozen=True)
-class early:
+class early(_Timed):
     """1 for the first ``steps`` steps, then 0: dropout that is ended early lets a small network fit more.
 
     Example:
@@ -91,18 +98,12 @@ class early:
         Zhuang Liu, Zhiqiu Xu, Joseph Jin, Zhiqiang Shen, Trevor Darrell, "Dropout Reduces Underfitting", ICML 2023.
     """
 
-    steps: int
-
-    def __post_init__(self) -> None:
-        _check_steps(self)
-
     def __call__(self, step: int, /) -> float:
         return float(step < self.steps)
 
 
 @final
-@dataclass(frozen=True)
-class late:
+class late(_Timed):
     """0 for the first ``steps`` steps, then 1.
 
     Example:
@@ -114,18 +115,12 @@ class late:
         Zhuang Liu, Zhiqiu Xu, Joseph Jin, Zhiqiang Shen, Trevor Darrell, "Dropout Reduces Underfitting", ICML 2023.
     """
 
-    steps: int
-
-    def __post_init__(self) -> None:
-        _check_steps(self)
-
     def __call__(self, step: int, /) -> float:
         return float(step >= self.steps)
 
 
 @final
-@dataclass(frozen=True)
-class curriculum:
+class curriculum(_Timed):
     r"""From 0 towards 1, fast at first: :math:`1 - e^{-10 t / T}`, with :math:`T` = ``steps``, the length of training.
 
     Example:
@@ -137,16 +132,5 @@ class curriculum:
         Pietro Morerio, Jacopo Cavazza, Riccardo Volpi, René Vidal, Vittorio Murino, "Curriculum Dropout", ICCV 2017.
     """
 
-    steps: int
-
-    def __post_init__(self) -> None:
-        _check_steps(self)
-
     def __call__(self, step: int, /) -> float:
         return 1 - math.exp(-10 * step / self.steps)
-
-
-def _check_steps(schedule: _Ramp | early | late | curriculum) -> None:
-    steps = schedule.steps
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"{type(schedule).__name__}: steps must be a whole number >= 1, got {steps!r}")

@@ -183,6 +183,17 @@ def test_the_ends_are_the_layer_and_its_bias(p):
     assert_close(DropConnect(linear, p)(x), linear(x) if p == 0 else linear.bias.expand(7, 5), tolerance=1e-6)
 
 
+def test_many_gradients_may_be_asked_for_at_once():
+    layer = DropConnect(nn.Linear(6, 2, dtype=torch.float64), 0.4)
+    x = torch.randn(3, 6, dtype=torch.float64)
+
+    def output(x: Tensor) -> Tensor:
+        layer.generator = seeded(12)
+        return layer(x)
+
+    assert_close(*(torch.autograd.functional.jacobian(output, x, vectorize=at_once) for at_once in (True, False)))
+
+
 @pytest.mark.parametrize("make", [nn.LSTM, nn.GRU, nn.RNN])
 def test_recurrent_weights_are_dropped_alike_at_all_times(make):
     recurrent = make(3, 4, num_layers=2, dtype=torch.float64)

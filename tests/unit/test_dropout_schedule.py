@@ -70,12 +70,18 @@ def test_a_copy_is_detached_and_drives_the_copied_model():
 
 
 def test_what_is_refused():
-    with pytest.raises(ValueError, match="DropoutSchedule: model must have dropout layers, Linear has none"):
+    with pytest.raises(
+        ValueError, match="DropoutSchedule: model must have dropout layers with a rate p, Linear has none"
+    ):
         DropoutSchedule(nn.Linear(2, 2), early(steps=1))
     with pytest.raises(TypeError, match=r"schedule must be a function of the step number, got 0.5"):
         DropoutSchedule(model(), 0.5)
     with pytest.raises(ValueError, match=r"schedule must keep rates in \[0, 1\], got 1.5 for 1 at step 0"):
         DropoutSchedule(model(), lambda step: 3.0)
+    net = nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.8))
+    with pytest.raises(ValueError, match=r"got 1.2.* for 1 at step 0"):
+        DropoutSchedule(net, lambda step: 1.5)
+    assert (net[0].p, net[1].p) == (0.5, 0.8)  # all or none
     schedule = DropoutSchedule(model(), early(steps=1))
     with pytest.raises(TypeError, match=r"attach\(\) takes a torch.optim.Optimizer, got int"):
         schedule.attach(3)

@@ -299,10 +299,75 @@ def test_a_copy_of_the_regularizer_goes_with_the_copied_model():
 def test_a_model_without_such_layers_and_sums_with_other_penalties_are_refused():
     with pytest.raises(ValueError, match=r"must choose at least one parameter, got none of .*not learned to drop"):
         Regularizer(nn.Linear(2, 2), Complexity(1.0))
-    with pytest.raises(
-        ValueError, match=r"Complexity: is for the rates of layers .* got weight: make one Regularizer for it"
-    ):
-        Regularizer(nn.Linear(2, 2), Complexity(1.0) + L2(1.0))
+    for model in (nn.Linear(2, 2), network()):
+        with pytest.raises(
+            ValueError, match=r"must be alone, got Complexity\(1.0\) \+ L2\(1.0\): make one"
+        ):
+            Regularizer(model, Complexity(1.0) + L2(1.0))
+
+
+@pytest.mark.parametrize("pattern", ["*.weight", "*log_sigma2"])
+def test_a_pattern_must_match_all_that_the_complexity_is_a_function_of(pattern):
+    with pytest.raises(ValueError, match=r"is a function of its layer's other parameters, which have .*one pattern"):
+        Regularizer(network(), {pattern: Complexity(1.0), "*": L2(0.1)})
+    whole = {"0.*": Complexity(1.0), "2.log_alpha": Complexity(2.0), "*": L2(0.1)}
+    assert set(Regularizer(network(), whole).terms()) == {"KL", "L0", "L2"}
+
+
+@pytest.mark.parametrize("frozen", [["log_sigma2"], ["layer.weight"]])
+def test_frozen_parameters_do_not_make_the_complexity_less(frozen):
+    layer = VariationalDropout(nn.Linear(3, 2, dtype=torch.float64))
+    for name, param in layer.named_parameters():
+        param.requires_grad_(name not in frozen)
+    value = Regularizer(layer, Complexity(1.0)).value()
+    assert_close(value, layer.complexity())
+    value.backward()
+    free = layer.layer.weight if frozen == ["log_sigma2"] else layer.log_sigma2
+    assert free.grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_has_finite_gradients_everywhere(dtype):
+    layer = VariationalDropout(nn.Linear(4, 3)).to(dtype)
+    with torch.no_grad():
+        layer.layer.weight[0] = 1e-4
+        layer.layer.weight[1] = 0
+    layer.complexity().backward()
+    x = torch.zeros(2, 4, dtype=dtype, requires_grad=True)
+    y = layer(x)
+    y.sum().backward()
+    assert y.dtype == dtype
+    with torch.no_grad():
+        written_out = [layer.complexity_gradient(i, layer.log_sigma2, layer.layer.weight) for i in (0, 1)]
+    for gradient in (x.grad, *(param.grad for param in layer.parameters()), *written_out):
+        assert gradient.dtype == dtype
+        assert gradient.isfinite().all()
+    large = ConcreteDropout(nn.Linear(300, 300).to(dtype), length_scale=100.0)
+    assert large.complexity().isfinite()  # 65504 is the largest number of half precision
+
+
+@each_kind
+def test_layers_whose_weight_is_no_parameter_are_refused(kind):
+    for layer in (nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)), nn.LazyLinear(3)):
+        with pytest.raises(ValueError, match="must have its weight for a parameter, got a lazy or parametrized one"):
+            kind(layer)
+
+
+def test_models_on_the_meta_device_can_be_shown():
+    with torch.device("meta"):
+        assert "p=?" in repr(ConcreteDropout(nn.Linear(3, 2)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_noise_does_not_follow_the_default_dtype(dtype):
+    layer = HardConcrete(nn.Linear(1000, 1))
+    torch.set_default_dtype(dtype)
+    try:
+        noise = layer._uniform(torch.ones(1), (100_000,))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert noise.dtype == torch.float32
+    assert len(noise.unique()) > 90_000
 
 
 # -- pruning and compression --------------------------------------------------------------------------------------

@@ -180,3 +180,11 @@ def test_in_pieces_it_has_all_derivatives(monkeypatch):
     with forward_ad.dual_level():
         y = dropping.keep(forward_ad.make_dual(x, tangent), mask, 1.5)
         assert_close(forward_ad.unpack_dual(y).tangent, tangent * mask * 1.5)
+
+
+def test_many_gradients_may_be_asked_for_at_once():
+    x = torch.ones(600, 600, dtype=torch.float64, requires_grad=True)
+    outward = torch.randn(3, 600, 600, dtype=torch.float64)
+    y = f.dropout(x, 0.3, generator=seeded(5))
+    together = torch.autograd.grad(y, x, outward, is_grads_batched=True, retain_graph=True)[0]
+    assert_close(together, outward * y.detach())

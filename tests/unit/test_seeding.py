@@ -127,3 +127,42 @@ def test_checkpointed_blocks_may_hold_others():
     y = checkpoint(nested, x, use_reentrant=False, context_fn=same_masks(both))
     y.square().sum().backward()
     assert_close(x.grad, 2 * y.detach().square())
+
+
+def test_a_generator_that_was_not_restored_is_refused_even_while_others_are():
+    layer, other = (Dropout(0.5, generator=Generator().manual_seed(seed)) for seed in (7, 8))
+    x = torch.ones(100, requires_grad=True)
+    options = {"use_reentrant": False, "context_fn": same_masks(layer)}
+    with pytest.raises(RuntimeError, match="context_fn"):
+        checkpoint(lambda x: other(layer(x * x)).square(), x, **options).sum().backward()
+    y = checkpoint(lambda x: layer(x * x), x, **options)
+    seed_dropout(layer, 9)
+    with pytest.raises(RuntimeError, match="context_fn"):
+        y.sum().backward()
+
+
+def test_layers_that_are_seeded_later_are_restored_too():
+    layer = Dropout(0.5, generator=Generator().manual_seed(10))
+    context = same_masks(layer)
+    seed_dropout(layer, 11)
+    x = torch.ones(1000, dtype=torch.float64, requires_grad=True)
+    y = checkpoint(lambda x: layer(x * x), x, use_reentrant=False, context_fn=context)
+    y.sum().backward()
+    assert_close(x.grad, 2 * y.detach())
+
+
+def test_a_second_backward_pass_computes_with_the_same_masks_too():
+    layer = Dropout(0.5, generator=Generator().manual_seed(12))
+    block = nn.Sequential(layer, nn.Tanh())
+    x = torch.ones(1000, dtype=torch.float64, requires_grad=True)
+    y = checkpoint(block, x, use_reentrant=False, context_fn=same_masks(block))
+    state = layer.generator.get_state()
+    first = torch.autograd.grad(y.sum(), x, retain_graph=True)
+    assert_bit_equal(torch.autograd.grad(y.sum(), x), first)
+    assert_bit_equal(layer.generator.get_state(), state)
+
+
+def test_a_seed_must_be_a_whole_number():
+    for bad in (1.5, True, "1"):
+        with pytest.raises(TypeError, match="seed_dropout: seed must be a whole number, got"):
+            seed_dropout(model(), bad)

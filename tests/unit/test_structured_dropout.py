@@ -87,6 +87,21 @@ def test_blocks_at_the_ends(p):
     assert layer(x) is x
 
 
+@pytest.mark.parametrize("p", [1 - 1e-12, 1e-12])
+def test_blocks_close_to_the_ends_are_finite(p):
+    y = DropBlock1d(p, 1)(torch.ones(2, 3, 4))
+    assert_close(y, torch.full_like(y, float(p < 0.5)), tolerance=1e-6)
+
+
+def test_word_dropout_does_not_follow_the_default_dtype():
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        replaced = WordDropout(0.001, unknown=1, generator=seeded(16))(torch.zeros(1_000_000, dtype=torch.int64))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert abs(replaced.sum().item() - 1000) < 4.5 * math.sqrt(1000)
+
+
 def test_what_blocks_refuse():
     for bad in (0, -3, 1.5, (3, 3, 3), (3, 0)):
         with pytest.raises(ValueError, match=r"DropBlock2d: block_size must be a whole number >= 1, or 2 of them, got"):

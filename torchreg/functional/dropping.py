@@ -74,16 +74,25 @@ def drop(
     x: Tensor, p: float, shape: Sequence[int], inplace: bool = False, generator: Generator | None = None
 ) -> Tensor:
     """``x`` with each element of a mask of that shape dropped with probability ``p``, and the rest scaled."""
-    if is_plain(x):
-        p = representable(p)
-    if p == 0:
-        return x if inplace else x.clone()
-    if p == 1:
-        return x.mul_(0) if inplace else x * 0
+    p = drawn_rate(x, p)
+    if p in (0, 1):
+        return all_or_none(x, p, inplace)
     mask, scale = keep_mask(x, p, shape, generator), 1 / (1 - p)
     if mask.dtype == torch.uint8 and scale.is_integer() and scale < 256:  # p = 0.5 and the like: one product, not two
         mask, scale = mask.mul_(int(scale)), 1.0
     return keep(x, mask, scale, inplace)
+
+
+def drawn_rate(x: Tensor, p: float) -> float:
+    """What a mask for ``x`` drops with in fact."""
+    return representable(p) if is_plain(x) else p
+
+
+def all_or_none(x: Tensor, p: float, inplace: bool) -> Tensor:
+    """What becomes of ``x`` where ``p`` is 0 or 1."""
+    if p == 0:
+        return x if inplace else x.clone()
+    return x.mul_(0) if inplace else x * 0
 
 
 def keep(x: Tensor, mask: Tensor, scale: float, inplace: bool = False) -> Tensor:

@@ -16,7 +16,7 @@ PIECE = 1 << 18  # elements that are worked on at once: what is computed on the 
 _SHARING = 16  # elements that share eight random bits
 _UNSEEDED = Generator().initial_seed()  # of every generator that nobody has seeded: nothing is lost with its upper bits
 
-_replay = threading.local()  # is_on: whether the generators stand where they stood in the forward pass
+_replay = threading.local()  # generators: those that stand where they stood in the forward pass
 
 
 def check_probability(owner: str, p: float) -> None:
@@ -36,28 +36,28 @@ def check_generator(owner: str, generator: Generator, device: torch.device) -> N
             f"{owner}: generator must be on the input's device {device}, got one on {generator.device}; "
             f"make it with torch.Generator({device.type!r})"
         )
-    if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1 and not is_replaying():
+    if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1 and not is_replaying(generator):
         raise RuntimeError(
             f"{owner}: activation checkpointing must restore the layer's own generator to compute the same mask again: "
             "call checkpoint(..., use_reentrant=False, context_fn=torchreg.nn.same_masks(module))"
         )
 
 
-def is_replaying() -> bool:
-    return getattr(_replay, "is_on", False)
+def is_replaying(generator: Generator) -> bool:
+    return any(generator is other for other in getattr(_replay, "generators", ()))
 
 
 @contextmanager
 def replaying(generators: Sequence[Generator], states: Sequence[Tensor]) -> Iterator[None]:
     """The generators in those states, and afterwards in the ones they have now."""
-    before, was_on = [generator.get_state() for generator in generators], is_replaying()
+    before, outer = [generator.get_state() for generator in generators], getattr(_replay, "generators", ())
     for generator, state in zip(generators, states, strict=True):
         generator.set_state(state)
-    _replay.is_on = True
+    _replay.generators = (*outer, *generators)
     try:
         yield
     finally:
-        _replay.is_on = was_on  # checkpointed blocks may hold others
+        _replay.generators = outer  # checkpointed blocks may hold others
         for generator, state in zip(generators, before, strict=True):
             generator.set_state(state)
 
@@ -71,6 +71,7 @@ def is_plain(x: Tensor) -> bool:
         and x.layout == torch.strided
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
+        and not torch._C._functorch.is_legacy_batchedtensor(x)  # of autograd.grad(..., is_grads_batched=True)
     )
 
 
@@ -100,7 +101,7 @@ def drawn(
     shape: Sequence[int],
     device: torch.device,
     generator: Generator | None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """``torch.rand`` or ``torch.randn``; with sizes that a compiler knows as symbols they take no generator at all."""
     if generator is None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from torchreg.functional.dropping import drop, keep
+from torchreg.functional.dropping import all_or_none, drawn_rate, drop, keep
 from torchreg.functional.masks import drawn, is_plain, keep_mask, representable
 
 
@@ -28,12 +28,9 @@ def alpha_dropout(
         Günter Klambauer, Thomas Unterthiner, Andreas Mayr, Sepp Hochreiter, "Self-Normalizing Neural Networks",
         NIPS 2017.
     """
-    if is_plain(x):
-        p = representable(p)
-    if p == 0:
-        return x if inplace else x.clone()
-    if p == 1:
-        return x.mul_(0) if inplace else x * 0
+    p = drawn_rate(x, p)
+    if p in (0, 1):
+        return all_or_none(x, p, inplace)
     limit = -1.0507009873554804934193349852946 * 1.6732632423543772848170429916717
     a = ((1 - p) * (1 + p * limit**2)) ** -0.5
     mask = keep_mask(x, p, shape, generator).to(x.dtype)
@@ -65,6 +62,8 @@ def drop_blocks(
     rate = -math.expm1(math.log1p(-p) / math.prod(block))
     if is_plain(x):
         rate = representable(rate, is_rare=True)
+    if rate == 1:
+        return drop(x, 1.0, x.shape, inplace, generator)
     padded = [size + width - 1 for size, width in zip(x.shape[-spatial:], block, strict=True)]
     kept = keep_mask(x, rate, (*x.shape[:-spatial], *padded), generator, is_rare=True)
     for dim, width in zip(range(-spatial, 0), block, strict=True):

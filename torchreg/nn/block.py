@@ -48,8 +48,7 @@ class _DropBlock(Seeded):
             )
         if not self.training or self.p == 0:
             return input
-        if self.generator is not None:
-            f.check_generator(owner, self.generator, input.device)
+        self._check_generator(input)
         return f.drop_blocks(input, self.p, self.block_size, self.inplace, self.generator)
 
     def extra_repr(self) -> str:

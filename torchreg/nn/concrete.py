@@ -85,6 +85,7 @@ class ConcreteDropout(Gated):
         return output
 
     def complexity_of(self, logit_p: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
+        logit_p, weight = f.wide(logit_p), f.wide(weight)
         p = logit_p.sigmoid()
         inputs = weight.shape[1] * getattr(self.layer, "groups", 1)
         entropy = F.softplus(logit_p) - p * logit_p
@@ -94,7 +95,8 @@ class ConcreteDropout(Gated):
         return copy.deepcopy(self.layer)
 
     def extra_repr(self) -> str:
-        return f"p={self.p.item():.3f}, temperature={self.temperature}, length_scale={self.length_scale}"
+        p = "?" if self.logit_p.is_meta else f"{self.p.item():.3f}"
+        return f"p={p}, temperature={self.temperature}, length_scale={self.length_scale}"
 
 
 class HardConcrete(Gated):
@@ -112,7 +114,8 @@ class HardConcrete(Gated):
 
     Args:
         layer: ``nn.Linear`` or ``nn.Conv1d`` to ``nn.Conv3d``.
-        p: probability that a gate is closed to start with, in (0, 1); the gates get some noise of size 0.01.
+        p: rate to start from, in (0, 1): :math:`\log \alpha = \log \frac{1-p}{p}` and noise of size 0.01, so that
+            :math:`s` is below one half with probability ``p``. Closed exactly are fewer: 17 % for 0.5, 2 % for 0.1.
         units: what has a gate: the layer's ``"inputs"`` (of a convolution: input channels) or ``"outputs"``.
         temperature: :math:`\beta > 0`.
         stretch: :math:`(\gamma, \zeta)`, below 0 and above 1.
@@ -176,7 +179,7 @@ class HardConcrete(Gated):
 
     def complexity_of(self, log_alpha: Tensor) -> Tensor:  # type: ignore[override]
         low, high = self.stretch
-        is_open = torch.sigmoid(log_alpha - self.temperature * math.log(-low / high))
+        is_open = torch.sigmoid(f.wide(log_alpha) - self.temperature * math.log(-low / high))
         return is_open.sum() * (self.layer.weight.numel() / max(len(log_alpha), 1))
 
     @torch.no_grad()

@@ -123,8 +123,7 @@ class DropConnect(Seeded):
 
     def _dropped(self, input: Any, *args: Any, **kwargs: Any) -> Any:
         layer = self.layer
-        if self.generator is not None:
-            f.check_generator("DropConnect", self.generator, next(layer.parameters()).device)
+        self._check_generator(next(layer.parameters()))
         if isinstance(layer, nn.RNNBase):
             names = [name for name in layer._flat_weights_names if name.startswith("weight_hh")]
             if not layer._parameters.keys() >= set(names):  # nothing, or something else, would be dropped
@@ -158,8 +157,7 @@ class DropConnect(Seeded):
         deviation = variance.clamp(min=0).sqrt()
         if isinstance(self.activation, nn.ReLU) or self.activation in (torch.relu, F.relu):
             return _rectified_mean(mean, deviation)
-        if self.generator is not None:
-            f.check_generator("DropConnect", self.generator, mean.device)
+        self._check_generator(mean)
         total = torch.zeros_like(mean)
         for _ in range(self.samples):
             noise = f.drawn(torch.randn, mean.shape, mean.device, self.generator, mean.dtype)
@@ -214,6 +212,9 @@ class _MaskedProducts(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         rows, weight, masks = ctx.saved_tensors
         needs_rows, needs_weight, _ = ctx.needs_input_grad
+        if not f.is_plain(grad):  # many gradients at once
+            of_rows = torch.bmm(grad, weight * masks) if needs_rows else None
+            return of_rows, (torch.bmm(grad.mT, rows) * masks).sum(0) if needs_weight else None, None
         of_rows = torch.empty_like(rows) if needs_rows else None
         of_weight = torch.zeros_like(weight) if needs_weight else None
         for some, mask, out, place in _chunks(weight, rows, masks, grad, rows if of_rows is None else of_rows):

@@ -66,8 +66,7 @@ class StochasticDepth(Seeded):
         output: Tensor = self.module(*args, **kwargs)
         if not self.training or self.p == 0:
             return output
-        if self.generator is not None:
-            f.check_generator("StochasticDepth", self.generator, output.device)
+        self._check_generator(output)
         return f.drop_paths(output, self.p, self.mode == "row", generator=self.generator)
 
     def extra_repr(self) -> str:

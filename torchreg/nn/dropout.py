@@ -16,7 +16,7 @@ class Seeded(nn.Module):
     """A layer that may draw from a random generator of its own, which its checkpoints then hold.
 
     The generator's state is in the ``state_dict`` as ``generator``, and only if there is one. A checkpoint without it,
-    such as one made before the layer was seeded, loads as well.
+    such as one made before the layer was seeded, loads as well; one with it needs a layer that has a generator.
     """
 
     generator: Generator | None = None
@@ -34,6 +34,10 @@ class Seeded(nn.Module):
             if key in unexpected:
                 unexpected.remove(key)
 
+    def _check_generator(self, x: Tensor) -> None:
+        if self.generator is not None:
+            f.check_generator(type(self).__name__, self.generator, x.device)
+
 
 class _Dropping(Seeded):
     """The arguments that torch's dropout layers share, checked, and a generator."""
@@ -42,18 +46,17 @@ class _Dropping(Seeded):
     inplace: bool
 
     def __init__(self, p: float = 0.5, inplace: bool = False, *, generator: Generator | None = None) -> None:
-        f.check_probability(type(self).__name__, p)
+        self._check_rate(p)
         super().__init__(p, inplace)  # of torch's own layer, which comes next
         self.generator = generator
 
     def _is_idle(self) -> bool:
         """Whether nothing is dropped; checks what may have been set since."""
-        f.check_probability(type(self).__name__, self.p)
+        self._check_rate(self.p)
         return not self.training or self.p == 0
 
-    def _check_generator(self, x: Tensor) -> None:
-        if self.generator is not None:
-            f.check_generator(type(self).__name__, self.generator, x.device)
+    def _check_rate(self, p: float) -> None:
+        f.check_probability(type(self).__name__, p)
 
 
 class _Shaped(_Dropping):
@@ -288,24 +291,13 @@ class GaussianDropout(_Shaped, nn.Dropout):
         Way to Prevent Neural Networks from Overfitting", Journal of Machine Learning Research 15, 2014, section 10.
     """
 
-    def __init__(
-        self,
-        p: float = 0.5,
-        inplace: bool = False,
-        *,
-        generator: Generator | None = None,
-        noise_shape: Sequence[int | None] | None = None,
-    ) -> None:
-        super().__init__(p, inplace, generator=generator, noise_shape=noise_shape)
-        self._check_finite()
-
     def forward(self, input: Tensor) -> Tensor:
         if self._is_idle():
             return input
-        self._check_finite()
         self._check_generator(input)
         return f.gaussian_dropout(input, self.p, self._shape(input), self.inplace, self.generator)
 
-    def _check_finite(self) -> None:
-        if self.p == 1:
+    def _check_rate(self, p: float) -> None:
+        super()._check_rate(p)
+        if p == 1:
             raise ValueError("GaussianDropout: p must be below 1, where the noise has infinite variance, got 1")

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from torchreg import functional as f
 from torchreg.nn.dropout import Seeded
@@ -38,6 +39,11 @@ class Gated(Seeded):
             raise TypeError(
                 f"{type(self).__name__}: layer must be a torch.nn.Linear, Conv1d, Conv2d or Conv3d, got {kind}"
             )
+        if "weight" not in layer._parameters or is_lazy(layer.weight):
+            raise ValueError(
+                f"{type(self).__name__}: layer must have its weight for a parameter, got a lazy or parametrized one: "
+                "run a batch through it first, or remove the parametrization"
+            )
         self.layer = layer
         self.generator = generator
 
@@ -65,8 +71,7 @@ class Gated(Seeded):
 
     def _uniform(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Numbers in (0, 1), never at the ends, at least in single precision."""
-        if self.generator is not None:
-            f.check_generator(type(self).__name__, self.generator, x.device)
+        self._check_generator(x)
         drawn = f.drawn(torch.rand, shape, x.device, self.generator)
         tiny = torch.finfo(drawn.dtype).eps
         return drawn * (1 - 2 * tiny) + tiny

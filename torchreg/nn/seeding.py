@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import Generator, nn
@@ -31,6 +32,7 @@ def seed_dropout(
 
     Raises:
         ValueError: a model without such layers.
+        TypeError: a seed that is no whole number.
 
     Example:
         >>> from torchreg.nn import Dropout
@@ -42,6 +44,8 @@ def seed_dropout(
         >>> torch.equal(first, model(torch.ones(2, 4)))
         True
     """
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed_dropout: seed must be a whole number, got {seed!r}")
     is_spread = torch.distributed.is_available() and torch.distributed.is_initialized() and not same_on_all_ranks
     rank = torch.distributed.get_rank() if is_spread else 0
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Seeded)}
@@ -76,13 +80,13 @@ def same_masks(module: nn.Module) -> Callable[[], tuple[AbstractContextManager[N
         >>> x = torch.ones(2, 4, requires_grad=True)
         >>> checkpoint(block, x, use_reentrant=False, context_fn=same_masks(block)).sum().backward()
     """
-    generators = list({
-        id(layer.generator): layer.generator
-        for layer in module.modules()
-        if isinstance(layer, Seeded) and layer.generator is not None
-    }.values())  # fmt: skip
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        generators = list({
+            id(layer.generator): layer.generator
+            for layer in module.modules()
+            if isinstance(layer, Seeded) and layer.generator is not None
+        }.values())  # fmt: skip
         states: list[torch.Tensor] = []
 
         @contextmanager
@@ -90,11 +94,21 @@ def same_masks(module: nn.Module) -> Callable[[], tuple[AbstractContextManager[N
             states[:] = [generator.get_state() for generator in generators]
             yield
 
-        @contextmanager
-        def again() -> Iterator[None]:
-            with f.replaying(generators, states):
-                yield
-
-        return first(), again()
+        return first(), _Again(generators, states)
 
     return contexts
+
+
+class _Again(AbstractContextManager[None]):
+    """``f.replaying``, to be entered once for each time that the backward pass computes the block."""
+
+    def __init__(self, generators: list[Generator], states: list[torch.Tensor]) -> None:
+        self.generators, self.states = generators, states
+        self._open: list[AbstractContextManager[None]] = []
+
+    def __enter__(self) -> None:
+        self._open.append(f.replaying(self.generators, self.states))
+        self._open[-1].__enter__()
+
+    def __exit__(self, *exc_info: Any) -> None:
+        self._open.pop().__exit__(*exc_info)

@@ -96,8 +96,7 @@ class WordDropout(Seeded):
             raise TypeError(f"WordDropout: tokens must be whole numbers, got {tokens.dtype}")
         if not self.training or self.p == 0:
             return tokens
-        if self.generator is not None:
-            f.check_generator("WordDropout", self.generator, tokens.device)
+        self._check_generator(tokens)
         dropped = f.drawn(torch.rand, tokens.shape, tokens.device, self.generator) < self.p
         for number in self.keep:
             dropped = dropped & (tokens != number)
@@ -171,8 +170,7 @@ class EmbeddingDropout(Seeded):
         vectors: Tensor = self.embedding(tokens)
         if not self.training or self.p == 0:
             return vectors
-        if self.generator is not None:
-            f.check_generator("EmbeddingDropout", self.generator, vectors.device)
+        self._check_generator(vectors)
         words, batch_dim = self.embedding.num_embeddings, 0 if self.batch_first else 1
         if self.per_example and tokens.ndim == 2:
             noise = self._noise(vectors, (tokens.shape[batch_dim], words))

@@ -73,10 +73,9 @@ class VariationalDropout(Gated):
             return applied(self.layer, input, self._kept_weight(), self.layer.bias)
         mean: Tensor = self.layer(input)
         variance = applied(self.layer, input.square(), self.log_sigma2.exp(), None)
-        if self.generator is not None:
-            f.check_generator("VariationalDropout", self.generator, input.device)
+        self._check_generator(input)
         noise = f.drawn(torch.randn, mean.shape, mean.device, self.generator, mean.dtype)
-        return mean + noise * (variance + 1e-8).sqrt()  # whose slope at 0 would be infinite
+        return mean + noise * (f.wide(variance) + 1e-8).sqrt().to(mean.dtype)  # whose slope at 0 would be infinite
 
     def complexity_of(self, log_sigma2: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
         log_alpha = _log_alpha(log_sigma2, weight)
@@ -86,13 +85,14 @@ class VariationalDropout(Gated):
         if torch.is_grad_enabled():
             return super().complexity_gradient(index, *tensors)
         log_sigma2, weight = tensors  # written out, for there are as many as weights
+        weight = f.wide(weight)
         signal = weight.square().add_(_TINY)
         log_alpha = log_sigma2 - signal.log()
         is_clamped = log_alpha.abs() > _LIMIT
         bend = log_alpha.mul(_K3).add_(_K2).sigmoid_()
         slope = log_alpha.neg_().sigmoid_().mul_(-0.5).addcmul_(bend, 1 - bend, value=-_K1 * _K3)
         slope.masked_fill_(is_clamped, 0.0)
-        return slope if index == 0 else slope.mul_(weight).div_(signal).mul_(-2)
+        return (slope if index == 0 else slope.mul_(weight).div_(signal).mul_(-2)).to(tensors[index].dtype)
 
     def pruned(self) -> Layer:
         layer = copy.deepcopy(self.layer)
@@ -107,4 +107,4 @@ class VariationalDropout(Gated):
 
 
 def _log_alpha(log_sigma2: Tensor, weight: Tensor) -> Tensor:
-    return (log_sigma2 - (weight.square() + _TINY).log()).clamp(-_LIMIT, _LIMIT)
+    return (log_sigma2 - (f.wide(weight).square() + _TINY).log()).clamp(-_LIMIT, _LIMIT)

@@ -69,6 +69,11 @@ class Penalty(ABC):
         """This penalty, for the parameter in that place: most know all they need and return themselves."""
         return self
 
+    @property
+    def companions(self) -> tuple[Tensor, ...]:
+        """The other parameters that a penalty bound to one is a function of."""
+        return ()
+
     def exempts(self, place: ParamInfo) -> str | None:
         """Why the penalty is not for the parameter in that place, in a few words; asked if it ``selects_itself``."""
         return None

@@ -24,13 +24,15 @@ class Complexity(Term):
     with each layer's own :math:`C_l` (:class:`~torchreg.nn.ConcreteDropout`, :class:`~torchreg.nn.VariationalDropout`,
     :class:`~torchreg.nn.HardConcrete`), a function of several of its parameters. It finds those by itself, whatever
     ``select`` says: ``Regularizer(model, Complexity(1 / N))``. :meth:`Regularizer.terms` calls it ``"KL"`` or ``"L0"``.
+    In mode "decoupled" a layer's parameters move one after another, each by the gradient where the others are then.
 
     Args:
         strength: ``s``, finite and not negative; for a divergence ``1 / N`` with ``N`` training examples, as the loss
             is their mean.
 
     Raises:
-        ValueError: a model without such layers, when the regularizer is made.
+        ValueError: when the regularizer is made, a model without such layers, a sum with other penalties, or a pattern
+            that matches some of a layer's parameters only.
 
     Example:
         >>> from torchreg import Regularizer
@@ -53,11 +55,7 @@ class Complexity(Term):
 
     def bind(self, place: ParamInfo) -> Penalty:
         gated = _gated(place)
-        if gated is None:
-            raise ValueError(
-                f"Complexity: is for the rates of layers such as torchreg.nn.VariationalDropout, got {place.name}: "
-                "make one Regularizer for it, and one for the rest"
-            )
+        assert gated is not None, "exempt"
         return _Share(self.strength, gated, gated.depends_on.index(_name(gated, place)))
 
     def value(self, w: Tensor) -> Tensor:
@@ -73,7 +71,7 @@ class Complexity(Term):
 @final
 @dataclass(frozen=True, eq=False)
 class _Share(Penalty):
-    """One parameter's share of a layer's complexity: the whole value for the first parameter, a gradient for each."""
+    """One parameter's share of a layer's complexity: the whole value for the first that is trained, a gradient each."""
 
     strength: float
     layer: Gated
@@ -85,15 +83,24 @@ class _Share(Penalty):
 
     def value(self, w: Tensor) -> Tensor:
         value = self.strength * self.layer.complexity_of(*self._inputs(w))
-        return value if self.index == 0 else value - value.detach()
+        free = [param.requires_grad for param in self._params]
+        return value if self.index == (free.index(True) if any(free) else 0) else value - value.detach()
 
     def gradient(self, w: Tensor) -> Tensor:
         return self.strength * self.layer.complexity_gradient(self.index, *self._inputs(w))
 
     def _inputs(self, w: Tensor) -> Sequence[Tensor]:
-        inputs = [attrgetter(name)(self.layer).detach() for name in self.layer.depends_on]
+        inputs = [param.detach() for param in self._params]
         inputs[self.index] = w
         return inputs
+
+    @property
+    def _params(self) -> Sequence[Tensor]:
+        return [attrgetter(name)(self.layer) for name in self.layer.depends_on]
+
+    @property
+    def companions(self) -> tuple[Tensor, ...]:
+        return tuple(param for i, param in enumerate(self._params) if i != self.index)
 
 
 def _gated(place: ParamInfo) -> Gated | None:
