@@ -300,9 +300,7 @@ def test_a_model_without_such_layers_and_sums_with_other_penalties_are_refused()
     with pytest.raises(ValueError, match=r"must choose at least one parameter, got none of .*not learned to drop"):
         Regularizer(nn.Linear(2, 2), Complexity(1.0))
     for model in (nn.Linear(2, 2), network()):
-        with pytest.raises(
-            ValueError, match=r"must be alone, got Complexity\(1.0\) \+ L2\(1.0\): make one"
-        ):
+        with pytest.raises(ValueError, match=r"must be alone, got Complexity\(1.0\) \+ L2\(1.0\): make one"):
             Regularizer(model, Complexity(1.0) + L2(1.0))
 
 

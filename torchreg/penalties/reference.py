@@ -101,7 +101,7 @@ class L2SP(Anchored):
         >>> model = torch.nn.Linear(2, 1)
         >>> regularizer = Regularizer(model, L2SP(1.0))
         >>> _ = model.weight.data.add_(1.0)
-        >>> regularizer.value().item()
+        >>> round(regularizer.value().item(), 4)
         1.0
 
     References:
