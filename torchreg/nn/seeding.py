@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -82,19 +82,9 @@ def same_masks(module: nn.Module) -> Callable[[], tuple[AbstractContextManager[N
     """
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        generators = list({
-            id(layer.generator): layer.generator
-            for layer in module.modules()
-            if isinstance(layer, Seeded) and layer.generator is not None
-        }.values())  # fmt: skip
-        states: list[torch.Tensor] = []
-
-        @contextmanager
-        def first() -> Iterator[None]:
-            states[:] = [generator.get_state() for generator in generators]
-            yield
-
-        return first(), _Again(generators, states)
+        layers = [layer for layer in module.modules() if isinstance(layer, Seeded)]
+        generators = list({id(g): g for layer in layers if (g := layer.generator) is not None}.values())
+        return nullcontext(), _Again(generators, [generator.get_state() for generator in generators])
 
     return contexts
 
