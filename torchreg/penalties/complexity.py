@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import ClassVar, final
 
+import torch
 from torch import Tensor
 
 from torchreg.nn.gated import Gated
@@ -82,9 +83,12 @@ class _Share(Penalty):
         return self.layer.cost
 
     def value(self, w: Tensor) -> Tensor:
-        value = self.strength * self.layer.complexity_of(*self._inputs(w))
         free = [param.requires_grad for param in self._params]
-        return value if self.index == (free.index(True) if any(free) else 0) else value - value.detach()
+        is_whole = self.index == (free.index(True) if any(free) else 0)
+        if not is_whole and not torch.is_grad_enabled():
+            return w.new_zeros(())
+        value = self.strength * self.layer.complexity_of(*self._inputs(w))
+        return value if is_whole else value - value.detach()
 
     def gradient(self, w: Tensor) -> Tensor:
         return self.strength * self.layer.complexity_gradient(self.index, *self._inputs(w))
