@@ -40,6 +40,7 @@ from torchreg.penalties.activities import KLSparsity
 from torchreg.regularizer import PenalizedLoss, Regularizer
 from torchreg.schedules import cosine, curriculum, early, late, linear
 from torchreg.selectors import Selector, everything, in_modules, named, weights
+from torchreg.stacked import Stacked
 
 __version__ = "0.1.0"
 
@@ -82,6 +83,7 @@ __all__ = [
     "SoftOrthogonality",
     "SparseGroupLasso",
     "SpectralNorm",
+    "Stacked",
     "UnitNorm",
     "compress",
     "cosine",

@@ -13,9 +13,20 @@ from torch.nn.parameter import is_lazy
 from torchreg.choices import listed
 from torchreg.constraints import Constraint
 from torchreg.parameters import ParamInfo, each_parameter
-from torchreg.penalties import Anchored, Penalty, ProximalPenalty, Sum
+from torchreg.penalties import (
+    Anchored,
+    AnchoredByMember,
+    ByMember,
+    Penalty,
+    ProximalPenalty,
+    Sum,
+    bound_by_member,
+    by_member,
+    member_of,
+)
 from torchreg.selectors import Selector
 from torchreg.shards import is_spread
+from torchreg.stacked import Stacked
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +117,8 @@ def survey(model: nn.Module, rules: Mapping[str, Penalty], select: Selector) -> 
         ValueError: nothing is selected, a rule matches no parameter, a parameter is lazy or sparse, or a penalty does
             not fit one.
     """
-    entries = [_entry(tuple(places), rules, select) for places in each_parameter(model)]
+    members = len(model) if isinstance(model, Stacked) else None
+    entries = [_entry(tuple(places), rules, select, members) for places in each_parameter(model)]
     names = [name for entry in entries for name in entry.names]
     for pattern in rules:
         if names and not any(fnmatchcase(name, pattern) for name in names):
@@ -133,7 +145,7 @@ def _check_companions(entries: Sequence[Entry]) -> None:
                 )
 
 
-def _entry(places: tuple[ParamInfo, ...], rules: Mapping[str, Penalty], select: Selector) -> Entry:
+def _entry(places: tuple[ParamInfo, ...], rules: Mapping[str, Penalty], select: Selector, members: int | None) -> Entry:
     name, param = places[0].name, places[0].param
     if is_lazy(param):
         raise ValueError(f"Regularizer: {name} has no shape yet: run one batch through the lazy model first")
@@ -141,7 +153,7 @@ def _entry(places: tuple[ParamInfo, ...], rules: Mapping[str, Penalty], select: 
         return Entry(places, reason=f"{str(param.dtype).removeprefix('torch.')} values")
     found = next((p for pattern, p in rules.items() if any(fnmatchcase(place.name, pattern) for place in places)), None)
     chooses = found.exempts if found is not None and found.selects_itself else select.reason
-    reasons = [chooses(place) for place in places]
+    reasons = [chooses(place if members is None else member_of(place, 0)) for place in places]
     if None not in reasons:
         return Entry(places, reason=reasons[0])
     if param.layout != torch.strided:
@@ -150,13 +162,17 @@ def _entry(places: tuple[ParamInfo, ...], rules: Mapping[str, Penalty], select: 
         )
     if found is None:
         return Entry(places, reason="no pattern matches")
-    acting = found.bind(places[reasons.index(None)])
+    acting = _bound(found, places[reasons.index(None)], members)
     if is_spread(param) and not acting.is_separable and any(isinstance(t, Anchored) for t in acting.terms):
         raise ValueError(
             f"Regularizer: {name} is spread over processes, where a penalty towards a reference must be "
             f"alone or with separable ones, got {found!r}: make one Regularizer for each term"
         )
     return Entry(places, found, acting)
+
+
+def _bound(penalty: Penalty, place: ParamInfo, members: int | None) -> Penalty:
+    return penalty.bind(place) if members is None else bound_by_member(penalty, place, members)
 
 
 def references(entries: Sequence[Entry]) -> dict[str, Tensor]:
@@ -168,7 +184,7 @@ def references(entries: Sequence[Entry]) -> dict[str, Tensor]:
         for given, acting in zip(entry.terms, entry.acting.terms, strict=True)
         if isinstance(given, Anchored)
         and given.reference is None
-        and isinstance(acting, Anchored)
+        and isinstance(acting, (Anchored, AnchoredByMember))
         and isinstance(acting.reference, Tensor)
     }
 
@@ -180,10 +196,18 @@ def with_references(entry: Entry, saved: Mapping[str, Tensor]) -> Entry:
         return entry
     if entry.name not in saved:
         raise ValueError(f"Regularizer: state must hold the reference of {entry.name}, got {listed(list(saved))}")
+    members = len(acting.each) if isinstance(acting, ByMember) else None
     terms = tuple(
-        replace(given, reference=saved).bind(entry.places[0])
+        _bound(replace(given, reference=saved), entry.places[0], members)
         if isinstance(given, Anchored) and given.reference is None
         else bound
         for given, bound in zip(entry.terms, acting.terms, strict=True)
     )
-    return replace(entry, acting=replace(acting, _terms=terms) if isinstance(acting, Sum) else terms[0])
+    return replace(entry, acting=_with_terms(acting, terms))
+
+
+def _with_terms(acting: Penalty, terms: Sequence[Penalty]) -> Penalty:
+    if isinstance(acting, ByMember):
+        own = [[term.each[m] for term in terms if isinstance(term, ByMember)] for m in range(len(acting.each))]
+        return by_member([_with_terms(*pair) for pair in zip(acting.each, own, strict=True)])
+    return replace(acting, _terms=tuple(terms)) if isinstance(acting, Sum) else terms[0]

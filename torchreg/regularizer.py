@@ -19,6 +19,7 @@ from torchreg.penalties import Penalty
 from torchreg.schedules import Schedule, check_scale
 from torchreg.selectors import Selector, as_selector, weights
 from torchreg.shards import is_spread
+from torchreg.stacked import Stacked
 from torchreg.steps import add_gradients, descend, take_proximal_points
 from torchreg.table import table
 from torchreg.total import total
@@ -58,7 +59,8 @@ class Regularizer:
         schedule: a function from the number of steps made to ``scale``; see :mod:`torchreg.schedules`.
 
     Attributes:
-        scale: multiplies every penalty; a number, or a 0-d tensor. A schedule overwrites it each step.
+        scale: multiplies every penalty; a number, or a 0-d tensor; for a :class:`~torchreg.Stacked` model also a tensor
+            of one scale a member. A schedule overwrites it each step.
 
     Raises:
         ValueError: nothing is selected, a pattern matches no parameter, an unknown mode, a lazy parameter, or mode
@@ -127,12 +129,15 @@ class Regularizer:
 
     @scale.setter
     def scale(self, scale: float | Tensor) -> None:
-        self._scale = check_scale("Regularizer", scale)
+        members = len(self.model) if isinstance(self.model, Stacked) else None
+        self._scale = check_scale("Regularizer", scale, members)
 
     # -- mode "loss": the penalty as a number ---------------------------------------------------------------------
 
     def value(self) -> Tensor:
         """``scale * sum R(w)`` over the penalized parameters: 0-d, differentiable. In every mode, for logging.
+
+        Of a :class:`~torchreg.Stacked` model it is ``(members,)``.
 
         Of a model whose parameters are spread over processes it is the value over all of them, the same in each, and
         every process must call it. It looks at the model's own parameters, not at those of ``functional_call``.

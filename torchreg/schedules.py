@@ -15,17 +15,19 @@ class Schedule(Protocol):
     def __call__(self, step: int, /) -> float: ...
 
 
-def check_scale(owner: str, scale: float | Tensor) -> float | Tensor:
+def check_scale(owner: str, scale: float | Tensor, members: int | None = None) -> float | Tensor:
     """The scale itself; raises ``ValueError`` unless it is a number or a 0-d tensor, finite and not negative.
 
-    A tensor on another device than the CPU is not looked at, which would wait for the device.
+    For a stack of models it may also be a tensor of one scale a member. A tensor on another device than the CPU is not
+    looked at, which would wait for the device.
     """
-    if isinstance(scale, Tensor) and scale.ndim == 0:
-        if scale.device.type != "cpu" or torch.compiler.is_compiling() or 0 <= scale < math.inf:
+    if isinstance(scale, Tensor) and (scale.ndim == 0 or scale.shape == (members,)):
+        if scale.device.type != "cpu" or torch.compiler.is_compiling() or bool(((scale >= 0) & scale.isfinite()).all()):
             return scale
     elif isinstance(scale, Real) and 0 <= scale < math.inf:
         return scale if type(scale) is float else float(scale)
-    raise ValueError(f"{owner}: scale must be a finite number >= 0 or a 0-d tensor, got {scale!r}")
+    tensor = "a 0-d tensor" if members is None else f"a tensor of {members} of them, one a member"
+    raise ValueError(f"{owner}: scale must be a finite number >= 0 or {tensor}, got {scale!r}")
 
 
 @dataclass(frozen=True)

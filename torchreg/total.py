@@ -37,7 +37,7 @@ class PenaltySum(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         # A number, where it costs nothing to read, keeps the gradient's arithmetic to fewer passes than a tensor does.
         batched = torch._C._functorch.is_legacy_batchedtensor(grad)
-        readable = grad.device.type == "cpu" and not torch.is_grad_enabled() and not batched
+        readable = grad.device.type == "cpu" and grad.ndim == 0 and not torch.is_grad_enabled() and not batched
         scale = grad.item() if readable else grad
         penalties, params, needed = ctx.penalties, ctx.saved_tensors, ctx.needs_input_grad[1:]
         gradients: list[Tensor | None] = [None] * len(params)

@@ -15,7 +15,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = [
     {"choices", "functional", "parameters", "pieces", "shards"},
     {"groups", "nn"},
-    {"penalties", "selectors", "schedules", "hooks"},
+    {"penalties", "selectors", "schedules", "hooks", "stacked"},
     {"constraints"},
     {"entries", "total", "steps"},
     {"hosts", "table"},

@@ -1,6 +1,6 @@
 """Every formula of torchreg, on plain tensors. Nothing here knows of models, optimizers or strengths."""
 
-from torchreg.functional.dropping import channel_dropout, drop, dropout, is_small, mask_shape
+from torchreg.functional.dropping import channel_dropout, drawn_rate, drop, dropout, is_small, mask_shape
 from torchreg.functional.masks import (
     check_generator,
     check_probability,
@@ -23,6 +23,7 @@ from torchreg.functional.measures import (
     row_norms,
     wide,
 )
+from torchreg.functional.members import Generators, Source, computing
 from torchreg.functional.projections import normalize, project_l1_ball, project_l2_ball, project_simplex
 from torchreg.functional.shrinkage import (
     axpy_,
@@ -45,6 +46,8 @@ from torchreg.functional.variants import (
 )
 
 __all__ = [
+    "Generators",
+    "Source",
     "alpha_dropout",
     "as_tensor",
     "axpy_",
@@ -52,8 +55,10 @@ __all__ = [
     "check_generator",
     "check_probability",
     "clip",
+    "computing",
     "distance_beyond_kink",
     "drawn",
+    "drawn_rate",
     "drop",
     "drop_blocks",
     "drop_paths",

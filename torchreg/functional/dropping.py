@@ -6,9 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from torchreg.functional.masks import PIECE, check_generator, check_probability, is_plain, keep_mask, representable
+from torchreg.functional.masks import (
+    PIECE,
+    check_generator,
+    check_probability,
+    draws_bits,
+    is_plain,
+    keep_mask,
+    representable,
+)
+from torchreg.functional.members import Source
 
 _SMALL = 3 << 13  # elements; for fewer, torch's single call is faster than drawing bits in several
 
@@ -19,7 +28,7 @@ def dropout(
     training: bool = True,
     inplace: bool = False,
     *,
-    generator: Generator | None = None,
+    generator: Source = None,
     noise_shape: Sequence[int | None] | None = None,
 ) -> Tensor:
     r"""Zeroes each element with probability ``p`` and scales the others by ``1 / (1 - p)``, so the mean is kept.
@@ -70,11 +79,9 @@ def is_small(draws: int) -> bool:
     return draws < _SMALL
 
 
-def drop(
-    x: Tensor, p: float, shape: Sequence[int], inplace: bool = False, generator: Generator | None = None
-) -> Tensor:
+def drop(x: Tensor, p: float, shape: Sequence[int], inplace: bool = False, generator: Source = None) -> Tensor:
     """``x`` with each element of a mask of that shape dropped with probability ``p``, and the rest scaled."""
-    p = drawn_rate(x, p)
+    p = drawn_rate(x, p, generator)
     if p in (0, 1):
         return all_or_none(x, p, inplace)
     mask, scale = keep_mask(x, p, shape, generator), 1 / (1 - p)
@@ -83,9 +90,9 @@ def drop(
     return keep(x, mask, scale, inplace)
 
 
-def drawn_rate(x: Tensor, p: float) -> float:
+def drawn_rate(x: Tensor, p: float, generator: Source) -> float:
     """What a mask for ``x`` drops with in fact."""
-    return representable(p) if is_plain(x) else p
+    return representable(p) if draws_bits(x, generator) else p
 
 
 def all_or_none(x: Tensor, p: float, inplace: bool) -> Tensor:
@@ -153,9 +160,7 @@ def mask_shape(owner: str, noise_shape: Sequence[int | None], x: Tensor) -> tupl
     return tuple(own if size is None else size for size, own in zip(sizes, x.shape, strict=True))
 
 
-def channel_dropout(
-    x: Tensor, p: float, batched: bool, inplace: bool = False, generator: Generator | None = None
-) -> Tensor:
+def channel_dropout(x: Tensor, p: float, batched: bool, inplace: bool = False, generator: Source = None) -> Tensor:
     """Drops whole channels: ``x`` is ``(N, C, ...)`` if ``batched``, else ``(C, ...)``."""
     leading = 2 if batched else 1
     shape = (*x.shape[:leading], *[1] * (x.ndim - leading))

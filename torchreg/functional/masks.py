@@ -11,6 +11,8 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import Parameter
 
+from torchreg.functional.members import Generators, Source
+
 PIECE = 1 << 18  # elements that are worked on at once: what is computed on the way stays in the cache
 
 _SHARING = 16  # elements that share eight random bits
@@ -29,7 +31,7 @@ def check_probability(owner: str, p: float) -> None:
         raise ValueError(f"{owner}: p, the probability of dropping, must be in [0, 1], got {p!r}")
 
 
-def check_generator(owner: str, generator: Generator, device: torch.device) -> None:
+def check_generator(owner: str, generator: Generator | Generators, device: torch.device) -> None:
     """Raises ``ValueError`` unless the generator draws on the device, ``RuntimeError`` if it drew this mask before."""
     if generator.device.type != device.type:
         raise ValueError(
@@ -43,12 +45,12 @@ def check_generator(owner: str, generator: Generator, device: torch.device) -> N
         )
 
 
-def is_replaying(generator: Generator) -> bool:
+def is_replaying(generator: Generator | Generators) -> bool:
     return any(generator is other for other in getattr(_replay, "generators", ()))
 
 
 @contextmanager
-def replaying(generators: Sequence[Generator], states: Sequence[Tensor]) -> Iterator[None]:
+def replaying(generators: Sequence[Generator | Generators], states: Sequence[Tensor]) -> Iterator[None]:
     """The generators in those states, and afterwards in the ones they have now."""
     before, outer = [generator.get_state() for generator in generators], getattr(_replay, "generators", ())
     for generator, state in zip(generators, states, strict=True):
@@ -81,12 +83,20 @@ def representable(p: float, is_rare: bool = False) -> float:
     return round(float(p) * levels) / levels
 
 
-def keep_mask(x: Tensor, p: float, shape: Sequence[int], generator: Generator | None, is_rare: bool = False) -> Tensor:
+def draws_bits(x: Tensor, generator: Source) -> bool:
+    """Whether a mask for ``x`` is made of random bits, and drops with a :func:`representable` rate."""
+    return is_plain(x) or (isinstance(generator, Generators) and x.device.type == "cpu" and x.is_floating_point())
+
+
+def keep_mask(x: Tensor, p: float, shape: Sequence[int], generator: Source, is_rare: bool = False) -> Tensor:
     """Ones, and zeros with probability ``p``: uint8 where ``x`` is plain, else in ``x``'s dtype.
 
     For a plain ``x`` one 64-bit random number decides about eight elements, or two, where zeros are rare, which is many
     times faster than ``Tensor.bernoulli_``. Where ``shape`` is ``x``'s the mask has the strides of ``empty_like(x)``.
     """
+    if isinstance(generator, Generators):
+        like = x if is_plain(x) else torch.empty(x.shape, dtype=x.dtype, device=x.device)  # as a member alone has it
+        return generator.draw(lambda own: keep_mask(like, p, shape, own, is_rare))
     if not is_plain(x):  # out of place, which torch.func.vmap can make one for each example
         return (drawn(torch.rand, shape, x.device, generator) >= p).to(x.dtype)
     source, count = _source(generator), torch.Size(shape).numel()
@@ -100,10 +110,12 @@ def drawn(
     draw: Callable[..., Tensor],
     shape: Sequence[int],
     device: torch.device,
-    generator: Generator | None,
+    generator: Source,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """``torch.rand`` or ``torch.randn``; with sizes that a compiler knows as symbols they take no generator at all."""
+    if isinstance(generator, Generators):
+        return generator.draw(lambda own: draw(shape, generator=own, dtype=dtype, device=device))
     if generator is None:
         return draw(shape, dtype=dtype, device=device)
     return draw(shape, generator=generator, dtype=dtype, device=device)

@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from torchreg.functional.dropping import all_or_none, drawn_rate, drop, keep
-from torchreg.functional.masks import drawn, is_plain, keep_mask, representable
+from torchreg.functional.masks import drawn, draws_bits, keep_mask, representable
+from torchreg.functional.members import Source
 
 
 def alpha_dropout(
@@ -17,7 +18,7 @@ def alpha_dropout(
     p: float,
     shape: Sequence[int],
     inplace: bool = False,
-    generator: Generator | None = None,
+    generator: Source = None,
 ) -> Tensor:
     r"""Sets elements to SELU's negative limit and rescales, so that mean 0 and variance 1 are kept.
 
@@ -28,7 +29,7 @@ def alpha_dropout(
         Günter Klambauer, Thomas Unterthiner, Andreas Mayr, Sepp Hochreiter, "Self-Normalizing Neural Networks",
         NIPS 2017.
     """
-    p = drawn_rate(x, p)
+    p = drawn_rate(x, p, generator)
     if p in (0, 1):
         return all_or_none(x, p, inplace)
     limit = -1.0507009873554804934193349852946 * 1.6732632423543772848170429916717
@@ -39,7 +40,7 @@ def alpha_dropout(
 
 
 def gaussian_dropout(
-    x: Tensor, p: float, shape: Sequence[int], inplace: bool = False, generator: Generator | None = None
+    x: Tensor, p: float, shape: Sequence[int], inplace: bool = False, generator: Source = None
 ) -> Tensor:
     r"""Multiplies by normal noise with mean 1 and dropout's variance: :math:`y = x \epsilon`,
     :math:`\epsilon \sim N(1, \tfrac{p}{1-p})`."""
@@ -48,9 +49,7 @@ def gaussian_dropout(
     return x.mul_(noise) if inplace else x * noise
 
 
-def drop_blocks(
-    x: Tensor, p: float, block: Sequence[int], inplace: bool = False, generator: Generator | None = None
-) -> Tensor:
+def drop_blocks(x: Tensor, p: float, block: Sequence[int], inplace: bool = False, generator: Source = None) -> Tensor:
     r"""Drops blocks of the last ``len(block)`` dimensions, each position with probability exactly ``p``.
 
     Each position is dropped if any of the :math:`\prod_i b_i` positions in the block around it is a seed, and seeds
@@ -60,7 +59,7 @@ def drop_blocks(
     if p in (0, 1) or x.numel() == 0:
         return drop(x, p, x.shape, inplace, generator)
     rate = -math.expm1(math.log1p(-p) / math.prod(block))
-    if is_plain(x):
+    if draws_bits(x, generator):
         rate = representable(rate, is_rare=True)
     if rate == 1:
         return drop(x, 1.0, x.shape, inplace, generator)
@@ -82,7 +81,7 @@ def _running_min(mask: Tensor, dim: int, width: int) -> Tensor:
     return mask
 
 
-def drop_paths(x: Tensor, p: float, rows: bool, inplace: bool = False, generator: Generator | None = None) -> Tensor:
+def drop_paths(x: Tensor, p: float, rows: bool, inplace: bool = False, generator: Source = None) -> Tensor:
     """Drops whole examples (``rows``), or all of them together."""
     shape = (x.shape[0] if rows and x.ndim else 1, *[1] * (x.ndim - 1))
     return drop(x, p, shape[: x.ndim], inplace, generator)

@@ -136,7 +136,7 @@ class DropConnect(Seeded):
             return torch.func.functional_call(layer, masked, (input, *args), kwargs)
         assert isinstance(layer, nn.Linear | _Convolution)
         is_batched = input.ndim > 1 if isinstance(layer, nn.Linear) else input.ndim == layer.weight.ndim
-        p = f.representable(self.p) if f.is_plain(layer.weight) else self.p
+        p = f.drawn_rate(layer.weight, self.p, self.generator)
         if not (self.per_example and is_batched and len(input)) or p == 1:
             return applied(layer, input, self._masked(layer.weight), layer.bias)
         masks = f.keep_mask(layer.weight, p, (len(input), *layer.weight.shape), self.generator)

@@ -19,7 +19,7 @@ class Seeded(nn.Module):
     such as one made before the layer was seeded, loads as well; one with it needs a layer that has a generator.
     """
 
-    generator: Generator | None = None
+    generator: f.Source = None
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

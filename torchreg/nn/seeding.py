@@ -92,7 +92,7 @@ def same_masks(module: nn.Module) -> Callable[[], tuple[AbstractContextManager[N
 class _Again(AbstractContextManager[None]):
     """``f.replaying``, to be entered once for each time that the backward pass computes the block."""
 
-    def __init__(self, generators: list[Generator], states: list[torch.Tensor]) -> None:
+    def __init__(self, generators: list[Generator | f.Generators], states: list[torch.Tensor]) -> None:
         self.generators, self.states = generators, states
         self._open: list[AbstractContextManager[None]] = []
 

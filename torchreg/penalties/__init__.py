@@ -6,6 +6,7 @@ from torchreg.penalties.concave import MCP, SCAD, HoyerSquare, LogSum, Lp
 from torchreg.penalties.elementwise import L1, L2, ElasticNet, Huber
 from torchreg.penalties.groups import ExclusiveLasso, GroupLasso, SparseGroupLasso
 from torchreg.penalties.matrices import DoubleSoftOrthogonality, SoftOrthogonality
+from torchreg.penalties.members import AnchoredByMember, ByMember, bound_by_member, by_member, member_of
 from torchreg.penalties.reference import L1SP, L2SP, Anchored
 from torchreg.penalties.spectral import SRIP, ConvolutionNorm, Nuclear, SpectralNorm
 
@@ -18,6 +19,8 @@ __all__ = [
     "SCAD",
     "SRIP",
     "Anchored",
+    "AnchoredByMember",
+    "ByMember",
     "Complexity",
     "ConvolutionNorm",
     "DoubleSoftOrthogonality",
@@ -38,4 +41,7 @@ __all__ = [
     "SpectralNorm",
     "Sum",
     "Term",
+    "bound_by_member",
+    "by_member",
+    "member_of",
 ]

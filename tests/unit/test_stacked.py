@@ -1,0 +1,322 @@
+"""A stack of models against each of its members, trained alone: same seeds, same batches, same masks."""
+
+import pickle
+import warnings
+from copy import deepcopy
+from itertools import product
+
+import pytest
+import torch
+from torch import nn
+
+from tests.cases import CONSTRAINTS, MODES, OPTIMIZERS, PENALTIES, NoProx
+from tests.helpers import assert_bit_equal, assert_close, assert_differs
+from torchreg import L1, L2, L2SP, Complexity, GroupLasso, Regularizer, Stacked
+from torchreg import nn as layers
+from torchreg.constraints import Constraint
+from torchreg.nn import seed_dropout
+
+MEMBERS = 4
+SCALES = torch.tensor([0.0, 0.3, 1.0, 3.0], dtype=torch.float64)
+X = torch.randn(12, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+Y = torch.randint(3, (12,), generator=torch.Generator().manual_seed(4))
+
+
+def network(seed: int, *extra: nn.Module) -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), *extra, nn.Linear(8, 3)).double()
+    if any(getattr(module, "generator", 0) is None for module in model.modules()):
+        seed_dropout(model, seed)
+    return model
+
+
+def train(model, optimizer, criterion, regularizer=None, steps=6):
+    """The loop that anyone writes, for one model or for many."""
+    for step in range(steps):
+        half = slice(0, 6) if step % 2 else slice(6, 12)
+        optimizer.zero_grad()
+        loss = criterion(model(X[half]), Y[half])
+        if regularizer is not None and regularizer.mode == "loss":
+            loss = loss + regularizer.value()
+        loss.sum().backward()
+        optimizer.step()
+
+
+def both_ways(make_optimizer, penalty=None, mode="prox", *extra, vectorize=True):
+    """The state of each member: trained in a stack, and trained alone."""
+    models = [network(seed, *deepcopy(extra)) for seed in range(MEMBERS)]
+    stack = Stacked(models, vectorize=vectorize)
+    optimizer = make_optimizer(stack.parameters())
+    regularizer = None
+    if penalty is not None:
+        regularizer = Regularizer(stack, penalty, mode=mode)
+        regularizer.scale = SCALES
+        if mode != "loss":
+            regularizer.attach(optimizer)
+    train(stack, optimizer, stack.per_member(nn.CrossEntropyLoss()), regularizer)
+    for model, scale in zip(models, SCALES.tolist(), strict=True):
+        optimizer = make_optimizer(model.parameters())
+        regularizer = None
+        if penalty is not None:
+            regularizer = Regularizer(model, penalty, mode=mode)
+            regularizer.scale = scale
+            if mode != "loss":
+                regularizer.attach(optimizer)
+        train(model, optimizer, nn.CrossEntropyLoss(), regularizer)
+    return [member.state_dict() for member in stack.members()], [model.state_dict() for model in models]
+
+
+@pytest.mark.parametrize("vectorize", [True, False], ids=["at once", "one after another"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_each_optimizer_trains_a_member_as_if_alone(name, vectorize):
+    together, alone = both_ways(OPTIMIZERS[name], vectorize=vectorize)
+    assert_close(together, alone, 1e-10)
+    assert_differs(together[0], together[1])
+
+
+CASES = [
+    (case.penalty, mode)
+    for case, mode in product(PENALTIES, MODES)
+    if mode != "prox" or (case.is_proximal and not case.is_steep)
+]
+CASES += [(case.constraint, "prox") for case in CONSTRAINTS]
+CASES += [(L1(0.2) + L2SP(0.3), mode) for mode in MODES if mode != "prox"] + [(NoProx(), "grad"), (L2SP(0.5), "prox")]
+
+
+@pytest.mark.parametrize(("penalty", "mode"), CASES, ids=lambda value: str(value))
+def test_each_penalty_acts_on_a_member_as_on_a_model_alone(penalty, mode):
+    together, alone = both_ways(lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.5), penalty, mode)
+    assert_close(together, alone, 1e-7)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["SGD-momentum", "Adam", "AdamW-fused"])
+def test_each_optimizer_and_mode_give_a_member_its_own_strength(name, mode):
+    together, alone = both_ways(OPTIMIZERS[name], L1(0.1) + L2(0.2), mode)
+    assert_close(together, alone, 1e-10)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.Dropout(0.3),
+        layers.Dropout(0.1, noise_shape=(1, None)),
+        layers.AlphaDropout(0.2),
+        layers.GaussianDropout(0.2),
+        layers.StochasticDepth(nn.Linear(8, 8), 0.3),
+        layers.DropConnect(nn.Linear(8, 8), 0.4, per_example=False),
+        layers.ConcreteDropout(nn.Linear(8, 8)),
+        layers.VariationalDropout(nn.Linear(8, 8)),
+        layers.HardConcrete(nn.Linear(8, 8)),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+@pytest.mark.parametrize("vectorize", [True, False], ids=["at once", "one after another"])
+def test_a_members_masks_are_those_it_would_have_alone(layer, vectorize):
+    layer.generator = None
+    together, alone = both_ways(OPTIMIZERS["Adam"], L2(0.1), "decoupled", layer, vectorize=vectorize)
+    assert_close(together, alone, 1e-8)
+
+
+def test_large_masks_are_made_of_the_same_bits():
+    models = [nn.Sequential(layers.Dropout(0.1)) for _ in range(2)]
+    for seed, model in enumerate(models):
+        seed_dropout(model, seed)
+    stack = Stacked(models)
+    x = torch.ones(40, 1000)
+    assert_bit_equal(stack(x), torch.stack([model(x) for model in models]))
+
+
+def test_a_layer_of_torch_drops_other_units_in_each_member():
+    y = Stacked([nn.Sequential(nn.Dropout(0.5))] * 2)(torch.ones(100))
+    assert 0 < (y[0] != y[1]).sum() < 100
+
+
+def test_buffers_are_stacked_and_a_batch_norm_counts_for_each_member():
+    together, alone = both_ways(OPTIMIZERS["Adam"], None, "prox", nn.BatchNorm1d(8))
+    assert_close(together, alone, 1e-10)
+    assert together[0]["2.num_batches_tracked"] == 6
+    assert_differs(together[0]["2.running_mean"], together[1]["2.running_mean"])
+
+
+def test_convolutions_and_tied_weights_stack():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head, self.twin = nn.Conv2d(1, 2, 3), nn.Linear(8, 8), nn.Linear(8, 8)
+            self.twin.weight = self.head.weight
+
+        def forward(self, x):
+            return self.twin(self.head(self.conv(x).flatten(1)))
+
+    models = [Tied() for _ in range(3)]
+    x = torch.randn(5, 1, 4, 4)
+    stack = Stacked(models)
+    assert_close(stack(x), torch.stack([model(x) for model in models]), 1e-5)
+    assert len(list(stack.parameters())) == len(list(models[0].parameters()))
+    first = stack.members()[0]
+    assert first.twin.weight is first.head.weight
+
+
+def test_the_names_are_those_of_one_member_and_intercepts_stay_exempt():
+    stack = Stacked([network(seed, nn.LayerNorm(8)) for seed in range(3)])
+    assert [name for name, _ in stack.named_parameters()] == [
+        name for name, _ in network(0, nn.LayerNorm(8)).named_parameters()
+    ]
+    regularizer = Regularizer(stack, {"0.*": L1(1.0), "*": GroupLasso(1.0)})
+    reasons = {entry.name: entry.reason for entry in regularizer.entries}
+    assert reasons == {
+        "0.weight": None,
+        "0.bias": "bias",
+        "2.weight": "normalization",
+        "2.bias": "bias",
+        "3.weight": None,
+        "3.bias": "bias",
+    }
+    alone = [Regularizer(model, {"0.*": L1(1.0), "*": GroupLasso(1.0)}) for model in stack.members()]
+    assert_close(regularizer.value(), torch.stack([each.value() for each in alone]))
+    assert_close(
+        regularizer.terms(), {kind: torch.stack([one.terms()[kind] for one in alone]) for kind in ("L1", "GroupLasso")}
+    )
+
+
+def test_a_frozen_member_stays_while_the_others_go_on():
+    stack = Stacked([network(seed, nn.BatchNorm1d(8)) for seed in range(3)])
+    optimizer = torch.optim.Adam(stack.parameters(), lr=0.1)
+    Regularizer(stack, L2(1.0), mode="decoupled").attach(optimizer)
+    losses = stack.per_member(nn.CrossEntropyLoss())
+    train(stack, optimizer, losses)
+    before = [member.state_dict() for member in stack.members()]
+    stack.freeze(1)
+    train(stack, optimizer, losses)
+    after = [member.state_dict() for member in stack.members()]
+    assert_bit_equal(after[1], before[1])
+    assert_differs(after[0]["0.weight"], before[0]["0.weight"])
+    assert_bit_equal(stack.state_dict()["0.weight"][1], before[1]["0.weight"])
+    assert stack.frozen == [1]
+    with pytest.raises(IndexError, match="one of 3, got 3"):
+        stack.freeze(3)
+
+
+def test_a_member_that_diverges_leaves_the_others_alone():
+    together, _ = both_ways(OPTIMIZERS["Adam"])
+    models = [network(seed) for seed in range(MEMBERS)]
+    with torch.no_grad():
+        models[2][0].weight.fill_(float("nan"))
+    stack = Stacked(models)
+    train(stack, torch.optim.Adam(stack.parameters(), lr=0.01), stack.per_member(nn.CrossEntropyLoss()))
+    for member in (0, 1, 3):
+        assert_bit_equal(stack.members()[member].state_dict(), together[member])
+
+
+def test_a_checkpoint_a_copy_and_a_pickle_go_on_alike():
+    models = [network(seed, layers.Dropout(0.5)) for seed in range(2)]
+    stack = Stacked(models)
+    for twin in (deepcopy(stack), pickle.loads(pickle.dumps(Stacked([network(seed) for seed in range(2)])))):
+        assert twin._parameters is twin._template[0]._parameters
+    fresh = Stacked([network(seed + 5, layers.Dropout(0.5)) for seed in range(2)])
+    fresh.load_state_dict(stack.state_dict())
+    assert_bit_equal(fresh(X), stack(X))
+    assert_bit_equal(fresh.to(torch.float32)(X.float()).dtype, torch.float32)
+    assert not fresh.eval().members()[0].training
+
+
+def test_references_of_members_are_saved_and_loaded():
+    def make(seed):
+        stack = Stacked([network(seed + member) for member in range(2)])
+        return stack, Regularizer(stack, L2SP(1.0) + L2(0.5))
+
+    stack, regularizer = make(0)
+    other, fresh = make(10)
+    fresh.load_state_dict(regularizer.state_dict())
+    other.load_state_dict(stack.state_dict())
+    assert_close(fresh.value(), regularizer.value())
+
+
+class Looks(nn.Module):
+    def forward(self, x):
+        return x if x.sum().item() > 1e9 else 2 * x
+
+
+def test_what_cannot_be_vectorized_is_named_and_computed_one_by_one():
+    models = [nn.Sequential(nn.Linear(6, 6), layers.Dropout(0.5), Looks()) for _ in range(2)]
+    for seed, model in enumerate(models):
+        seed_dropout(model, seed)
+    stack = Stacked(models)
+    with pytest.warns(UserWarning, match=r"2 \(Looks\) cannot be vectorized"):
+        outputs = stack(X.float())
+    assert_close(outputs, torch.stack([model(X.float()) for model in models]), 1e-6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        stack(X.float())
+    assert not stack.vectorize
+
+
+def test_an_lstm_is_stacked_one_way_or_the_other():
+    models = [nn.LSTM(6, 4) for _ in range(2)]
+    stack = Stacked(models)
+    with warnings.catch_warnings(action="ignore"):
+        outputs, (hidden, _) = stack(X.float().unsqueeze(1))
+    for member, model in enumerate(models):
+        expected, (last, _) = model(X.float().unsqueeze(1))
+        assert_close(outputs[member], expected, 1e-5)
+        assert_close(hidden[member], last, 1e-5)
+
+
+def test_a_fault_of_the_model_is_the_models():
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        Stacked([nn.Linear(2, 2)] * 2)(torch.ones(3, 5))
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        ([], "at least one module"),
+        ([nn.Linear(2, 2), nn.Linear(2, 3)], "out_features=2.*in the first.*out_features=3.*in number 2"),
+        ([nn.Sequential(nn.Dropout(0.1)), nn.Sequential(nn.Dropout(0.2))], r"0 is Dropout\(p=0.1"),
+        ([nn.Linear(2, 2), nn.Linear(2, 2).double()], "float32.*float64"),
+        ([nn.Linear(2, 2), nn.Linear(2, 2).eval()], "in training in the first.*in evaluation"),
+        ([nn.LazyLinear(2)], "no shape yet"),
+    ],
+)
+def test_models_that_are_not_equal_are_refused(models, message):
+    with pytest.raises(ValueError, match=message):
+        Stacked(models)
+
+
+def test_other_mistakes_are_one_line_each():
+    with pytest.raises(TypeError, match="Modules, got int"):
+        Stacked([3])
+    stack = Stacked([nn.Linear(2, 2)] * 3)
+    regularizer = Regularizer(stack, L2(1.0))
+    for wrong in (torch.ones(2), torch.ones(3, 1), -torch.ones(3), torch.tensor([1.0, float("inf"), 1.0])):
+        with pytest.raises(ValueError, match="a tensor of 3 of them, one a member"):
+            regularizer.scale = wrong
+    with pytest.raises(ValueError, match="0-d tensor"):
+        Regularizer(nn.Linear(2, 2), L2(1.0)).scale = torch.ones(3)
+    with pytest.raises(ValueError, match="stack of models"):
+        Regularizer(Stacked([nn.Sequential(layers.HardConcrete(nn.Linear(2, 2)))] * 2), Complexity(1.0))
+
+
+def test_large_weights_take_the_same_steps_as_small_ones():
+    models = [nn.Linear(300, 200).double() for _ in range(2)]
+    for penalty in (L1(0.01), L2(0.3), L1(0.01) + L2(0.1)):
+        for mode in ("grad", "decoupled", "prox"):
+            stack = Stacked(models)
+            optimizer = torch.optim.SGD(stack.parameters(), lr=0.1)
+            regularizer = Regularizer(stack, penalty, mode=mode).attach(optimizer)
+            regularizer.scale = torch.tensor([0.5, 2.0], dtype=torch.float64)
+            stack(torch.ones(1, 300).double()).sum().backward()
+            optimizer.step()
+            for member, (model, scale) in enumerate(zip(models, (0.5, 2.0), strict=True)):
+                alone = deepcopy(model)
+                optimizer = torch.optim.SGD(alone.parameters(), lr=0.1)
+                Regularizer(alone, penalty, mode=mode).attach(optimizer).scale = scale
+                alone(torch.ones(1, 300).double()).sum().backward()
+                optimizer.step()
+                assert_close(stack.weight[member], alone.weight)
+
+
+def test_constraints_are_among_the_cases():
+    assert any(isinstance(penalty, Constraint) for penalty, _ in CASES)

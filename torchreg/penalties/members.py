@@ -1,0 +1,179 @@
+"""A penalty on each member of a stack of models, whose weights share one tensor."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from torchreg.parameters import ParamInfo
+from torchreg.penalties.base import Penalty, ProximalPenalty, Sum
+from torchreg.penalties.reference import Anchored
+
+_SMALL = 1 << 15  # elements of one member's weight, above which calls for each member cost less than tensors of steps
+
+
+class ByMember(Penalty):
+    """The penalty that each member has on its part of a weight ``(members, ...)``.
+
+    Values are ``(members,)``, and so may scales and steps be: a strength for each member.
+
+    Args:
+        each: the members' penalties, in order.
+    """
+
+    def __init__(self, each: Sequence[Penalty]) -> None:
+        self.each = tuple(each)
+
+    @property
+    def is_alike(self) -> bool:
+        """Whether it is one function of each element, whichever member it is of."""
+        return self.each[0].is_uniform and all(penalty is self.each[0] for penalty in self.each)
+
+    @property
+    def terms(self) -> tuple[Penalty, ...]:
+        if len(self.each[0].terms) == 1:
+            return (self,)
+        return tuple(map(by_member, zip(*(penalty.terms for penalty in self.each), strict=True)))
+
+    @property
+    def label(self) -> str:
+        return self.each[0].label
+
+    def value(self, w: Tensor) -> Tensor:
+        if self.is_alike:
+            return vmap(self.each[0].value)(w)
+        return torch.stack([penalty.value(part) for penalty, part in zip(self.each, w.unbind(), strict=True)])
+
+    def gradient(self, w: Tensor) -> Tensor:
+        if self.is_alike:
+            return self.each[0].gradient(w)
+        return torch.stack([penalty.gradient(part) for penalty, part in zip(self.each, w.unbind(), strict=True)])
+
+    def gradient_times(self, w: Tensor, scale: float | Tensor) -> Tensor:
+        return spread(scale, w) * self.gradient(w)
+
+    def add_gradient_(self, grad: Tensor, w: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+        if self._is_at_once(w):
+            return self.each[0].add_gradient_(grad, w, spread(scale, w))
+        self._on_each(lambda penalty, g, part, own: penalty.add_gradient_(g, part, own), scale, grad, w)
+        return grad
+
+    def descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
+        if self._is_at_once(w):
+            return self.each[0].descend_(w, spread(step, w))
+        self._on_each(lambda penalty, part, own: penalty.descend_(part, own), step, w)
+        return w
+
+    def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
+        pairs = zip(self.each, w.unbind(), gradient.unbind(), strict=True)
+        return torch.stack([penalty.optimality(part, g) for penalty, part, g in pairs])
+
+    def _is_at_once(self, w: Tensor) -> bool:
+        return self.is_alike and (w[0].numel() <= _SMALL or w.device.type != "cpu")
+
+    def _on_each(self, act: Callable[..., object], scale: float | Tensor, *stacks: Tensor) -> None:
+        """``act(penalty, *parts, scale)`` for each member, with its own scale."""
+        rows = zip(*(stack.unbind() for stack in stacks), strict=True)
+        for penalty, parts, own in zip(self.each, rows, own_scales(scale, len(self.each)), strict=True):
+            act(penalty, *parts, own)
+
+    def __repr__(self) -> str:
+        return repr(self.each[0])
+
+
+class ProximalByMember(ByMember, ProximalPenalty):
+    """That of penalties with proximal operators."""
+
+    @property
+    def takes_steps(self) -> bool:
+        return False
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        return self.prox_(w.clone(), step)
+
+    def prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
+        if self._is_at_once(w):
+            return self._proximal(0).prox_(w, spread(step, w))
+        for member, (part, own) in enumerate(zip(w.unbind(), own_scales(step, len(self.each)), strict=True)):
+            self._proximal(member).prox_(part, own)
+        return w
+
+    def _proximal(self, member: int) -> ProximalPenalty:
+        penalty = self.each[member]
+        assert isinstance(penalty, ProximalPenalty)
+        return penalty
+
+
+class AnchoredByMember(ProximalByMember):
+    """That of penalties towards a reference, of which each member has its own."""
+
+    @property
+    def reference(self) -> Tensor:
+        return torch.stack([_reference(penalty) for penalty in self.each])
+
+
+def by_member(each: Sequence[Penalty]) -> ByMember:
+    """The members' penalties as one, on the stack of their weights."""
+    if all(isinstance(penalty, Anchored) for penalty in each):
+        return AnchoredByMember(each)
+    proximal = all(isinstance(penalty, ProximalPenalty) for penalty in each)
+    return (ProximalByMember if proximal else ByMember)(each)
+
+
+def bound_by_member(penalty: Penalty, place: ParamInfo, members: int) -> ByMember:
+    """The penalty, bound to each member's part of the parameter.
+
+    Raises:
+        ValueError: one that is a function of several parameters.
+    """
+    each = [
+        _at_member(penalty, place.name, member, members).bind(member_of(place, member)) for member in range(members)
+    ]
+    if any(bound.companions or bound.selects_itself or penalty.selects_itself for bound in each):
+        raise ValueError(f"Regularizer: {penalty!r} cannot act on a stack of models: use it on each of its members()")
+    return by_member(each)
+
+
+def member_of(place: ParamInfo, member: int) -> ParamInfo:
+    """The place as it is in that member's model."""
+    own = place.param.detach()[member]
+    return replace(place, param=torch.nn.Parameter(own, requires_grad=place.param.requires_grad))
+
+
+def spread(scale: float | Tensor, w: Tensor) -> float | Tensor:
+    """A scale for each member as one for each element of their weights ``(members, ...)``."""
+    if not isinstance(scale, Tensor) or scale.ndim == 0:
+        return scale
+    real = w.dtype.to_real() if w.is_complex() else w.dtype
+    return scale.to(w.device, real).view(-1, *[1] * (w.ndim - 1)).expand_as(w)
+
+
+def own_scales(scale: float | Tensor, members: int) -> Sequence[float | Tensor]:
+    """Each member's scale; as a number, where reading one does not wait for a device."""
+    if not isinstance(scale, Tensor) or scale.ndim == 0:
+        return [scale] * members
+    scales: Sequence[float | Tensor] = scale.tolist() if scale.device.type == "cpu" else scale.unbind()
+    return scales
+
+
+def _at_member(penalty: Penalty, name: str, member: int, members: int) -> Penalty:
+    """The penalty with the member's part of references that are stacked, too."""
+    if isinstance(penalty, Sum):
+        terms = tuple(_at_member(term, name, member, members) for term in penalty.terms)
+        return penalty if all(map(operator.is_, terms, penalty.terms)) else replace(penalty, _terms=terms)
+    if isinstance(penalty, Anchored) and isinstance(penalty.reference, Mapping):
+        reference = penalty.reference.get(name)
+        if reference is not None and reference.ndim and len(reference) == members:
+            return replace(penalty, reference={name: reference[member]})
+    return penalty
+
+
+def _reference(penalty: Penalty) -> Tensor:
+    assert isinstance(penalty, Anchored)
+    assert isinstance(penalty.reference, Tensor), "bound"
+    return penalty.reference

@@ -1,0 +1,292 @@
+"""Equal models as one module, which computes them all at once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_map
+
+from torchreg import functional as f
+from torchreg.nn.dropout import Seeded
+
+
+class Stacked(nn.Module):
+    r"""Equal models as one: seeds, strengths or folds that are trained in the time of little more than one.
+
+    Each parameter and buffer holds those of all members along a new first dimension, under the name it has in one
+    member. Everything that works element by element, as SGD and the Adam family do, then works on all members. Small
+    networks spend their time on calls, not on arithmetic, and a stack makes as many calls as one member. Outputs are
+    ``(members, batch, ...)``, and the loop stays as it is:
+
+    .. code-block:: python
+
+        stack = Stacked([make_model(seed) for seed in range(16)])
+        losses = stack.per_member(nn.CrossEntropyLoss())
+        optimizer = torch.optim.AdamW(stack.parameters())
+        for x, y in batches:
+            optimizer.zero_grad()
+            losses(stack(x), y).sum().backward()
+            optimizer.step()
+
+    A member's result is that of training it alone, up to rounding. A :class:`~torchreg.Regularizer` of a stack treats
+    each member as a model of its own and takes a tensor of one ``scale`` a member: that is a whole path of strengths.
+    Dropout layers drop other units in each member; those with a generator of their own, as
+    :func:`~torchreg.nn.seed_dropout` gives them, the very ones that they would drop alone. Optimizers that look at more
+    than one element at a time (LBFGS, Muon, Adafactor) and gradient clipping by the norm of everything would mix the
+    members.
+
+    A model that ``torch.func.vmap`` cannot vectorize is computed one member after another, with a warning that names
+    the layer.
+
+    Args:
+        models: modules of one architecture, in the same mode, on one device. They are copied.
+        vectorize: False computes one member after another, which is faster for large layers.
+
+    Attributes:
+        vectorize: as given; False once a model has turned out not to be vectorizable.
+        frozen: the members that :meth:`freeze` was called for, in order.
+
+    Raises:
+        ValueError: no models, or models that differ in more than values.
+        TypeError: one of them is no module.
+
+    Example:
+        >>> stack = Stacked([nn.Linear(3, 2) for _ in range(4)])
+        >>> stack(torch.zeros(5, 3)).shape
+        torch.Size([4, 5, 2])
+        >>> stack.weight.shape
+        torch.Size([4, 2, 3])
+        >>> first, *_ = stack.members()
+        >>> bool((first(torch.ones(5, 3)) - stack(torch.ones(5, 3))[0]).abs().max() < 1e-6)
+        True
+    """
+
+    def __init__(self, models: Iterable[nn.Module], *, vectorize: bool = True) -> None:
+        super().__init__()
+        models = list(models)
+        _check_equal(models)
+        self._count = len(models)
+        self._template = (_template(models),)  # in a tuple, so that it is not a child: its children are ours
+        self._share()
+        self.training = models[0].training
+        self.vectorize = vectorize
+        self._proven = False  # whether it has been computed once
+        self._saved: dict[int, dict[str, Tensor]] = {}
+
+    def _share(self) -> None:
+        """The template's parameters, buffers and children are the stack's, under the same names."""
+        (template,) = self._template
+        for kind in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            setattr(self, kind, getattr(template, kind))
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def frozen(self) -> list[int]:
+        return sorted(self._saved)
+
+    # -- computing ------------------------------------------------------------------------------------------------
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The outputs of all members, ``(members, ...)``, for inputs that they share."""
+        self._hold_frozen()
+        if not self.vectorize:
+            return self._one_after_another(args, kwargs)
+        generators = self._generators()
+        states = [] if self._proven else [generator.get_state() for generator in generators]
+        try:
+            outputs = self._at_once(args, kwargs)
+        except Exception as error:
+            for generator, state in zip(generators, states, strict=False):
+                generator.set_state(state)
+            outputs = self._one_after_another(args, kwargs)  # if it fails as well, the model is to blame, not vmap
+            self.vectorize, reason = False, " ".join(str(error).split())[:200]
+            warnings.warn(
+                f"Stacked: {self._culprit(args, kwargs)} cannot be vectorized over members, which are computed one "
+                f"after another from now on: {reason}",
+                stacklevel=3,
+            )
+        self._proven = True
+        return outputs
+
+    def per_member(self, criterion: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
+        """The criterion as a function of stacked outputs and shared targets: a loss for each member, ``(members,)``.
+
+        Example:
+            >>> stack = Stacked([nn.Linear(3, 2) for _ in range(4)])
+            >>> losses = stack.per_member(nn.CrossEntropyLoss())
+            >>> losses(stack(torch.zeros(5, 3)), torch.zeros(5, dtype=torch.long)).shape
+            torch.Size([4])
+        """
+        return vmap(criterion, in_dims=(0, None), randomness="different")
+
+    def _at_once(self, args: Any, kwargs: Any) -> Any:
+        def one(state: dict[str, Tensor], member: Tensor) -> Any:
+            with f.computing(member):
+                return functional_call(template, state, args, kwargs)
+
+        (template,) = self._template
+        state = {**dict(template.named_parameters()), **dict(template.named_buffers())}
+        device = next((value.device for value in state.values()), None)
+        return vmap(one, randomness="different")(state, torch.arange(self._count, device=device))
+
+    def _one_after_another(self, args: Any, kwargs: Any) -> Any:
+        (template,) = self._template
+        # unbind, whose gradients are stacked once; those of an index would be a whole stack for each member
+        params = {name: param.unbind() for name, param in template.named_parameters()}
+        outputs = []
+        for member in range(self._count):
+            state = {name: rows[member] for name, rows in params.items()}
+            state |= {name: buffer[member] for name, buffer in template.named_buffers()}  # views: written in place
+            with f.computing(member):
+                outputs.append(functional_call(template, state, args, kwargs))
+        return tree_map(lambda *each: torch.stack(each), *outputs)
+
+    def _culprit(self, args: Any, kwargs: Any) -> str:
+        """The innermost module that was at work when vectorizing failed."""
+        path: list[str] = []
+        (template,) = self._template
+        handles = []
+        for name, module in template.named_modules():
+            handles.append(module.register_forward_pre_hook(lambda *_, name=name: path.append(name)))
+            handles.append(
+                module.register_forward_hook(lambda *_: path.clear() if len(path) < 2 else path.__delitem__(-1))
+            )
+        state, states = torch.get_rng_state(), [generators.get_state() for generators in self._generators()]
+        try:
+            self._at_once(args, kwargs)
+        except Exception:
+            name = path[-1] if path else ""
+            return f"{name} ({type(template.get_submodule(name)).__name__})" if name else type(template).__name__
+        finally:
+            torch.set_rng_state(state)
+            for generators, before in zip(self._generators(), states, strict=True):
+                generators.set_state(before)
+            for handle in handles:
+                handle.remove()
+        return type(template).__name__
+
+    # -- members --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def members(self) -> list[nn.Module]:
+        """The members as ordinary models, with values of their own."""
+        self._hold_frozen()
+        return [self._member(number) for number in range(self._count)]
+
+    def freeze(self, member: int) -> None:
+        """Keeps the member as it is now, whatever the optimizer goes on to do: early stopping for one of many."""
+        if not -self._count <= member < self._count:
+            raise IndexError(f"Stacked: member must be one of {self._count}, got {member}")
+        member %= self._count
+        self._saved[member] = {name: value[member].detach().clone() for name, value in self._values()}
+
+    @torch.no_grad()
+    def load_member(self, member: int, state: dict[str, Any]) -> None:
+        """Gives a member the values of an ordinary model's ``state_dict``, as early stopping does with its best."""
+        for name, value in self._values():
+            value[member].copy_(state[name])
+        if member in self._saved:
+            self.freeze(member)
+
+    @torch.no_grad()
+    def _hold_frozen(self) -> None:
+        for member, saved in self._saved.items():
+            for name, value in self._values():
+                value[member].copy_(saved[name])
+
+    def _values(self) -> Iterator[tuple[str, Tensor]]:
+        (template,) = self._template
+        yield from template.named_parameters()
+        yield from template.named_buffers()
+
+    def _member(self, number: int) -> nn.Module:
+        (template,) = self._template
+        own: dict[int, Any] = {}  # deepcopy takes these in the place of what the template holds
+        for _, param in template.named_parameters():
+            own[id(param)] = nn.Parameter(param[number].detach().clone(), requires_grad=param.requires_grad)
+        for _, buffer in template.named_buffers():
+            own[id(buffer)] = buffer[number].clone()
+        for generators in self._generators():
+            own[id(generators)] = deepcopy(generators.each[number])
+        model = deepcopy(template, own)
+        model.train(self.training)
+        return model
+
+    def _generators(self) -> list[f.Generators]:
+        found = [layer.generator for layer in _seeded(self._template[0])]
+        return [generators for generators in found if isinstance(generators, f.Generators)]
+
+    def train(self, mode: bool = True) -> Stacked:
+        super().train(mode)
+        self._template[0].training = mode
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        self._hold_frozen()
+        return super().state_dict(*args, **kwargs)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._share()
+
+    def __repr__(self) -> str:
+        return f"Stacked({self._count} x {self._template[0]!r})"
+
+
+def _template(models: Sequence[nn.Module]) -> nn.Module:
+    """A copy of the first model that holds the values of all."""
+    first = models[0]
+    own: dict[int, Any] = {}  # what deepcopy takes in the place of what the first model holds
+    for name, param in first.named_parameters():
+        values = torch.stack([model.get_parameter(name).detach() for model in models])
+        own[id(param)] = nn.Parameter(values, requires_grad=param.requires_grad)
+    for name, buffer in first.named_buffers():
+        own[id(buffer)] = torch.stack([model.get_buffer(name) for model in models])
+    for layers in zip(*map(_seeded, models), strict=True):
+        own[id(layers[0].generator)] = f.Generators([deepcopy(layer.generator) for layer in layers])
+    return deepcopy(first, own)
+
+
+def _seeded(model: nn.Module) -> list[Seeded]:
+    return [module for module in model.modules() if isinstance(module, Seeded) and module.generator is not None]
+
+
+def _check_equal(models: Sequence[nn.Module]) -> None:
+    """Raises unless the models differ in values only."""
+    if not models:
+        raise ValueError("Stacked: models must be at least one module, got none")
+    for number, model in enumerate(models):
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"Stacked: models must be torch.nn.Modules, got {type(model).__name__}")
+        for name, value in (*model.named_parameters(), *model.named_buffers()):
+            if is_lazy(value):
+                raise ValueError(f"Stacked: {name} has no shape yet: run one batch through each lazy model first")
+        ours, theirs = _description(models[0]), _description(model)
+        for name in (*ours, *theirs):
+            if ours.get(name) != theirs.get(name):
+                raise ValueError(
+                    f"Stacked: models must differ in values only, {name or 'the model'} is {ours.get(name, 'missing')} "
+                    f"in the first and {theirs.get(name, 'missing')} in number {number + 1}"
+                )
+
+
+def _description(model: nn.Module) -> dict[str, str]:
+    """All that members of a stack must have in common, by name."""
+    told = {}
+    for name, module in model.named_modules():
+        mode = "in training" if module.training else "in evaluation"
+        seeded = ", with a generator" if isinstance(module, Seeded) and module.generator is not None else ""
+        told[name] = f"{type(module).__name__}({module.extra_repr()}) {mode}{seeded}"
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        frozen = "" if value.requires_grad or not isinstance(value, nn.Parameter) else ", frozen"
+        told[name] = f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)} on {value.device}{frozen}"
+    return told
