@@ -5,6 +5,7 @@ from torchreg import diagnostics as diagnostics
 from torchreg import functional as functional
 from torchreg import nn as nn
 from torchreg import optim as optim
+from torchreg import tuning as tuning
 from torchreg.activity import ActivityRegularizer
 from torchreg.compression import compress
 from torchreg.constraints import Constraint, L1Ball, L2Ball, LinfBall, MaxNorm, NonNegative, Simplex, UnitNorm

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol, Self, get_args
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol, Self, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map_only
 
 from torchreg.choices import listed
 from torchreg.constraints import Constraint
 from torchreg.entries import Entry, as_rules, references, survey, with_references
-from torchreg.hooks import StepHooks
+from torchreg.hooks import Group, StepHooks
 from torchreg.hosts import check_decay, check_hosts
 from torchreg.parameters import ParamInfo
 from torchreg.penalties import Penalty
@@ -20,11 +21,12 @@ from torchreg.schedules import Schedule, check_scale
 from torchreg.selectors import Selector, as_selector, weights
 from torchreg.shards import is_spread
 from torchreg.stacked import Stacked
-from torchreg.steps import add_gradients, descend, take_proximal_points
+from torchreg.steps import add_gradients, descend, moving, take_proximal_points
 from torchreg.table import table
 from torchreg.total import total
 
 Mode = Literal["loss", "grad", "decoupled", "prox"]
+Scale: TypeAlias = float | Tensor | Mapping[str, float | Tensor]
 
 
 class Regularizer:
@@ -60,7 +62,9 @@ class Regularizer:
 
     Attributes:
         scale: multiplies every penalty; a number, or a 0-d tensor; for a :class:`~torchreg.Stacked` model also a tensor
-            of one scale a member. A schedule overwrites it each step.
+            of one scale a member; or a dict of names to scales, for each penalized parameter its own. A schedule
+            overwrites it each step.
+        listeners: functions of the regularizer and the optimizer, called each step before the regularizer acts.
 
     Raises:
         ValueError: nothing is selected, a pattern matches no parameter, an unknown mode, a lazy parameter, or mode
@@ -99,7 +103,8 @@ class Regularizer:
             raise TypeError(f"Regularizer: schedule must be a function of the step number, got {schedule!r}")
         self.mode: Mode = mode
         self.schedule = schedule
-        self.scale = 1.0
+        self._scale: Scale = 1.0
+        self.listeners: list[Callable[[Regularizer, Optimizer], object]] = []
         self.entries = survey(model, as_rules(penalty, mode), as_selector(select))
         if schedule is not None and any(isinstance(term, Constraint) for entry in self.entries for term in entry.terms):
             raise ValueError(
@@ -121,16 +126,28 @@ class Regularizer:
         self._entries = tuple(entries)
         self._penalties = {e.param: e.acting for e in entries if e.acting is not None}
         self._places = _places(self.model, [e for e in entries if e.penalty is not None])
+        self.scale = self._scale
 
     @property
-    def scale(self) -> float | Tensor:
+    def scale(self) -> Scale:
         """What every penalty is multiplied with."""
         return self._scale
 
     @scale.setter
-    def scale(self, scale: float | Tensor) -> None:
+    def scale(self, scale: Scale) -> None:
         members = len(self.model) if isinstance(self.model, Stacked) else None
-        self._scale = check_scale("Regularizer", scale, members)
+        if isinstance(scale, Mapping):
+            names = {entry.name: entry.param for entry in self.entries if entry.acting is not None}
+            if scale.keys() != names.keys():
+                raise ValueError(
+                    f"Regularizer: scale must name each penalized parameter, {listed(list(names))}, "
+                    f"got {listed(list(scale)) or 'none'}"
+                )
+            self._scale = {name: check_scale("Regularizer", own, members) for name, own in scale.items()}
+            self._scales = {names[name]: own for name, own in self._scale.items()}
+        else:
+            self._scale = check_scale("Regularizer", scale, members)
+            self._scales = dict.fromkeys(self._penalties, self._scale)
 
     # -- mode "loss": the penalty as a number ---------------------------------------------------------------------
 
@@ -149,7 +166,7 @@ class Regularizer:
         params = [param for param in self._penalties if param.requires_grad]
         if not params:
             return torch.zeros(())
-        return self.scale * total([self._penalties[param] for param in params], params)
+        return self._scaled_total([(self._penalties[param], param) for param in params])
 
     def terms(self) -> dict[str, Tensor]:
         """The value split by kind of penalty, such as ``{"L1": tensor, "L2": tensor}``."""
@@ -159,7 +176,16 @@ class Regularizer:
             if param.requires_grad:
                 for term in penalty.terms:
                     kinds.setdefault(term.label, []).append((term, param))
-        return {kind: self.scale * total(*zip(*pairs, strict=True)) for kind, pairs in kinds.items()}
+        return {kind: self._scaled_total(pairs) for kind, pairs in kinds.items()}
+
+    def _scaled_total(self, pairs: Sequence[tuple[Penalty, nn.Parameter]]) -> Tensor:
+        if not isinstance(self.scale, Mapping):
+            penalties, params = zip(*pairs, strict=True)
+            return self.scale * total(penalties, params)
+        first, *others = (self._scales[param] * total([penalty], [param]) for penalty, param in pairs)
+        for other in others:
+            first = first + other.to(first.device)
+        return first
 
     def penalize(self, criterion: Callable[..., Tensor]) -> PenalizedLoss:
         """The criterion with the penalty added while the model is in training mode, and without it in evaluation.
@@ -245,16 +271,33 @@ class Regularizer:
 
     def _on_gradients(self, optimizer: Optimizer, evaluation: int) -> None:
         self._check_parameters()
+        if evaluation == 0 and self.mode != "prox":
+            self._tell(optimizer)
         if self.mode == "grad":
-            add_gradients(optimizer, self._penalties, self.scale)
+            add_gradients(optimizer, self._penalties, self._scales)
         elif self.mode == "decoupled" and evaluation == 0:
-            descend(optimizer, self._penalties, self.scale)
+            descend(optimizer, self._penalties, self._scales)
 
     def _after_step(self, optimizer: Optimizer) -> None:
         if self.mode == "prox":
-            take_proximal_points(optimizer, self._penalties, self.scale)
+            self._tell(optimizer)
+            take_proximal_points(optimizer, self._penalties, self._scales)
         if optimizer is self._optimizers[-1]:
             self.step()
+
+    @property
+    def optimizers(self) -> tuple[Optimizer, ...]:
+        """Those it is attached to."""
+        return self._optimizers
+
+    def acting_in(self, optimizer: Optimizer) -> Iterator[tuple[Group, nn.Parameter, Penalty, float | Tensor]]:
+        """The weights that it acts on in the coming step: their group, the penalty bound to them, and its scale."""
+        for param, _, penalty, group in moving(optimizer, self._penalties):
+            yield group, param, penalty, self._scales[param]
+
+    def _tell(self, optimizer: Optimizer) -> None:
+        for listener in self.listeners:
+            listener(self, optimizer)
 
     def _check_parameters(self) -> None:
         """Refuses to act on parameters that the model has lost: their penalty would reach nobody."""
@@ -286,7 +329,7 @@ class Regularizer:
         It loads with ``torch.load(weights_only=True)``.
         """
         taken = references(self.entries)
-        scale = self.scale.detach().clone() if isinstance(self.scale, Tensor) else self.scale
+        scale = tree_map_only(Tensor, lambda own: own.detach().clone(), self.scale)
         return {"steps": self._steps, "scale": scale} | ({"references": taken} if taken else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -302,12 +345,12 @@ class Regularizer:
         self.scale, self._steps = state["scale"], state["steps"]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_hooks": ()}
+        return {**self.__dict__, "_hooks": (), "listeners": []}
 
     def __copy__(self) -> Self:
         """A detached one: two on the same optimizer would count the penalty twice."""
         twin = type(self).__new__(type(self))
-        twin.__dict__.update(self.__dict__, _optimizers=(), _hooks=())
+        twin.__dict__.update(self.__dict__, _optimizers=(), _hooks=(), listeners=[])
         return twin
 
     def __setstate__(self, state: dict[str, Any]) -> None:

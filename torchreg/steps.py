@@ -13,40 +13,41 @@ from torchreg.pieces import pieces
 from torchreg.shards import on_plain_
 
 Penalties = Mapping[nn.Parameter, Penalty]
+Scales = Mapping[nn.Parameter, float | Tensor]
 
 
 @torch.no_grad()
-def add_gradients(optimizer: Optimizer, penalties: Penalties, scale: float | Tensor) -> None:
+def add_gradients(optimizer: Optimizer, penalties: Penalties, scales: Scales) -> None:
     """Mode "grad", before the update: ``grad += dR(w)``.
 
     Raises:
         ValueError: a gradient is sparse, where a penalty's would not be.
     """
-    factor = scale * gradient_scale(optimizer)
-    for param, grad, penalty, group in _moving(optimizer, penalties):
+    unscaled = gradient_scale(optimizer)
+    for param, grad, penalty, group in moving(optimizer, penalties):
         if grad.layout != torch.strided:
             raise ValueError(
                 "Regularizer: mode 'grad' needs dense gradients, got a sparse one for the parameter of shape "
                 f"{tuple(param.shape)}: use mode 'decoupled' or 'prox'"
             )
-        times = -factor if group.get("maximize") else factor
+        times = scales[param] * (-unscaled if group.get("maximize") else unscaled)
         act_(penalty, partial(penalty.add_gradient_, scale=times), grad, param)
 
 
 @torch.no_grad()
-def descend(optimizer: Optimizer, penalties: Penalties, scale: float | Tensor) -> None:
+def descend(optimizer: Optimizer, penalties: Penalties, scales: Scales) -> None:
     """Mode "decoupled", before the update: ``w -= lr * dR(w)``."""
-    for param, _, penalty, group in _moving(optimizer, penalties):
-        step = step_size(optimizer, group) * scale
+    for param, _, penalty, group in moving(optimizer, penalties):
+        step = step_size(optimizer, group) * scales[param]
         act_(penalty, partial(penalty.descend_, step=step), param)
 
 
 @torch.no_grad()
-def take_proximal_points(optimizer: Optimizer, penalties: Penalties, scale: float | Tensor) -> None:
+def take_proximal_points(optimizer: Optimizer, penalties: Penalties, scales: Scales) -> None:
     """Mode "prox", after the update: ``w = prox(w, lr)``."""
-    for param, _, penalty, group in _moving(optimizer, penalties):
+    for param, _, penalty, group in moving(optimizer, penalties):
         assert isinstance(penalty, ProximalPenalty)
-        step = step_size(optimizer, group) * scale
+        step = step_size(optimizer, group) * scales[param]
         act_(penalty, partial(penalty.prox_, step=step), param)
 
 
@@ -60,7 +61,7 @@ def _piecewise(act: Callable[..., object], *tensors: Tensor) -> None:
         act(*some)
 
 
-def _moving(optimizer: Optimizer, penalties: Penalties) -> Iterator[tuple[nn.Parameter, Tensor, Penalty, Group]]:
+def moving(optimizer: Optimizer, penalties: Penalties) -> Iterator[tuple[nn.Parameter, Tensor, Penalty, Group]]:
     """The penalized parameters that the coming (or just made) step moves."""
     for group in optimizer.param_groups:
         for param in group["params"]:

@@ -1,0 +1,295 @@
+"""Strengths that are tuned in training: the hypergradient against finite differences, and what becomes of it."""
+
+import math
+from copy import deepcopy
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.cases import PENALTIES
+from tests.helpers import assert_bit_equal, assert_close, assert_differs, make_data, make_model
+from torchreg import L1, L2, ElasticNet, GroupLasso, Regularizer, Stacked, linear
+from torchreg.optim import ProxAdam, RMSpropW
+from torchreg.tuning import AutoStrength
+from torchreg.tuning.hypergradient import acts_of, hypergradients
+
+X, Y = make_data()
+HELD_OUT = X.flip(0) + 0.3, Y.flip(0) - 0.2
+
+OPTIMIZERS = {
+    "SGD": partial(torch.optim.SGD, lr=0.05),
+    "SGD-momentum": partial(torch.optim.SGD, lr=0.05, momentum=0.9),
+    "SGD-dampening": partial(torch.optim.SGD, lr=0.05, momentum=0.9, dampening=0.4),
+    "SGD-nesterov": partial(torch.optim.SGD, lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.1),
+    "SGD-maximize": partial(torch.optim.SGD, lr=0.05, momentum=0.9, maximize=True),
+    "Adam": partial(torch.optim.Adam, lr=0.01),
+    "Adam-decay": partial(torch.optim.Adam, lr=0.01, weight_decay=0.1),
+    "Adam-amsgrad": partial(torch.optim.Adam, lr=0.01, amsgrad=True, betas=(0.8, 0.9)),
+    "Adam-maximize": partial(torch.optim.Adam, lr=0.01, maximize=True),
+    "Adam-fused": partial(torch.optim.Adam, lr=0.01, fused=True),
+    "AdamW": partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1),
+}
+
+
+def step(model, optimizer, batch):
+    optimizer.zero_grad()
+    F.mse_loss(model(X[batch]), Y[batch]).backward()
+    optimizer.step()
+
+
+def measured(penalties, make_optimizer, steps=3):
+    """The hypergradient of each regularizer in the last step, and how the held-out loss depends on its scale."""
+    model = make_model()
+    with torch.no_grad():
+        for param in model.parameters():
+            param.mul_(0.7).add_(0.05)  # no ties among weights, where a subgradient is one of many
+    optimizer = make_optimizer(model.parameters())
+    regularizers = [Regularizer(model, penalty, mode=mode).attach(optimizer) for penalty, mode in penalties]
+    for number in range(steps - 1):
+        step(model, optimizer, slice(number, number + 12))
+    state = deepcopy((model.state_dict(), optimizer.state_dict()))
+
+    def loss_after(scales):
+        model.load_state_dict(state[0])
+        optimizer.load_state_dict(deepcopy(state[1]))
+        for regularizer, scale in zip(regularizers, scales, strict=True):
+            regularizer.scale = scale
+        step(model, optimizer, slice(20, 30))
+        return F.mse_loss(model(HELD_OUT[0]), HELD_OUT[1])
+
+    acts = []
+    for regularizer in regularizers:
+        regularizer.listeners.append(lambda *at: acts.extend(acts_of(*at)))
+    loss = loss_after([1.0] * len(regularizers))
+    for regularizer in regularizers:
+        regularizer.listeners.clear()
+    weights = list(dict.fromkeys(act.param for act in acts))
+    found = dict.fromkeys(regularizers, 0.0)
+    for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+        own = [act for act in acts if act.param is weight]
+        for act, slope in zip(own, hypergradients(own, gradient), strict=True):
+            found[act.regularizer] += slope.item()
+    expected, h = [], 2e-5
+    for number in range(len(regularizers)):
+        at = [loss_after([1 + h * k * (i == number) for i in range(len(regularizers))]).item() for k in (-2, -1, 1, 2)]
+        expected.append((at[0] - 8 * at[1] + 8 * at[2] - at[3]) / (12 * h))
+    return list(found.values()), expected
+
+
+def assert_slopes_agree(found, expected):
+    for ours, theirs in zip(found, expected, strict=True):
+        assert abs(ours - theirs) <= 1e-6 * abs(theirs) + 1e-11
+        assert theirs != 0
+
+
+@pytest.mark.parametrize("mode", ["grad", "decoupled", "prox"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_hypergradient_is_that_of_the_unrolled_step(name, mode):
+    assert_slopes_agree(*measured([(ElasticNet(0.3, l1_ratio=0.3), mode)], OPTIMIZERS[name]))
+
+
+@pytest.mark.parametrize("case", PENALTIES, ids=lambda case: case.name)
+@pytest.mark.parametrize("mode", ["grad", "decoupled", "prox"])
+def test_each_penalty_has_its_hypergradient(case, mode):
+    if mode == "prox" and not case.is_proximal:
+        pytest.skip("no proximal operator")
+    assert_slopes_agree(*measured([(case.penalty, mode)], OPTIMIZERS["Adam"]))
+
+
+def test_what_acts_later_is_differentiated_through():
+    penalties = [(L2(0.5), "decoupled"), (L1(1.0), "prox"), (GroupLasso(0.5), "prox")]
+    assert_slopes_agree(*measured(penalties, OPTIMIZERS["Adam"]))
+
+
+def test_a_first_step_with_dampening_takes_the_whole_gradient():
+    assert_slopes_agree(*measured([(L2(0.5), "grad")], OPTIMIZERS["SGD-dampening"], steps=1))
+
+
+# -- tuning ---------------------------------------------------------------------------------------------------------
+
+
+def ridge(start, mode="decoupled", *, steps=400, penalty=L2, **options):
+    """A noisy linear regression on few examples, where some decay helps; the strength it ends with."""
+    draw = torch.Generator().manual_seed(0)
+    noise = partial(torch.randn, generator=draw, dtype=torch.float64)
+    truth = noise(20, 1) * (torch.arange(20)[:, None] < 3)
+    x, held_out = noise(25, 20), noise(400, 20)
+    y, targets = (z @ truth + noise(len(z), 1) for z in (x, held_out))
+    model = nn.Linear(20, 1, dtype=torch.float64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    regularizer = Regularizer(model, penalty(start), mode=mode)
+    auto = AutoStrength(regularizer, (held_out, targets), nn.MSELoss(), **options).attach(optimizer)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        F.mse_loss(model(x), y).backward()
+        optimizer.step()
+    return auto, F.mse_loss(model(held_out), targets).item()
+
+
+@pytest.mark.parametrize(("mode", "penalty"), [("decoupled", L2), ("grad", L2), ("prox", L2), ("prox", L1)])
+def test_it_takes_most_of_what_the_best_strength_brings_wherever_it_starts(mode, penalty):
+    grid = [ridge(10 ** (k / 4), mode, penalty=penalty, lr=1e-12)[1] for k in range(-12, 5)]
+    ends = [ridge(start, mode, penalty=penalty) for start in (1e-6, 1e-2, 10.0)]
+    for auto, loss in ends:
+        assert loss < (min(grid) + grid[0]) / 2  # it sees one step ahead, so it need not be the very best
+        assert_close(auto.strengths, ends[0][0].strengths, 0.3)
+
+
+def test_it_only_looks_the_training_is_that_of_the_strengths_it_sets():
+    def train(auto_lr):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3)).double()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        regularizer = Regularizer(model, L2(0.1), mode="decoupled").attach(optimizer)
+        if auto_lr:
+            AutoStrength(regularizer, HELD_OUT, nn.MSELoss(), lr=auto_lr, bounds=(0.1, 0.1)).attach(optimizer)
+        for _ in range(5):
+            step(model, optimizer, slice(0, 16))
+        assert all(module.training for module in model.modules())
+        return model.state_dict()
+
+    assert_close(train(None), train(1.0), 1e-15)  # exp(log(0.1 / 0.1)) is 1
+
+
+def test_strengths_of_parameters_go_their_own_ways():
+    model = make_model()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    regularizers = [Regularizer(model, L2(0.1), mode="decoupled"), Regularizer(model, {"0.*": L1(1e-3)}, mode="prox")]
+    auto = AutoStrength(regularizers, HELD_OUT, nn.MSELoss(), per="parameter", every=2).attach(optimizer)
+    for _ in range(9):
+        step(model, optimizer, slice(0, 32))
+    assert list(auto.strengths) == ["L2 0.weight", "L2 2.weight", "L1 0.weight"]
+    assert_differs(*(auto.strengths[f"L2 {name}"] for name in ("0.weight", "2.weight")))
+    first, second = (auto.strengths[f"L2 {name}"] / 0.1 for name in ("0.weight", "2.weight"))
+    assert_close(regularizers[0].scale, {"0.weight": first, "2.weight": second})
+    values = [L2(0.1).value(model.get_parameter(name)) for name in ("0.weight", "2.weight")]
+    expected = first * values[0] + second * values[1]
+    assert_close(regularizers[0].value(), expected)
+    assert_close(sum(regularizers[0].terms().values()), expected)
+    auto.remove()
+    before = auto.strengths
+    step(model, optimizer, slice(0, 32))
+    assert_close(auto.strengths, before, 1e-15)
+    assert not any(regularizer.listeners for regularizer in regularizers)
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path):
+    def make():
+        model = make_model()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        regularizer = Regularizer(model, L2(0.1), mode="decoupled")
+        auto = AutoStrength(regularizer, HELD_OUT, nn.MSELoss(), batch_size=5, per="parameter").attach(optimizer)
+        return model, optimizer, regularizer, auto
+
+    parts = make()
+    for number in range(20):
+        if number == 9:
+            torch.save([part.state_dict() for part in parts], tmp_path / "checkpoint.pt")
+        step(*parts[:2], slice(0, 16))
+    fresh = make()
+    for part, state in zip(fresh, torch.load(tmp_path / "checkpoint.pt", weights_only=True), strict=True):
+        part.load_state_dict(state)
+    for _ in range(9, 20):
+        step(*fresh[:2], slice(0, 16))
+    assert_bit_equal(fresh[0].state_dict(), parts[0].state_dict())
+    assert fresh[3].strengths == parts[3].strengths
+
+
+def test_strengths_stay_in_their_bounds_and_what_is_all_zero_is_let_go():
+    auto, _ = ridge(1e-2, penalty=L1, mode="prox", lr=1.0, bounds=(1e-3, 2e-2), steps=30)
+    assert 1e-3 <= auto.strengths["L1"] <= 2e-2
+    model = make_model()
+    with torch.no_grad():
+        for param in model.parameters():
+            param.zero_()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    auto = AutoStrength(Regularizer(model, L1(1e3), mode="prox"), HELD_OUT, nn.MSELoss()).attach(optimizer)
+    step(model, optimizer, slice(0, 32))
+    assert_close(auto.strengths["L1"], 1e3 * math.exp(-0.1))
+
+
+def test_a_loader_is_gone_through_again_and_again():
+    loader = [(X[:8], Y[:8]), (X[8:], Y[8:])]
+    batches = AutoStrength(Regularizer(make_model(), L2(1.0), mode="grad"), loader, nn.MSELoss())._batches
+    assert [len(next(batches)[0]) for _ in range(5)] == [8, 24, 8, 24, 8]
+    pairs = AutoStrength(Regularizer(make_model(), L2(1.0), mode="grad"), (X, Y), nn.MSELoss(), batch_size=10)._batches
+    seen = torch.cat([next(pairs)[0] for _ in range(3)])
+    assert len(seen.unique(dim=0)) == 30
+    assert_differs(next(pairs)[0], seen[:10])
+
+
+class Refused:
+    """The mistakes, each with what is said of it."""
+
+    model = make_model()
+
+    def __init__(self):
+        decay = Regularizer(self.model, L2(0.1), mode="decoupled")
+        make = partial(AutoStrength, decay, HELD_OUT, nn.MSELoss())
+        self.cases = {
+            "got 'loss'": lambda: AutoStrength(Regularizer(self.model, L2(0.1)), HELD_OUT, nn.MSELoss()),
+            "strength must be > 0": lambda: AutoStrength(
+                Regularizer(self.model, L2(0.0), mode="prox"), HELD_OUT, nn.MSELoss()
+            ),
+            "at least one": lambda: AutoStrength(decay, (X[:0], Y[:0]), nn.MSELoss()),
+            "as many targets": lambda: AutoStrength(decay, (X, Y[:3]), nn.MSELoss()),
+            "no schedule": lambda: AutoStrength(
+                Regularizer(self.model, L2(0.1), mode="prox", schedule=linear(3)), HELD_OUT, nn.MSELoss()
+            ),
+            "got a stack": lambda: AutoStrength(
+                Regularizer(Stacked([self.model]), L2(0.1), mode="prox"), HELD_OUT, nn.MSELoss()
+            ),
+            "of one model": lambda: AutoStrength(
+                [decay, Regularizer(make_model(), L2(0.1), mode="prox")], HELD_OUT, nn.MSELoss()
+            ),
+            "lr must be": lambda: make(lr=0),
+            "every must be": lambda: make(every=0),
+            "per must be": lambda: make(per="layer"),
+            "bounds must be": lambda: make(bounds=(1.0, 0.1)),
+            "batch_size must be": lambda: make(batch_size=0),
+            "use mode 'decoupled'": lambda: AutoStrength(
+                Regularizer(self.model, L2(0.1), mode="grad"), HELD_OUT, nn.MSELoss()
+            ).attach(torch.optim.RMSprop(self.model.parameters())),
+            "already attached": lambda: twice(make(), torch.optim.SGD(self.model.parameters())),
+        }
+
+
+def twice(auto, optimizer):
+    with auto.attach(optimizer):
+        auto.attach(optimizer)
+
+
+@pytest.mark.parametrize("message", Refused().cases)
+def test_a_mistake_is_one_clear_line(message):
+    with pytest.raises(ValueError, match=message):
+        Refused().cases[message]()
+
+
+def test_a_loader_that_has_run_dry_is_told():
+    model = make_model()
+    optimizer = RMSpropW(model.parameters(), lr=0.01)
+    auto = AutoStrength(Regularizer(model, L2(0.1), mode="prox"), iter([]), nn.MSELoss()).attach(optimizer)
+    with pytest.raises(ValueError, match="at least one batch"):
+        step(model, optimizer, slice(0, 8))
+    auto.remove()
+    with pytest.raises(TypeError, match="must be a Regularizer"):
+        AutoStrength([], HELD_OUT, nn.MSELoss())
+
+
+def test_a_proximal_optimizer_is_tuned_by_its_own_scale_only():
+    model = make_model()
+    optimizer = ProxAdam(model.parameters(), L1(1e-3), lr=0.01)
+    auto = AutoStrength(Regularizer(model, L2(0.1), mode="decoupled"), HELD_OUT, nn.MSELoss()).attach(optimizer)
+    step(model, optimizer, slice(0, 8))
+    assert auto.strengths["L2"] != 0.1
+
+
+def test_a_scale_for_each_parameter_must_name_them_all():
+    regularizer = Regularizer(make_model(), L2(0.1))
+    with pytest.raises(ValueError, match=r"must name each penalized parameter, 0\.weight, 2\.weight, got 0\.weight"):
+        regularizer.scale = {"0.weight": 1.0}
+    with pytest.raises(ValueError, match="finite number >= 0"):
+        regularizer.scale = {"0.weight": 1.0, "2.weight": -1.0}
