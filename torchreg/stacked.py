@@ -141,7 +141,8 @@ class Stacked(nn.Module):
     def _one_after_another(self, args: Any, kwargs: Any) -> Any:
         (template,) = self._template
         # unbind, whose gradients are stacked once; those of an index would be a whole stack for each member
-        params = {name: param.unbind() for name, param in template.named_parameters()}
+        alone = self._count == 1
+        params = {n: (p.squeeze(0),) if alone else p.unbind() for n, p in template.named_parameters()}
         outputs = []
         for member in range(self._count):
             state = {name: rows[member] for name, rows in params.items()}
@@ -187,11 +188,15 @@ class Stacked(nn.Module):
         if not -self._count <= member < self._count:
             raise IndexError(f"Stacked: member must be one of {self._count}, got {member}")
         member %= self._count
-        self._saved[member] = {name: value[member].detach().clone() for name, value in self._values()}
+        self._saved[member] = self.state_of(member)
+
+    def state_of(self, member: int) -> dict[str, Tensor]:
+        """A copy of a member's parameters and buffers, by name."""
+        return {name: value[member].detach().clone() for name, value in self._values()}
 
     @torch.no_grad()
     def load_member(self, member: int, state: dict[str, Any]) -> None:
-        """Gives a member the values of an ordinary model's ``state_dict``, as early stopping does with its best."""
+        """Gives a member the values that :meth:`state_of` or an ordinary model's ``state_dict`` holds."""
         for name, value in self._values():
             value[member].copy_(state[name])
         if member in self._saved:

@@ -73,6 +73,11 @@ class ByMember(Penalty):
         pairs = zip(self.each, w.unbind(), gradient.unbind(), strict=True)
         return torch.stack([penalty.optimality(part, g) for penalty, part, g in pairs])
 
+    def scaled_optimality(self, w: Tensor, gradient: Tensor, scale: float | Tensor) -> Tensor:
+        """:meth:`optimality` of the penalty times a scale for each member."""
+        rows = zip(self.each, w.unbind(), gradient.unbind(), own_scales(scale, len(self.each)), strict=True)
+        return torch.stack([(float(own) * penalty).optimality(part, g) for penalty, part, g, own in rows])
+
     def _is_at_once(self, w: Tensor) -> bool:
         return self.is_alike and (w[0].numel() <= _SMALL or w.device.type != "cpu")
 

@@ -2,5 +2,18 @@
 
 from torchreg.stacked import Stacked
 from torchreg.tuning.auto import AutoStrength
+from torchreg.tuning.largest import StrengthMax, strength_max
+from torchreg.tuning.path import strength_path
+from torchreg.tuning.table import Point, StrengthPath, best, one_standard_error
 
-__all__ = ["AutoStrength", "Stacked"]
+__all__ = [
+    "AutoStrength",
+    "Point",
+    "Stacked",
+    "StrengthMax",
+    "StrengthPath",
+    "best",
+    "one_standard_error",
+    "strength_max",
+    "strength_path",
+]

@@ -82,7 +82,7 @@ class AutoStrength:
         validation: tuple[Tensor, Tensor] | Iterable[tuple[Any, Any]],
         criterion: Callable[[Any, Any], Tensor],
         *,
-        lr: float = 0.1,
+        lr: float = 0.05,
         every: int = 1,
         per: Per = "regularizer",
         bounds: tuple[float, float] = (1e-8, 1e4),
