@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from experiments.errors import UserError, validated
+from experiments.errors import UserError, did_you_mean, validated
 
 Tree = dict[str, Any]
 Size = Annotated[int, Field(ge=1, lt=2**31)]
@@ -142,20 +145,148 @@ class Run(Settings):
 
     arm: str
     strength: float | None = None  # where the arm runs over several
+    values: dict[str, Any] = {}  # of the swept keys, where the arm is searched
     seed: int
+
+    @property
+    def place(self) -> str:
+        """What all seeds have in common of :attr:`folder`."""
+        if self.values:
+            point = ",".join(f"{slug(key)}={slug(text_of(value))}" for key, value in self.values.items())
+            digest = hashlib.sha256(point.encode()).hexdigest()[:12]
+            return f"{slug(self.arm)}/{point if len(point) < 150 else f'{point[:120]}-{digest}'}"
+        return slug(self.arm) + ("" if self.strength is None else f"@{self.strength:g}")
 
     @property
     def folder(self) -> str:
         """Where the run's record lies, below the study's runs."""
-        at = "" if self.strength is None else f"@{self.strength:g}"
-        return f"{slug(self.arm)}{at}/seed{self.seed}"
+        return f"{self.place}/seed{self.seed}"
+
+    def at(self, values: Tree) -> Run:
+        """The run with other values of the swept keys."""
+        tree = self.model_dump(mode="json", by_alias=True, include=set(Settings.model_fields))
+        return Run(**dict(_settings_at(tree, values, self.arm)), arm=self.arm, values=values, seed=self.seed)
+
+
+class Dimension(Section):
+    """What a swept key may be: one of ``values``, or between ``low`` and ``high``; with ``count``, on a grid there."""
+
+    values: Annotated[tuple[Any, ...], Field(strict=False, min_length=1)] | None = None
+    low: int | float | None = None  # two whole numbers make a range of whole numbers
+    high: int | float | None = None
+    log: bool = False
+    count: Annotated[int, Field(ge=2, le=10_000)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _list_or_range(cls, given: Any) -> Any:
+        if isinstance(given, (list, tuple)):
+            return {"values": given}
+        if not isinstance(given, dict):
+            raise ValueError("must be a list of values or a range, such as { low = 1e-4, high = 1e-1, log = true }")
+        return given
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Dimension:
+        if self.values is not None:
+            if self.low is not None or self.high is not None or self.log or self.count is not None:
+                raise ValueError("must be a list of values or a range, not both")
+            _check_told_apart([text_of(value) for value in self.values])
+            if any(isinstance(value, float) and not math.isfinite(value) for value in self.values):
+                raise ValueError("must be finite numbers")
+            return self
+        if self.low is None or self.high is None or not self.low < self.high:
+            raise ValueError("low and high must be given, and low be less than high")
+        if self.log and self.low <= 0:
+            raise ValueError("low must be greater than 0 where log = true")
+        _check_told_apart([text_of(value) for value in self.finite or ()])
+        return self
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is a range of whole numbers."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+    @property
+    def finite(self) -> tuple[Any, ...] | None:
+        """All its values, in order; None for a range without a count."""
+        if self.values is not None or self.count is None:
+            return self.values
+        assert self.low is not None
+        assert self.high is not None
+        low, high = (math.log(end) if self.log else end for end in (self.low, self.high))
+        inner = [low + (high - low) * i / (self.count - 1) for i in range(1, self.count - 1)]
+        inner = [math.exp(value) if self.log else value for value in inner]
+        # Six digits: a strength of 0.0316228 can be read, and typed into another study.
+        middle = [round(value) if self.is_whole else float(f"{value:.6g}") for value in inner]
+        return (self.low, *middle, self.high)
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """The values to check before a search: all of them, or the ends of a range."""
+        return self.finite or (self.low, self.high)
+
+
+class Sweep(Section):
+    """A search over keys of a study, with a sampler of ``optuna.samplers`` and a pruner of ``optuna.pruners``."""
+
+    space: Annotated[dict[str, Dimension], Field(min_length=1)]
+    sampler: Component | None = None  # None: a grid if every key has a finite list of values, else TPESampler
+    pruner: Component | None = None
+    trials: Size | None = None  # None for a grid: all its points
+    metric: Literal["valid_error", "valid_loss"] = "valid_error"  # at the end of a run; the mean over seeds
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # the sampler's
+    arms: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None  # the searched ones; None: all
+
+    @model_validator(mode="after")
+    def _sampled(self) -> Sweep:
+        endless = [key for key, dimension in self.space.items() if dimension.finite is None]
+        if self.is_grid and endless:
+            raise ValueError(f"a grid needs a list of values, or a range with a count, for {', '.join(endless)}")
+        points = math.prod(len(dimension.finite or ()) for dimension in self.space.values())
+        if self.is_grid and self.trials not in (None, points):
+            raise ValueError(f"trials must be left out for a grid, whose {points} points are all tried")
+        if not self.is_grid and self.trials is None:
+            raise ValueError("trials must say how many points to try")
+        return self
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether all points of a grid are tried."""
+        if self.sampler is None:
+            return all(dimension.finite is not None for dimension in self.space.values())
+        return self.sampler.name == "GridSampler"
+
+    @property
+    def points(self) -> int:
+        """How many points of an arm are tried."""
+        return self.trials or math.prod(len(dimension.finite or ()) for dimension in self.space.values())
+
+    @property
+    def probes(self) -> list[Tree]:
+        """Points which between them have every value of every key, or the ends of its range."""
+        first = {key: dimension.ends[0] for key, dimension in self.space.items()}
+        return [first] + [
+            {**first, key: value} for key, dimension in self.space.items() for value in dimension.ends[1:]
+        ]
 
 
 class Study(Section):
-    """A study, resolved: its runs, arm by arm, strength by strength, seed by seed."""
+    """A study, resolved: its runs, arm by arm, strength by strength, seed by seed.
+
+    Of an arm that is searched these are the runs at one point; those at others are ``run.at(values)``.
+    """
 
     name: str
     runs: tuple[Run, ...]
+    sweep: Sweep | None = None
+
+    @property
+    def probes(self) -> list[Run]:
+        """Runs that show every fault that could show before the study has begun: the first seed of every setting."""
+        first = {run.place: run for run in reversed(self.runs)}
+        points = self.sweep.probes if self.sweep else []
+        return [probe for run in reversed(first.values()) for probe in (map(run.at, points) if run.values else [run])]
 
 
 class _Arm(Section):
@@ -169,6 +300,7 @@ class _Head(Section):
     name: Name
     seeds: Annotated[tuple[Seed, ...], Field(strict=False, min_length=1)] = (0,)
     arms: Annotated[tuple[_Arm, ...], Field(strict=False, min_length=1)]
+    sweep: Sweep | None = None
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Study:
@@ -195,13 +327,31 @@ def resolve(tree: Tree) -> Study:
     validated(Settings, base, also=list(_Head.model_fields))  # its faults are told once, not once an arm
     _check_distinct("seeds", [str(seed) for seed in head.seeds])
     _check_distinct("arms", [slug(arm.name).casefold() for arm in head.arms])
-    runs = tuple(run for arm in head.arms for run in _runs(base, arm, head.seeds))
-    return Study(name=head.name, runs=runs)
+    names = [arm.name for arm in head.arms]
+    searched = (head.sweep.arms or names) if head.sweep else []
+    for name in searched:
+        if name not in names:
+            raise UserError(f"sweep.arms: unknown name {name!r}, {did_you_mean(name, names)}")
+    point = head.sweep.probes[0] if head.sweep else {}
+    runs = (run for arm in head.arms for run in _runs(base, arm, head.seeds, point if arm.name in searched else {}))
+    return Study(name=head.name, runs=tuple(runs), sweep=head.sweep)
 
 
 def slug(name: str) -> str:
     """The name as that of a folder."""
     return re.sub(r"[^\w.+-]+", "_", name).lstrip(".") or "_"
+
+
+def text_of(value: Any) -> str:
+    """A swept key's value as text."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _check_told_apart(names: Sequence[str]) -> None:
+    slugs = [slug(name).casefold() for name in names]
+    for name in names:
+        if slugs.count(slug(name).casefold()) > 1:
+            raise ValueError(f"must be told apart, {name} cannot from another value")
 
 
 def _check_distinct(key: str, names: Sequence[str]) -> None:
@@ -210,9 +360,11 @@ def _check_distinct(key: str, names: Sequence[str]) -> None:
             raise UserError(f"{key}: must be told apart, got {name!r} twice: rename or remove one")
 
 
-def _runs(base: Tree, arm: _Arm, seeds: Sequence[int]) -> Iterator[Run]:
+def _runs(base: Tree, arm: _Arm, seeds: Sequence[int], values: Tree) -> Iterator[Run]:
     key = f"arms[{arm.name}]"
-    settings = validated(Settings, _merged(base, arm.model_extra or {}), f"{key}.", also=list(_Arm.model_fields))
+    if values and arm.strengths:
+        raise UserError(f"{key}.strengths: must be left out of an arm that is searched; sweep.arms names those")
+    settings = _settings_at(_merged(base, arm.model_extra or {}), values, arm.name)
     _check_distinct(f"{key}.strengths", [f"{strength:g}" for strength in arm.strengths or ()])
     for strength in arm.strengths or (None,):
         at = settings if strength is None else _at_strength(settings, strength, key)
@@ -222,7 +374,33 @@ def _runs(base: Tree, arm: _Arm, seeds: Sequence[int]) -> Iterator[Run]:
         if at.optimizer.penalty is not None and at.optimizer.penalty.strength is None:
             raise UserError(f"{key}.optimizer.penalty.strength: is missing; or give the arm strengths")
         for seed in seeds:
-            yield Run(**dict(at), arm=arm.name, strength=strength, seed=seed)
+            yield Run(**dict(at), arm=arm.name, strength=strength, values=values, seed=seed)
+
+
+def _settings_at(tree: Tree, values: Tree, arm: str) -> Settings:
+    """The settings that an arm's tree describes, with values of the swept keys in it."""
+    for key, value in values.items():
+        try:
+            _put(tree, key, value)
+        except UserError as error:
+            fault = f"sweep.space: {key} does not fit arms[{arm}]: {error}"
+            raise UserError(f"{fault}; add it, or name the arms to search in sweep.arms") from None
+    return validated(Settings, tree, f"arms[{arm}].", also=list(_Arm.model_fields))
+
+
+def _put(tree: Tree, key: str, value: Any) -> None:
+    """Sets ``a.b.0.c`` of a tree of tables and lists."""
+    path, node = key.split("."), tree
+    for depth, part in enumerate(path, start=1):
+        last: Any = depth == len(path)
+        at: Any = int(part) if isinstance(node, list) and part.isdecimal() else part
+        there = at in range(len(node)) if isinstance(node, list) else last or node.get(at) is not None
+        if not there or not (last or isinstance(node[at], (dict, list))):
+            raise UserError(f"it has no {'.'.join(path[:depth])}")
+        if last:
+            node[at] = value
+        else:
+            node = node[at]
 
 
 def _at_strength(settings: Settings, strength: float, key: str) -> Settings:

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from experiments import build, data
+from experiments import build, config, data
 from experiments.config import Run, Study
 from experiments.errors import UserError, oneline
 from experiments.measure import describe
@@ -39,11 +39,13 @@ def run_study(study: Study, folder: Path, device: torch.device, resume: bool = F
 
 def check(study: Study) -> None:
     """Rehearses every arm on the CPU, so that a fault in the last one shows before the first has run."""
-    for run in {(run.arm, run.strength): run for run in study.runs}.values():
+    for run in study.probes:
         try:
             _rehearse(run)
         except UserError as error:
-            lines = [f"arms[{run.arm}].{line}" for line in str(error).splitlines()]
+            point = ", ".join(f"{key} = {config.text_of(value)}" for key, value in run.values.items())
+            at = f" (at {point})" if point else ""
+            lines = [f"arms[{run.arm}].{line}{at}" for line in str(error).splitlines()]
             raise UserError("\n".join(lines)) from error
 
 
