@@ -347,6 +347,11 @@ def text_of(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def point_of(values: Mapping[str, Any]) -> str:
+    """Swept keys and their values as text."""
+    return ", ".join(f"{key} = {text_of(value)}" for key, value in values.items())
+
+
 def _check_told_apart(names: Sequence[str]) -> None:
     slugs = [slug(name).casefold() for name in names]
     for name in names:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
-from matplotlib import rc_context
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from experiments.summary import Cell, Summary, mean
+from experiments.config import text_of
+from experiments.summary import Cell, Mean, Summary, best_of, mean, of_metric, one_standard_error
 
-TEST, TRAIN, PLAIN, INK, FAINT = "#c2410c", "#2563a8", "#64748b", "#1e293b", "#e2e8f0"
+TEST, TRAIN, VALID, PLAIN, INK, FAINT = "#c2410c", "#2563a8", "#0f766e", "#64748b", "#1e293b", "#e2e8f0"
 
 _ERRORS = {"training error": ("train_error", TRAIN), "test error": ("test_error", TEST)}
+_PATH_ERRORS = {**_ERRORS, "validation error": ("valid_error", VALID)}
 
 _STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -53,8 +56,7 @@ class Picture(NamedTuple):
 
 def all_of(summary: Summary) -> list[Picture]:
     """Every picture that the study has data for."""
-    cells = [cell for cell in summary.chosen if not cell.diverged]
-    paths = [path for path in summary.paths if any(cell.strength for cell in path)]
+    cells = [cell for cell in summary.chosen if cell.is_done]
     if not cells:
         return []
     with rc_context(_STYLE):
@@ -62,8 +64,16 @@ def all_of(summary: Summary) -> list[Picture]:
             Picture("Where each arm ends", _ENDS + (_NOISE if summary.label_noise else ""), _ends(cells, summary)),
             Picture("How it got there", _CURVES, _curves(cells)),
         ]
-        if paths:
-            pictures.append(Picture("Error against strength", _PATHS, _paths(paths, summary)))
+        if paths := [path for path in summary.paths if any(cell.place for cell in path)]:
+            pictures.append(Picture(f"Along the {_axis_of(paths)}", _PATHS, _paths(paths, summary)))
+        if summary.clouds:
+            pictures.append(
+                Picture(
+                    "Every point that was tried",
+                    _CLOUDS.format(metric=summary.metric_in_words),
+                    _clouds(summary.clouds, summary),
+                )
+            )
         if any(cell.results[0]["norms"] for cell in cells):  # else no weights to show
             pictures.append(Picture("The weights", _HISTOGRAMS, _histograms(cells)))
             pictures.append(Picture("Layer by layer", _LAYERS, _layers(cells)))
@@ -73,7 +83,10 @@ def all_of(summary: Summary) -> list[Picture]:
 _ENDS = "Training error (open) and test error (filled), mean over seeds with one standard error; between them the gap."
 _NOISE = " The dotted line is the share of wrong training labels: an arm to the left of it has learned some by heart."
 _CURVES = "Training and test error after each epoch, mean over seeds with one standard error, without the steep start."
-_PATHS = "From none to far too much. The ring marks the strength with the lowest validation error."
+_PATHS = (
+    "Errors, the norm of each layer's weights, and the share of exact zeros, mean over seeds with one standard error."
+)
+_CLOUDS = "Each dot is a point, at one of its values and its {metric}. The ring marks the best, gray dots were pruned."
 _HISTOGRAMS = (
     "The sizes of all weights, on a logarithmic axis. What has no place on it, such as exact zeros, is written."
 )
@@ -113,7 +126,8 @@ def _curves(cells: Sequence[Cell]) -> Markup:
     for axes, cell in zip(grid.flat, cells, strict=False):
         for name, (key, color) in _ERRORS.items():
             length = min(map(len, cell.histories))  # seeds may stop early at different epochs
-            errors = np.array([[row[key] for row in history[:length]] for history in cell.histories])
+            epochs = zip(*(history[:length] for history in cell.histories), strict=True)
+            errors = [mean([row[key] for row in rows]) for rows in epochs]
             _band(axes, np.arange(1, length + 1), errors, color, name)
         if max(cell.mean("train_error").mean, cell.mean("test_error").mean) > _top(cells):
             axes.text(0.5, 0.5, _beyond(cell), transform=axes.transAxes, ha="center", va="center", color=TEST)
@@ -129,28 +143,163 @@ def _curves(cells: Sequence[Cell]) -> Markup:
     return _svg(figure)
 
 
+def short(keys: Iterable[str]) -> list[str]:
+    """Keys by their last part, where that tells them apart."""
+    lasts = [key.rpartition(".")[2] for key in keys]
+    return [last if lasts.count(last) == 1 else key for last, key in zip(lasts, keys, strict=True)]
+
+
+def _axis_of(paths: Sequence[Sequence[Cell]]) -> str:
+    names = {short(path[0].point)[0] for path in paths}
+    return names.pop() if len(names) == 1 else "strength"
+
+
 def _paths(paths: Sequence[Sequence[Cell]], summary: Summary) -> Markup:
-    figure = Figure(figsize=(9.2, 3.1), layout="constrained")
-    grid = figure.subplots(1, len(paths), sharey=True, squeeze=False)
-    for axes, path in zip(grid.flat, paths, strict=True):
-        strengths = [cell.strength or 0.0 for cell in path]
-        positive = [s for s in strengths if s > 0]
-        places = np.array([np.log10(s) if s > 0 else np.log10(positive[0]) - 0.5 for s in strengths])
-        for name, (key, color) in _ERRORS.items():
-            errors = np.array([[result[key] for result in cell.results] for cell in path]).T
-            _band(axes, places, errors, color, name, marker="o")
-        best = next(i for i, cell in enumerate(path) if cell in summary.chosen)
-        axes.plot(places[best], path[best].mean("test_error").mean, "o", ms=13, mfc="none", mec=INK, mew=1.3)
-        if summary.plain is not None:
-            level = summary.plain.mean("test_error").mean
-            axes.axhline(level, color=PLAIN, linestyle="--", linewidth=1, label="test error, unregularized", zorder=1)
-        axes.set_xticks(places, [f"{s:g}" for s in strengths])
-        axes.set(title=path[0].arm, xlabel="strength")
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    grid.flat[0].set_ylim(bottom=0)
-    handles, labels = grid.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=3)
+    """From top to bottom errors, norms and zeros, from left to right the arms; down a column the axis is the same."""
+    has_zeros = any(cell.mean("zeros").mean for path in paths for cell in path)
+    rows = 3 if has_zeros else 2
+    figure = Figure(figsize=(9.2, 0.6 + 2.4 * rows), layout="constrained")
+    grid = figure.subplots(rows, len(paths), sharex="col", sharey="row", squeeze=False)
+    for column, path in zip(grid.T, paths, strict=True):
+        places = _ticks(column[-1], path, room=9 // len(paths))
+        _path_of_errors(column[0], places, path, summary)
+        _path_of_layers(column[1], places, path, "norms")
+        if has_zeros:
+            _path_of_layers(column[2], places, path, "sparsity")
+            _band(column[2], places, [cell.mean("zeros") for cell in path], INK, "all weights", marker="o")
+        _mark(column, places, path, summary)
+        column[0].set_title(path[0].arm, pad=18)
+        column[-1].set_xlabel(short(path[0].point)[0])
+    for axes, label in zip(grid[:, 0], ("error", "norm of the weights", "exact zeros"), strict=False):
+        axes.set_ylabel(label)
+        axes.set_ylim(bottom=0)
+    grid[0, 0].set_ylim(0, _path_top(paths, summary))
+    for row in (grid[0], grid[-1]):  # the last row has a line for each layer, as the one above it, and one for all
+        named = [dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True)) for axes in row]
+        labels = {label: handle for one in named for label, handle in one.items()}
+        if len(labels) <= 8:
+            row[0].legend(labels.values(), labels.keys(), loc="upper left", fontsize=9)
     return _svg(figure)
+
+
+def _path_top(paths: Sequence[Sequence[Cell]], summary: Summary) -> float:
+    """The largest error on the axis: twice what there is at the start and at the best; far too strong is beyond."""
+    shown = [cell for path in paths for cell in (path[0], best_of(path, summary.metric)) if cell is not None]
+    of = [cell.mean(key).mean for cell in shown for key, _ in _PATH_ERRORS.values()]
+    return (
+        min(
+            2 * max(of),
+            1.05 * max(cell.mean(key).mean for path in paths for cell in path for key, _ in _PATH_ERRORS.values()),
+        )
+        or 1.0
+    )
+
+
+def _path_of_errors(axes: Axes, places: np.ndarray, path: Sequence[Cell], summary: Summary) -> None:
+    for name, (key, color) in _PATH_ERRORS.items():
+        _band(axes, places, [of_metric(cell, key) for cell in path], color, name, marker="o")
+    if summary.plain is not None:
+        level = summary.plain.mean("test_error").mean
+        axes.axhline(level, color=TEST, linestyle="--", linewidth=1, label="test, unregularized", zorder=1)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+
+
+def _path_of_layers(axes: Axes, places: np.ndarray, path: Sequence[Cell], key: str) -> None:
+    """A line for each layer."""
+    layers = list(path[0].results[0][key])
+    for i, layer in enumerate(layers):
+        means = [mean([result[key][layer] for result in cell.results]) for cell in path]
+        _band(axes, places, means, colormaps["viridis"](0.85 * i / max(len(layers) - 1, 1)), layer, marker="o")
+    if key == "sparsity":
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+
+
+def _mark(column: Sequence[Axes], places: np.ndarray, path: Sequence[Cell], summary: Summary) -> None:
+    """A line down the column at the best value, and one at the strongest within one standard error of it."""
+    best = best_of(path, summary.metric)
+    assert best is not None
+    strongest = one_standard_error(path, best, summary.metric) if best.is_strength else best
+    marks = {"best": best} if strongest is best else {"best": best, "one SE": strongest}
+    for (name, cell), side in zip(marks.items(), ("right", "left"), strict=False):
+        place = places[path.index(cell)]
+        for axes in column:
+            axes.axvline(place, color=INK, linestyle=":", linewidth=1.2, zorder=1)
+        text = f" {name}: {cell.place:.3g} "
+        column[0].annotate(
+            text,
+            (place, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 4),
+            textcoords="offset points",
+            ha=side if len(marks) > 1 else "center",
+            fontsize=9,
+        )
+
+
+def _ticks(axes: Axes, path: Sequence[Cell], room: int) -> np.ndarray:
+    """Where the values are on the axis: on a logarithmic one a 0 is half a decade before the smallest."""
+    values = [float(cell.place or 0.0) for cell in path]
+    if not _is_log(values, path[0].is_strength):
+        return np.array(values)
+    smallest = min(value for value in values if value > 0)
+    places = np.array([np.log10(value) if value > 0 else np.log10(smallest) - 0.5 for value in values])
+    if len(values) <= room:
+        axes.set_xticks(places, [f"{value:.3g}" for value in values])
+    else:
+        decades = range(math.ceil(np.log10(smallest) - 1e-9), math.floor(places[-1] + 1e-9) + 1)
+        zero = {places[0]: "0"} if values[0] == 0 else {}
+        ticks = {**zero, **{decade: f"{10.0**decade:g}" for decade in decades}}
+        axes.set_xticks(list(ticks), list(ticks.values()))
+    return places
+
+
+def _is_log(values: Sequence[float], is_strength: bool) -> bool:
+    positive = [value for value in values if value > 0]
+    if is_strength:
+        return bool(positive)
+    return len(positive) == len(values) and max(values) > 20 * min(values)
+
+
+def _clouds(clouds: Sequence[Sequence[Cell]], summary: Summary) -> Markup:
+    """For each arm and key the metric against the value."""
+    keys = list(clouds[0][0].point)
+    columns = min(4, len(keys))
+    each = -(-len(keys) // columns)
+    figure = Figure(figsize=(9.2, 0.4 + 2.5 * each * len(clouds)), layout="constrained")
+    grid = figure.subplots(each * len(clouds), columns, sharey=True, squeeze=False)
+    for cloud, rows in zip(clouds, np.split(grid, len(clouds)), strict=True):
+        best = best_of(cloud, summary.metric)
+        for axes, key, name in zip(rows.flat, keys, short(keys), strict=False):
+            places = _cloud_ticks(axes, [cell.point[key] for cell in cloud])
+            for cell, place in zip(cloud, places, strict=True):
+                figure_, error = of_metric(cell, summary.metric)
+                color = TRAIN if cell.is_done else "#94a3b8"
+                axes.errorbar(
+                    place, figure_, yerr=error, fmt="o", color=color, markersize=4.5, elinewidth=0.8, alpha=0.8
+                )
+                if cell is best:
+                    axes.plot(place, figure_, "o", ms=12, mfc="none", mec=TEST, mew=1.5, zorder=5)
+            axes.set_xlabel(name)
+            if summary.metric == "valid_error":
+                axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        for axes in rows.flat[len(keys) :]:
+            axes.set_axis_off()
+        rows[0, 0].set_title(cloud[0].arm)
+        for axes in rows[:, 0]:
+            axes.set_ylabel(summary.metric_in_words)
+    return _svg(figure)
+
+
+def _cloud_ticks(axes: Axes, values: Sequence[Any]) -> list[float]:
+    """Where the values are on the axis: numbers at their own place, others side by side."""
+    if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
+        if _is_log(values, is_strength=False):
+            axes.set_xscale("log")
+        return [float(value) for value in values]
+    names = list(dict.fromkeys(text_of(value) for value in values))
+    axes.set_xticks(range(len(names)), names)
+    axes.set_xlim(-0.5, len(names) - 0.5)
+    return [float(names.index(text_of(value))) for value in values]
 
 
 def _histograms(cells: Sequence[Cell]) -> Markup:
@@ -196,9 +345,9 @@ def _layers(cells: Sequence[Cell]) -> Markup:
     return _svg(figure)
 
 
-def _band(axes: Axes, x: np.ndarray, runs: np.ndarray, color: str, label: str, marker: str = "") -> None:
-    """The mean over runs (axis 0), with one standard error either side."""
-    middle, error = np.array([mean(column) for column in runs.T.tolist()]).T
+def _band(axes: Axes, x: np.ndarray, means: Sequence[Mean], color: Any, label: str, marker: str = "") -> None:
+    """Means, with one standard error either side."""
+    middle, error = np.array(means).T
     axes.plot(x, middle, color=color, linewidth=1.6, label=label, marker=marker, markersize=4)
     axes.fill_between(x, middle - error, middle + error, color=color, alpha=0.2, linewidth=0)
 
