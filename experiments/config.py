@@ -7,7 +7,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -347,9 +347,17 @@ def text_of(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def short(keys: Iterable[str]) -> list[str]:
+    """Keys by their last part, where that tells them apart."""
+    keys = list(keys)
+    lasts = [key.rpartition(".")[2] for key in keys]
+    return [last if lasts.count(last) == 1 else key for last, key in zip(lasts, keys, strict=True)]
+
+
 def point_of(values: Mapping[str, Any]) -> str:
-    """Swept keys and their values as text."""
-    return ", ".join(f"{key} = {text_of(value)}" for key, value in values.items())
+    """Swept keys and their values, to be read."""
+    shown = [f"{value:.4g}" if isinstance(value, float) else text_of(value) for value in values.values()]
+    return ", ".join(f"{key} {value}" for key, value in zip(short(values), shown, strict=True))
 
 
 def _check_told_apart(names: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from experiments.config import text_of
+from experiments.config import short, text_of
 from experiments.summary import Cell, Mean, Summary, best_of, mean, of_metric, one_standard_error
 
 TEST, TRAIN, VALID, PLAIN, INK, FAINT = "#c2410c", "#2563a8", "#0f766e", "#64748b", "#1e293b", "#e2e8f0"
@@ -143,12 +143,6 @@ def _curves(cells: Sequence[Cell]) -> Markup:
     return _svg(figure)
 
 
-def short(keys: Iterable[str]) -> list[str]:
-    """Keys by their last part, where that tells them apart."""
-    lasts = [key.rpartition(".")[2] for key in keys]
-    return [last if lasts.count(last) == 1 else key for last, key in zip(lasts, keys, strict=True)]
-
-
 def _axis_of(paths: Sequence[Sequence[Cell]]) -> str:
     names = {short(path[0].point)[0] for path in paths}
     return names.pop() if len(names) == 1 else "strength"
@@ -161,7 +155,8 @@ def _paths(paths: Sequence[Sequence[Cell]], summary: Summary) -> Markup:
     figure = Figure(figsize=(9.2, 0.6 + 2.4 * rows), layout="constrained")
     grid = figure.subplots(rows, len(paths), sharex="col", sharey="row", squeeze=False)
     for column, path in zip(grid.T, paths, strict=True):
-        places = _ticks(column[-1], path, room=9 // len(paths))
+        values = [float(cell.place or 0.0) for cell in path]
+        places = _ticks(column[-1], values, _is_log(values, path[0].is_strength), room=9 // len(paths))
         _path_of_errors(column[0], places, path, summary)
         _path_of_layers(column[1], places, path, "norms")
         if has_zeros:
@@ -184,15 +179,12 @@ def _paths(paths: Sequence[Sequence[Cell]], summary: Summary) -> Markup:
 
 def _path_top(paths: Sequence[Sequence[Cell]], summary: Summary) -> float:
     """The largest error on the axis: twice what there is at the start and at the best; far too strong is beyond."""
-    shown = [cell for path in paths for cell in (path[0], best_of(path, summary.metric)) if cell is not None]
-    of = [cell.mean(key).mean for cell in shown for key, _ in _PATH_ERRORS.values()]
-    return (
-        min(
-            2 * max(of),
-            1.05 * max(cell.mean(key).mean for path in paths for cell in path for key, _ in _PATH_ERRORS.values()),
-        )
-        or 1.0
+    near = [cell for path in paths for cell in (path[0], best_of(path, summary.metric)) if cell is not None]
+    near_top, top = (
+        max(cell.mean(key).mean for cell in cells for key, _ in _PATH_ERRORS.values())
+        for cells in (near, [cell for path in paths for cell in path])
     )
+    return min(2 * near_top, 1.05 * top) or 1.0
 
 
 def _path_of_errors(axes: Axes, places: np.ndarray, path: Sequence[Cell], summary: Summary) -> None:
@@ -236,20 +228,21 @@ def _mark(column: Sequence[Axes], places: np.ndarray, path: Sequence[Cell], summ
         )
 
 
-def _ticks(axes: Axes, path: Sequence[Cell], room: int) -> np.ndarray:
+def _ticks(axes: Axes, values: Sequence[float], is_log: bool, room: int) -> np.ndarray:
     """Where the values are on the axis: on a logarithmic one a 0 is half a decade before the smallest."""
-    values = [float(cell.place or 0.0) for cell in path]
-    if not _is_log(values, path[0].is_strength):
+    if not is_log:
         return np.array(values)
-    smallest = min(value for value in values if value > 0)
+    smallest, largest = min(value for value in values if value > 0), max(values)
     places = np.array([np.log10(value) if value > 0 else np.log10(smallest) - 0.5 for value in values])
-    if len(values) <= room:
-        axes.set_xticks(places, [f"{value:.3g}" for value in values])
+    decades = range(math.ceil(np.log10(smallest) - 1e-9), math.floor(np.log10(largest) + 1e-9) + 1)
+    if len(set(values)) <= room:
+        ticks = {place: f"{value:.3g}" for place, value in zip(places, values, strict=True)}
+    elif len(decades) < 2:
+        ticks = {np.log10(value): f"{value:.2g}" for value in (smallest, largest)}
     else:
-        decades = range(math.ceil(np.log10(smallest) - 1e-9), math.floor(places[-1] + 1e-9) + 1)
-        zero = {places[0]: "0"} if values[0] == 0 else {}
-        ticks = {**zero, **{decade: f"{10.0**decade:g}" for decade in decades}}
-        axes.set_xticks(list(ticks), list(ticks.values()))
+        ticks = {float(decade): f"{10.0**decade:g}" for decade in decades[:: -(-len(decades) // room)]}
+        ticks |= {place: "0" for place, value in zip(places, values, strict=True) if value == 0}
+    axes.set_xticks(list(ticks), list(ticks.values()))
     return places
 
 
@@ -263,8 +256,8 @@ def _is_log(values: Sequence[float], is_strength: bool) -> bool:
 def _clouds(clouds: Sequence[Sequence[Cell]], summary: Summary) -> Markup:
     """For each arm and key the metric against the value."""
     keys = list(clouds[0][0].point)
-    columns = min(4, len(keys))
-    each = -(-len(keys) // columns)
+    each = -(-len(keys) // 4)
+    columns = -(-len(keys) // each)
     figure = Figure(figsize=(9.2, 0.4 + 2.5 * each * len(clouds)), layout="constrained")
     grid = figure.subplots(each * len(clouds), columns, sharey=True, squeeze=False)
     for cloud, rows in zip(clouds, np.split(grid, len(clouds)), strict=True):
@@ -293,9 +286,7 @@ def _clouds(clouds: Sequence[Sequence[Cell]], summary: Summary) -> Markup:
 def _cloud_ticks(axes: Axes, values: Sequence[Any]) -> list[float]:
     """Where the values are on the axis: numbers at their own place, others side by side."""
     if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
-        if _is_log(values, is_strength=False):
-            axes.set_xscale("log")
-        return [float(value) for value in values]
+        return _ticks(axes, [float(value) for value in values], _is_log(values, is_strength=False), room=4).tolist()
     names = list(dict.fromkeys(text_of(value) for value in values))
     axes.set_xticks(range(len(names)), names)
     axes.set_xlim(-0.5, len(names) - 0.5)

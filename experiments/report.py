@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from experiments import figures
-from experiments.config import text_of
+from experiments.config import short, text_of
 from experiments.record import write
 from experiments.summary import Cell, Mean, Summary, best_of
 
@@ -38,7 +38,7 @@ def columns(summary: Summary) -> list[str]:
     if summary.sweep is None:
         return ["arm", "strength", *COLUMNS]
     metric = "valid error %" if summary.metric == "valid_error" else "valid loss"
-    return ["arm", *figures.short(summary.sweep.space), metric, *COLUMNS]
+    return ["arm", *short(summary.sweep.space), metric, *COLUMNS]
 
 
 def row(cell: Cell, summary: Summary) -> list[str]:
@@ -66,7 +66,7 @@ def points(summary: Summary) -> list[list[str]]:
 
 
 def _value(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else text_of(value)
+    return f"{value:.4g}" if isinstance(value, float) else text_of(value)
 
 
 def claims(summary: Summary) -> list[Claim]:

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from experiments import build, config, data
+from experiments import build, data
 from experiments.config import Run, Study
 from experiments.errors import UserError, oneline
 from experiments.measure import describe
@@ -44,7 +44,7 @@ def check(study: Study) -> None:
         try:
             _rehearse(run)
         except UserError as error:
-            at = f" (at {config.point_of(run.values)})" if run.values else ""
+            at = f" (at {', '.join(f'{key} = {value!r}' for key, value in run.values.items())})" if run.values else ""
             lines = [f"arms[{run.arm}].{line}{at}" for line in str(error).splitlines()]
             raise UserError("\n".join(lines)) from error
 

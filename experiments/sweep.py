@@ -43,9 +43,10 @@ def run_sweep(study: Study, folder: Path, device: torch.device, jobs: int = 1, r
         faults = []
         with tqdm(total=total, initial=known, desc=study.name, unit="point", disable=None) as bar:
             for outcome in outcomes:
-                place, line, is_fault = _told(outcome)
-                faults += [f"{place}: {line}"] if is_fault else []
-                bar.write(f"{place:<40} {line}")
+                first = outcome.task.runs[0]
+                line, is_fault = _told(outcome)
+                faults += [f"{first.place}: {line}"] if is_fault else []
+                bar.write(f"{f'{first.arm} {config.point_of(first.values)}':<40} {line}")
                 bar.set_postfix_str(_best(searches.values()))
                 bar.update()
         return faults + [fault for one in searches.values() if (fault := _fault(one))]
@@ -61,20 +62,19 @@ def _tasks(study: Study, searches: dict[str, Search]) -> Iterator[Task]:
             yield Task([run.at(dict(trial.values)) for run in runs], ours, trial.number)
 
 
-def _told(outcome: Outcome) -> tuple[str, str, bool]:
-    """Tells the search what became of its trial; returns where, what, and whether that is a fault."""
+def _told(outcome: Outcome) -> tuple[str, bool]:
+    """Tells the search what became of its trial; returns it in words, and whether it is a fault of the study."""
     task, results = outcome.task, outcome.results
-    place = task.runs[0].place
     if outcome.failure is not None:  # the search is not told: --resume tries the point again
-        return place, f"failed: {outcome.failure}", True
+        return f"failed: {outcome.failure}", True
     last = results[-1]
     metric = task.search.sweep.metric if task.search else "valid_error"
     value = None if last["status"] == "diverged" else fmean(result[metric] for result in results)
     if task.search is not None:
         task.search.tell(task.number, last["status"], value)
     if value is None:
-        return place, f"diverged: {last['reason']}", task.search is None
-    return place, shown(metric, value) if last["status"] == "done" else f"pruned after epoch {last['epoch']}", False
+        return f"diverged: {last['reason']}", task.search is None
+    return _shown(metric, value) if last["status"] == "done" else f"pruned after epoch {last['epoch']}", False
 
 
 def _best(searches: Iterable[Search]) -> str:
@@ -83,7 +83,7 @@ def _best(searches: Iterable[Search]) -> str:
     if not done:
         return ""
     value, one, trial = min(done, key=lambda found: found[0])
-    return f"best {shown(one.sweep.metric, value)} ({one.arm}, {config.point_of(trial.values)})"
+    return f"best {_shown(one.sweep.metric, value)} ({one.arm}, {config.point_of(trial.values)})"
 
 
 def _fault(search: Search) -> str:
@@ -95,7 +95,6 @@ def _fault(search: Search) -> str:
     return f"{search.arm}: no point came to its end: {counts}"
 
 
-def shown(metric: str, value: float) -> str:
-    """A metric in words."""
+def _shown(metric: str, value: float) -> str:
     name = metric.replace("valid", "validation").replace("_", " ")
     return f"{name} {100 * value:.2f} %" if metric == "valid_error" else f"{name} {value:.4f}"

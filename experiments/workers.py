@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from filelock import FileLock
+from tqdm import tqdm
 
 from experiments.config import Run
 from experiments.errors import oneline
@@ -125,6 +126,9 @@ def _serve(pipe: connection.Connection, folder: Path, device: torch.device, thre
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal: the first one ends us
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
+    tqdm.set_lock(
+        threading.RLock()
+    )  # its own is a semaphore of the system, which would outlive a process that is ended
 
     def ask(step: int, row: Row) -> bool:
         pipe.send(("judge", (step, row)))
