@@ -149,6 +149,11 @@ class Run(Settings):
     seed: int
 
     @property
+    def point(self) -> Tree:
+        """What the arm runs over, and the values here."""
+        return self.values if self.strength is None else {"strength": self.strength}
+
+    @property
     def place(self) -> str:
         """What all seeds have in common of :attr:`folder`."""
         if self.values:

@@ -169,11 +169,11 @@ def _paths(paths: Sequence[Sequence[Cell]], summary: Summary) -> Markup:
         axes.set_ylabel(label)
         axes.set_ylim(bottom=0)
     grid[0, 0].set_ylim(0, _path_top(paths, summary))
-    for row in (grid[0], grid[-1]):  # the last row has a line for each layer, as the one above it, and one for all
+    for row, where in ((grid[0], "upper right"), (grid[-1], "lower center")):  # the last has a line for each layer
         named = [dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True)) for axes in row]
-        labels = {label: handle for one in named for label, handle in one.items()}
-        if len(labels) <= 8:
-            row[0].legend(labels.values(), labels.keys(), loc="upper left", fontsize=9)
+        lines = {label: line for one in named for label, line in one.items()}
+        if len(lines) <= 10:
+            figure.legend(lines.values(), lines.keys(), loc=f"outside {where}", ncols=5)
     return _svg(figure)
 
 
@@ -212,20 +212,14 @@ def _mark(column: Sequence[Axes], places: np.ndarray, path: Sequence[Cell], summ
     assert best is not None
     strongest = one_standard_error(path, best, summary.metric) if best.is_strength else best
     marks = {"best": best} if strongest is best else {"best": best, "one SE": strongest}
-    for (name, cell), side in zip(marks.items(), ("right", "left"), strict=False):
+    for name, cell in marks.items():
         place = places[path.index(cell)]
         for axes in column:
             axes.axvline(place, color=INK, linestyle=":", linewidth=1.2, zorder=1)
-        text = f" {name}: {cell.place:.3g} "
-        column[0].annotate(
-            text,
-            (place, 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(0, 4),
-            textcoords="offset points",
-            ha=side if len(marks) > 1 else "center",
-            fontsize=9,
-        )
+        is_apart = len(marks) == 1 or place in (places[0], places[-1])  # else the two texts must make way
+        side = "center" if is_apart else "right" if cell is best else "left"
+        beside: dict[str, Any] = {"xytext": (0, 4), "textcoords": "offset points", "ha": side, "fontsize": 9}
+        column[0].annotate(f"{name}: {cell.place:.3g}", (place, 1), xycoords=("data", "axes fraction"), **beside)
 
 
 def _ticks(axes: Axes, values: Sequence[float], is_log: bool, room: int) -> np.ndarray:
@@ -263,7 +257,8 @@ def _clouds(clouds: Sequence[Sequence[Cell]], summary: Summary) -> Markup:
     for cloud, rows in zip(clouds, np.split(grid, len(clouds)), strict=True):
         best = best_of(cloud, summary.metric)
         for axes, key, name in zip(rows.flat, keys, short(keys), strict=False):
-            places = _cloud_ticks(axes, [cell.point[key] for cell in cloud])
+            order = [text_of(value) for value in summary.sweep.space[key].values or ()] if summary.sweep else []
+            places = _cloud_ticks(axes, [cell.point[key] for cell in cloud], order)
             for cell, place in zip(cloud, places, strict=True):
                 figure_, error = of_metric(cell, summary.metric)
                 color = TRAIN if cell.is_done else "#94a3b8"
@@ -283,11 +278,10 @@ def _clouds(clouds: Sequence[Sequence[Cell]], summary: Summary) -> Markup:
     return _svg(figure)
 
 
-def _cloud_ticks(axes: Axes, values: Sequence[Any]) -> list[float]:
+def _cloud_ticks(axes: Axes, values: Sequence[Any], names: Sequence[str]) -> list[float]:
     """Where the values are on the axis: numbers at their own place, others side by side."""
     if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
-        return _ticks(axes, [float(value) for value in values], _is_log(values, is_strength=False), room=4).tolist()
-    names = list(dict.fromkeys(text_of(value) for value in values))
+        return list(_ticks(axes, [float(value) for value in values], _is_log(values, is_strength=False), room=4))
     axes.set_xticks(range(len(names)), names)
     axes.set_xlim(-0.5, len(names) - 0.5)
     return [float(names.index(text_of(value))) for value in values]

@@ -38,7 +38,7 @@ def columns(summary: Summary) -> list[str]:
     if summary.sweep is None:
         return ["arm", "strength", *COLUMNS]
     metric = "valid error %" if summary.metric == "valid_error" else "valid loss"
-    return ["arm", *short(summary.sweep.space), metric, *COLUMNS]
+    return ["arm", *short(_keys(summary)), metric, *COLUMNS]
 
 
 def row(cell: Cell, summary: Summary) -> list[str]:
@@ -47,7 +47,7 @@ def row(cell: Cell, summary: Summary) -> list[str]:
     if summary.sweep is None:
         name.append("" if cell.strength is None else f"{cell.strength:g}")
     else:
-        name += [_value(cell.point[key]) if key in cell.point else "" for key in summary.sweep.space]
+        name += [_value(cell.point[key]) if key in cell.point else "" for key in _keys(summary)]
         metric = cell.mean(summary.metric) if cell.status != "diverged" else Mean(0.0, 0.0)
         figure = [_percent(metric) if summary.metric == "valid_error" else _plus_minus(metric, 3)]
     if not cell.is_done:
@@ -63,6 +63,11 @@ def points(summary: Summary) -> list[list[str]]:
     order = {"done": 0, "pruned": 1, "diverged": 2}
     tried.sort(key=lambda cell: (order[cell.status], cell.mean(summary.metric).mean if cell.is_done else 0.0))
     return [row(cell, summary) for cell in tried]
+
+
+def _keys(summary: Summary) -> list[str]:
+    """What the arms run over."""
+    return list(dict.fromkeys(key for cell in summary.cells for key in cell.point))
 
 
 def _value(value: Any) -> str:

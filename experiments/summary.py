@@ -52,8 +52,7 @@ class Cell:
     @property
     def point(self) -> dict[str, Any]:
         """What the arm runs over, and the values here."""
-        strength = self.runs[0].strength
-        return self.runs[0].values if strength is None else {"strength": strength}
+        return self.runs[0].point
 
     @property
     def place(self) -> float | None:

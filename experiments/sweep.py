@@ -46,7 +46,7 @@ def run_sweep(study: Study, folder: Path, device: torch.device, jobs: int = 1, r
                 first = outcome.task.runs[0]
                 line, is_fault = _told(outcome)
                 faults += [f"{first.place}: {line}"] if is_fault else []
-                bar.write(f"{f'{first.arm} {config.point_of(first.values)}':<40} {line}")
+                bar.write(f"{f'{first.arm} {config.point_of(first.point)}':<40} {line}")
                 bar.set_postfix_str(_best(searches.values()))
                 bar.update()
         return faults + [fault for one in searches.values() if (fault := _fault(one))]
