@@ -6,7 +6,7 @@ import io
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
@@ -169,11 +169,13 @@ def _paths(paths: Sequence[Sequence[Cell]], summary: Summary) -> Markup:
         axes.set_ylabel(label)
         axes.set_ylim(bottom=0)
     grid[0, 0].set_ylim(0, _path_top(paths, summary))
-    for row, where in ((grid[0], "upper right"), (grid[-1], "lower center")):  # the last has a line for each layer
+    corners: tuple[Literal["outside upper right", "outside lower center"], ...]
+    corners = ("outside upper right", "outside lower center")
+    for row, corner in zip((grid[0], grid[-1]), corners, strict=True):  # the last row has a line for each layer
         named = [dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True)) for axes in row]
         lines = {label: line for one in named for label, line in one.items()}
         if len(lines) <= 10:
-            figure.legend(lines.values(), lines.keys(), loc=f"outside {where}", ncols=5)
+            figure.legend(lines.values(), lines.keys(), loc=corner, ncols=5)
     return _svg(figure)
 
 
