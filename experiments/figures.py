@@ -169,13 +169,13 @@ def _paths(paths: Sequence[Sequence[Cell]], summary: Summary) -> Markup:
         axes.set_ylabel(label)
         axes.set_ylim(bottom=0)
     grid[0, 0].set_ylim(0, _path_top(paths, summary))
-    corners: tuple[Literal["outside upper right", "outside lower center"], ...]
-    corners = ("outside upper right", "outside lower center")
-    for row, corner in zip((grid[0], grid[-1]), corners, strict=True):  # the last row has a line for each layer
+    for row, is_last in ((grid[0], False), (grid[-1], True)):  # the last has a line for each layer, as those above it
         named = [dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True)) for axes in row]
         lines = {label: line for one in named for label, line in one.items()}
         if len(lines) <= 10:
-            figure.legend(lines.values(), lines.keys(), loc=corner, ncols=5)
+            corner: Literal["outside lower center", "outside upper right"]
+            corner = "outside lower center" if is_last else "outside upper right"
+            figure.legend(list(lines.values()), list(lines), loc=corner, ncols=5)
     return _svg(figure)
 
 
