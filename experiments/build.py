@@ -9,7 +9,7 @@ from functools import partial
 from importlib import import_module
 from operator import attrgetter
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import ValidationError
@@ -23,10 +23,13 @@ from experiments.errors import UserError, did_you_mean, faults, oneline
 from torchreg import penalties
 from torchreg.hosts import check_decay
 
+if TYPE_CHECKING:
+    import optuna
+
 Table = Mapping[str, Callable[..., Any]]
 
 
-def classes(module: ModuleType, base: type) -> dict[str, Callable[..., Any]]:
+def _classes(module: ModuleType, base: type) -> dict[str, Callable[..., Any]]:
     """The concrete public classes of a module that derive from ``base``."""
     named = {name: getattr(module, name) for name in getattr(module, "__all__", dir(module))}
     return {
@@ -40,8 +43,8 @@ def _without(table: Table, *names: str) -> Table:
     return {name: make for name, make in table.items() if name not in names}
 
 
-PENALTIES = classes(penalties, penalties.Term)
-_LAYERS = classes(torchreg.nn, nn.Module)
+PENALTIES = _classes(penalties, penalties.Term)
+_LAYERS = _classes(torchreg.nn, nn.Module)
 _WRAPPERS = ("ConcreteDropout", "DropConnect", "HardConcrete", "VariationalDropout")
 WRAPPERS: Table = {name: _LAYERS[name] for name in _WRAPPERS if name in _LAYERS}
 DROPOUTS = _without(_LAYERS, *_WRAPPERS, "EmbeddingDropout", "StochasticDepth", "WordDropout")
@@ -53,11 +56,11 @@ SCHEDULES: Table = {
     "curriculum": torchreg.curriculum,
 }
 OPTIMIZERS = {
-    **_without(classes(torch.optim, torch.optim.Optimizer), "LBFGS", "SparseAdam"),  # a closure, sparse gradients
-    **_without(classes(torchreg.optim, torch.optim.Optimizer), "ConstrainedNorm", "DecoupledDecay", "Proximal"),
+    **_without(_classes(torch.optim, torch.optim.Optimizer), "LBFGS", "SparseAdam"),  # a closure, sparse gradients
+    **_without(_classes(torchreg.optim, torch.optim.Optimizer), "ConstrainedNorm", "DecoupledDecay", "Proximal"),
 }
 SCHEDULERS = _without(  # what a file cannot express: functions, other schedulers, a loss to wait for
-    classes(lr_scheduler, lr_scheduler.LRScheduler),
+    _classes(lr_scheduler, lr_scheduler.LRScheduler),
     *("LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler", "ReduceLROnPlateau"),
 )
 
@@ -68,15 +71,15 @@ def model(settings: config.Model, images: Images) -> nn.Module:
         for key in ("dropout", "input_dropout", "wrap"):
             if getattr(settings, key) is not None:
                 raise UserError(f"model.{key}: is for the models {', '.join(models.BUILT_IN)}, got a class of your own")
-        own: nn.Module = construct("model", nn.Module, settings, {})
+        own: nn.Module = _construct("model", nn.Module, settings, {})
         return own
     layers: dict[str, Any] = {
         key: _layer(f"model.{key}", getattr(settings, key)) for key in ("dropout", "input_dropout")
     }
     if settings.wrap is not None:
-        layers["wrap"] = partial(construct, "model.wrap", nn.Module, settings.wrap, WRAPPERS)
+        layers["wrap"] = partial(_construct, "model.wrap", nn.Module, settings.wrap, WRAPPERS)
     given = {"shape": images.shape, "classes": images.classes, **layers}
-    module: nn.Module = construct("model", nn.Module, settings, models.BUILT_IN, **given)
+    module: nn.Module = _construct("model", nn.Module, settings, models.BUILT_IN, **given)
     return module
 
 
@@ -87,7 +90,7 @@ def dropout_schedule(
     if settings is None:
         return None
     key = "dropout_schedule"
-    schedule = construct(key, Callable, settings, SCHEDULES)  # type: ignore[arg-type]
+    schedule = _construct(key, Callable, settings, SCHEDULES)  # type: ignore[arg-type]
     try:
         return torchreg.DropoutSchedule(net, schedule).attach(opt)
     except ValueError as error:
@@ -107,12 +110,12 @@ def optimizer(settings: config.Optimizer, net: nn.Module) -> torch.optim.Optimiz
     given: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
     if settings.penalty is not None:
         key, penalty = "optimizer.penalty", settings.penalty
-        given["penalty"] = construct(key, torchreg.Penalty, penalty, PENALTIES, penalty.strength)
+        given["penalty"] = _construct(key, torchreg.Penalty, penalty, PENALTIES, penalty.strength)
         if not isinstance(given["penalty"], torchreg.ProximalPenalty):
             raise UserError(f"{key}.name: must be one with a proximal operator, got {penalty.name!r}")
     elif settings.name in ("ProxSGD", "ProxAdam"):
         raise UserError(f"optimizer.penalty: {settings.name} needs one, such as {{ name = 'L1', strength = 1e-4 }}")
-    built: torch.optim.Optimizer = construct("optimizer", torch.optim.Optimizer, settings, OPTIMIZERS, groups, **given)
+    built: torch.optim.Optimizer = _construct("optimizer", torch.optim.Optimizer, settings, OPTIMIZERS, groups, **given)
     name = type(built).__name__
     if settings.weight_decay > 0 and "weight_decay" not in built.defaults:
         raise UserError(f"optimizer.weight_decay: {name} has none: remove the key, or use a regularizer")
@@ -138,7 +141,7 @@ def scheduler(
     """The learning-rate schedule, if the study names one, and whether it moves each step rather than each epoch."""
     if settings is None:
         return None, False
-    made = construct("scheduler", lr_scheduler.LRScheduler, settings, SCHEDULERS, opt)
+    made = _construct("scheduler", lr_scheduler.LRScheduler, settings, SCHEDULERS, opt)
     if settings.after:
         constant = lr_scheduler.ConstantLR(opt, factor=1.0, total_iters=settings.after)
         made = lr_scheduler.SequentialLR(opt, [constant, made], milestones=[settings.after])
@@ -156,15 +159,41 @@ def regularizers(run: config.Run, net: nn.Module, opt: torch.optim.Optimizer) ->
     return [_regularizer(f"regularizers.{i}", s, net, opt) for i, s in enumerate(run.regularizers)]
 
 
+def sampler(settings: config.Sweep) -> optuna.samplers.BaseSampler:
+    """What chooses a search's points. Of a grid it knows the places, see :func:`experiments.search`."""
+    import optuna  # slow to import, and only a search needs it
+
+    named = settings.sampler or config.Component.model_validate({"name": settings.sampler_name})
+    given: dict[str, Any] = {"seed": settings.seed}
+    if settings.is_grid:
+        given["search_space"] = {key: range(len(d.finite or ())) for key, d in settings.space.items()}
+    base = optuna.samplers.BaseSampler
+    made: optuna.samplers.BaseSampler = _construct(
+        "sweep.sampler", base, named, _classes(optuna.samplers, base), **given
+    )
+    return made
+
+
+def pruner(settings: config.Sweep) -> optuna.pruners.BasePruner:
+    """What gives up a search's runs; nothing does unless the study names it."""
+    import optuna
+
+    base = optuna.pruners.BasePruner
+    if settings.pruner is None:
+        return optuna.pruners.NopPruner()
+    made: optuna.pruners.BasePruner = _construct("sweep.pruner", base, settings.pruner, _classes(optuna.pruners, base))
+    return made
+
+
 def _regularizer(
     key: str, settings: config.Regularizer, net: nn.Module, opt: torch.optim.Optimizer
 ) -> torchreg.Regularizer:
     _found(f"{key}.penalty", settings.penalty, PENALTIES)
     named = config.Component.model_validate({**(settings.model_extra or {}), "name": settings.penalty})
-    penalty = construct(key, torchreg.Penalty, named, PENALTIES, settings.strength)
+    penalty = _construct(key, torchreg.Penalty, named, PENALTIES, settings.strength)
     schedule = None
     if settings.schedule is not None:
-        schedule = construct(f"{key}.schedule", Callable, settings.schedule, SCHEDULES)  # type: ignore[arg-type]
+        schedule = _construct(f"{key}.schedule", Callable, settings.schedule, SCHEDULES)  # type: ignore[arg-type]
     selections = {"weights": torchreg.weights, "everything": torchreg.everything}
     select = selections.get(settings.select) or torchreg.named(settings.select)
     try:
@@ -180,12 +209,12 @@ def _regularizer(
 def _layer(key: str, settings: config.Component | None) -> models.Layer | None:
     if settings is None:
         return None
-    make = partial(construct, key, nn.Module, settings, DROPOUTS)
+    make = partial(_construct, key, nn.Module, settings, DROPOUTS)
     make()  # its faults are this key's, not the model's
     return make
 
 
-def construct(key: str, kind: type, settings: config.Component, table: Table, *args: Any, **given: Any) -> Any:
+def _construct(key: str, kind: type, settings: config.Component, table: Table, *args: Any, **given: Any) -> Any:
     """``name(*args, **given, **options)``, with each option checked against the constructor's signature."""
     if settings.class_ is None:
         make = _found(f"{key}.name", settings.name or "", table)

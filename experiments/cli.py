@@ -12,6 +12,7 @@ import typer
 
 from experiments import bench, config, report, study, sweep
 from experiments.errors import UserError, did_you_mean
+from experiments.names import slug
 from experiments.summary import summarize
 
 app = typer.Typer(
@@ -42,7 +43,7 @@ def run(
     loaded = config.load(path, overrides)
     if loaded.sweep is not None:
         raise UserError(f"{path}: holds a search, in its table sweep: python -m experiments sweep {path}")
-    folder = out or Path("runs") / config.slug(loaded.name)
+    folder = out or Path("runs") / slug(loaded.name)
     with _resumable(folder):
         diverged = study.run_study(loaded, folder, study.pick_device(device), resume)
     _report(folder)
@@ -60,7 +61,7 @@ def search(
 ) -> None:
     """Searches over keys of a study, as its table [sweep] says, and writes the report."""
     loaded = config.load(path, overrides)
-    folder = out or Path("runs") / config.slug(loaded.name)
+    folder = out or Path("runs") / slug(loaded.name)
     with _resumable(folder):
         faults = sweep.run_sweep(loaded, folder, study.pick_device(device), jobs, resume)
     try:

@@ -3,53 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import math
-import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field
 
 from experiments.errors import UserError, did_you_mean, validated
-
-Tree = dict[str, Any]
-Size = Annotated[int, Field(ge=1, lt=2**31)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Strength = Annotated[float, Field(ge=0), AfterValidator(abs)]  # -0.0 is 0.0
-Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[^\x00-\x1f]+$")]
-
-
-class Section(BaseModel):
-    """A table of a study's file: no key that is not known, no value of another type, no infinity."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_by_name=True)
-
-
-class Component(Section):
-    """Something to construct: a ``name`` or a ``class = "package.module:Class"``, and its constructor's arguments."""
-
-    model_config = ConfigDict(extra="allow")
-
-    name: str | None = None
-    class_: str | None = Field(None, alias="class", pattern=r"^\w[\w.]*:\w[\w.]*$")
-    args: dict[str, Any] = {}
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> Component:
-        if (self.name is None) == (self.class_ is None):
-            raise ValueError("exactly one of the keys name and class must be given")
-        if twice := sorted(self.args.keys() & (self.model_extra or {}).keys()):
-            raise ValueError(f"must not be given both in args and beside it: {', '.join(twice)}")
-        return self
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {**(self.model_extra or {}), **self.args}
+from experiments.names import slug, text_of
+from experiments.sections import Component as Component
+from experiments.sections import Name, Section, Seed, Size, Strength, Tree
+from experiments.space import Sweep as Sweep
 
 
 class Data(Section):
@@ -145,7 +111,7 @@ class Run(Settings):
 
     arm: str
     strength: float | None = None  # where the arm runs over several
-    values: dict[str, Any] = {}  # of the swept keys, where the arm is searched
+    values: Tree = Field(default_factory=dict)  # of the swept keys, where the arm is searched
     seed: int
 
     @property
@@ -171,109 +137,6 @@ class Run(Settings):
         """The run with other values of the swept keys."""
         tree = self.model_dump(mode="json", by_alias=True, include=set(Settings.model_fields))
         return Run(**dict(_settings_at(tree, values, self.arm)), arm=self.arm, values=values, seed=self.seed)
-
-
-class Dimension(Section):
-    """What a swept key may be: one of ``values``, or between ``low`` and ``high``; with ``count``, on a grid there."""
-
-    values: Annotated[tuple[Any, ...], Field(strict=False, min_length=1)] | None = None
-    low: int | float | None = None  # two whole numbers make a range of whole numbers
-    high: int | float | None = None
-    log: bool = False
-    count: Annotated[int, Field(ge=2, le=10_000)] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _list_or_range(cls, given: Any) -> Any:
-        if isinstance(given, (list, tuple)):
-            return {"values": given}
-        if not isinstance(given, dict):
-            raise ValueError("must be a list of values or a range, such as { low = 1e-4, high = 1e-1, log = true }")
-        return given
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Dimension:
-        if self.values is not None:
-            if self.low is not None or self.high is not None or self.log or self.count is not None:
-                raise ValueError("must be a list of values or a range, not both")
-            _check_told_apart([text_of(value) for value in self.values])
-            if any(isinstance(value, float) and not math.isfinite(value) for value in self.values):
-                raise ValueError("must be finite numbers")
-            return self
-        if self.low is None or self.high is None or not self.low < self.high:
-            raise ValueError("low and high must be given, and low be less than high")
-        if self.log and self.low <= 0:
-            raise ValueError("low must be greater than 0 where log = true")
-        _check_told_apart([text_of(value) for value in self.finite or ()])
-        return self
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether it is a range of whole numbers."""
-        return isinstance(self.low, int) and isinstance(self.high, int)
-
-    @property
-    def finite(self) -> tuple[Any, ...] | None:
-        """All its values, in order; None for a range without a count."""
-        if self.values is not None or self.count is None:
-            return self.values
-        assert self.low is not None
-        assert self.high is not None
-        low, high = (math.log(end) if self.log else end for end in (self.low, self.high))
-        inner = [low + (high - low) * i / (self.count - 1) for i in range(1, self.count - 1)]
-        inner = [math.exp(value) if self.log else value for value in inner]
-        # Six digits: a strength of 0.0316228 can be read, and typed into another study.
-        middle = [round(value) if self.is_whole else float(f"{value:.6g}") for value in inner]
-        return (self.low, *middle, self.high)
-
-    @property
-    def ends(self) -> tuple[Any, ...]:
-        """The values to check before a search: all of them, or the ends of a range."""
-        return self.finite or (self.low, self.high)
-
-
-class Sweep(Section):
-    """A search over keys of a study, with a sampler of ``optuna.samplers`` and a pruner of ``optuna.pruners``."""
-
-    space: Annotated[dict[str, Dimension], Field(min_length=1)]
-    sampler: Component | None = None  # None: a grid if every key has a finite list of values, else TPESampler
-    pruner: Component | None = None
-    trials: Size | None = None  # None for a grid: all its points
-    metric: Literal["valid_error", "valid_loss"] = "valid_error"  # at the end of a run; the mean over seeds
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # the sampler's
-    arms: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None  # the searched ones; None: all
-
-    @model_validator(mode="after")
-    def _sampled(self) -> Sweep:
-        endless = [key for key, dimension in self.space.items() if dimension.finite is None]
-        if self.is_grid and endless:
-            raise ValueError(f"a grid needs a list of values, or a range with a count, for {', '.join(endless)}")
-        points = math.prod(len(dimension.finite or ()) for dimension in self.space.values())
-        if self.is_grid and self.trials not in (None, points):
-            raise ValueError(f"trials must be left out for a grid, whose {points} points are all tried")
-        if not self.is_grid and self.trials is None:
-            raise ValueError("trials must say how many points to try")
-        return self
-
-    @property
-    def is_grid(self) -> bool:
-        """Whether all points of a grid are tried."""
-        if self.sampler is None:
-            return all(dimension.finite is not None for dimension in self.space.values())
-        return self.sampler.name == "GridSampler"
-
-    @property
-    def points(self) -> int:
-        """How many points of an arm are tried."""
-        return self.trials or math.prod(len(dimension.finite or ()) for dimension in self.space.values())
-
-    @property
-    def probes(self) -> list[Tree]:
-        """Points which between them have every value of every key, or the ends of its range."""
-        first = {key: dimension.ends[0] for key, dimension in self.space.items()}
-        return [first] + [
-            {**first, key: value} for key, dimension in self.space.items() for value in dimension.ends[1:]
-        ]
 
 
 class Study(Section):
@@ -340,36 +203,6 @@ def resolve(tree: Tree) -> Study:
     point = head.sweep.probes[0] if head.sweep else {}
     runs = (run for arm in head.arms for run in _runs(base, arm, head.seeds, point if arm.name in searched else {}))
     return Study(name=head.name, runs=tuple(runs), sweep=head.sweep)
-
-
-def slug(name: str) -> str:
-    """The name as that of a folder."""
-    return re.sub(r"[^\w.+-]+", "_", name).lstrip(".") or "_"
-
-
-def text_of(value: Any) -> str:
-    """A swept key's value as text."""
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def short(keys: Iterable[str]) -> list[str]:
-    """Keys by their last part, where that tells them apart."""
-    keys = list(keys)
-    lasts = [key.rpartition(".")[2] for key in keys]
-    return [last if lasts.count(last) == 1 else key for last, key in zip(lasts, keys, strict=True)]
-
-
-def point_of(values: Mapping[str, Any]) -> str:
-    """Swept keys and their values, to be read."""
-    shown = [f"{value:.4g}" if isinstance(value, float) else text_of(value) for value in values.values()]
-    return ", ".join(f"{key} {value}" for key, value in zip(short(values), shown, strict=True))
-
-
-def _check_told_apart(names: Sequence[str]) -> None:
-    slugs = [slug(name).casefold() for name in names]
-    for name in names:
-        if slugs.count(slug(name).casefold()) > 1:
-            raise ValueError(f"must be told apart, {name} cannot from another value")
 
 
 def _check_distinct(key: str, names: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from experiments import figures
-from experiments.config import short, text_of
+from experiments.names import short, text_of
 from experiments.record import write
 from experiments.summary import Cell, Mean, Summary, best_of
 

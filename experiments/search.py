@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from experiments import build
-from experiments.config import Component, Dimension, Sweep
 from experiments.errors import UserError
 from experiments.record import Log
+from experiments.space import Dimension, Sweep
 
 if TYPE_CHECKING:
     import optuna
@@ -39,7 +39,7 @@ class Search:
         self.arm, self.sweep, self.log = arm, sweep, log
         self._asked: list[optuna.trial.Trial] = []
         with _quietly() as library:
-            self._study = library.create_study(study_name=arm, sampler=_sampler(sweep), pruner=_pruner(sweep))
+            self._study = library.create_study(study_name=arm, sampler=build.sampler(sweep), pruner=build.pruner(sweep))
         self._verdicts: dict[tuple[int, int], bool] = {}
         self._open: dict[int, Trial] = {}
         self.told: list[tuple[Trial, str, float]] = []
@@ -120,35 +120,8 @@ class Search:
 def check(sweep: Sweep) -> None:
     """Makes the sampler and the pruner once, so that their faults show before the study has begun."""
     with _quietly():
-        _sampler(sweep)
-        _pruner(sweep)
-
-
-def _sampler(sweep: Sweep) -> optuna.samplers.BaseSampler:
-    import optuna
-
-    classes = build.classes(optuna.samplers, optuna.samplers.BaseSampler)
-    given: dict[str, Any] = {"seed": sweep.seed}
-    if sweep.is_grid:
-        given["search_space"] = {key: range(len(d.finite or ())) for key, d in sweep.space.items()}
-    settings = sweep.sampler or _named("GridSampler" if sweep.is_grid else "TPESampler")
-    made: optuna.samplers.BaseSampler = build.construct(
-        "sweep.sampler", optuna.samplers.BaseSampler, settings, classes, **given
-    )
-    return made
-
-
-def _pruner(sweep: Sweep) -> optuna.pruners.BasePruner:
-    import optuna
-
-    classes = build.classes(optuna.pruners, optuna.pruners.BasePruner)
-    settings = sweep.pruner or _named("NopPruner")
-    made: optuna.pruners.BasePruner = build.construct("sweep.pruner", optuna.pruners.BasePruner, settings, classes)
-    return made
-
-
-def _named(name: str) -> Component:
-    return Component.model_validate({"name": name})
+        build.sampler(sweep)
+        build.pruner(sweep)
 
 
 def _suggest(trial: optuna.trial.Trial, key: str, dimension: Dimension) -> Any:

@@ -55,7 +55,7 @@ class Cell:
         return self.runs[0].point
 
     @property
-    def place(self) -> float | None:
+    def number(self) -> float | None:
         """The value of the one number that the arm runs over; None if it is another thing, or several."""
         values = list(self.point.values())
         is_number = len(values) == 1 and isinstance(values[0], (int, float)) and not isinstance(values[0], bool)
@@ -64,12 +64,12 @@ class Cell:
     @property
     def is_strength(self) -> bool:
         """Whether that number regularizes the more the larger it is."""
-        return self.place is not None and all(key.endswith(("strength", "weight_decay")) for key in self.point)
+        return self.number is not None and all(key.endswith(("strength", "weight_decay")) for key in self.point)
 
     @property
     def label(self) -> str:
         """The arm's name, with the value if it runs over several."""
-        return f"{self.arm}{self.remark}" if self.place is None else f"{self.arm} ({self.place:.3g})"
+        return f"{self.arm}{self.remark}" if self.number is None else f"{self.arm} ({self.number:.3g})"
 
     @property
     def status(self) -> str:
@@ -159,14 +159,14 @@ class Summary:
     @property
     def paths(self) -> list[list[Cell]]:
         """The arms that ran over several values of one number, smallest first, as far as they came to their end."""
-        arms = [[cell for cell in arm if cell.is_done and cell.place is not None] for arm in self._arms]
-        return [sorted(arm, key=lambda cell: cell.place or 0.0) for arm in arms if len(arm) > 1]
+        arms = [[cell for cell in arm if cell.is_done and cell.number is not None] for arm in self._arms]
+        return [sorted(arm, key=lambda cell: cell.number or 0.0) for arm in arms if len(arm) > 1]
 
     @property
     def clouds(self) -> list[list[Cell]]:
         """The arms that were searched over several keys, or over one that is no number: their points with figures."""
         arms = [[cell for cell in arm if cell.point and cell.status != "diverged"] for arm in self._arms]
-        return [arm for arm in arms if len(arm) > 1 and any(cell.place is None for cell in arm)]
+        return [arm for arm in arms if len(arm) > 1 and any(cell.number is None for cell in arm)]
 
     @property
     def plain(self) -> Cell | None:

@@ -10,9 +10,10 @@ from statistics import fmean
 import torch
 from tqdm import tqdm
 
-from experiments import config, search
+from experiments import search
 from experiments.config import Study
 from experiments.errors import UserError
+from experiments.names import point_of
 from experiments.record import Log, open_study
 from experiments.search import Search
 from experiments.study import check
@@ -46,7 +47,7 @@ def run_sweep(study: Study, folder: Path, device: torch.device, jobs: int = 1, r
                 first = outcome.task.runs[0]
                 line, is_fault = _told(outcome)
                 faults += [f"{first.place}: {line}"] if is_fault else []
-                bar.write(f"{f'{first.arm} {config.point_of(first.point)}':<40} {line}")
+                bar.write(f"{f'{first.arm} {point_of(first.point)}':<40} {line}")
                 bar.set_postfix_str(_best(searches.values()))
                 bar.update()
         return faults + [fault for one in searches.values() if (fault := _fault(one))]
@@ -83,7 +84,7 @@ def _best(searches: Iterable[Search]) -> str:
     if not done:
         return ""
     value, one, trial = min(done, key=lambda found: found[0])
-    return f"best {_shown(one.sweep.metric, value)} ({one.arm}, {config.point_of(trial.values)})"
+    return f"best {_shown(one.sweep.metric, value)} ({one.arm}, {point_of(trial.values)})"
 
 
 def _fault(search: Search) -> str:

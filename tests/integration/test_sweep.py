@@ -184,6 +184,24 @@ def test_a_search_without_a_kill_and_one_with_one_after_any_event_are_the_same(p
         assert log.read_text() == "".join(events)
 
 
+@pytest.mark.parametrize("name", ["TPESampler", "RandomSampler", "QMCSampler", "BruteForceSampler", "NSGAIISampler"])
+def test_a_resumed_sampler_goes_on_with_the_values_it_would_have_had(name, tmp_path):
+    space = {"optimizer.lr": {"low": 1e-3, "high": 1.0, "log": True, "count": 50}, "model.hidden": [[4], [8], [16]]}
+    sweep = swept(space, trials=30, sampler={"name": name}).sweep
+
+    def go_on(log: Path) -> str:
+        searching = Search("arm", sweep, Log(log))
+        for trial in searching.trials():
+            searching.tell(trial.number, "done", abs(trial.values["optimizer.lr"] - 0.1))
+        return log.read_text()
+
+    whole = go_on(tmp_path / "whole")
+    assert whole.count("tell") == 30
+    for count in (1, 20, 41):
+        (tmp_path / "cut").write_text("".join(whole.splitlines(keepends=True)[:count]))
+        assert go_on(tmp_path / "cut") == whole
+
+
 def command(file: Path, out: Path, *options: str) -> subprocess.Popen:
     arguments = [sys.executable, "-m", "experiments", "sweep", str(file), "--out", str(out), "--resume", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
