@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from experiments import build
-from experiments.errors import UserError
+from experiments.errors import UserError, oneline
 from experiments.record import Log
 from experiments.space import Dimension, Sweep
 
@@ -110,18 +110,32 @@ class Search:
             self._verdicts[number, step] = self._asked[number].should_prune()
 
     def _tell(self, number: int, status: str, value: float | None) -> None:
-        with _quietly() as library:
-            state = library.trial.TrialState[{"done": "COMPLETE", "pruned": "PRUNED", "diverged": "FAIL"}[status]]
-            with suppress(RuntimeError):  # after a grid's last point: it asks to leave a loop that is not Optuna's
-                self._study.tell(self._asked[number], value if status == "done" else None, state)
+        state = {"done": "COMPLETE", "pruned": "PRUNED", "diverged": "FAIL"}[status]
+        with _quietly():
+            _tell(self._study, self._asked[number], value if status == "done" else None, state)
         self.told.append((self._open.pop(number), status, math.inf if value is None else value))
 
 
 def check(sweep: Sweep) -> None:
-    """Makes the sampler and the pruner once, so that their faults show before the study has begun."""
-    with _quietly():
-        build.sampler(sweep)
-        build.pruner(sweep)
+    """Rehearses the sampler and the pruner, so that their faults show before the study has begun."""
+    with _quietly() as library:
+        study = library.create_study(sampler=build.sampler(sweep), pruner=build.pruner(sweep))
+        try:
+            for i in range(min(12, sweep.points)):  # some begin at random, and first import what they need after ten
+                trial = study.ask()
+                for key, dimension in sweep.space.items():
+                    _suggest(trial, key, dimension)
+                _tell(study, trial, float(i), "COMPLETE")
+        except Exception as error:  # whatever a sampler raises is about this space, or about what it lacks here
+            name = sweep.sampler.name if sweep.sampler else sweep.sampler_name
+            raise UserError(f"sweep.sampler: {name} cannot sample this space: {oneline(error)}") from error
+
+
+def _tell(study: optuna.Study, trial: optuna.trial.Trial, value: float | None, state: str) -> None:
+    import optuna
+
+    with suppress(RuntimeError):  # after a grid's last point: it asks to leave a loop that is not Optuna's
+        study.tell(trial, value, optuna.trial.TrialState[state])
 
 
 def _suggest(trial: optuna.trial.Trial, key: str, dimension: Dimension) -> Any:

@@ -503,6 +503,20 @@ def test_an_arm_with_strengths_is_not_searched_but_run():
     assert [(run.strength, run.values) for run in runs] == [(0.1, {}), (1.0, {}), (None, {"optimizer.lr": 0.1})]
 
 
+class Broken(optuna.samplers.RandomSampler):
+    """A user's own sampler."""
+
+    def sample_independent(self, *_: Any) -> Any:
+        raise ModuleNotFoundError("No module named 'cmaes'")
+
+
+def test_a_sampler_that_cannot_sample_shows_before_anything_is_trained(tmp_path):
+    study = swept({"optimizer.lr": [0.1]}, trials=1, sampler={"class": "tests.integration.test_sweep:Broken"})
+    with pytest.raises(UserError, match="cannot sample this space: ModuleNotFoundError: No module named 'cmaes'"):
+        run_sweep(study, tmp_path / "out", CPU)
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_optuna_the_error_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UserError, match="sweep: needs optuna, which is not installed: pip install optuna"):
