@@ -511,7 +511,7 @@ class Broken(optuna.samplers.RandomSampler):
 
 
 def test_a_sampler_that_cannot_sample_shows_before_anything_is_trained(tmp_path):
-    study = swept({"optimizer.lr": [0.1]}, trials=1, sampler={"class": "tests.integration.test_sweep:Broken"})
+    study = swept({"optimizer.lr": [0.1, 0.2]}, trials=1, sampler={"class": "tests.integration.test_sweep:Broken"})
     with pytest.raises(UserError, match="cannot sample this space: ModuleNotFoundError: No module named 'cmaes'"):
         run_sweep(study, tmp_path / "out", CPU)
     assert not (tmp_path / "out").exists()
