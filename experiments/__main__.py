@@ -2,11 +2,10 @@
 
 import sys
 
-try:
-    from experiments.cli import main
-except ModuleNotFoundError as error:
-    print(f"error: {error.name} is not installed: pip install -e '.[experiments]' in the clone", file=sys.stderr)
-    sys.exit(2)
-
-if __name__ == "__main__":
+if __name__ == "__main__":  # not where a worker of a sweep imports it: what is imported here takes seconds
+    try:
+        from experiments.cli import main
+    except ModuleNotFoundError as error:
+        print(f"error: {error.name} is not installed: pip install -e '.[experiments]' in the clone", file=sys.stderr)
+        sys.exit(2)
     main()

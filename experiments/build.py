@@ -9,7 +9,7 @@ from functools import partial
 from importlib import import_module
 from operator import attrgetter
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import ValidationError
@@ -22,6 +22,9 @@ from experiments.data import Images
 from experiments.errors import UserError, did_you_mean, faults, oneline
 from torchreg import penalties
 from torchreg.hosts import check_decay
+
+if TYPE_CHECKING:
+    import optuna
 
 Table = Mapping[str, Callable[..., Any]]
 
@@ -154,6 +157,32 @@ def regularizers(run: config.Run, net: nn.Module, opt: torch.optim.Optimizer) ->
                 raise UserError(f"regularizers.{i}: must not decay twice, got two L2 on {settings.select!r}: drop one")
             decayed.add(settings.select)
     return [_regularizer(f"regularizers.{i}", s, net, opt) for i, s in enumerate(run.regularizers)]
+
+
+def sampler(settings: config.Sweep) -> optuna.samplers.BaseSampler:
+    """What chooses a search's points. Of a grid it knows the places, see :func:`experiments.search`."""
+    import optuna  # slow to import, and only a search needs it
+
+    named = settings.sampler or config.Component.model_validate({"name": settings.sampler_name})
+    given: dict[str, Any] = {"seed": settings.seed}
+    if settings.is_grid:
+        given["search_space"] = {key: range(len(d.finite or ())) for key, d in settings.space.items()}
+    base = optuna.samplers.BaseSampler
+    made: optuna.samplers.BaseSampler = _construct(
+        "sweep.sampler", base, named, _classes(optuna.samplers, base), **given
+    )
+    return made
+
+
+def pruner(settings: config.Sweep) -> optuna.pruners.BasePruner:
+    """What gives up a search's runs; nothing does unless the study names it."""
+    import optuna
+
+    base = optuna.pruners.BasePruner
+    if settings.pruner is None:
+        return optuna.pruners.NopPruner()
+    made: optuna.pruners.BasePruner = _construct("sweep.pruner", base, settings.pruner, _classes(optuna.pruners, base))
+    return made
 
 
 def _regularizer(

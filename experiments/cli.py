@@ -1,15 +1,18 @@
-"""The command line: ``python -m experiments run CONFIG``, ``report DIR`` and ``bench``."""
+"""The command line: ``python -m experiments run CONFIG``, ``sweep CONFIG``, ``report DIR`` and ``bench``."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from experiments import bench, config, report, study
+from experiments import bench, config, report, study, sweep
 from experiments.errors import UserError, did_you_mean
+from experiments.names import slug
 from experiments.summary import summarize
 
 app = typer.Typer(
@@ -21,27 +24,50 @@ app = typer.Typer(
 _BENCHES = f"Which: {', '.join(bench.BENCHES)}; all of them by default."
 
 
+_Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The study's TOML file.")]
+_Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key.")]
+_Out = Annotated[Path | None, typer.Option(help="Folder for the records; runs/NAME by default.")]
+_Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+_Resume = Annotated[bool, typer.Option("--resume", help="Go on with a study that was stopped.")]
+
+
 @app.command("run")
 def run(
-    path: Annotated[Path, typer.Argument(metavar="CONFIG", help="The study's TOML file.")],
-    overrides: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key.")] = [],  # noqa: B006
-    out: Annotated[Path | None, typer.Option(help="Folder for the records; runs/NAME by default.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a study that was stopped.")] = False,
+    path: _Config,
+    overrides: _Overrides = [],  # noqa: B006
+    out: _Out = None,
+    device: _Device = "auto",
+    resume: _Resume = False,
 ) -> None:
     """Runs a study and writes its report."""
     loaded = config.load(path, overrides)
-    folder = out or Path("runs") / config.slug(loaded.name)
-    try:
+    if loaded.sweep is not None:
+        raise UserError(f"{path}: holds a search, in its table sweep: python -m experiments sweep {path}")
+    folder = out or Path("runs") / slug(loaded.name)
+    with _resumable(folder):
         diverged = study.run_study(loaded, folder, study.pick_device(device), resume)
-    except KeyboardInterrupt:
-        print(f"\nstopped; run it again with --resume --out {folder} to go on", file=sys.stderr)
-        raise typer.Exit(130) from None
     _report(folder)
-    for line in diverged:
-        print(f"diverged: {line}", file=sys.stderr)
-    if diverged:
-        raise typer.Exit(1)
+    _end([f"diverged: {line}" for line in diverged])
+
+
+@app.command("sweep")
+def search(
+    path: _Config,
+    overrides: _Overrides = [],  # noqa: B006
+    out: _Out = None,
+    device: _Device = "auto",
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process with its share of threads.")] = 1,
+    resume: _Resume = False,
+) -> None:
+    """Searches over keys of a study, as its table [sweep] says, and writes the report."""
+    loaded = config.load(path, overrides)
+    folder = out or Path("runs") / slug(loaded.name)
+    with _resumable(folder):
+        faults = sweep.run_sweep(loaded, folder, study.pick_device(device), jobs, resume)
+    try:
+        _report(folder)
+    finally:
+        _end(faults)
 
 
 @app.command("report")
@@ -57,6 +83,22 @@ def measure(names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...
         if name not in bench.BENCHES:
             raise UserError(f"bench: unknown name {name!r}, {did_you_mean(name, bench.BENCHES)}")
     print(bench.run(names or list(bench.BENCHES)))
+
+
+@contextmanager
+def _resumable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"\nstopped; run it again with --resume --out {folder} to go on", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def _end(faults: list[str]) -> None:
+    for line in faults:
+        print(line, file=sys.stderr)
+    if faults:
+        raise typer.Exit(1)
 
 
 def _report(folder: Path) -> None:

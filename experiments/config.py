@@ -2,51 +2,20 @@
 
 from __future__ import annotations
 
-import re
+import hashlib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field
 
-from experiments.errors import UserError, validated
-
-Tree = dict[str, Any]
-Size = Annotated[int, Field(ge=1, lt=2**31)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Strength = Annotated[float, Field(ge=0), AfterValidator(abs)]  # -0.0 is 0.0
-Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[^\x00-\x1f]+$")]
-
-
-class Section(BaseModel):
-    """A table of a study's file: no key that is not known, no value of another type, no infinity."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_by_name=True)
-
-
-class Component(Section):
-    """Something to construct: a ``name`` or a ``class = "package.module:Class"``, and its constructor's arguments."""
-
-    model_config = ConfigDict(extra="allow")
-
-    name: str | None = None
-    class_: str | None = Field(None, alias="class", pattern=r"^\w[\w.]*:\w[\w.]*$")
-    args: dict[str, Any] = {}
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> Component:
-        if (self.name is None) == (self.class_ is None):
-            raise ValueError("exactly one of the keys name and class must be given")
-        if twice := sorted(self.args.keys() & (self.model_extra or {}).keys()):
-            raise ValueError(f"must not be given both in args and beside it: {', '.join(twice)}")
-        return self
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {**(self.model_extra or {}), **self.args}
+from experiments.errors import UserError, did_you_mean, validated
+from experiments.names import slug, text_of
+from experiments.sections import Component as Component
+from experiments.sections import Name, Section, Seed, Size, Strength, Tree
+from experiments.space import Sweep as Sweep
 
 
 class Data(Section):
@@ -142,20 +111,50 @@ class Run(Settings):
 
     arm: str
     strength: float | None = None  # where the arm runs over several
+    values: Tree = Field(default_factory=dict)  # of the swept keys, where the arm is searched
     seed: int
+
+    @property
+    def point(self) -> Tree:
+        """What the arm runs over, and the values here."""
+        return self.values if self.strength is None else {"strength": self.strength}
+
+    @property
+    def place(self) -> str:
+        """What all seeds have in common of :attr:`folder`."""
+        if self.values:
+            point = ",".join(f"{slug(key)}={slug(text_of(value))}" for key, value in self.values.items())
+            digest = hashlib.sha256(point.encode()).hexdigest()[:12]
+            return f"{slug(self.arm)}/{point if len(point) < 150 else f'{point[:120]}-{digest}'}"
+        return slug(self.arm) + ("" if self.strength is None else f"@{self.strength:g}")
 
     @property
     def folder(self) -> str:
         """Where the run's record lies, below the study's runs."""
-        at = "" if self.strength is None else f"@{self.strength:g}"
-        return f"{slug(self.arm)}{at}/seed{self.seed}"
+        return f"{self.place}/seed{self.seed}"
+
+    def at(self, values: Tree) -> Run:
+        """The run with other values of the swept keys."""
+        tree = self.model_dump(mode="json", by_alias=True, include=set(Settings.model_fields))
+        return Run(**dict(_settings_at(tree, values, self.arm)), arm=self.arm, values=values, seed=self.seed)
 
 
 class Study(Section):
-    """A study, resolved: its runs, arm by arm, strength by strength, seed by seed."""
+    """A study, resolved: its runs, arm by arm, strength by strength, seed by seed.
+
+    Of an arm that is searched these are the runs at one point; those at others are ``run.at(values)``.
+    """
 
     name: str
     runs: tuple[Run, ...]
+    sweep: Sweep | None = None
+
+    @property
+    def probes(self) -> list[Run]:
+        """Runs that show every fault that could show before the study has begun: the first seed of every setting."""
+        first = {run.place: run for run in reversed(self.runs)}
+        points = self.sweep.probes if self.sweep else []
+        return [probe for run in reversed(first.values()) for probe in (map(run.at, points) if run.values else [run])]
 
 
 class _Arm(Section):
@@ -169,6 +168,7 @@ class _Head(Section):
     name: Name
     seeds: Annotated[tuple[Seed, ...], Field(strict=False, min_length=1)] = (0,)
     arms: Annotated[tuple[_Arm, ...], Field(strict=False, min_length=1)]
+    sweep: Sweep | None = None
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Study:
@@ -195,13 +195,14 @@ def resolve(tree: Tree) -> Study:
     validated(Settings, base, also=list(_Head.model_fields))  # its faults are told once, not once an arm
     _check_distinct("seeds", [str(seed) for seed in head.seeds])
     _check_distinct("arms", [slug(arm.name).casefold() for arm in head.arms])
-    runs = tuple(run for arm in head.arms for run in _runs(base, arm, head.seeds))
-    return Study(name=head.name, runs=runs)
-
-
-def slug(name: str) -> str:
-    """The name as that of a folder."""
-    return re.sub(r"[^\w.+-]+", "_", name).lstrip(".") or "_"
+    names = [arm.name for arm in head.arms]
+    searched = (head.sweep.arms or names) if head.sweep else []
+    for name in searched:
+        if name not in names:
+            raise UserError(f"sweep.arms: unknown name {name!r}, {did_you_mean(name, names)}")
+    point = head.sweep.probes[0] if head.sweep else {}
+    runs = (run for arm in head.arms for run in _runs(base, arm, head.seeds, point if arm.name in searched else {}))
+    return Study(name=head.name, runs=tuple(runs), sweep=head.sweep)
 
 
 def _check_distinct(key: str, names: Sequence[str]) -> None:
@@ -210,9 +211,11 @@ def _check_distinct(key: str, names: Sequence[str]) -> None:
             raise UserError(f"{key}: must be told apart, got {name!r} twice: rename or remove one")
 
 
-def _runs(base: Tree, arm: _Arm, seeds: Sequence[int]) -> Iterator[Run]:
+def _runs(base: Tree, arm: _Arm, seeds: Sequence[int], values: Tree) -> Iterator[Run]:
     key = f"arms[{arm.name}]"
-    settings = validated(Settings, _merged(base, arm.model_extra or {}), f"{key}.", also=list(_Arm.model_fields))
+    if values and arm.strengths:
+        raise UserError(f"{key}.strengths: must be left out of an arm that is searched; sweep.arms names those")
+    settings = _settings_at(_merged(base, arm.model_extra or {}), values, arm.name)
     _check_distinct(f"{key}.strengths", [f"{strength:g}" for strength in arm.strengths or ()])
     for strength in arm.strengths or (None,):
         at = settings if strength is None else _at_strength(settings, strength, key)
@@ -222,7 +225,33 @@ def _runs(base: Tree, arm: _Arm, seeds: Sequence[int]) -> Iterator[Run]:
         if at.optimizer.penalty is not None and at.optimizer.penalty.strength is None:
             raise UserError(f"{key}.optimizer.penalty.strength: is missing; or give the arm strengths")
         for seed in seeds:
-            yield Run(**dict(at), arm=arm.name, strength=strength, seed=seed)
+            yield Run(**dict(at), arm=arm.name, strength=strength, values=values, seed=seed)
+
+
+def _settings_at(tree: Tree, values: Tree, arm: str) -> Settings:
+    """The settings that an arm's tree describes, with values of the swept keys in it."""
+    for key, value in values.items():
+        try:
+            _put(tree, key, value)
+        except UserError as error:
+            fault = f"sweep.space: {key} does not fit arms[{arm}]: {error}"
+            raise UserError(f"{fault}; add it, or name the arms to search in sweep.arms") from None
+    return validated(Settings, tree, f"arms[{arm}].", also=list(_Arm.model_fields))
+
+
+def _put(tree: Tree, key: str, value: Any) -> None:
+    """Sets ``a.b.0.c`` of a tree of tables and lists."""
+    path, node = key.split("."), tree
+    for depth, part in enumerate(path, start=1):
+        last: Any = depth == len(path)
+        at: Any = int(part) if isinstance(node, list) and part.isdecimal() else part
+        there = at in range(len(node)) if isinstance(node, list) else last or node.get(at) is not None
+        if not there or not (last or isinstance(node[at], (dict, list))):
+            raise UserError(f"it has no {'.'.join(path[:depth])}")
+        if last:
+            node[at] = value
+        else:
+            node = node[at]
 
 
 def _at_strength(settings: Settings, strength: float, key: str) -> Settings:

@@ -87,7 +87,7 @@ def _line(fault: Mapping[str, Any], cls: type[BaseModel] | None, also: Sequence[
 def _keys(cls: type[BaseModel], path: Sequence[int | str]) -> list[str]:
     """The keys of the section that a path of keys leads to."""
     for part in path:
-        if isinstance(part, str):
+        if isinstance(part, str) and part in cls.model_fields:  # else a key of the user's own choice
             cls = _section_in(cls.model_fields[part].annotation) or cls
     return [field.alias or name for name, field in cls.model_fields.items()]
 

@@ -24,6 +24,7 @@ class Progress:
         self.parts = {name: part for name, part in parts.items() if part is not None}
         self.epoch = 0
         self.best: Row = {}
+        self.last: Row = {}
         self._seconds = 0.0
         self._started = self._saved = time.monotonic()
 
@@ -41,6 +42,7 @@ class Progress:
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         self.epoch, self.best, self._seconds = state["epoch"], state["best"], state["seconds"]
+        self.last = self.record.history[-1]
         self.shuffle.set_state(state["shuffle"])
         torch.set_rng_state(state["rng"])
         if self.device.type == "cuda" and "cuda_rng" in state:
@@ -49,7 +51,8 @@ class Progress:
     def advance(self, figures: Row) -> None:
         """Records an epoch's figures."""
         self.epoch += 1
-        self.record.append({"epoch": self.epoch, **figures})
+        self.last = {"epoch": self.epoch, **figures}
+        self.record.append(self.last)
         if self.run.train.early_stopping and figures["valid_loss"] < self.best.get("valid_loss", float("inf")):
             state = deepcopy(self.parts["model"].state_dict())
             self.best = {"epoch": self.epoch, "valid_loss": figures["valid_loss"], "model": state}
@@ -75,6 +78,10 @@ class Progress:
         chosen = self.best.get("epoch", self.epoch)
         row = next(row for row in self.record.history if row["epoch"] == chosen)
         return self._close({"status": "done", "epochs": self.epoch, **row, **describe(model)})
+
+    def pruned(self, describe: Callable[[nn.Module], Row]) -> Row:
+        """Records that the run was given up, and how far it was."""
+        return self._close({"status": "pruned", "epochs": self.epoch, **self.last, **describe(self.parts["model"])})
 
     def diverged(self, reason: str) -> Row:
         """Records that the run stopped, and why."""

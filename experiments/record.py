@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,26 @@ class Record:
         return [_parsed(line, path) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+class Log:
+    """A file of one event a line, which is only added to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        self._whole = [line for line in lines if line.endswith("\n")]  # a killed process may leave half a line
+        self._is_new = True
+        self.events: list[Row] = [_parsed(line, path) for line in self._whole]
+
+    def append(self, event: Row) -> None:
+        """Adds an event."""
+        if self._is_new:
+            write(self.path, "".join(self._whole))
+            self._is_new = False
+        self.events.append(event)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event, allow_nan=False) + "\n")
+
+
 @contextmanager
 def open_study(study: Study, folder: Path, resume: bool) -> Iterator[None]:
     """Makes the folder this study's own, and keeps other processes out of it.
@@ -145,9 +166,23 @@ def read_study(folder: Path) -> Study:
         ) from None
 
 
+def read_runs(study: Study, folder: Path) -> list[Run]:
+    """The runs of a study in its folder: where it searches, those at the points tried so far, twice if tried twice."""
+    events = Log(folder / "trials.jsonl").events
+    runs: list[Run] = []
+    for arm, group in groupby(study.runs, key=lambda run: run.arm):
+        ours = list(group)
+        asked = [event["values"] for event in events if event["arm"] == arm and event["event"] == "ask"]
+        runs += [run.at(values) for values in asked for run in ours] if ours[0].values else ours
+    return runs
+
+
 def _identity(study: Study) -> Row:
-    """What makes two studies the same: all but where the data lies and how often a checkpoint is written."""
-    return study.model_dump(exclude={"runs": {"__all__": {"data": {"root"}, "train": {"checkpoint_seconds"}}}})
+    """What makes two studies the same: all but where the data lies, how often a checkpoint is written, and how many
+    points are tried.
+    """
+    runs = {"__all__": {"data": {"root"}, "train": {"checkpoint_seconds"}}}
+    return study.model_dump(exclude={"runs": runs, "sweep": {"trials"}})
 
 
 def _is_ours(path: Path) -> bool:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from experiments import figures
+from experiments.names import short, text_of
 from experiments.record import write
 from experiments.summary import Cell, Mean, Summary, best_of
 
-COLUMNS = ["arm", "strength", "train error %", "test error %", "gap", "test loss", "zeros %", "norm"]
+COLUMNS = ["train error %", "test error %", "gap", "test loss", "zeros %", "norm"]
 
 
 class Claim(NamedTuple):
@@ -24,7 +25,7 @@ class Claim(NamedTuple):
 
 def table(summary: Summary) -> str:
     """The arms, each at its chosen strength, and what they show, as text."""
-    rows = [COLUMNS, *map(row, summary.chosen)]
+    rows = [columns(summary), *(row(cell, summary) for cell in summary.chosen)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])]) for cells in rows]
     lines.insert(1, "-" * len(lines[0]))
@@ -32,14 +33,45 @@ def table(summary: Summary) -> str:
     return "\n".join([*lines, *filter(None, [summary.note]), *([""] if remarks else []), *remarks])
 
 
-def row(cell: Cell) -> list[str]:
-    """The arm's cells under :data:`COLUMNS`."""
-    name = [cell.arm, "" if cell.strength is None else f"{cell.strength:g}"]
-    if cell.diverged:
-        return [*name, "diverged", *[""] * (len(COLUMNS) - 3)]
+def columns(summary: Summary) -> list[str]:
+    """The heads of the table: of a search the keys it is over, and what it goes by."""
+    if summary.sweep is None:
+        return ["arm", "strength", *COLUMNS]
+    metric = "valid error %" if summary.metric == "valid_error" else "valid loss"
+    return ["arm", *short(_keys(summary)), metric, *COLUMNS]
+
+
+def row(cell: Cell, summary: Summary) -> list[str]:
+    """The arm's cells under :func:`columns`."""
+    name, figure = [f"{cell.arm}{cell.remark}"], []
+    if summary.sweep is None:
+        name.append("" if cell.strength is None else f"{cell.strength:g}")
+    else:
+        name += [_value(cell.point[key]) if key in cell.point else "" for key in _keys(summary)]
+        metric = cell.mean(summary.metric) if cell.status != "diverged" else Mean(0.0, 0.0)
+        figure = [_percent(metric) if summary.metric == "valid_error" else _plus_minus(metric, 3)]
+    if not cell.is_done:
+        return [*name, cell.status, *[""] * (len(figure) + len(COLUMNS) - 1)]
     errors = [_percent(cell.mean("train_error")), _percent(cell.mean("test_error")), _percent(cell.gap)]
     rest = [_plus_minus(cell.mean("test_loss"), 3), _percent(cell.mean("zeros")), f"{cell.norm.mean:.2f}"]
-    return [*name, *errors, *rest]
+    return [*name, *figure, *errors, *rest]
+
+
+def points(summary: Summary) -> list[list[str]]:
+    """Every point of a search: those that came to their end, best first, then the others."""
+    tried = [cell for cell in summary.cells if cell.point] if summary.sweep else []
+    order = {"done": 0, "pruned": 1, "diverged": 2}
+    tried.sort(key=lambda cell: (order[cell.status], cell.mean(summary.metric).mean if cell.is_done else 0.0))
+    return [row(cell, summary) for cell in tried]
+
+
+def _keys(summary: Summary) -> list[str]:
+    """What the arms run over."""
+    return list(dict.fromkeys(key for cell in summary.cells for key in cell.point))
+
+
+def _value(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else text_of(value)
 
 
 def claims(summary: Summary) -> list[Claim]:
@@ -47,7 +79,7 @@ def claims(summary: Summary) -> list[Claim]:
     plain = summary.plain
     if plain is None:
         return _compressed(summary)
-    alike = [cell for cell in summary.cells if not cell.diverged and cell.differs_only_by_regularization(plain)]
+    alike = [cell for cell in summary.cells if cell.is_done and cell.differs_only_by_regularization(plain)]
     off = [cell for cell in alike if cell.is_off()]
     on = [cell for cell in alike if not cell.is_off() and not cell.is_plain()]
     return [*_zero_is_plain(plain, off), *_between(plain, on), *_too_strong(plain, on), *_compressed(summary)]
@@ -88,7 +120,7 @@ def _too_strong(plain: Cell, on: list[Cell]) -> list[Claim]:
 
 def _compressed(summary: Summary) -> list[Claim]:
     """How far the arms with many zeros could be compressed."""
-    told = [cell for cell in summary.chosen if not cell.diverged and cell.compression]
+    told = [cell for cell in summary.chosen if cell.is_done and cell.compression]
     counted = [f"{cell.label} {cell.compression}" for cell in told if cell.mean("zeros").mean > 0.9]
     if not counted:
         return []
@@ -113,9 +145,11 @@ def write_page(summary: Summary, folder: Path) -> Path:
     )
     page = environment.get_template("report.html").render(
         summary=summary,
-        columns=COLUMNS,
-        rows=[(cell, row(cell)) for cell in summary.chosen],
-        best=best_of(summary.chosen),
+        columns=columns(summary),
+        rows=[(cell, row(cell, summary)) for cell in summary.chosen],
+        best=best_of([cell for cell in summary.chosen if not cell.remark], summary.metric),
+        points=points(summary),
+        lowest=f"lowest {summary.metric_in_words}",
         claims=claims(summary),
         pictures=figures.all_of(summary),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -39,11 +40,12 @@ def run_study(study: Study, folder: Path, device: torch.device, resume: bool = F
 
 def check(study: Study) -> None:
     """Rehearses every arm on the CPU, so that a fault in the last one shows before the first has run."""
-    for run in {(run.arm, run.strength): run for run in study.runs}.values():
+    for run in study.probes:
         try:
             _rehearse(run)
         except UserError as error:
-            lines = [f"arms[{run.arm}].{line}" for line in str(error).splitlines()]
+            at = f" (at {', '.join(f'{key} = {value!r}' for key, value in run.values.items())})" if run.values else ""
+            lines = [f"arms[{run.arm}].{line}{at}" for line in str(error).splitlines()]
             raise UserError("\n".join(lines)) from error
 
 
@@ -79,6 +81,26 @@ def _rehearse(run: Run) -> None:
                     scheduler.step()
         except Exception as error:
             raise UserError(f"scheduler: cannot make the {count} steps of the run: {oneline(error)}") from error
+
+
+def make(
+    runs: Sequence[Run], folder: Path, device: torch.device, judge: Callable[[int, Row], bool] | None = None
+) -> list[Row]:
+    """Makes the runs of one setting that are not done yet, seed after seed, until one does not come to its end.
+
+    ``judge`` may give up a run, by its figures at a step: an epoch, counted over all seeds.
+    """
+    results: list[Row] = []
+    for i, run in enumerate(runs):
+        record, before = Record(folder / "runs" / run.folder), i * run.train.epochs
+
+        def watch(row: Row, before: int = before) -> bool:
+            return judge is not None and judge(before + row["epoch"], row)
+
+        results.append(record.result or train(run, device, record, watch))
+        if results[-1]["status"] != "done":
+            break
+    return results
 
 
 def pick_device(name: str) -> torch.device:

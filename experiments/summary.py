@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from experiments.config import Run
+from experiments.config import Run, Study, Sweep
 from experiments.errors import UserError
-from experiments.record import Record, Row, read_study
+from experiments.record import Record, Row, read_runs, read_study
+
+ONE_SE = ", one SE"
 
 
 class Mean(NamedTuple):
@@ -29,6 +31,7 @@ class Cell:
     runs: Sequence[Run]
     results: Sequence[Row]
     histories: Sequence[Sequence[Row]]
+    remark: str = ""  # why it was chosen, if not as the best
 
     @property
     def arm(self) -> str:
@@ -47,15 +50,36 @@ class Cell:
         return strengths[0] if len(strengths) == 1 else None
 
     @property
-    def label(self) -> str:
-        """The arm's name, with the strength if it runs over several."""
-        strength = self.runs[0].strength
-        return self.arm if strength is None else f"{self.arm} ({strength:g})"
+    def point(self) -> dict[str, Any]:
+        """What the arm runs over, and the values here."""
+        return self.runs[0].point
 
     @property
-    def diverged(self) -> bool:
-        """Whether any of its runs did not come to an end."""
-        return any(result["status"] == "diverged" for result in self.results)
+    def number(self) -> float | None:
+        """The value of the one number that the arm runs over; None if it is another thing, or several."""
+        values = list(self.point.values())
+        is_number = len(values) == 1 and isinstance(values[0], (int, float)) and not isinstance(values[0], bool)
+        return values[0] if is_number else None
+
+    @property
+    def is_strength(self) -> bool:
+        """Whether that number regularizes the more the larger it is."""
+        return self.number is not None and all(key.endswith(("strength", "weight_decay")) for key in self.point)
+
+    @property
+    def label(self) -> str:
+        """The arm's name, with the value if it runs over several."""
+        return f"{self.arm}{self.remark}" if self.number is None else f"{self.arm} ({self.number:.3g})"
+
+    @property
+    def status(self) -> str:
+        """ "done", or else what its first run that did not come to an end is: "diverged" or "pruned"."""
+        return next((result["status"] for result in self.results if result["status"] != "done"), "done")
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all its runs came to an end."""
+        return self.status == "done"
 
     @property
     def digests(self) -> dict[int, str]:
@@ -85,7 +109,7 @@ class Cell:
 
     def is_plain(self) -> bool:
         """Whether nothing regularizes it."""
-        return self.runs[0].strength is None and self.runs[0] == _bare(self.runs[0])
+        return not self.point and self.runs[0] == _bare(self.runs[0])
 
     def is_off(self) -> bool:
         """Whether it would be regularized, were its strengths not 0."""
@@ -94,7 +118,7 @@ class Cell:
 
     def differs_only_by_regularization(self, other: Cell) -> bool:
         """Whether without any regularizer the two would be the same run."""
-        names = {"arm": "", "strength": None, "seed": 0}
+        names: Row = {"arm": "", "strength": None, "values": {}, "seed": 0}
         return _bare(self.runs[0]).model_copy(update=names) == _bare(other.runs[0]).model_copy(update=names)
 
 
@@ -106,22 +130,48 @@ class Summary:
     cells: Sequence[Cell]
     planned: int
     environment: Row
+    sweep: Sweep | None = None
+
+    @property
+    def metric(self) -> str:
+        """What is chosen by."""
+        return self.sweep.metric if self.sweep else "valid_error"
+
+    @property
+    def metric_in_words(self) -> str:
+        """The same, to be read."""
+        return self.metric.replace("valid", "validation").replace("_", " ")
 
     @property
     def chosen(self) -> list[Cell]:
-        """Of each arm the strength with the lowest validation error; of equals the strongest."""
-        return [best_of(arm) or arm[0] for arm in self._arms]
+        """Of each arm the best, and of a search over a strength also the strongest that may be as good."""
+        return [cell for arm in self._arms for cell in self._chosen_of(arm)]
+
+    def _chosen_of(self, arm: Sequence[Cell]) -> list[Cell]:
+        best = best_of(arm, self.metric)
+        if best is None:
+            return [arm[0]]
+        if self.sweep is None or not best.is_strength:
+            return [best]
+        strongest = one_standard_error(arm, best, self.metric)
+        return [best] if strongest is best else [best, replace(strongest, remark=ONE_SE)]
 
     @property
     def paths(self) -> list[list[Cell]]:
-        """The arms that ran over several strengths, weakest first, as far as they did not diverge."""
-        arms = [[cell for cell in arm if not cell.diverged] for arm in self._arms]
-        return [sorted(arm, key=lambda cell: cell.strength or 0.0) for arm in arms if len(arm) > 1]
+        """The arms that ran over several values of one number, smallest first, as far as they came to their end."""
+        arms = [[cell for cell in arm if cell.is_done and cell.number is not None] for arm in self._arms]
+        return [sorted(arm, key=lambda cell: cell.number or 0.0) for arm in arms if len(arm) > 1]
+
+    @property
+    def clouds(self) -> list[list[Cell]]:
+        """The arms that were searched over several keys, or over one that is no number: their points with figures."""
+        arms = [[cell for cell in arm if cell.point and cell.status != "diverged"] for arm in self._arms]
+        return [arm for arm in arms if len(arm) > 1 and any(cell.number is None for cell in arm)]
 
     @property
     def plain(self) -> Cell | None:
         """The arm without any regularization, if there is one that did not diverge."""
-        return next((cell for cell in self.cells if cell.is_plain() and not cell.diverged), None)
+        return next((cell for cell in self.cells if cell.is_plain() and cell.is_done), None)
 
     @property
     def label_noise(self) -> float:
@@ -143,10 +193,16 @@ class Summary:
     def note(self) -> str:
         """How the figures were come by."""
         seeds = max(len(cell.runs) for cell in self.cells)
+        statuses = [cell.status for cell in self.cells if cell.point]
+        lost = [f", {statuses.count(status)} {status}" for status in ("pruned", "diverged") if status in statuses]
+        counts = f"{len(statuses)} points{''.join(lost)}"
+        has_strongest = any(cell.remark for cell in self.chosen)
         finished = sum(len(cell.runs) for cell in self.cells)
         notes = {
             f"Mean ± standard error over {seeds} seeds.": seeds > 1,
-            "Of several strengths, the one with the lowest validation error.": bool(self.paths),
+            "Of several strengths, the one with the lowest validation error.": bool(self.paths) and self.sweep is None,
+            f"Of {counts}, the one with the lowest {self.metric_in_words}.": self.sweep is not None,
+            f"'{ONE_SE.strip(', ')}': the strongest within one standard error of that.": has_strongest,
             f"Not finished: these are {finished} of {self.planned} runs.": finished < self.planned,
         }
         return " ".join(note for note, applies in notes.items() if applies)
@@ -161,10 +217,25 @@ def mean(values: Sequence[float]) -> Mean:
     return Mean(fmean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0)
 
 
-def best_of(cells: Sequence[Cell]) -> Cell | None:
-    """The cell with the lowest validation error, of equals the strongest; None if all diverged."""
-    sound = [cell for cell in cells if not cell.diverged]
-    return min(sound, key=lambda cell: (cell.mean("valid_error").mean, -(cell.strength or 0.0)), default=None)
+def best_of(cells: Sequence[Cell], metric: str = "valid_error") -> Cell | None:
+    """The cell with the lowest metric, of equals the strongest; None if none came to its end."""
+    done = [cell for cell in cells if cell.is_done]
+    return min(done, key=lambda cell: (cell.mean(metric).mean, -(cell.strength or 0.0)), default=None)
+
+
+def one_standard_error(cells: Sequence[Cell], best: Cell, metric: str = "valid_error") -> Cell:
+    """The strongest cell whose metric is within one standard error of the best one's."""
+    limit = sum(of_metric(best, metric))
+    near = [cell for cell in cells if cell.is_done and cell.mean(metric).mean <= limit]
+    return max(near, key=lambda cell: cell.strength or 0.0)
+
+
+def of_metric(cell: Cell, metric: str) -> Mean:
+    """The mean and its standard error over seeds; of a single seed's validation error that of a share of images."""
+    found = cell.mean(metric)
+    if len(cell.runs) > 1 or metric != "valid_error":
+        return found
+    return Mean(found.mean, math.sqrt(found.mean * (1 - found.mean) / cell.runs[0].data.valid_size))
 
 
 def summarize(folder: Path) -> Summary:
@@ -174,17 +245,32 @@ def summarize(folder: Path) -> Summary:
         UserError: the folder holds no study, or none of its runs is finished.
     """
     study = read_study(folder)
+    asked = read_runs(study, folder)
+    runs = list({run.folder: run for run in asked}.values())  # a sampler may try a point twice
+    planned = len(study.runs) if study.sweep is None else _planned(study, study.sweep) - (len(asked) - len(runs))
     cells, environment = [], {}
-    for _, group in groupby(study.runs, key=lambda run: (run.arm, run.strength)):
+    for _, group in groupby(runs, key=lambda run: run.place):
         found = [(run, Record(folder / "runs" / run.folder)) for run in group]
         done = [(run, record, result) for run, record in found if (result := record.result) is not None]
         if done:
-            runs, records, results = zip(*done, strict=True)
-            cells.append(Cell(runs, results, [record.history for record in records]))
+            ours, records, results = zip(*done, strict=True)
+            cell = Cell(ours, results, [record.history for record in records])
+            if study.sweep is not None:
+                if cell.is_done and len(done) < len(found):
+                    continue  # over some seeds only it would be compared with others over all
+                planned -= len(found) - len(done)  # the others were given up
+            cells.append(cell)
             environment = records[-1].environments[-1]
     if not cells:
-        raise UserError(f"{folder}: no run of this study is finished yet: 'run --resume' goes on with it")
-    return Summary(study.name, cells, len(study.runs), environment)
+        command = "run" if study.sweep is None else "sweep"
+        raise UserError(f"{folder}: no run of this study is finished yet: '{command} --resume' goes on with it")
+    return Summary(study.name, cells, planned, environment, study.sweep)
+
+
+def _planned(study: Study, sweep: Sweep) -> int:
+    """How many runs a search makes if it gives up none."""
+    searched = [run for run in study.runs if run.values]
+    return len(study.runs) + len(searched) * (sweep.points - 1)
 
 
 def _bare(run: Run) -> Run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -15,8 +16,10 @@ from experiments.progress import Progress
 from experiments.record import Record, Row
 
 
-def train(run: Run, device: torch.device, record: Record) -> Row:
+def train(run: Run, device: torch.device, record: Record, watch: Callable[[Row], bool] | None = None) -> Row:
     """Trains one run, from its checkpoint if it has one, and returns the result it recorded.
+
+    ``watch`` sees the figures of each epoch but the last, and may give up the run by returning True.
 
     On the CPU a run that was killed and resumed ends with the bits of one that was not, given the same number of
     threads: a checkpoint holds the whole state, down to torch's random generators.
@@ -44,6 +47,9 @@ def train(run: Run, device: torch.device, record: Record) -> Row:
     x, y = images.train.x, images.train.y
     bar = tqdm(total=run.train.epochs, initial=progress.epoch, desc=run.folder, unit="epoch", leave=False, disable=None)
     while not progress.is_over:
+        if watch is not None and progress.last and watch(progress.last):
+            bar.close()
+            return progress.pruned(describe)
         model.train()
         losses = torch.empty(steps, device=device)
         order = torch.randperm(len(y), generator=shuffle).to(device)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from experiments import config, study
+from experiments import config, search, study
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
@@ -24,9 +24,12 @@ def test_the_python_runs_and_prints_the_table_that_is_shown(capsys):
     assert f"```\n{table}```" in README
 
 
-def test_the_study_builds():
-    (block,) = blocks("toml")
-    study.check(config.resolve(tomllib.loads(block)))
+def test_the_study_builds_with_and_without_the_search_below_it():
+    alone, below = blocks("toml")
+    study.check(config.resolve(tomllib.loads(alone)))
+    searched = config.resolve(tomllib.loads(alone + below))
+    study.check(searched)
+    search.check(searched.sweep)
 
 
 def test_nothing_is_left_to_fill_in():
