@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import ValidationError
 from torch import nn
+from torch.nn.functional import cross_entropy
 from torch.optim import lr_scheduler
 
 import torchreg
 from experiments import config, models
-from experiments.data import Images
+from experiments.data import Images, Split
 from experiments.errors import UserError, did_you_mean, faults, oneline
 from torchreg import penalties
 from torchreg.hosts import check_decay
@@ -183,6 +184,21 @@ def pruner(settings: config.Sweep) -> optuna.pruners.BasePruner:
         return optuna.pruners.NopPruner()
     made: optuna.pruners.BasePruner = _construct("sweep.pruner", base, settings.pruner, _classes(optuna.pruners, base))
     return made
+
+
+def auto_strength(
+    settings: config.AutoStrength | None, made: list[torchreg.Regularizer], opt: torch.optim.Optimizer, held_out: Split
+) -> torchreg.tuning.AutoStrength | None:
+    """What tunes the regularizers' strengths, if the study asks for it."""
+    if settings is None:
+        return None
+    if not made:
+        raise UserError("auto_strength: needs a regularizer to tune, got none: add one, or remove the key")
+    try:
+        tuned = torchreg.tuning.AutoStrength(made, (held_out.x, held_out.y), cross_entropy, **settings.model_dump())
+        return tuned.attach(opt)
+    except ValueError as error:
+        raise UserError(f"auto_strength: {error}") from None
 
 
 def _regularizer(

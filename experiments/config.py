@@ -93,6 +93,16 @@ class Regularizer(Section):
     schedule: Component | None = None
 
 
+class AutoStrength(Section):
+    """Tunes the strengths of the run's regularizers in training, by its validation images."""
+
+    lr: Annotated[float, Field(gt=0)] = 0.05  # of the log-strength
+    every: Size = 1  # steps
+    per: Literal["regularizer", "parameter"] = "regularizer"
+    bounds: Annotated[tuple[float, float], Field(strict=False)] = (1e-8, 1e4)
+    batch_size: Size = 128  # validation images a step
+
+
 class Settings(Section):
     """What a study's file says at its top, and what an arm may say otherwise."""
 
@@ -102,6 +112,7 @@ class Settings(Section):
     scheduler: Scheduler | None = None
     train: Train
     regularizers: Annotated[tuple[Regularizer, ...], Field(strict=False)] = ()
+    auto_strength: AutoStrength | None = None
     sparsity: Sparsity | None = None
     dropout_schedule: Component | None = None  # of the dropout layers' rates, by steps
 

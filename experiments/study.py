@@ -56,7 +56,8 @@ def _rehearse(run: Run) -> None:
     model = build.model(run.model, images)
     optimizer = build.optimizer(run.optimizer, model)
     scheduler, each_step = build.scheduler(run.scheduler, optimizer)
-    build.regularizers(run, model, optimizer)
+    regularizers = build.regularizers(run, model, optimizer)
+    build.auto_strength(run.auto_strength, regularizers, optimizer, images.valid)
     build.controller(run.sparsity, optimizer, steps=1)
     build.dropout_schedule(run.dropout_schedule, model, optimizer)
     size = run.train.batch_size

@@ -44,10 +44,23 @@ class Cell:
         run = self.runs[0]
         if run.strength is not None:
             return run.strength
+        if run.auto_strength is not None:
+            return self._tuned
         strengths = [r.strength for r in run.regularizers]
         strengths += [run.optimizer.penalty.strength] if run.optimizer.penalty and not run.sparsity else []
         strengths += [run.optimizer.weight_decay] if run.optimizer.weight_decay > 0 else []
         return strengths[0] if len(strengths) == 1 else None
+
+    @property
+    def _tuned(self) -> float | None:
+        """The geometric mean over seeds of the one strength that was tuned; None if there are several."""
+        found = [list(result.get("strengths", {}).values()) for result in self.results]
+        return math.exp(fmean(math.log(own[0]) for own in found)) if all(len(own) == 1 for own in found) else None
+
+    @property
+    def seconds(self) -> float:
+        """How long a run took, on average."""
+        return fmean(result["seconds"] for result in self.results)
 
     @property
     def point(self) -> dict[str, Any]:
@@ -277,4 +290,12 @@ def _bare(run: Run) -> Run:
     """The run without its regularizers, weight decay and dropout."""
     model = run.model.model_copy(update={"dropout": None, "input_dropout": None, "wrap": None})
     optimizer = run.optimizer.model_copy(update={"weight_decay": 0.0})
-    return run.model_copy(update={"model": model, "optimizer": optimizer, "regularizers": (), "dropout_schedule": None})
+    return run.model_copy(
+        update={
+            "model": model,
+            "optimizer": optimizer,
+            "regularizers": (),
+            "dropout_schedule": None,
+            "auto_strength": None,
+        }
+    )

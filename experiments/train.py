@@ -30,6 +30,7 @@ def train(run: Run, device: torch.device, record: Record, watch: Callable[[Row],
     optimizer = build.optimizer(run.optimizer, model)
     scheduler, each_step = build.scheduler(run.scheduler, optimizer)
     regularizers = build.regularizers(run, model, optimizer)
+    tuned = build.auto_strength(run.auto_strength, regularizers, optimizer, images.valid)
     steps = -(-len(images.train) // run.train.batch_size)
     controller = build.controller(run.sparsity, optimizer, steps=run.train.epochs * steps)
     rates = build.dropout_schedule(run.dropout_schedule, model, optimizer)
@@ -39,7 +40,7 @@ def train(run: Run, device: torch.device, record: Record, watch: Callable[[Row],
     shuffle = torch.Generator().manual_seed(run.seed)
 
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "controller": controller}
-    parts["dropout_schedule"] = rates
+    parts |= {"dropout_schedule": rates, "auto_strength": tuned}
     parts |= {f"regularizers.{i}": regularizer for i, regularizer in enumerate(regularizers)}
     progress = Progress(run, parts, shuffle, record, device)
     progress.restore(record.begin(run, device))
@@ -75,7 +76,8 @@ def train(run: Run, device: torch.device, record: Record, watch: Callable[[Row],
             last = progress.epoch * steps + (broken[0] if broken else steps - 1) + 1
             what = f"the loss is {losses[broken[0]].item()} at" if broken else "the weights are not finite after"
             return progress.diverged(f"{what} step {last} (epoch {progress.epoch + 1})")
-        progress.advance({**figures, "penalty": penalties(regularizers)})
+        strengths = {} if tuned is None else {"strengths": tuned.strengths}
+        progress.advance({**figures, "penalty": penalties(regularizers), **strengths})
         bar.update()
     bar.close()
     return progress.finish(describe)

@@ -206,7 +206,7 @@ def test_strengths_stay_in_their_bounds_and_what_is_all_zero_is_let_go():
         for param in model.parameters():
             param.zero_()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    auto = AutoStrength(Regularizer(model, L1(1e3), mode="prox"), HELD_OUT, nn.MSELoss()).attach(optimizer)
+    auto = AutoStrength(Regularizer(model, L1(1e3), mode="prox"), HELD_OUT, nn.MSELoss(), lr=0.1).attach(optimizer)
     step(model, optimizer, slice(0, 32))
     assert_close(auto.strengths["L1"], 1e3 * math.exp(-0.1))
 

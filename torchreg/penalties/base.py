@@ -114,6 +114,15 @@ class ProximalPenalty(Penalty):
         """Whether ``step`` may have ``w``'s shape: ``argmin_u sum((u - w)**2 / (2 * step)) + R(u)``, Adam's metric."""
         return self.is_separable
 
+    @property
+    def curvature(self) -> float | None:
+        r"""R's second derivative along its own gradient, where that is one number; None if it is not.
+
+        With it the derivative of :math:`u = \operatorname{prox}_{tR}(w)` by :math:`t` is
+        :math:`-\partial R(u) / (1 + t \cdot \text{curvature})`.
+        """
+        return None
+
     @abstractmethod
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """``argmin_u 1/2 * |u - w|**2 + step * R(u)``, shaped like ``w``; ``step >= 0``, a number or a 0-d tensor."""
@@ -244,6 +253,12 @@ class ProximalScaled(Scaled, ProximalPenalty):
         assert isinstance(self.penalty, ProximalPenalty)
         return self.penalty.takes_steps
 
+    @property
+    def curvature(self) -> float | None:
+        assert isinstance(self.penalty, ProximalPenalty)
+        own = self.penalty.curvature
+        return None if own is None else self.factor * own
+
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         assert isinstance(self.penalty, ProximalPenalty)
         return self.penalty.prox(w, self.factor * step)
@@ -335,6 +350,11 @@ class ProximalSum(Sum, ProximalPenalty):
     @property
     def takes_steps(self) -> bool:
         return self._curved is None or self._curved.takes_steps
+
+    @property
+    def curvature(self) -> float | None:
+        curved = 0.0 if self._curved is None else self._curved.curvature
+        return None if curved is None else self._ridge + curved
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         curvature = step * self._ridge

@@ -54,6 +54,10 @@ class L1(Term, ProximalPenalty):
     def descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
         return f.axpy_(w, w.sgn(), -(self.strength * step))
 
+    @property
+    def curvature(self) -> float:
+        return 0.0
+
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         return f.soft_threshold(w, step * self.strength)
 
@@ -114,6 +118,10 @@ class L2(Term, ProximalPenalty):
     def descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
         return w.mul_(1 - step * self.strength)
 
+    @property
+    def curvature(self) -> float:
+        return self.strength
+
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         return f.shrink(w, step * self.strength)
 
@@ -165,6 +173,10 @@ class ElasticNet(Term, ProximalPenalty):
 
     def gradient(self, w: Tensor) -> Tensor:
         return f.scaled_sign(w, self._lasso).add_(w, alpha=self._ridge)
+
+    @property
+    def curvature(self) -> float:
+        return self.strength * (1 - self.l1_ratio)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         return f.shrink(f.soft_threshold(w, step * self._lasso), step * self._ridge)

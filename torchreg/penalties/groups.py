@@ -135,6 +135,10 @@ class GroupLasso(Grouped):
     def descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
         return w.addcmul_(w, self._slopes(w, self.strength) * -step)
 
+    @property
+    def curvature(self) -> float:
+        return 0.0
+
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         groups = self._split(w)
         threshold = self._steps(step) * self.strength * _root(groups, w)

@@ -115,6 +115,10 @@ class L2SP(Anchored):
     def gradient(self, w: Tensor) -> Tensor:
         return self._away(w).mul_(self.strength)
 
+    @property
+    def curvature(self) -> float:
+        return self.strength
+
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         amount = step * self.strength
         return w - self._away(w) * (amount / (1 + amount))
@@ -149,6 +153,10 @@ class L1SP(Anchored):
 
     def gradient(self, w: Tensor) -> Tensor:
         return f.scaled_sign(self._away(w), self.strength)
+
+    @property
+    def curvature(self) -> float:
+        return 0.0
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         return f.soft_threshold_towards(w, self._reference(w), step * self.strength)

@@ -94,6 +94,10 @@ class Nuclear(Matrix, Spectral, ProximalPenalty):
     def _slope(self, sigma: Tensor, shape: torch.Size) -> Tensor:
         return self.strength * _positive(sigma, shape)
 
+    @property
+    def curvature(self) -> float:
+        return 0.0
+
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         matrix = self._split(w)
         return matrix.join(f.singular_value_threshold(matrix.rows, step * self.strength))

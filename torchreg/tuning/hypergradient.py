@@ -88,25 +88,42 @@ def hypergradients(acts: Sequence[Act], gradient: Tensor) -> list[Tensor]:
         Regularization Hyperparameters", ICML 2016.
     """
     found = []
+    after = acts[
+        -1
+    ].param.detach()  # the weight as the act left it; the optimizer's update lies before the proximal ones
     for number, act in reversed(list(enumerate(acts))):
         if act.mode == "prox":
-            slope, gradient = _through_prox(act, gradient, further=number > 0)
+            slope, gradient = _through_prox(act, after, gradient, further=number > 0)
         else:
-            with torch.no_grad():
-                direction = act.penalty.gradient(act.before)
-                if act.mode == "grad":
-                    slope = (gradient * _response(act, act.before, direction)).sum()
-                else:
-                    moved = act.before - act.step * act.scale * direction
-                    slope = (gradient * _through_update(act, moved) * (-act.step * direction)).sum()
+            slope = _before_update(act, gradient)
         found.append(slope)
+        after = act.before
     return found[::-1]
 
 
-def _through_prox(act: Act, gradient: Tensor, further: bool) -> tuple[Tensor, Tensor]:
+@torch.no_grad()
+def _before_update(act: Act, gradient: Tensor) -> Tensor:
+    """The derivative of ``<gradient, w'>`` by the scale of an act in mode "grad" or "decoupled"."""
+    direction = act.penalty.gradient(act.before)
+    if act.mode == "grad":
+        return _inner(gradient, _response(act, act.before, direction))
+    if act.group.get("weight_decay", 0):
+        gradient = gradient * _through_update(act, act.before - act.step * act.scale * direction)
+    return -act.step * _inner(gradient, direction)
+
+
+def _through_prox(act: Act, after: Tensor, gradient: Tensor, further: bool) -> tuple[Tensor, Tensor]:
     """The derivatives of ``<gradient, prox(u, step * scale)>`` by the scale and, if it goes further, by ``u``."""
     penalty = act.penalty
     assert isinstance(penalty, ProximalPenalty)
+    if penalty.curvature is None or further:
+        return _by_autograd(act, penalty, gradient, further)
+    with torch.no_grad():
+        slope = _inner(gradient, penalty.gradient(after))
+        return -act.step * slope / (1 + act.step * act.scale * penalty.curvature), gradient
+
+
+def _by_autograd(act: Act, penalty: ProximalPenalty, gradient: Tensor, further: bool) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         u = act.before.clone().requires_grad_(further)
         scale = torch.as_tensor(act.scale, dtype=torch.promote_types(u.dtype, torch.float32), device=u.device)
@@ -121,10 +138,8 @@ def _through_prox(act: Act, gradient: Tensor, further: bool) -> tuple[Tensor, Te
 
 
 def _through_update(act: Act, weight: Tensor) -> float | Tensor:
-    """The derivative of the weight after the optimizer's update by the weight before it, of each element."""
-    decay = act.group.get("weight_decay", 0)
-    if not decay:
-        return 1.0
+    """The derivative of the weight after an update that decays it by the weight before, of each element."""
+    decay = act.group["weight_decay"]
     if _decays_apart(act):
         left: float | Tensor = 1 - act.step * decay
         return left
@@ -170,3 +185,10 @@ def _adam_response(
     d_root = d_square / (2 * root).masked_fill(root == 0, torch.inf)
     response: Tensor = -step * (d_mean - mean * d_root / denominator) / denominator
     return response
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    """The inner product in one pass; of complex tensors its real part."""
+    if a.is_complex():
+        a, b = torch.view_as_real(a), torch.view_as_real(b)
+    return torch.dot(a.reshape(-1), b.reshape(-1).to(a.dtype))
