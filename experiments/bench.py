@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import torchreg
+from experiments import bench_tuning
 from torchreg import L1, L2, Regularizer
 from torchreg.regularizer import Mode
 
@@ -90,6 +91,8 @@ BENCHES: Mapping[str, Callable[[], str]] = {
     "step": step,
     "tensors": tensors,
     "optimizer": optimizer,
+    "stack": bench_tuning.stack,
+    "auto-strength": bench_tuning.auto_strength,
 }
 
 

@@ -38,7 +38,7 @@ def columns(summary: Summary) -> list[str]:
     if summary.sweep is None:
         return ["arm", "strength", *COLUMNS]
     metric = "valid error %" if summary.metric == "valid_error" else "valid loss"
-    return ["arm", *short(_keys(summary)), metric, *COLUMNS]
+    return ["arm", *short(_keys(summary)), metric, *COLUMNS, *(["cost"] if summary.plain else [])]
 
 
 def row(cell: Cell, summary: Summary) -> list[str]:
@@ -47,14 +47,15 @@ def row(cell: Cell, summary: Summary) -> list[str]:
     if summary.sweep is None:
         name.append("" if cell.strength is None else f"{cell.strength:g}")
     else:
-        name += [_value(cell.point[key]) if key in cell.point else "" for key in _keys(summary)]
+        name += [_value(_at(cell, key)) for key in _keys(summary)]
         metric = cell.mean(summary.metric) if cell.status != "diverged" else Mean(0.0, 0.0)
         figure = [_percent(metric) if summary.metric == "valid_error" else _plus_minus(metric, 3)]
     if not cell.is_done:
-        return [*name, cell.status, *[""] * (len(figure) + len(COLUMNS) - 1)]
+        return [*name, cell.status, *[""] * (len(columns(summary)) - len(name) - 1)]
     errors = [_percent(cell.mean("train_error")), _percent(cell.mean("test_error")), _percent(cell.gap)]
     rest = [_plus_minus(cell.mean("test_loss"), 3), _percent(cell.mean("zeros")), f"{cell.norm.mean:.2f}"]
-    return [*name, *figure, *errors, *rest]
+    cost = summary.cost(cell)
+    return [*name, *figure, *errors, *rest, *([] if cost is None else [f"{cost:.1f}x"])]
 
 
 def points(summary: Summary) -> list[list[str]]:
@@ -68,6 +69,12 @@ def points(summary: Summary) -> list[list[str]]:
 def _keys(summary: Summary) -> list[str]:
     """What the arms run over."""
     return list(dict.fromkeys(key for cell in summary.cells for key in cell.point))
+
+
+def _at(cell: Cell, key: str) -> Any:
+    """The value of a searched key; of an arm that tunes its strength instead, what it has come to."""
+    is_tuned = cell.runs[0].auto_strength is not None and key.endswith("strength")
+    return cell.point.get(key, cell.strength if is_tuned and cell.strength is not None else "")
 
 
 def _value(value: Any) -> str:

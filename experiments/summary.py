@@ -186,6 +186,12 @@ class Summary:
         """The arm without any regularization, if there is one that did not diverge."""
         return next((cell for cell in self.cells if cell.is_plain() and cell.is_done), None)
 
+    def cost(self, cell: Cell) -> float | None:
+        """The time that it took to find the cell, all of its arm's points, in times of the unregularized run."""
+        if self.sweep is None or self.plain is None:
+            return None
+        return sum(other.seconds for other in self.cells if other.arm == cell.arm) / self.plain.seconds
+
     @property
     def label_noise(self) -> float:
         """The fraction of wrong training labels, if it is the same for all; else 0."""
@@ -290,12 +296,5 @@ def _bare(run: Run) -> Run:
     """The run without its regularizers, weight decay and dropout."""
     model = run.model.model_copy(update={"dropout": None, "input_dropout": None, "wrap": None})
     optimizer = run.optimizer.model_copy(update={"weight_decay": 0.0})
-    return run.model_copy(
-        update={
-            "model": model,
-            "optimizer": optimizer,
-            "regularizers": (),
-            "dropout_schedule": None,
-            "auto_strength": None,
-        }
-    )
+    off = {"regularizers": (), "dropout_schedule": None, "auto_strength": None}
+    return run.model_copy(update={"model": model, "optimizer": optimizer, **off})
