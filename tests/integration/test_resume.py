@@ -38,6 +38,10 @@ RESUMED = {
         "optimizer": {"name": "ProxAdam", "lr": 0.01, "penalty": {"name": "L1", "strength": 1e-3}},
         "sparsity": {"target": 0.8, "fix_at": 0.6},
     },
+    "a tuned strength": {
+        "regularizers": [{"penalty": "L2", "strength": 1e-2, "mode": "decoupled"}],
+        "auto_strength": {"lr": 0.2, "per": "parameter", "batch_size": 30},
+    },
     "early stopping": {"train": {"early_stopping": {"patience": 2}}},
     "learned rates": {
         "model": {"wrap": {"name": "VariationalDropout"}},
