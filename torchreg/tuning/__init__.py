@@ -4,9 +4,11 @@ from torchreg.stacked import Stacked
 from torchreg.tuning.auto import AutoStrength
 from torchreg.tuning.largest import StrengthMax, strength_max
 from torchreg.tuning.path import strength_path
+from torchreg.tuning.rates import AutoRate
 from torchreg.tuning.table import Point, StrengthPath, best, one_standard_error
 
 __all__ = [
+    "AutoRate",
     "AutoStrength",
     "Point",
     "Stacked",

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Self, get_args
 
 import torch
@@ -15,11 +14,11 @@ from torchreg.hooks import StepHooks
 from torchreg.penalties import Term
 from torchreg.regularizer import Regularizer
 from torchreg.stacked import Stacked
+from torchreg.tuning.descent import NO_MOMENTS, normalized
+from torchreg.tuning.held_out import Batches, evaluating
 from torchreg.tuning.hypergradient import Act, acts_of, check_differentiable, hypergradients
 
 Per = Literal["regularizer", "parameter"]
-
-_MEMORY = (0.9, 0.99)  # of the averages of the hypergradient and of its square
 
 
 class AutoStrength:
@@ -93,7 +92,7 @@ class AutoStrength:
         _check(self.regularizers, lr, every, per, bounds)
         self.criterion, self.lr, self.every, self.bounds = criterion, lr, every, bounds
         self.model = self.regularizers[0].model
-        self._batches = _Batches(validation, batch_size, seed)
+        self._batches = Batches("AutoStrength", validation, batch_size, seed)
         self._knobs = [knob for each in self.regularizers for knob in _knobs(each, per)]
         self._steps = 0
         self._acts: list[Act] = []
@@ -180,7 +179,7 @@ class AutoStrength:
     def _gradients(self, params: list[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
         """Of the held-out loss, in evaluation mode."""
         inputs, targets = next(self._batches)
-        with _evaluating(self.model), torch.enable_grad():
+        with evaluating(self.model), torch.enable_grad():
             loss = self.criterion(self.model(inputs), targets)
             gradients = torch.autograd.grad(loss, params, allow_unused=True)
         return {param: gradient for param, gradient in zip(params, gradients, strict=True) if gradient is not None}
@@ -213,7 +212,7 @@ class AutoStrength:
         self._steps = state["steps"]
         self._batches.go_to(state["batches"])
         for knob, (log_scale, *moments) in zip(self._knobs, state["knobs"].values(), strict=True):
-            knob.log_scale, knob.moments = log_scale, moments
+            knob.log_scale, knob.moments = log_scale, tuple(moments)
         self._turn()
 
     def __repr__(self) -> str:
@@ -229,7 +228,7 @@ class _Knob:
             raise ValueError(f"AutoStrength: strength must be > 0 to start from, got 0 for {name}")
         self.regularizer, self.name, self.params, self.unit = regularizer, name, tuple(params), unit
         self.log_scale = 0.0
-        self.moments = [0.0, 0.0, 0.0]  # averages of the slope and of its square, and how many went into them
+        self.moments = NO_MOMENTS
 
     @property
     def scale(self) -> float:
@@ -246,17 +245,10 @@ class _Knob:
         elif not math.isfinite(slope):
             return
         else:
-            move = -self._normalized(slope)
+            self.moments, unit = normalized(self.moments, slope)
+            move = -unit
         least, largest = (math.log(bound / self.unit) for bound in bounds)
         self.log_scale = min(max(self.log_scale + lr * move, least), largest)
-
-    def _normalized(self, slope: float) -> float:
-        mean, square, count = self.moments
-        first, second = _MEMORY
-        mean, square, count = first * mean + (1 - first) * slope, second * square + (1 - second) * slope**2, count + 1
-        self.moments = [mean, square, count]
-        root = math.sqrt(square / (1 - second**count))
-        return mean / (1 - first**count) / root if root > 0 else 0.0
 
 
 def _knobs(regularizer: Regularizer, per: Per) -> list[_Knob]:
@@ -275,62 +267,6 @@ def _knobs(regularizer: Regularizer, per: Per) -> list[_Knob]:
         )
         for entry in chosen
     ]
-
-
-class _Batches(Iterator[tuple[Any, Any]]):
-    """Held-out batches without end."""
-
-    def __init__(self, source: Any, size: int, seed: int) -> None:
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(f"AutoStrength: batch_size must be a whole number >= 1, got {size!r}")
-        self.source, self.size, self.seed = source, size, seed
-        self.is_tensors = isinstance(source, Sequence) and len(source) == 2 and isinstance(source[0], Tensor)
-        self.count = 0
-        self._order = -1, torch.empty(0)  # a pass over the tensors, and its order
-        self._open: Iterator[tuple[Any, Any]] | None = None
-        if self.is_tensors and (not len(source[0]) or len(source[0]) != len(source[1])):
-            raise ValueError(
-                f"AutoStrength: validation must hold as many targets as inputs and at least one, got "
-                f"{len(source[0])} inputs and {len(source[1])} targets"
-            )
-
-    def __next__(self) -> tuple[Any, Any]:
-        self.count += 1
-        return self._from_tensors(self.count - 1) if self.is_tensors else self._from_iterable()
-
-    def go_to(self, count: int) -> None:
-        self.count = count
-
-    def _from_tensors(self, number: int) -> tuple[Tensor, Tensor]:
-        inputs, targets = self.source
-        a_pass, place = divmod(number, max(len(inputs) // self.size, 1))
-        if self._order[0] != a_pass:
-            order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(self.seed + a_pass))
-            self._order = a_pass, order.to(inputs.device)
-        chosen = self._order[1][place * self.size : (place + 1) * self.size]
-        return inputs[chosen], targets[chosen]
-
-    def _from_iterable(self) -> tuple[Any, Any]:
-        for _ in range(2):
-            if self._open is None:
-                self._open = iter(self.source)
-            for batch in self._open:
-                inputs, targets = batch
-                return inputs, targets
-            self._open = None
-        raise ValueError("AutoStrength: validation must have at least one batch each time it is gone through, got none")
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, and afterwards each module in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _check(regularizers: Sequence[Regularizer], lr: float, every: int, per: Per, bounds: tuple[float, float]) -> None:

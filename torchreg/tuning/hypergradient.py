@@ -4,32 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
-from torchreg.hooks import Group, scalar, step_size
 from torchreg.penalties import Penalty, ProximalPenalty
 from torchreg.regularizer import Mode, Regularizer
+from torchreg.tuning.updates import DIFFERENTIATED, Update, what_of
 
-_DIFFERENTIATED = (torch.optim.SGD, torch.optim.Adam)  # AdamW is an Adam
 
-
-@dataclass(frozen=True, eq=False)
-class Act:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Act(Update):
     """A regularizer's act on one weight, in one step: what it saw, so that it can be differentiated afterwards."""
 
     regularizer: Regularizer
-    optimizer: Optimizer
-    group: Group
-    param: nn.Parameter
     penalty: Penalty
     scale: float | Tensor
-    step: float | Tensor  # the learning rate
     before: Tensor  # the weight as it was
-    is_first: bool  # whether the optimizer had no state yet
 
     @property
     def mode(self) -> Mode:
@@ -40,15 +32,11 @@ def acts_of(regularizer: Regularizer, optimizer: Optimizer) -> list[Act]:
     """What the regularizer is about to do to each weight that the step moves."""
     return [
         Act(
+            **what_of(optimizer, group, param),
             regularizer=regularizer,
-            optimizer=optimizer,
-            group=group,
-            param=param,
             penalty=penalty,
             scale=scale,
-            step=step_size(optimizer, group),
             before=param.detach().clone(),
-            is_first=not optimizer.state.get(param),
         )
         for group, param, penalty, scale in regularizer.acting_in(optimizer)
     ]
@@ -57,7 +45,7 @@ def acts_of(regularizer: Regularizer, optimizer: Optimizer) -> list[Act]:
 def check_differentiable(regularizer: Regularizer, optimizer: Optimizer) -> None:
     """Raises ``ValueError`` unless a step of the optimizer can be differentiated by the strength, in the mode."""
     owner, name = "AutoStrength", type(optimizer).__name__
-    if regularizer.mode == "grad" and not isinstance(optimizer, _DIFFERENTIATED):
+    if regularizer.mode == "grad" and not isinstance(optimizer, DIFFERENTIATED):
         raise ValueError(f"{owner}: mode 'grad' needs SGD, Adam or AdamW, got {name}: use mode 'decoupled' or 'prox'")
 
 
@@ -106,9 +94,9 @@ def _before_update(act: Act, gradient: Tensor) -> Tensor:
     """The derivative of ``<gradient, w'>`` by the scale of an act in mode "grad" or "decoupled"."""
     direction = act.penalty.gradient(act.before)
     if act.mode == "grad":
-        return _inner(gradient, _response(act, act.before, direction))
+        return _inner(gradient, act.response(act.before, direction))
     if act.group.get("weight_decay", 0):
-        gradient = gradient * _through_update(act, act.before - act.step * act.scale * direction)
+        gradient = gradient * act.through(act.before - act.step * act.scale * direction)
     return -act.step * _inner(gradient, direction)
 
 
@@ -135,56 +123,6 @@ def _by_autograd(act: Act, penalty: ProximalPenalty, gradient: Tensor, further: 
     if slopes.ndim:
         slopes = slopes.masked_fill(at_zero & slopes.isnan(), 0.0)
     return slopes.sum(), through[0].masked_fill(at_zero & through[0].isnan(), 0.0) if further else gradient
-
-
-def _through_update(act: Act, weight: Tensor) -> float | Tensor:
-    """The derivative of the weight after an update that decays it by the weight before, of each element."""
-    decay = act.group["weight_decay"]
-    if _decays_apart(act):
-        left: float | Tensor = 1 - act.step * decay
-        return left
-    return 1 + _response(act, weight, torch.full_like(weight, decay))
-
-
-def _decays_apart(act: Act) -> bool:
-    """Whether the optimizer's own weight decay is decoupled from the gradient."""
-    return bool(act.group.get("decoupled_weight_decay", isinstance(act.optimizer, torch.optim.AdamW)))
-
-
-def _response(act: Act, weight: Tensor, direction: Tensor) -> Tensor:
-    """The derivative of the weight after the update if the gradient, of a loss at ``weight``, moves in a direction."""
-    state, group = act.optimizer.state[act.param], act.group
-    if isinstance(act.optimizer, torch.optim.SGD):
-        return -act.step * _sgd_gain(act) * direction
-    assert act.param.grad is not None
-    gradient = -act.param.grad if group["maximize"] else act.param.grad
-    if group["weight_decay"] and not _decays_apart(act):
-        gradient = gradient + group["weight_decay"] * weight
-    return _adam_response(act.step, group, state, gradient, direction)
-
-
-def _sgd_gain(act: Act) -> float:
-    """How much of a gradient reaches the step that it is first seen in."""
-    momentum, dampening = act.group["momentum"], act.group["dampening"]
-    taken = 1.0 if not momentum or act.is_first else 1 - dampening
-    return 1 + momentum * taken if act.group["nesterov"] else taken
-
-
-def _adam_response(
-    step: float | Tensor, group: Group, state: dict[str, Any], gradient: Tensor, direction: Tensor
-) -> Tensor:
-    """The derivative of ``-step * m / (sqrt(v) + eps)``, with the corrected moments that the step has left behind."""
-    beta1, beta2 = map(scalar, group["betas"])
-    steps = state["step"].double() if isinstance(state["step"], Tensor) else state["step"]  # it is held in float32
-    first, second = (1 - beta**steps for beta in (beta1, beta2))
-    mean, largest = state["exp_avg"] / first, state.get("max_exp_avg_sq", state["exp_avg_sq"])
-    root = (largest / second).sqrt()
-    denominator = root + group["eps"]
-    d_mean = (1 - beta1) / first * direction
-    d_square = 2 * (1 - beta2) / second * gradient * direction * (largest == state["exp_avg_sq"])
-    d_root = d_square / (2 * root).masked_fill(root == 0, torch.inf)
-    response: Tensor = -step * (d_mean - mean * d_root / denominator) / denominator
-    return response
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:

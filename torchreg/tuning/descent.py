@@ -1,0 +1,23 @@
+"""Steps of one size along a noisy slope, whatever its scale."""
+
+from __future__ import annotations
+
+import math
+
+Moments = tuple[float, float, float]  # averages of the slope and of its square, and how many went into them
+
+NO_MOMENTS: Moments = (0.0, 0.0, 0.0)
+
+_MEMORY = (0.9, 0.99)
+
+
+def normalized(moments: Moments, slope: float) -> tuple[Moments, float]:
+    """The moments with one more slope, and their ratio: about 1 in size where slopes agree, less where they do not.
+
+    It is Adam's step of size 1.
+    """
+    mean, square, count = moments
+    first, second = _MEMORY
+    mean, square, count = first * mean + (1 - first) * slope, second * square + (1 - second) * slope**2, count + 1
+    root = math.sqrt(square / (1 - second**count))
+    return (mean, square, count), mean / (1 - first**count) / root if root > 0 else 0.0

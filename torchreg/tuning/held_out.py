@@ -1,0 +1,68 @@
+"""Held-out batches without end, and the model as it is validated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Batches(Iterator[tuple[Any, Any]]):
+    """Held-out batches without end."""
+
+    def __init__(self, owner: str, source: Any, size: int, seed: int) -> None:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"{owner}: batch_size must be a whole number >= 1, got {size!r}")
+        self.owner, self.source, self.size, self.seed = owner, source, size, seed
+        self.is_tensors = isinstance(source, Sequence) and len(source) == 2 and isinstance(source[0], Tensor)
+        self.count = 0
+        self._order = -1, torch.empty(0)  # a pass over the tensors, and its order
+        self._open: Iterator[tuple[Any, Any]] | None = None
+        if self.is_tensors and (not len(source[0]) or len(source[0]) != len(source[1])):
+            raise ValueError(
+                f"{owner}: examples must hold as many targets as inputs and at least one, got "
+                f"{len(source[0])} inputs and {len(source[1])} targets"
+            )
+
+    def __next__(self) -> tuple[Any, Any]:
+        self.count += 1
+        return self._from_tensors(self.count - 1) if self.is_tensors else self._from_iterable()
+
+    def go_to(self, count: int) -> None:
+        self.count = count
+
+    def _from_tensors(self, number: int) -> tuple[Tensor, Tensor]:
+        inputs, targets = self.source
+        a_pass, place = divmod(number, max(len(inputs) // self.size, 1))
+        if self._order[0] != a_pass:
+            order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(self.seed + a_pass))
+            self._order = a_pass, order.to(inputs.device)
+        chosen = self._order[1][place * self.size : (place + 1) * self.size]
+        return inputs[chosen], targets[chosen]
+
+    def _from_iterable(self) -> tuple[Any, Any]:
+        for _ in range(2):
+            if self._open is None:
+                self._open = iter(self.source)
+            for batch in self._open:
+                inputs, targets = batch
+                return inputs, targets
+            self._open = None
+        raise ValueError(
+            f"{self.owner}: validation must have at least one batch each time it is gone through, got none"
+        )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, and afterwards each module in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

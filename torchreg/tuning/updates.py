@@ -1,0 +1,92 @@
+"""An optimizer's update of one weight, differentiated after it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from torchreg.hooks import Group, scalar, step_size
+
+DIFFERENTIATED = (torch.optim.SGD, torch.optim.Adam)  # AdamW is an Adam
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Update:
+    """The update of one weight, from what is known of it before it is made."""
+
+    optimizer: Optimizer
+    group: Group
+    param: nn.Parameter
+    step: float | Tensor  # the learning rate
+    is_first: bool  # whether the optimizer had no state yet
+
+    @property
+    def decays_apart(self) -> bool:
+        """Whether the optimizer's own weight decay is decoupled from the gradient."""
+        return bool(self.group.get("decoupled_weight_decay", isinstance(self.optimizer, torch.optim.AdamW)))
+
+    def response(self, weight: Tensor, direction: Tensor) -> Tensor:
+        """The derivative of the weight after the update if the gradient, taken at ``weight``, moves in a direction.
+
+        It looks at the state that the update has left behind. Each element depends on its own gradient alone.
+        """
+        if isinstance(self.optimizer, torch.optim.SGD):
+            return -self.step * self._sgd_gain() * direction
+        assert self.param.grad is not None
+        gradient = -self.param.grad if self.group["maximize"] else self.param.grad
+        if self.group["weight_decay"] and not self.decays_apart:
+            gradient = gradient + self.group["weight_decay"] * weight
+        return self._adam_response(gradient, direction)
+
+    def through(self, weight: Tensor) -> float | Tensor:
+        """The derivative of the weight after an update that decays it by the weight before, of each element."""
+        decay = self.group["weight_decay"]
+        if self.decays_apart:
+            left: float | Tensor = 1 - self.step * decay
+            return left
+        return 1 + self.response(weight, torch.full_like(weight, decay))
+
+    def _sgd_gain(self) -> float:
+        """How much of a gradient reaches the step that it is first seen in."""
+        momentum, dampening = self.group["momentum"], self.group["dampening"]
+        taken = 1.0 if not momentum or self.is_first else 1 - dampening
+        return 1 + momentum * taken if self.group["nesterov"] else taken
+
+    def _adam_response(self, gradient: Tensor, direction: Tensor) -> Tensor:
+        """The derivative of ``-step * m / (sqrt(v) + eps)``."""
+        state: dict[str, Any] = self.optimizer.state[self.param]
+        beta1, beta2 = map(scalar, self.group["betas"])
+        steps = state["step"].double() if isinstance(state["step"], Tensor) else state["step"]  # it is held in float32
+        first, second = (1 - beta**steps for beta in (beta1, beta2))
+        mean, largest = state["exp_avg"] / first, state.get("max_exp_avg_sq", state["exp_avg_sq"])
+        root = (largest / second).sqrt()
+        denominator = root + self.group["eps"]
+        d_mean = (1 - beta1) / first * direction
+        d_square = 2 * (1 - beta2) / second * gradient * direction * (largest == state["exp_avg_sq"])
+        d_root = d_square / (2 * root).masked_fill(root == 0, torch.inf)
+        response: Tensor = -self.step * (d_mean - mean * d_root / denominator) / denominator
+        return response
+
+
+def updates_of(optimizer: Optimizer) -> Iterator[Update]:
+    """The updates that the optimizer is about to make."""
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            if param.grad is not None and param.requires_grad:
+                yield Update(**what_of(optimizer, group, param))
+
+
+def what_of(optimizer: Optimizer, group: Group, param: nn.Parameter) -> dict[str, Any]:
+    """The fields of an :class:`Update`."""
+    return {
+        "optimizer": optimizer,
+        "group": group,
+        "param": param,
+        "step": step_size(optimizer, group),
+        "is_first": not optimizer.state.get(param),
+    }
