@@ -351,15 +351,17 @@ def cells(errors: dict[float, list[float]], valid_size: int = 100) -> list[Cell]
 @pytest.mark.parametrize(
     ("errors", "metric", "expected"),
     [
-        # Seeds .10 .12 .14: mean .12, SD .02, SE .02 / sqrt(3) = .0115; the limit is .1315.
-        ({0.1: [0.2] * 3, 1.0: [0.10, 0.12, 0.14], 2.0: [0.131] * 3, 3.0: [0.132] * 3}, "valid_error", 2.0),
+        # Seeds .10 .12 .14, on the same 100 images: mean .12, SE sqrt(.12 * .88 / 100) = .0325; the limit is .1525.
+        ({0.1: [0.2] * 3, 1.0: [0.10, 0.12, 0.14], 2.0: [0.152] * 3, 3.0: [0.153] * 3}, "valid_error", 2.0),
         ({0.1: [0.121] * 3, 1.0: [0.10, 0.12, 0.14], 2.0: [0.2] * 3}, "valid_error", 1.0),  # never the weaker side
         ({1.0: [0.10, 0.12, 0.14], 2.0: [0.2] * 3, 3.0: [0.13] * 3}, "valid_error", 3.0),  # nor the next one only
         # One seed: sqrt(.1 * .9 / 100) = .03; the limit is .13.
         ({1.0: [0.1], 2.0: [0.1299], 3.0: [0.1301]}, "valid_error", 2.0),
         ({1.0: [0.1], 2.0: [0.1001]}, "valid_loss", 1.0),  # a loss of one seed has no known error
+        # Losses .10 .12 .14: SD .02, SE .02 / sqrt(3) = .0115; the limit is .1315.
+        ({1.0: [0.10, 0.12, 0.14], 2.0: [0.131] * 3, 3.0: [0.132] * 3}, "valid_loss", 2.0),
     ],
-    ids=["seeds", "stronger", "strongest", "binomial", "loss"],
+    ids=["seeds", "stronger", "strongest", "binomial", "loss", "losses"],
 )
 def test_the_strongest_within_one_standard_error_is_that_by_hand(errors, metric, expected):
     tried = cells(errors)
@@ -386,7 +388,8 @@ def test_a_search_over_a_strength_has_a_row_for_the_best_and_one_for_the_stronge
     path = summary.paths[0]
     errors = np.array([[result["valid_error"] for result in cell.results] for cell in path])
     best = max(i for i in range(5) if errors[i].mean() == errors.mean(axis=1).min())
-    limit = errors[best].mean() + errors[best].std(ddof=1) / np.sqrt(2)
+    lowest = errors[best].mean()
+    limit = lowest + np.sqrt(lowest * (1 - lowest) / STRENGTHS.runs[0].data.valid_size)
     strongest = max(i for i in range(5) if errors[i].mean() <= limit)
     expected = [path[best].strength] + ([path[strongest].strength] if strongest != best else [])
     assert [cell.strength for cell in summary.chosen] == [None, *expected]
