@@ -16,7 +16,8 @@ from torch.nn.functional import cross_entropy
 from torchreg import L1, L2, Penalty, Regularizer, Stacked, weights
 from torchreg.regularizer import Mode
 from torchreg.tuning import AutoStrength
-from torchreg.tuning.problem import Problem, fit
+from torchreg.tuning.fit import fit
+from torchreg.tuning.problem import Problem
 from torchreg.tuning.ways import Way, fastest, train_all
 
 _ADAM = partial(torch.optim.Adam, lr=1e-3)

@@ -17,7 +17,8 @@ from torchreg.penalties import Penalty, Term
 from torchreg.regularizer import Regularizer
 from torchreg.selectors import Selector, weights
 from torchreg.stacked import Stacked
-from torchreg.tuning.problem import Criterion, Examples, Problem, fit, in_double, usual_criterion
+from torchreg.tuning.fit import fit
+from torchreg.tuning.problem import Criterion, Examples, Problem, in_double, usual_criterion
 
 _ROUND = 12  # strengths that are tried at once
 _FIRST = 1e-6, 1e6  # the range they are first looked for in

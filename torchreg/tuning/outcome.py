@@ -32,8 +32,7 @@ def outcomes(models: Sequence[nn.Module], strengths: Sequence[float], problem: P
     figures = {"train_loss": train[0], "train_error": train[1]}
     figures |= dict(zip(("valid_loss", "valid_error", "loss_se", "error_se"), valid, strict=True))
     if problem.optimizer is None:
-        losses, regularizer = stack.per_member(problem.criterion), problem.regularizer(stack, strengths)
-        figures["optimality"] = optimality(stack, losses, regularizer, problem.train)
+        figures["optimality"] = optimality(stack, strengths, problem)
     found = []
     for member, model in enumerate(models):
         chosen = Regularizer(model, problem.penalty, mode=problem.mode, select=problem.select).entries

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,11 +21,12 @@ from torchreg.penalties import Penalty
 from torchreg.regularizer import Mode
 from torchreg.selectors import Selector, weights
 from torchreg.stacked import Stacked
+from torchreg.tuning.fit import fit
 from torchreg.tuning.folds import splits
 from torchreg.tuning.largest import strength_max
 from torchreg.tuning.outcome import outcomes, point
-from torchreg.tuning.problem import Criterion, Examples, Problem, fit, in_double, usual_criterion
-from torchreg.tuning.table import StrengthPath
+from torchreg.tuning.problem import Criterion, Examples, Problem, in_double, usual_criterion
+from torchreg.tuning.table import Point, StrengthPath
 from torchreg.tuning.ways import Job, State, Way, can_fork, fastest, train_all
 
 
@@ -77,7 +79,7 @@ def strength_path(
         mode: of the regularizer.
         select: which parameters are penalized.
         optimizer: a function of parameters that makes the optimizer, such as ``partial(torch.optim.Adam, lr=1e-3)``.
-        epochs: passes over the training examples, 100 by default; without an optimizer at most so many steps, 100,000.
+        epochs: passes over the training examples, 100 by default; without an optimizer at most so many steps, 3,000.
         batch_size: examples a batch; all of them if None.
         patience: ends a member's training after so many epochs without a lower validation loss, and takes its best.
         tolerance: without an optimizer, the distance from the minimum to reach, as a norm of the (sub)gradient.
@@ -114,7 +116,7 @@ def strength_path(
     _check(epochs, batch_size, patience, tolerance, way, jobs, seeds, count, ratio)
     criterion = criterion or usual_criterion(train[1])
     found = splits(train, valid, folds, seed)
-    epochs = epochs or (100 if optimizer is not None else 100_000)
+    epochs = epochs or (100 if optimizer is not None else 3000)
     problem = Problem(
         train, train, criterion, penalty, mode, select, optimizer, epochs, batch_size, patience, tolerance, seed
     )
@@ -158,6 +160,7 @@ def strength_path(
         point(strength, [fold[k * several : (k + 1) * several] for fold in folds_found], keep)
         for k, strength in enumerate(strengths)
     ]
+    _tell_the_unfinished(points, tolerance)
     return StrengthPath(tuple(points), way, time.perf_counter() - started)
 
 
@@ -167,6 +170,16 @@ def _fit(problem: Problem, stack: Stacked, strengths: Sequence[float]) -> None:
 
 def _step(problem: Problem, stack: Stacked, strengths: Sequence[float]) -> None:
     fit(stack, strengths, problem, steps=1)
+
+
+def _tell_the_unfinished(points: Sequence[Point], tolerance: float) -> None:
+    far = [point.optimality for point in points if point.optimality > tolerance]
+    if far:
+        warnings.warn(
+            f"strength_path: {len(far)} of {len(points)} points are up to {max(far):.1e} from their minimum, farther than "
+            f"the tolerance of {tolerance:g}: raise epochs, or the tolerance",
+            stacklevel=3,
+        )
 
 
 def _warm(made: Sequence[nn.Module], strengths: Sequence[float], job: Job, way: Way, jobs: int) -> list[State]:

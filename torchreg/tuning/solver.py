@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from torchreg.penalties import ByMember, ProximalPenalty
-from torchreg.regularizer import Regularizer
 from torchreg.stacked import Stacked
+from torchreg.tuning.problem import Problem
 
-_LOOK_EVERY, _POLISH_EVERY = 10, 50  # steps between two looks at how far the minimum is, and two Newton steps
+_LOOK_EVERY, _POLISH_EVERY = 10, 20  # steps between two looks at how far the minimum is, and two Newton steps
+_LENGTHS = (1.0, 0.5, 0.25, 0.125, 0.03)  # of a Newton step, which are tried in turn
 _CONJUGATE = 100  # gradients at most in a Newton step
 _IDLE = 500  # steps without any member coming nearer, which rounding then does not let it
 _ROUNDING = 16  # units in the last place of the loss, below which it cannot tell a good step from a bad one
 
 
-def solve(
-    stack: Stacked,
-    losses: Callable[[Tensor, Tensor], Tensor],
-    regularizer: Regularizer,
-    examples: tuple[Tensor, Tensor],
-    tolerance: float,
-    steps: int,
-) -> None:
+def solve(stack: Stacked, strengths: Sequence[float], problem: Problem, steps: int) -> None:
     r"""Accelerated proximal gradient for all members at once, polished by Newton steps among what is not zero.
 
     .. math:: w^+ = \operatorname{prox}_{R / L}\big(u - \nabla f(u) / L\big), \qquad u^+ = w^+ + \beta (w^+ - w)
@@ -39,50 +33,45 @@ def solve(
         Journal on Imaging Sciences, 2009. Brendan O'Donoghue, Emmanuel Candès, "Adaptive Restart for Accelerated
         Gradient Schemes", Foundations of Computational Mathematics, 2015.
     """
-    stack.eval()  # what is drawn at random has no minimum
-    descent = _Descent(stack, losses, regularizer, examples)
+    descent = _Descent(stack, strengths, problem)
     nearest, last = torch.full_like(descent.scale, torch.inf), 0
     for step in range(1, steps + 1):
         descent.step()
         if step % _LOOK_EVERY:
             continue
         distance = descent.distance()
-        if step % _POLISH_EVERY == 0 and bool((distance > tolerance).any()):
+        if step % _POLISH_EVERY == 0 and bool((distance > problem.tolerance).any()):
             distance = descent.polish(distance)
-        if bool(((distance < nearest) & (nearest > tolerance)).any()):
+        if bool(((distance < nearest) & (nearest > problem.tolerance)).any()):
             last = step
         nearest = torch.minimum(nearest, distance)
-        if bool((distance <= tolerance).all()) or step - last > _IDLE:
-            break
+        left = (distance > problem.tolerance).nonzero().flatten().tolist()
+        if not left or step - last > _IDLE:
+            return
+        if len(left) <= len(stack) / 2:  # the others have arrived, and would only slow these down
+            members = stack.members()
+            few = Stacked([members[member] for member in left], vectorize=stack.vectorize)
+            solve(few, [strengths[member] for member in left], problem, steps - step)
+            for place, member in enumerate(left):
+                stack.load_member(member, few.state_of(place))
+            return
 
 
 @torch.no_grad()
-def optimality(
-    stack: Stacked,
-    losses: Callable[[Tensor, Tensor], Tensor],
-    regularizer: Regularizer,
-    examples: tuple[Tensor, Tensor],
-) -> Tensor:
+def optimality(stack: Stacked, strengths: Sequence[float], problem: Problem) -> Tensor:
     """How far each member is from a stationary point: the distance of minus the gradient to the subdifferential."""
-    stack.eval()
-    return _Descent(stack, losses, regularizer, examples).distance()
+    return _Descent(stack, strengths, problem).distance()
 
 
 class _Descent:
     """The state of the iteration: one row a member."""
 
-    def __init__(
-        self,
-        stack: Stacked,
-        losses: Callable[[Tensor, Tensor], Tensor],
-        regularizer: Regularizer,
-        examples: tuple[Tensor, Tensor],
-    ) -> None:
-        self.stack, self.losses, self.examples, self.regularizer = stack, losses, examples, regularizer
+    def __init__(self, stack: Stacked, strengths: Sequence[float], problem: Problem) -> None:
+        self.stack, self.examples = stack.eval(), problem.train  # what is drawn at random has no minimum
+        self.losses, self.regularizer = stack.per_member(problem.criterion), problem.regularizer(stack, strengths)
         self.params = [param for param in stack.parameters() if param.requires_grad]
-        self.penalties = {e.param: e.acting for e in regularizer.entries if e.acting is not None}
-        scale = torch.as_tensor(regularizer.scale, dtype=torch.float64)
-        self.scale = scale.to(self.params[0].device).expand(len(stack))
+        self.penalties = {e.param: e.acting for e in self.regularizer.entries if e.acting is not None}
+        self.scale = torch.tensor(strengths, dtype=torch.float64, device=self.params[0].device)
         self.points = [param.detach().clone() for param in self.params]  # where the gradient is taken
         self.curvature = torch.ones_like(self.scale)  # L
         self.age = torch.ones_like(self.scale)  # t, since the last restart
@@ -132,28 +121,50 @@ class _Descent:
 
     @torch.no_grad()
     def polish(self, distance: Tensor) -> Tensor:
-        """Moves members to where a Newton step leads, if that is nearer; returns how far they are then."""
+        """Moves members along a Newton step among what is not zero; returns how far from the minimum they are then.
+
+        Each goes as far as its objective falls: all the way, or a part of it. What would change its sign becomes zero.
+        One whose objective has no digits left to tell goes if that is nearer.
+        """
         olds = [param.detach().clone() for param in self.params]
+        newton = self._newton_step()
+        before = self._objective()
+        slack = _ROUNDING * torch.finfo(before.dtype).eps * before.abs()
+        taken = torch.zeros_like(before)
+        for length in _LENGTHS:
+            self._go(olds, newton, torch.where(taken > 0, taken, length))
+            taken = torch.where((taken == 0) & (self._objective() < before - slack), length, taken)
+        self._go(olds, newton, torch.where(taken > 0, taken, 1.0))
+        reached = self.distance()
+        going = (taken > 0) | (reached < distance)
+        for param, old, point in zip(self.params, olds, self.points, strict=True):
+            param.copy_(torch.where(_rows(going, param).bool(), param, old))
+            point.copy_(torch.where(_rows(going, param).bool(), param, point))
+        self.age = torch.where(going, 1.0, self.age)
+        return torch.where(going, reached, distance)
+
+    def _newton_step(self) -> list[Tensor]:
         free = [param != 0 if param in self.penalties else torch.ones_like(param) for param in self.params]
         with torch.enable_grad():
-            slopes = torch.autograd.grad(
-                (self._value() + self.regularizer.value()).sum(), self.params, create_graph=True
-            )
+            slopes = torch.autograd.grad(self._objective().sum(), self.params, create_graph=True)
 
         def curved(direction: list[Tensor]) -> list[Tensor]:
-            masked = [part * mask for part, mask in zip(direction, free, strict=True)]
-            found = torch.autograd.grad(slopes, self.params, masked, retain_graph=True, materialize_grads=True)
+            found = torch.autograd.grad(slopes, self.params, direction, retain_graph=True, materialize_grads=True)
             return [part * mask for part, mask in zip(found, free, strict=True)]
 
-        target = [-slope.detach() * mask for slope, mask in zip(slopes, free, strict=True)]
-        _put(self.params, [old + move for old, move in zip(olds, _conjugate_gradients(curved, target), strict=True)])
-        reached = self.distance()
-        better = reached < distance
-        for param, old, point in zip(self.params, olds, self.points, strict=True):
-            param.copy_(torch.where(_rows(better, param).bool(), param, old))
-            point.copy_(torch.where(_rows(better, param).bool(), param, point))
-        self.age = torch.where(better, 1.0, self.age)
-        return torch.where(better, reached, distance)
+        return _conjugate_gradients(curved, [-slope.detach() * mask for slope, mask in zip(slopes, free, strict=True)])
+
+    def _go(self, olds: list[Tensor], step: list[Tensor], length: Tensor) -> None:
+        """The members to where so much of the step leads."""
+        for param, old, part in zip(self.params, olds, step, strict=True):
+            new = old + _rows(length, part) * part
+            penalty = self.penalties.get(param)
+            if isinstance(penalty, ByMember) and penalty.is_alike:
+                new = new.masked_fill(new * old < 0, 0.0)
+            param.copy_(new)
+
+    def _objective(self) -> Tensor:
+        return self._value() + self.regularizer.value()
 
     def _value_and_gradients(self, points: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         kept = [param.detach().clone() for param in self.params]
