@@ -176,8 +176,8 @@ def _tell_the_unfinished(points: Sequence[Point], tolerance: float) -> None:
     far = [point.optimality for point in points if point.optimality > tolerance]
     if far:
         warnings.warn(
-            f"strength_path: {len(far)} of {len(points)} points are up to {max(far):.1e} from their minimum, farther than "
-            f"the tolerance of {tolerance:g}: raise epochs, or the tolerance",
+            f"strength_path: {len(far)} of {len(points)} points are up to {max(far):.1e} from their minimum, farther "
+            f"than the tolerance of {tolerance:g}: raise epochs, or the tolerance",
             stacklevel=3,
         )
 
