@@ -11,9 +11,9 @@ from torch import nn
 
 from torchreg.regularizer import Regularizer
 from torchreg.stacked import Stacked
+from torchreg.tuning.points import Mean, Point
 from torchreg.tuning.problem import Problem, measure
 from torchreg.tuning.solver import optimality
-from torchreg.tuning.table import Mean, Point
 
 
 @dataclass(frozen=True, eq=False)

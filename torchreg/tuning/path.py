@@ -25,8 +25,9 @@ from torchreg.tuning.fit import fit
 from torchreg.tuning.folds import splits
 from torchreg.tuning.largest import strength_max
 from torchreg.tuning.outcome import outcomes, point
+from torchreg.tuning.points import Point
 from torchreg.tuning.problem import Criterion, Examples, Problem, in_double, usual_criterion
-from torchreg.tuning.table import Point, StrengthPath
+from torchreg.tuning.table import StrengthPath
 from torchreg.tuning.ways import Job, State, Way, can_fork, fastest, train_all
 
 

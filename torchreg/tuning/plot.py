@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from torchreg.tuning.table import StrengthPath, best, one_standard_error
+from torchreg.tuning.points import Point, best, one_standard_error
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 _VALID, _TRAIN, _INK = "#c2410c", "#2563a8", "#1e293b"
 
 
-def plot(path: StrengthPath) -> Figure:
+def plot(path: Sequence[Point]) -> Figure:
     """Three pictures with one axis of strengths: loss with its band and the chosen points, norms, zeros."""
     try:
         from matplotlib.figure import Figure
