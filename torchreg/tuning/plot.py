@@ -44,7 +44,7 @@ def plot(path: Sequence[Point]) -> Figure:
         axes.set(xscale="log", xlabel="strength")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#e2e8f0")
-    losses.legend(frameon=False, fontsize=8)
+    figure.legend(*losses.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     handles = [line for line in norms.get_lines() if not str(line.get_label()).startswith(("best", "one"))]
     norms.legend(handles=handles, frameon=False, fontsize=8)
     return figure
