@@ -239,6 +239,36 @@ class Looks(nn.Module):
         return x if x.sum().item() > 1e9 else 2 * x
 
 
+@pytest.mark.parametrize(
+    "criterion",
+    [
+        nn.functional.cross_entropy,
+        nn.CrossEntropyLoss(),
+        nn.CrossEntropyLoss(ignore_index=1, label_smoothing=0.2),
+        nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]).double()),
+        nn.CrossEntropyLoss(reduction="sum"),
+        nn.MSELoss(),
+        nn.functional.mse_loss,
+        nn.functional.huber_loss,
+    ],
+    ids=str,
+)
+def test_the_losses_are_those_of_the_criterion_for_each_member(criterion):
+    outputs = torch.randn(4, 12, 3, dtype=torch.float64)
+    is_regression = "mse" in str(criterion).lower() or "huber" in str(criterion)
+    for targets in [torch.randn(12, 3).double()] if is_regression else [Y, Y.flip(0)]:
+        found = Stacked([nn.Linear(1, 1)] * 4).per_member(criterion)(outputs, targets)
+        assert_close(found, torch.stack([criterion(own, targets) for own in outputs]))
+
+
+def test_soft_targets_and_maps_have_their_cross_entropies():
+    losses = Stacked([nn.Linear(1, 1)] * 2).per_member(nn.CrossEntropyLoss())
+    outputs, soft = torch.randn(2, 5, 3), torch.rand(5, 3).softmax(1)
+    assert_close(losses(outputs, soft), torch.stack([nn.CrossEntropyLoss()(own, soft) for own in outputs]), 1e-6)
+    maps, classes = torch.randn(2, 5, 3, 4, 4), torch.randint(3, (5, 4, 4))
+    assert_close(losses(maps, classes), torch.stack([nn.CrossEntropyLoss()(own, classes) for own in maps]), 1e-6)
+
+
 def test_what_cannot_be_vectorized_is_named_and_computed_one_by_one():
     models = [nn.Sequential(nn.Linear(6, 6), layers.Dropout(0.5), Looks()) for _ in range(2)]
     for seed, model in enumerate(models):

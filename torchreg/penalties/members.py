@@ -151,11 +151,11 @@ def member_of(place: ParamInfo, member: int) -> ParamInfo:
 
 
 def spread(scale: float | Tensor, w: Tensor) -> float | Tensor:
-    """A scale for each member as one for each element of their weights ``(members, ...)``."""
+    """A scale for each member so that it broadcasts to their weights ``(members, ...)``."""
     if not isinstance(scale, Tensor) or scale.ndim == 0:
         return scale
     real = w.dtype.to_real() if w.is_complex() else w.dtype
-    return scale.to(w.device, real).view(-1, *[1] * (w.ndim - 1)).expand_as(w)
+    return scale.to(w.device, real).view(-1, *[1] * (w.ndim - 1))
 
 
 def own_scales(scale: float | Tensor, members: int) -> Sequence[float | Tensor]:
