@@ -16,6 +16,7 @@ from torchreg.choices import Choice, chosen
 from torchreg.penalties import Penalty
 from torchreg.regularizer import PenalizedLoss
 from torchreg.schedules import check_scale
+from torchreg.stacked import Stacked
 
 
 class ActivityRegularizer:
@@ -75,6 +76,10 @@ class ActivityRegularizer:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"ActivityRegularizer: model must be a torch.nn.Module, got {type(model).__name__}")
+        if any(isinstance(module, Stacked) for module in model.modules()):
+            raise ValueError(
+                "ActivityRegularizer: model must not be a stack, whose activities nobody sees: use members()"
+            )
         if not isinstance(penalty, Penalty):
             raise TypeError(f"ActivityRegularizer: penalty must be a Penalty such as L1(1e-6), got {penalty!r}")
         self.model = model

@@ -118,6 +118,8 @@ def survey(model: nn.Module, rules: Mapping[str, Penalty], select: Selector) -> 
             not fit one.
     """
     members = len(model) if isinstance(model, Stacked) else None
+    if any(isinstance(module, Stacked) for module in model.modules() if module is not model):
+        raise ValueError(f"Regularizer: model must be the stack itself, got a {type(model).__name__} that holds one")
     entries = [_entry(tuple(places), rules, select, members) for places in each_parameter(model)]
     names = [name for entry in entries for name in entry.names]
     for pattern in rules:

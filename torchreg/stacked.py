@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
@@ -81,6 +83,7 @@ class Stacked(nn.Module):
         self.vectorize = vectorize
         self._proven = False  # whether it has been computed once
         self._saved: dict[int, dict[str, Tensor]] = {}
+        self._held: dict[str, Tensor] = {}
 
     def _share(self) -> None:
         """The template's parameters, buffers and children are the stack's, under the same names."""
@@ -102,22 +105,23 @@ class Stacked(nn.Module):
         self._hold_frozen()
         if not self.vectorize:
             return self._one_after_another(args, kwargs)
-        generators = [] if self._proven else self._generators()
-        states = [generator.get_state() for generator in generators]
+        if self._proven:
+            return self._at_once(args, kwargs)
+        self._proven, before = True, _State(self._template[0])
         try:
-            outputs = self._at_once(args, kwargs)
+            return self._at_once(args, kwargs)
         except Exception as error:
-            for generator, state in zip(generators, states, strict=True):
-                generator.set_state(state)
+            before.restore()
+            where, reason = self._culprit(args, kwargs), " ".join(str(error).split())[:200]
+            before.restore()
             outputs = self._one_after_another(args, kwargs)  # if it fails as well, the model is to blame, not vmap
-            self.vectorize, reason = False, " ".join(str(error).split())[:200]
+            self.vectorize = False
             warnings.warn(
-                f"Stacked: {self._culprit(args, kwargs)} cannot be vectorized over members, which are computed one "
-                f"after another from now on: {reason}",
+                f"Stacked: {where} cannot be vectorized over members, which are computed one after another from now "
+                f"on: {reason}",
                 stacklevel=3,
             )
-        self._proven = True
-        return outputs
+            return outputs
 
     def per_member(self, criterion: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
         """The criterion as a function of stacked outputs and shared targets: a loss for each member, ``(members,)``.
@@ -132,7 +136,7 @@ class Stacked(nn.Module):
 
     def _at_once(self, args: Any, kwargs: Any) -> Any:
         def one(state: dict[str, Tensor], member: Tensor) -> Any:
-            with f.computing(member):
+            with f.computing(member), _writing_in_place(template, state):
                 return functional_call(template, state, args, kwargs)
 
         (template,) = self._template
@@ -149,9 +153,9 @@ class Stacked(nn.Module):
         for member in range(self._count):
             state = {name: rows[member] for name, rows in params.items()}
             state |= {name: buffer[member] for name, buffer in template.named_buffers()}  # views: written in place
-            with f.computing(member):
+            with f.computing(member), _writing_in_place(template, state):
                 outputs.append(functional_call(template, state, args, kwargs))
-        return tree_map(lambda *each: torch.stack(each), *outputs)
+        return tree_map(lambda *each: torch.stack(each) if isinstance(each[0], Tensor) else each[0], *outputs)
 
     def _culprit(self, args: Any, kwargs: Any) -> str:
         """The innermost module that was at work when vectorizing failed."""
@@ -163,16 +167,12 @@ class Stacked(nn.Module):
             handles.append(
                 module.register_forward_hook(lambda *_: path.clear() if len(path) < 2 else path.__delitem__(-1))
             )
-        state, states = torch.get_rng_state(), [generators.get_state() for generators in self._generators()]
         try:
             self._at_once(args, kwargs)
         except Exception:
             name = path[-1] if path else ""
             return f"{name} ({type(template.get_submodule(name)).__name__})" if name else type(template).__name__
         finally:
-            torch.set_rng_state(state)
-            for generators, before in zip(self._generators(), states, strict=True):
-                generators.set_state(before)
             for handle in handles:
                 handle.remove()
         return type(template).__name__
@@ -186,29 +186,73 @@ class Stacked(nn.Module):
         return [self._member(number) for number in range(self._count)]
 
     def freeze(self, member: int) -> None:
-        """Keeps the member as it is now, whatever the optimizer goes on to do: early stopping for one of many."""
-        if not -self._count <= member < self._count:
-            raise IndexError(f"Stacked: member must be one of {self._count}, got {member}")
-        member %= self._count
+        """Keeps the member as it is now, whatever the optimizer goes on to do: early stopping for one of many.
+
+        What the optimizer does to it is taken back when the stack is next computed, saved, or taken apart. Which
+        members are frozen is not in the ``state_dict``.
+        """
+        member = self._checked(member)
         self._saved[member] = self.state_of(member)
+        self._gather_frozen()
 
     def state_of(self, member: int) -> dict[str, Tensor]:
         """A copy of a member's parameters and buffers, by name."""
+        member = self._checked(member)
+        self._hold_frozen()
         return {name: value[member].detach().clone() for name, value in self._values()}
 
     @torch.no_grad()
-    def load_member(self, member: int, state: dict[str, Any]) -> None:
-        """Gives a member the values that :meth:`state_of` or an ordinary model's ``state_dict`` holds."""
+    def load_member(self, member: int, state: Mapping[str, Any]) -> None:
+        """Gives a member the values that :meth:`state_of` or an ordinary model's ``state_dict`` holds.
+
+        Raises:
+            ValueError: a parameter is missing, or of another shape.
+        """
+        member = self._checked(member)
         for name, value in self._values():
+            if name not in state and name not in self._parameter_names():
+                continue  # a buffer that is not persistent
+            if name not in state or state[name].shape != value[member].shape:
+                found = tuple(state[name].shape) if name in state else "none"
+                raise ValueError(f"Stacked: state must hold {name} of shape {tuple(value[member].shape)}, got {found}")
             value[member].copy_(state[name])
         if member in self._saved:
-            self.freeze(member)
+            self._saved[member] = {name: value[member].clone() for name, value in self._values()}
+            self._gather_frozen()
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The stacked one's; frozen members stay frozen, at what was loaded."""
+        result = super().load_state_dict(*args, **kwargs)
+        for member in self._saved:
+            self._saved[member] = {name: value[member].detach().clone() for name, value in self._values()}
+        self._gather_frozen()
+        return result
+
+    def _checked(self, member: int) -> int:
+        if not -self._count <= member < self._count:
+            raise IndexError(f"Stacked: member must be one of {self._count}, got {member}")
+        return member % self._count
+
+    def _parameter_names(self) -> set[str]:
+        return {name for name, _ in self._template[0].named_parameters()}
+
+    def _gather_frozen(self) -> None:
+        """The frozen members' values in one tensor for each name, as they are held in one call."""
+        states = [self._saved[member] for member in self.frozen]
+        self._held = (
+            {name: torch.stack([state[name] for state in states]) for name, _ in self._values()} if states else {}
+        )
 
     @torch.no_grad()
     def _hold_frozen(self) -> None:
-        for member, saved in self._saved.items():
-            for name, value in self._values():
-                value[member].copy_(saved[name])
+        """Takes back what an optimizer did to the frozen members; writes only if it did, as autograd counts writes."""
+        if not self._saved:
+            return
+        for name, value in self._values():
+            index = torch.tensor(self.frozen, device=value.device)
+            held = self._held[name].to(value.device, value.dtype)
+            if not torch.equal(value[index], held):
+                value[index] = held
 
     def _values(self) -> Iterator[tuple[str, Tensor]]:
         (template,) = self._template
@@ -222,19 +266,17 @@ class Stacked(nn.Module):
             own[id(param)] = nn.Parameter(param[number].detach().clone(), requires_grad=param.requires_grad)
         for _, buffer in template.named_buffers():
             own[id(buffer)] = buffer[number].clone()
-        for generators in self._generators():
-            own[id(generators)] = deepcopy(generators.each[number])
-        model = deepcopy(template, own)
-        model.train(self.training)
-        return model
+        for several in self._generators():
+            own[id(several)] = deepcopy(several.each[number])
+        return deepcopy(template, own)
 
     def _generators(self) -> list[f.Generators]:
         found = [layer.generator for layer in _seeded(self._template[0])]
-        return [generators for generators in found if isinstance(generators, f.Generators)]
+        return [own for own in found if isinstance(own, f.Generators)]
 
     def train(self, mode: bool = True) -> Stacked:
-        super().train(mode)
-        self._template[0].training = mode
+        self._template[0].train(mode)  # it may have a way of its own, and its children are ours
+        self.training = mode
         return self
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -292,11 +334,70 @@ def _description(model: nn.Module) -> dict[str, str]:
     for name, module in model.named_modules():
         mode = "in training" if module.training else "in evaluation"
         seeded = ", with a generator" if isinstance(module, Seeded) and module.generator is not None else ""
-        told[name] = f"{type(module).__name__}({module.extra_repr()}) {mode}{seeded}"
+        hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
+        hooked = f", with {hooks} forward hooks" if hooks else ""
+        told[name] = f"{type(module).__name__}({module.extra_repr()}) {mode}{seeded}{hooked}{_settings(module)}"
+        if isinstance(module, Stacked):
+            told[name] = f"a stack itself, {id(module)}"
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         frozen = "" if value.requires_grad or not isinstance(value, nn.Parameter) else ", frozen"
         told[name] = f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)} on {value.device}{frozen}"
     return told
+
+
+def _settings(module: nn.Module) -> str:
+    """The numbers, words and functions among a module's own attributes: what else it may compute with."""
+    plain = (bool, int, float, str, tuple, list, torch.dtype)
+    own = {
+        name: value.__qualname__ if isinstance(value, FunctionType | BuiltinFunctionType) else value
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and name != "training"
+        and isinstance(value, (*plain, FunctionType, BuiltinFunctionType))
+    }
+    return f", {own}" if own else ""
+
+
+@contextmanager
+def _writing_in_place(template: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
+    """Raises if the forward pass has put another tensor in a buffer's place, which nobody would keep."""
+    names = [name for name, _ in template.named_buffers()]
+    if not names:
+        yield
+        return
+
+    def check(*_: Any) -> None:
+        for name in names:
+            if template.get_buffer(name) is not state[name]:
+                raise RuntimeError(
+                    f"Stacked: the forward pass must write into the buffer {name}, as {name}.copy_(...) does; it puts "
+                    "another tensor in its place, which a stack cannot keep"
+                )
+
+    handle = template.register_forward_hook(check)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class _State:
+    """All that a forward pass may change: buffers, and the states of random generators."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        self.generators = [layer.generator for layer in _seeded(model)]
+        self.states = [own.get_state() for own in self.generators if own is not None]
+        self.rng = torch.get_rng_state()
+
+    def restore(self) -> None:
+        with torch.no_grad():
+            for buffer, value in self.buffers:
+                buffer.copy_(value)
+        for own, state in zip(self.generators, self.states, strict=True):
+            assert own is not None
+            own.set_state(state)
+        torch.set_rng_state(self.rng)
 
 
 def _at_once(criterion: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor] | None:

@@ -306,7 +306,7 @@ def test_a_fault_of_the_model_is_the_models():
         ([nn.Linear(2, 2), nn.Linear(2, 3)], "out_features=2.*in the first.*out_features=3.*in number 2"),
         ([nn.Sequential(nn.Dropout(0.1)), nn.Sequential(nn.Dropout(0.2))], r"0 is Dropout\(p=0.1"),
         ([nn.Linear(2, 2), nn.Linear(2, 2).double()], "float32.*float64"),
-        ([nn.Linear(2, 2), nn.Linear(2, 2).eval()], "in training in the first.*in evaluation"),
+        ([nn.Linear(2, 2), nn.Linear(2, 2).eval()], "in training, .*in the first and .*in evaluation"),
         ([nn.LazyLinear(2)], "no shape yet"),
     ],
 )

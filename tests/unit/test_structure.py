@@ -22,7 +22,8 @@ FLOORS = [
     {"hosts", "table"},
     {"regularizer", "dropout_schedule"},
     {"activity", "compression"},
-    {"optim", "tuning", "diagnostics"},
+    {"optim", "diagnostics"},
+    {"tuning"},
     {"__init__"},
 ]
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}

@@ -136,9 +136,7 @@ def bound_by_member(penalty: Penalty, place: ParamInfo, members: int) -> ByMembe
     Raises:
         ValueError: one that is a function of several parameters.
     """
-    each = [
-        _at_member(penalty, place.name, member, members).bind(member_of(place, member)) for member in range(members)
-    ]
+    each = [_at_member(penalty, place, member).bind(member_of(place, member)) for member in range(members)]
     if any(bound.companions or bound.selects_itself or penalty.selects_itself for bound in each):
         raise ValueError(f"Regularizer: {penalty!r} cannot act on a stack of models: use it on each of its members()")
     return by_member(each)
@@ -166,15 +164,15 @@ def own_scales(scale: float | Tensor, members: int) -> Sequence[float | Tensor]:
     return scales
 
 
-def _at_member(penalty: Penalty, name: str, member: int, members: int) -> Penalty:
+def _at_member(penalty: Penalty, place: ParamInfo, member: int) -> Penalty:
     """The penalty with the member's part of references that are stacked, too."""
     if isinstance(penalty, Sum):
-        terms = tuple(_at_member(term, name, member, members) for term in penalty.terms)
+        terms = tuple(_at_member(term, place, member) for term in penalty.terms)
         return penalty if all(map(operator.is_, terms, penalty.terms)) else replace(penalty, _terms=terms)
     if isinstance(penalty, Anchored) and isinstance(penalty.reference, Mapping):
-        reference = penalty.reference.get(name)
-        if reference is not None and reference.ndim and len(reference) == members:
-            return replace(penalty, reference={name: reference[member]})
+        reference = penalty.reference.get(place.name)
+        if reference is not None and reference.shape == place.param.shape:
+            return replace(penalty, reference={place.name: reference[member]})
     return penalty
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Self, get_args
 
@@ -36,7 +37,8 @@ class AutoStrength:
 
     Args:
         regularizer: one in mode ``"grad"``, ``"decoupled"`` or ``"prox"``, or several, which share the held-out
-            batches. Mode ``"grad"`` needs SGD, Adam or AdamW, the others take any optimizer.
+            batches. Mode ``"grad"`` needs SGD, Adam or AdamW, and mode ``"decoupled"`` one of them or an optimizer
+            without a decay of its own.
         validation: held-out examples: two tensors, inputs and targets, or any iterable of such pairs, as a data loader,
             which is gone through again and again.
         criterion: the loss that is to become small on them: a function of outputs and targets.
@@ -44,7 +46,8 @@ class AutoStrength:
         every: so many steps of the optimizer for one of the strength.
         per: one strength for each ``"regularizer"``, or one for each ``"parameter"``. Strengths for each parameter of
             an L1 are greedy in the first layer.
-        bounds: the least and the largest strength.
+        bounds: the least and the largest strength. Of a sum, or of several penalties by patterns, it is the factor of
+            them all that is tuned and bounded.
         batch_size: of batches from two tensors, which are shuffled in each pass.
         seed: of that shuffling.
 
@@ -93,12 +96,13 @@ class AutoStrength:
         self.criterion, self.lr, self.every, self.bounds = criterion, lr, every, bounds
         self.model = self.regularizers[0].model
         self._batches = Batches("AutoStrength", validation, batch_size, seed)
-        self._knobs = [knob for each in self.regularizers for knob in _knobs(each, per)]
+        self._knobs = _told_apart([knob for each in self.regularizers for knob in _knobs(each, per)])
         self._steps = 0
-        self._acts: list[Act] = []
+        self._acts: dict[Optimizer, list[Act]] = {}
+        self._stepped: set[Optimizer] = set()  # those whose last step's acts are noted
+        self._optimizers: tuple[Optimizer, ...] = ()
         self._hooks: tuple[StepHooks, ...] = ()
         self._attached: list[Regularizer] = []
-        self._turn()
 
     @property
     def strengths(self) -> dict[str, float]:
@@ -116,15 +120,25 @@ class AutoStrength:
         for regularizer in self.regularizers:
             for optimizer in optimizers:
                 check_differentiable(regularizer, optimizer)
-        for regularizer in self.regularizers:
-            if not regularizer.optimizers:
-                regularizer.attach(*optimizers)
-                self._attached.append(regularizer)
-            elif regularizer.optimizers != optimizers:
+            if regularizer.optimizers not in ((), optimizers):
                 raise ValueError("AutoStrength: attach() takes the optimizers that the regularizer is attached to")
-            regularizer.listeners.append(self._note)
-        self._hooks = tuple(StepHooks(o, _nothing, self._after_step) for o in optimizers)
+        try:
+            for regularizer in self.regularizers:
+                if not regularizer.optimizers:
+                    regularizer.attach(*optimizers)
+                    self._attached.append(regularizer)
+        except Exception:
+            self.remove()
+            raise
+        self._listen(optimizers)
+        self._turn()
         return self
+
+    def _listen(self, optimizers: tuple[Optimizer, ...]) -> None:
+        for regularizer in self.regularizers:
+            regularizer.listeners.append(self._note)
+        self._optimizers = optimizers
+        self._hooks = tuple(StepHooks(o, _nothing, self._after_step) for o in optimizers)
 
     def remove(self) -> None:
         """Leaves the strengths as they are now; detaches the regularizers that it has attached."""
@@ -135,7 +149,7 @@ class AutoStrength:
                 regularizer.listeners.remove(self._note)
         for regularizer in self._attached:
             regularizer.remove()
-        self._hooks, self._attached = (), []
+        self._hooks, self._optimizers, self._attached = (), (), []
 
     def __enter__(self) -> Self:
         return self
@@ -150,21 +164,26 @@ class AutoStrength:
         return (self._steps + 1) % self.every == 0
 
     def _note(self, regularizer: Regularizer, optimizer: Optimizer) -> None:
+        if optimizer in self._stepped:  # it steps more often than others: its latest step counts
+            self._acts.pop(optimizer, None)
+            self._stepped.discard(optimizer)
         if self._is_due:
-            self._acts += acts_of(regularizer, optimizer)
+            self._acts.setdefault(optimizer, []).extend(acts_of(regularizer, optimizer))
 
     def _after_step(self, optimizer: Optimizer) -> None:
+        self._stepped.add(optimizer)
         if optimizer is not self._hooks[-1].optimizer:
             return
-        if self._is_due and self._acts:
+        if self._is_due and any(self._acts.values()):
             self._tune()
+        self._acts.clear()
         self._steps += 1
 
     def _tune(self) -> None:
-        acts, self._acts = self._acts, []
         by_param: dict[nn.Parameter, list[Act]] = {}
-        for act in acts:
-            by_param.setdefault(act.param, []).append(act)
+        for acts in self._acts.values():
+            for act in acts:
+                by_param.setdefault(act.param, []).append(act)
         slopes: dict[tuple[Regularizer, nn.Parameter], Tensor] = {}
         for param, gradient in self._gradients(list(by_param)).items():
             own = by_param[param]
@@ -201,7 +220,7 @@ class AutoStrength:
 
         The place in an iterable of your own is not in it.
         """
-        knobs = {knob.name: [knob.log_scale, *knob.moments] for knob in self._knobs}
+        knobs = {knob.name: [knob.log_scale, knob.unit, *knob.moments] for knob in self._knobs}
         return {"steps": self._steps, "batches": self._batches.count, "knobs": knobs}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -211,9 +230,17 @@ class AutoStrength:
             raise ValueError(f"AutoStrength: state must be that of the strengths {', '.join(names)}, got {list(state)}")
         self._steps = state["steps"]
         self._batches.go_to(state["batches"])
-        for knob, (log_scale, *moments) in zip(self._knobs, state["knobs"].values(), strict=True):
-            knob.log_scale, knob.moments = log_scale, tuple(moments)
+        for knob, (log_scale, unit, mean, square, count) in zip(self._knobs, state["knobs"].values(), strict=True):
+            knob.log_scale, knob.moments = log_scale + math.log(unit / knob.unit), (mean, square, count)
         self._turn()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_hooks": (), "_acts": {}, "_stepped": set()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._optimizers:
+            self._listen(self._optimizers)  # copied regularizers and optimizers have lost their hooks
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}: {strength:.3g}" for name, strength in self.strengths.items())
@@ -224,10 +251,9 @@ class _Knob:
     """One strength that is tuned, with the parameters that share it."""
 
     def __init__(self, regularizer: Regularizer, name: str, params: Sequence[nn.Parameter], unit: float) -> None:
-        if unit == 0:
-            raise ValueError(f"AutoStrength: strength must be > 0 to start from, got 0 for {name}")
         self.regularizer, self.name, self.params, self.unit = regularizer, name, tuple(params), unit
-        self.log_scale = 0.0
+        scale = regularizer.scale
+        self.log_scale = math.log(scale) if isinstance(scale, float) and scale > 0 else 0.0
         self.moments = NO_MOMENTS
 
     @property
@@ -243,6 +269,10 @@ class _Knob:
         if slope == 0 and not any(bool(param.any()) for param in self.params):
             move = -1.0  # nothing is left that could tell more from less
         elif not math.isfinite(slope):
+            warnings.warn(
+                f"AutoStrength: the held-out loss must have a finite gradient, got {slope}: {self.name} stays as it is",
+                stacklevel=2,
+            )
             return
         else:
             self.moments, unit = normalized(self.moments, slope)
@@ -251,10 +281,21 @@ class _Knob:
         self.log_scale = min(max(self.log_scale + lr * move, least), largest)
 
 
+def _told_apart(knobs: list[_Knob]) -> list[_Knob]:
+    """The knobs, with numbers behind names that several have."""
+    names = [knob.name for knob in knobs]
+    for number, knob in enumerate(knobs):
+        if names.count(names[number]) > 1:
+            knob.name = f"{names[number]} ({names[: number + 1].count(names[number])})"
+    return knobs
+
+
 def _knobs(regularizer: Regularizer, per: Per) -> list[_Knob]:
     chosen = [entry for entry in regularizer.entries if entry.acting is not None]
     labels = list(dict.fromkeys(term.label for entry in chosen for term in entry.terms))
     units = {entry.penalty.strength if isinstance(entry.penalty, Term) else 1.0 for entry in chosen}
+    if 0 in units:
+        raise ValueError("AutoStrength: strength must be > 0 to start from, got 0")
     if per == "regularizer":
         unit = units.pop() if len(units) == 1 else 1.0
         return [_Knob(regularizer, "+".join(labels), [entry.param for entry in chosen], unit)]

@@ -42,6 +42,8 @@ def splits(train: Examples, valid: Examples | None, folds: int | Sequence[tuple[
 
 def _check_examples(what: str, examples: Examples) -> None:
     x, y = examples
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+        raise TypeError(f"strength_path: {what} must be two tensors, got {type(x).__name__} and {type(y).__name__}")
     if not len(y) or len(x) != len(y):
         raise ValueError(
             f"strength_path: {what} must hold as many targets as inputs and at least one, got {len(x)} inputs and "
@@ -61,7 +63,8 @@ def _drawn(y: Tensor, folds: int, seed: int) -> list[tuple[Tensor, Tensor]]:
 
 
 def _indices(pair: tuple[Any, Any]) -> tuple[Tensor, Tensor]:
-    ours, theirs = (torch.as_tensor(part, dtype=torch.int64) for part in pair)
+    parts = (torch.as_tensor(part) for part in pair)
+    ours, theirs = (part.nonzero().flatten() if part.dtype == torch.bool else part.long() for part in parts)
     return ours, theirs
 
 

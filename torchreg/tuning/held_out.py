@@ -44,13 +44,14 @@ class Batches(Iterator[tuple[Any, Any]]):
         return inputs[chosen], targets[chosen]
 
     def _from_iterable(self) -> tuple[Any, Any]:
-        for _ in range(2):
-            if self._open is None:
-                self._open = iter(self.source)
-            for batch in self._open:
-                inputs, targets = batch
-                return inputs, targets
-            self._open = None
+        with torch.random.fork_rng():  # a loader that shuffles must not draw the training's random numbers
+            for _ in range(2):
+                if self._open is None:
+                    self._open = iter(self.source)
+                for batch in self._open:
+                    inputs, targets = batch
+                    return inputs, targets
+                self._open = None
         raise ValueError(
             f"{self.owner}: validation must have at least one batch each time it is gone through, got none"
         )

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from torchreg.constraints import Constraint
+from torchreg.optim import DecoupledDecay
 from torchreg.penalties import Penalty, ProximalPenalty
 from torchreg.regularizer import Mode, Regularizer
 from torchreg.tuning.updates import DIFFERENTIATED, Update, what_of
@@ -45,8 +47,18 @@ def acts_of(regularizer: Regularizer, optimizer: Optimizer) -> list[Act]:
 def check_differentiable(regularizer: Regularizer, optimizer: Optimizer) -> None:
     """Raises ``ValueError`` unless a step of the optimizer can be differentiated by the strength, in the mode."""
     owner, name = "AutoStrength", type(optimizer).__name__
-    if regularizer.mode == "grad" and not isinstance(optimizer, DIFFERENTIATED):
+    bare = isinstance(optimizer, DecoupledDecay) and isinstance(optimizer, DIFFERENTIATED)  # but for its decay
+    is_known = type(optimizer) in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+    decays = any(group.get("weight_decay", 0) != 0 for group in optimizer.param_groups)
+    if regularizer.mode == "grad" and not is_known and not bare:
         raise ValueError(f"{owner}: mode 'grad' needs SGD, Adam or AdamW, got {name}: use mode 'decoupled' or 'prox'")
+    if regularizer.mode != "prox" and decays and not is_known:
+        raise ValueError(
+            f"{owner}: mode {regularizer.mode!r} needs an optimizer without a weight_decay of its own, or SGD, Adam or "
+            f"AdamW, got {name}: decay by another Regularizer"
+        )
+    if any(isinstance(term, Constraint) for entry in regularizer.entries for term in entry.terms):
+        raise ValueError(f"{owner}: a constraint has no strength to tune: make one Regularizer for it, apart")
 
 
 def hypergradients(acts: Sequence[Act], gradient: Tensor) -> list[Tensor]:
@@ -76,28 +88,55 @@ def hypergradients(acts: Sequence[Act], gradient: Tensor) -> list[Tensor]:
         Regularization Hyperparameters", ICML 2016.
     """
     found = []
-    after = acts[
-        -1
-    ].param.detach()  # the weight as the act left it; the optimizer's update lies before the proximal ones
+    after, is_updated = acts[-1].param.detach(), False  # whether we are back before the optimizer's own update
+    carried = gradient
     for number, act in reversed(list(enumerate(acts))):
         if act.mode == "prox":
             slope, gradient = _through_prox(act, after, gradient, further=number > 0)
+            carried = gradient
         else:
-            slope = _before_update(act, gradient)
+            if not is_updated:
+                carried, is_updated = _through_update(act, gradient), True
+            slope, carried = _before_update(act, gradient, carried, further=number > 0)
         found.append(slope)
         after = act.before
     return found[::-1]
 
 
 @torch.no_grad()
-def _before_update(act: Act, gradient: Tensor) -> Tensor:
-    """The derivative of ``<gradient, w'>`` by the scale of an act in mode "grad" or "decoupled"."""
+def _through_update(act: Act, gradient: Tensor) -> Tensor:
+    """The derivative of ``<gradient, w'>`` by the weight that the optimizer was given, its gradient held."""
+    if not act.group.get("weight_decay", 0):
+        return gradient
+    moves = act.mode == "decoupled"
+    weight = act.before - act.step * act.scale * act.penalty.gradient(act.before) if moves else act.before
+    return gradient * act.through(weight)
+
+
+@torch.no_grad()
+def _before_update(act: Act, gradient: Tensor, carried: Tensor, further: bool) -> tuple[Tensor, Tensor]:
+    """The derivative by the scale of an act in mode "grad" or "decoupled", and by the weight before it.
+
+    ``gradient`` is by the weight after the optimizer's update, ``carried`` by the weight after the act.
+    """
     direction = act.penalty.gradient(act.before)
     if act.mode == "grad":
-        return _inner(gradient, act.response(act.before, direction))
-    if act.group.get("weight_decay", 0):
-        gradient = gradient * act.through(act.before - act.step * act.scale * direction)
-    return -act.step * _inner(gradient, direction)
+        response = act.response(act.before, gradient)  # each element depends on its own gradient alone
+        slope, along = _inner(response, direction), act.scale * response
+    else:
+        slope, along = -act.step * _inner(carried, direction), -act.step * act.scale * carried
+    return slope, carried + _curved(act.penalty, act.before, along) if further else carried
+
+
+def _curved(penalty: Penalty, weight: Tensor, direction: Tensor) -> Tensor:
+    """The penalty's second derivative times a direction."""
+    with torch.enable_grad():
+        w = weight.detach().clone().requires_grad_()
+        slope = penalty.gradient(w)
+        if not slope.requires_grad:
+            return torch.zeros_like(weight)
+        (found,) = torch.autograd.grad(slope, w, direction, allow_unused=True, materialize_grads=True)
+    return found
 
 
 def _through_prox(act: Act, after: Tensor, gradient: Tensor, further: bool) -> tuple[Tensor, Tensor]:

@@ -13,12 +13,13 @@ from torch.func import functional_call
 from torch.optim import Optimizer
 
 from torchreg.parameters import ParamInfo
-from torchreg.penalties import Penalty, Term
+from torchreg.penalties import HoyerSquare, Penalty, Term
+from torchreg.penalties.concave import Magnitudes
 from torchreg.regularizer import Regularizer
 from torchreg.selectors import Selector, weights
 from torchreg.stacked import Stacked
 from torchreg.tuning.fit import fit
-from torchreg.tuning.problem import Criterion, Examples, Problem, in_double, usual_criterion
+from torchreg.tuning.problem import Criterion, Examples, Problem, check_examples, in_double, usual_criterion
 
 _ROUND = 12  # strengths that are tried at once
 _FIRST = 1e-6, 1e6  # the range they are first looked for in
@@ -59,9 +60,10 @@ def strength_max(
     .. math:: s_{\max} = \min \{ s : -\nabla L(0) \in \partial (s R)(0) \}, \qquad
               \text{for L1} \quad s_{\max} = \|\nabla L(0)\|_\infty
 
-    If hidden layers are trained without penalty this holds given the hidden layers as they are. In a deep network whose
-    layers are all penalized the gradient at 0 is 0, and tells nothing: the strength is found by training it, from where
-    it stands, at several strengths at once, and once more between the two it lies between.
+    If hidden layers are trained without penalty this holds given the hidden layers as they are. In a deep network
+    whose layers are all penalized the gradient at 0 is 0, and tells nothing; and for penalties that are not convex,
+    such as Lp with p < 1, 0 is stationary long before training leads there. Then the strength is found by training the
+    model, from where it stands, at several strengths at once, and once more between the two it lies between.
 
     Args:
         model: a module; it is not changed.
@@ -89,10 +91,14 @@ def strength_max(
     model = deepcopy(model).eval()
     if optimizer is None:  # where rounding is not to decide
         model, train = model.double(), in_double(train)
+    check_examples(model, train)
     regularizer = Regularizer(model, penalty, mode="prox", select=select)
     penalized = {entry.param: entry.acting for entry in regularizer.entries if entry.acting and entry.is_penalized}
     _check_zeros(penalized)
-    if is_linear_in(model, list(penalized), train[0]):
+    is_convex = not any(
+        isinstance(term, Magnitudes | HoyerSquare) for rule in penalized.values() for term in rule.terms
+    )
+    if is_convex and is_linear_in(model, list(penalized), train[0]):
         gradients = _at_zero(model, list(penalized), criterion, train)
         strength = max(map(_held, penalized.values(), gradients))
         return StrengthMax(strength, strength, exact=True)
@@ -137,7 +143,8 @@ def _at_zero(
             return loss.item()
 
         optimizer.step(closure)
-    return torch.autograd.grad(criterion(model(train[0]), train[1]), penalized)
+    loss = criterion(model(train[0]), train[1])
+    return torch.autograd.grad(loss, penalized, allow_unused=True, materialize_grads=True)
 
 
 def _held(penalty: Penalty, gradient: Tensor) -> float:
@@ -186,4 +193,4 @@ def _bracketed(model: nn.Module, problem: Problem) -> StrengthMax:
 
 def _is_zero(model: nn.Module, problem: Problem) -> bool:
     chosen = Regularizer(model, problem.penalty, mode="prox", select=problem.select).entries
-    return not any(bool(entry.param.any()) for entry in chosen if entry.acting is not None)
+    return not any(bool(entry.param.any()) for entry in chosen if entry.is_penalized)

@@ -22,11 +22,11 @@ class Outcome:
 
     figures: dict[str, float]
     norms: dict[str, float]
-    model: nn.Module
+    model: nn.Module | None
 
 
-def outcomes(models: Sequence[nn.Module], strengths: Sequence[float], problem: Problem) -> list[Outcome]:
-    """The figures of each member, trained at its strength."""
+def outcomes(models: Sequence[nn.Module], strengths: Sequence[float], problem: Problem, keep: bool) -> list[Outcome]:
+    """The figures of each member, trained at its strength, with the model if it is to be kept."""
     stack = Stacked(models)
     train, valid = (measure(stack, problem.criterion, part) for part in (problem.train, problem.valid))
     figures = {"train_loss": train[0], "train_error": train[1]}
@@ -36,15 +36,17 @@ def outcomes(models: Sequence[nn.Module], strengths: Sequence[float], problem: P
     found = []
     for member, model in enumerate(models):
         chosen = Regularizer(model, problem.penalty, mode=problem.mode, select=problem.select).entries
-        params = {entry.name: entry.param.detach() for entry in chosen if entry.acting is not None}
+        params = {entry.name: entry.param.detach() for entry in chosen if entry.is_penalized}
         own = {name: values[member].item() for name, values in figures.items()}
         count = sum(param.numel() for param in params.values())
         own["zeros"] = sum(int((param == 0).sum()) for param in params.values()) / max(count, 1)
-        found.append(Outcome(own, {name: param.norm().item() for name, param in params.items()}, model))
+        found.append(
+            Outcome(own, {name: param.norm().item() for name, param in params.items()}, model if keep else None)
+        )
     return found
 
 
-def point(strength: float, folds: Sequence[Sequence[Outcome]], keep: bool) -> Point:
+def point(strength: float, folds: Sequence[Sequence[Outcome]]) -> Point:
     """One strength's members, fold by fold, as means: over seeds first, then over folds."""
     members = [outcome for fold in folds for outcome in fold]
 
@@ -65,5 +67,5 @@ def point(strength: float, folds: Sequence[Sequence[Outcome]], keep: bool) -> Po
         zeros=mean("zeros").mean,
         norms={name: fmean(outcome.norms[name] for outcome in members) for name in members[0].norms},
         optimality=max(outcome.figures.get("optimality", math.nan) for outcome in members),
-        models=tuple(outcome.model for outcome in members) if keep else (),
+        models=tuple(outcome.model for outcome in members if outcome.model is not None),
     )

@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, get_args
@@ -14,10 +15,11 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from torchreg.nn.convert import replace_dropout
 from torchreg.nn.dropout import Seeded
 from torchreg.nn.seeding import seed_dropout
 from torchreg.parameters import ParamInfo
-from torchreg.penalties import Penalty
+from torchreg.penalties import Anchored, Penalty
 from torchreg.regularizer import Mode
 from torchreg.selectors import Selector, weights
 from torchreg.stacked import Stacked
@@ -26,7 +28,7 @@ from torchreg.tuning.folds import splits
 from torchreg.tuning.largest import strength_max
 from torchreg.tuning.outcome import outcomes, point
 from torchreg.tuning.points import Point
-from torchreg.tuning.problem import Criterion, Examples, Problem, in_double, usual_criterion
+from torchreg.tuning.problem import Criterion, Examples, Problem, check_examples, in_double, usual_criterion
 from torchreg.tuning.table import StrengthPath
 from torchreg.tuning.ways import Job, State, Way, can_fork, fastest, train_all
 
@@ -75,7 +77,8 @@ def strength_path(
         strengths: positive numbers; by default ``count`` of them in geometric progression from :func:`strength_max`
             down to ``ratio`` times it.
         folds: how many, with each class spread evenly over them; or pairs of indices to train and to validate on.
-        seeds: of initial weights and dropout. The figures of a fold are means over them.
+        seeds: of initial weights and dropout, for which torch's layers give way to torchreg's. The figures of a fold
+            are means over them.
         criterion: the mean loss of outputs and targets; cross entropy for whole-number targets, else the mean square.
         mode: of the regularizer.
         select: which parameters are penalized.
@@ -83,7 +86,8 @@ def strength_path(
         epochs: passes over the training examples, 100 by default; without an optimizer at most so many steps, 3,000.
         batch_size: examples a batch; all of them if None.
         patience: ends a member's training after so many epochs without a lower validation loss, and takes its best.
-        tolerance: without an optimizer, the distance from the minimum to reach, as a norm of the (sub)gradient.
+        tolerance: without an optimizer, the distance from the minimum to reach: the norm of the (sub)gradient, in units
+            of the largest strength.
         warm: goes from the strongest to the weakest, each starting where the one before ended.
         way: ``"stacked"``, ``"processes"`` (Linux, on the CPU), ``"one after another"``, or the fastest, which a few
             steps of each tell.
@@ -112,11 +116,14 @@ def strength_path(
         Coordinate Descent", Journal of Statistical Software, 2010.
     """
     started = time.perf_counter()
-    if optimizer is None:
-        train, valid = in_double(train), None if valid is None else in_double(valid)
     _check(epochs, batch_size, patience, tolerance, way, jobs, seeds, count, ratio)
-    criterion = criterion or usual_criterion(train[1])
+    _check_penalty(penalty)
+    if optimizer is None and (batch_size or patience):
+        raise ValueError("strength_path: batch_size and patience need an optimizer, got none: give one, or drop them")
     found = splits(train, valid, folds, seed)
+    if optimizer is None:
+        train, found = in_double(train), [(in_double(ours), in_double(theirs)) for ours, theirs in found]
+    criterion = criterion or usual_criterion(train[1])
     epochs = epochs or (100 if optimizer is not None else 3000)
     problem = Problem(
         train, train, criterion, penalty, mode, select, optimizer, epochs, batch_size, patience, tolerance, seed
@@ -124,25 +131,26 @@ def strength_path(
     made = [_made(make_model, each) for each in seeds]
     if optimizer is None:
         made = [model.double() for model in made]
+    for part in (train, *(theirs for _, theirs in found)):
+        check_examples(made[0], part)
     if optimizer is None and mode != "prox":
         raise ValueError(f"strength_path: mode must be 'prox' where there is no optimizer, got {mode!r}")
     if strengths is None:
-        largest = (
-            strength_max(
-                made[0],
-                penalty,
-                train,
-                criterion=criterion,
-                select=select,
-                optimizer=optimizer,
-                epochs=epochs,
-                batch_size=batch_size,
-                seed=seed,
-            ).strength
-            + tolerance
-        )  # which is how well the solver knows the intercept
+        largest = strength_max(
+            made[0],
+            penalty,
+            train,
+            criterion=criterion,
+            select=select,
+            optimizer=optimizer,
+            epochs=epochs,
+            batch_size=batch_size,
+            seed=seed,
+        ).strength * (1 + tolerance)  # which is how well the solver knows the intercept
         strengths = [largest * ratio ** (k / max(count - 1, 1)) for k in range(count)]
     strengths = _descending(strengths)
+    tolerance *= strengths[0]  # which is of the size of the gradient at 0
+    problem = replace(problem, tolerance=tolerance)
     models = [model for _ in strengths for model in made]
     each = [strength for strength in strengths for _ in made]
     jobs = jobs or torch.get_num_threads()
@@ -155,10 +163,10 @@ def strength_path(
         job = partial(_fit, own)
         states = _warm(made, strengths, job, way, jobs) if warm else train_all(models, each, job, way, jobs)
         trained = [_loaded(model, state) for model, state in zip(models, states, strict=True)]
-        folds_found.append(outcomes(trained, each, own))
+        folds_found.append(outcomes(trained, each, own, keep))
     several = len(seeds)
     points = [
-        point(strength, [fold[k * several : (k + 1) * several] for fold in folds_found], keep)
+        point(strength, [fold[k * several : (k + 1) * several] for fold in folds_found])
         for k, strength in enumerate(strengths)
     ]
     _tell_the_unfinished(points, tolerance)
@@ -178,7 +186,7 @@ def _tell_the_unfinished(points: Sequence[Point], tolerance: float) -> None:
     if far:
         warnings.warn(
             f"strength_path: {len(far)} of {len(points)} points are up to {max(far):.1e} from their minimum, farther "
-            f"than the tolerance of {tolerance:g}: raise epochs, or the tolerance",
+            f"than the tolerance, {tolerance:.1e}: standardize the inputs, or raise epochs",
             stacklevel=3,
         )
 
@@ -209,17 +217,22 @@ def _made(make_model: Callable[[], nn.Module], seed: int) -> nn.Module:
         model = make_model()
     if not isinstance(model, nn.Module):
         raise TypeError(f"strength_path: make_model must make a torch.nn.Module, got {type(model).__name__}")
+    with suppress(ValueError):  # there is nothing to replace
+        replace_dropout(model)  # by layers that draw the same masks however the members are trained
     layers = [module for module in model.modules() if isinstance(module, Seeded)]
-    if layers and all(layer.generator is None for layer in layers):
-        first = next(model.parameters(), None)
+    first = next(model.parameters(), None)
+    given = [layer.generator for layer in layers]
+    if None in given:
         seed_dropout(model, seed, device="cpu" if first is None else first.device)
+        for layer, generator in zip(layers, given, strict=True):
+            layer.generator = generator or layer.generator
     return model
 
 
 def _loaded(model: nn.Module, state: State) -> nn.Module:
-    (twin,) = Stacked([model]).members()
-    twin.load_state_dict(state, strict=False)  # generators are no values
-    return twin
+    stack = Stacked([model])
+    stack.load_member(0, state)
+    return stack.members()[0]
 
 
 def _descending(strengths: Sequence[float]) -> list[float]:
@@ -230,6 +243,15 @@ def _descending(strengths: Sequence[float]) -> list[float]:
     if not found:
         raise ValueError("strength_path: strengths must be at least one, got none")
     return sorted(found, reverse=True)
+
+
+def _check_penalty(penalty: Penalty | Mapping[str, Penalty]) -> None:
+    for rule in penalty.values() if isinstance(penalty, Mapping) else (penalty,):
+        for term in rule.terms:
+            if isinstance(term, Anchored) and term.reference is None:
+                raise ValueError(
+                    f"strength_path: {type(term).__name__} must have a reference, got none: give a tensor or state_dict"
+                )
 
 
 def _check(

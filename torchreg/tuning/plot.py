@@ -19,6 +19,7 @@ def plot(path: Sequence[Point]) -> Figure:
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError("StrengthPath.plot: needs matplotlib: pip install matplotlib") from None
+    marks = {"best": best(path), "one standard error": one_standard_error(path)}
     points = [point for point in path if not point.diverged]
     strengths = [point.strength for point in points]
     figure = Figure(figsize=(11, 3.4), layout="constrained")
@@ -29,7 +30,6 @@ def plot(path: Sequence[Point]) -> Figure:
         losses.plot(strengths, means, color=color, label=name)
         low, high = ([m + sign * e for m, e in zip(means, errors, strict=True)] for sign in (-1, 1))
         losses.fill_between(strengths, low, high, color=color, alpha=0.2, linewidth=0)
-    marks = {"best": best(path), "one standard error": one_standard_error(path)}
     for (name, point), style in zip(marks.items(), ("-", "--"), strict=True):
         for axes in (losses, norms, zeros):
             label = f"{name}: {point.strength:.3g}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from torch import nn
 
@@ -60,6 +60,7 @@ def best(path: Sequence[Point], by: By = "loss") -> Point:
     Raises:
         ValueError: all points diverged.
     """
+    _check_by(by)
     return min(_sound(path), key=lambda point: (point.valid(by).mean, -point.strength))
 
 
@@ -85,8 +86,13 @@ def one_standard_error(path: Sequence[Point], by: By = "loss") -> Point:
     return max(within, key=lambda point: point.strength)
 
 
+def _check_by(by: str) -> None:
+    if by not in get_args(By):
+        raise ValueError(f"strength_path: by must be one of {', '.join(get_args(By))}, got {by!r}")
+
+
 def _sound(path: Sequence[Point]) -> list[Point]:
     sound = [point for point in path if not point.diverged]
     if not sound:
-        raise ValueError("strength_path: all members diverged: lower the optimizer's lr, or the strengths")
+        raise ValueError("strength_path: all members diverged: check the data, or lower the optimizer's lr")
     return sound

@@ -38,11 +38,6 @@ class Problem:
     tolerance: float
     seed: int
 
-    @property
-    def batches(self) -> int:
-        """How many an epoch has."""
-        return -(-len(self.train[1]) // (self.batch_size or len(self.train[1])))
-
     def regularizer(self, stack: Stacked, strengths: Sequence[float]) -> Regularizer:
         """The penalty on each member at its strength."""
         regularizer = Regularizer(stack, self.penalty, mode=self.mode, select=self.select)
@@ -52,28 +47,56 @@ class Problem:
 
 @torch.no_grad()
 def measure(stack: Stacked, criterion: Criterion, examples: Examples, at_once: int = 4096) -> tuple[Tensor, ...]:
-    """Each member's mean loss and error, and the standard errors that these have for being means over examples.
+    """Each member's loss and error, and the standard errors that these have for being means over examples.
 
-    The error is the rate of wrong classes, or the root of the mean square if targets are no classes.
+    The error is the rate of wrong classes, of a single output by its sign; or the root of the mean square if targets
+    are no classes.
     """
-    was_training = stack.training
-    stack.eval()
-    each, single = [], torch.func.vmap(lambda output, target: criterion(output[None], target[None]))
-    every = torch.func.vmap(single, in_dims=(0, None))
-    for x, y in zip(*(part.split(at_once) for part in examples), strict=True):
-        outputs = stack(x)
-        wrong = outputs.argmax(-1) != y if is_classes(y) else (outputs - y).square().flatten(2).mean(-1)
-        each.append(torch.stack([every(outputs, y).double(), wrong.double()]))
+    was_training, (x, y) = stack.training, examples
+    outputs = torch.cat([stack.eval()(part) for part in x.split(at_once)], dim=1)
     stack.train(was_training)
-    losses, errors = torch.cat(each, dim=-1)
-    count = losses.shape[-1]
-    deviation = losses.std(-1) if count > 1 else torch.zeros(len(losses))
-    loss, error = losses.mean(-1), errors.mean(-1)
-    if is_classes(examples[1]):
-        return loss, error, deviation / count**0.5, (error * (1 - error) / count).sqrt()
-    root = error.sqrt()
-    spread = errors.std(-1) if count > 1 else torch.zeros(len(errors))
-    return loss, root, deviation / count**0.5, spread / count**0.5 / (2 * root).clamp(min=1e-300)
+    loss = stack.per_member(criterion)(outputs, y).double()  # of all at once: it need not be a mean over examples
+    if is_classes(y):
+        error = _are_wrong(outputs, y).double().flatten(1).mean(1)
+        return loss, error, _deviation(criterion, outputs, y), (error * (1 - error) / len(y)).sqrt()
+    squares = (outputs - y).square().double().flatten(1).view(len(stack), len(y), -1).mean(2)
+    root = squares.mean(1).sqrt()
+    spread = squares.std(1) if len(y) > 1 else torch.zeros_like(root)
+    return loss, root, _deviation(criterion, outputs, y), spread / len(y) ** 0.5 / (2 * root).clamp(min=1e-300)
+
+
+def _are_wrong(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Of each member and example, whether the class is wrong: the largest output, or the sign of the only one."""
+    if outputs.ndim > 2 and outputs.shape[2] > 1:
+        return outputs.argmax(2) != targets
+    return (outputs.flatten(1) > 0) != targets.flatten()
+
+
+def _deviation(criterion: Criterion, outputs: Tensor, targets: Tensor) -> Tensor:
+    """The standard error of the loss as a mean over examples: 0 where it cannot be told from one example."""
+    one = torch.func.vmap(lambda output, target: criterion(output[None], target[None]))
+    losses = torch.func.vmap(one, in_dims=(0, None))(outputs, targets).double()
+    if len(targets) < 2:
+        return torch.zeros(len(losses), dtype=torch.float64)
+    deviation: Tensor = losses.std(1) / len(targets) ** 0.5
+    return deviation.nan_to_num(nan=0.0)
+
+
+def check_examples(model: nn.Module, examples: Examples) -> None:
+    """Raises ``ValueError`` unless the model's outputs can be compared with the targets, and all is finite."""
+    x, y = examples
+    for name, part in (("inputs", x), ("targets", y)):
+        if part.is_floating_point() and not part.isfinite().all():
+            raise ValueError(f"strength_path: {name} must be finite, got NaN or infinite ones")
+    was_training = model.training
+    with torch.no_grad():
+        outputs = model.eval()(x[:2])
+    model.train(was_training)
+    if not is_classes(y) and outputs.shape != y[:2].shape:
+        raise ValueError(
+            f"strength_path: targets must have the outputs' shape (n, {', '.join(map(str, outputs.shape[1:]))}), "
+            f"got {tuple(y.shape)}: y[:, None] makes a column"
+        )
 
 
 def is_classes(targets: Tensor) -> bool:

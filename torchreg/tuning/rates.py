@@ -16,7 +16,7 @@ from torchreg.nn.concrete import ConcreteDropout
 from torchreg.nn.dropout import Seeded
 from torchreg.tuning.descent import NO_MOMENTS, Moments, normalized
 from torchreg.tuning.held_out import Batches, evaluating
-from torchreg.tuning.updates import DIFFERENTIATED, Update, updates_of
+from torchreg.tuning.updates import Update, updates_of
 
 Examples = tuple[Tensor, Tensor] | Iterable[tuple[Any, Any]]
 
@@ -106,7 +106,7 @@ class AutoRate:
         """
         if self._hooks is not None:
             raise ValueError("AutoRate: already attached: call remove() first")
-        if not isinstance(optimizer, DIFFERENTIATED):
+        if type(optimizer) not in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
             raise ValueError(f"AutoRate: optimizer must be SGD, Adam or AdamW, got {type(optimizer).__name__}")
         held = {param for group in optimizer.param_groups for param in group["params"]}
         for name, layer in self.layers.items():

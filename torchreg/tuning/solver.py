@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from torchreg.penalties import ByMember, ProximalPenalty
+from torchreg.penalties.groups import ByGroup
 from torchreg.stacked import Stacked
 from torchreg.tuning.problem import Problem
 
@@ -15,6 +16,7 @@ _LOOK_EVERY, _POLISH_EVERY = 10, 20  # steps between two looks at how far the mi
 _LENGTHS = (1.0, 0.5, 0.25, 0.125, 0.03)  # of a Newton step, which are tried in turn
 _CONJUGATE = 100  # gradients at most in a Newton step
 _IDLE = 500  # steps without any member coming nearer, which rounding then does not let it
+_STEEPEST = 1e100  # L, of losses that are not finite
 _ROUNDING = 16  # units in the last place of the loss, below which it cannot tell a good step from a bad one
 
 
@@ -40,7 +42,7 @@ def solve(stack: Stacked, strengths: Sequence[float], problem: Problem, steps: i
         if step % _LOOK_EVERY:
             continue
         distance = descent.distance()
-        if step % _POLISH_EVERY == 0 and bool((distance > problem.tolerance).any()):
+        if descent.has_second_derivatives and step % _POLISH_EVERY == 0 and bool((distance > problem.tolerance).any()):
             distance = descent.polish(distance)
         if bool(((distance < nearest) & (nearest > problem.tolerance)).any()):
             last = step
@@ -76,6 +78,12 @@ class _Descent:
         self.curvature = torch.ones_like(self.scale)  # L
         self.age = torch.ones_like(self.scale)  # t, since the last restart
 
+    @property
+    def has_second_derivatives(self) -> bool:
+        """Whether the penalties are smooth where no element, or group, is zero, and autograd knows it."""
+        penalties = [penalty.each[0] for penalty in self.penalties.values() if isinstance(penalty, ByMember)]
+        return all(penalty.is_separable or isinstance(penalty, ByGroup) for penalty in penalties)
+
     @torch.no_grad()
     def step(self) -> None:
         value, gradients = self._value_and_gradients(self.points)
@@ -86,7 +94,7 @@ class _Descent:
             moves = [param - point for param, point in zip(self.params, self.points, strict=True)]
             model = value + _dots(gradients, moves) + self.curvature / 2 * _dots(moves, moves)
             bad = self._value() > model + slack
-            if not bad.any() or self.curvature.amax() > 1e12:
+            if not bad.any() or self.curvature.amax() > _STEEPEST:
                 break
             self.curvature = torch.where(bad, 2 * self.curvature, self.curvature)
         news = [param - old for param, old in zip(self.params, olds, strict=True)]
@@ -146,7 +154,9 @@ class _Descent:
     def _newton_step(self) -> list[Tensor]:
         free = [param != 0 if param in self.penalties else torch.ones_like(param) for param in self.params]
         with torch.enable_grad():
-            slopes = torch.autograd.grad(self._objective().sum(), self.params, create_graph=True)
+            slopes = torch.autograd.grad(
+                self._objective().sum(), self.params, create_graph=True, allow_unused=True, materialize_grads=True
+            )
 
         def curved(direction: list[Tensor]) -> list[Tensor]:
             found = torch.autograd.grad(slopes, self.params, direction, retain_graph=True, materialize_grads=True)
@@ -171,7 +181,7 @@ class _Descent:
         _put(self.params, points)
         with torch.enable_grad():
             value = self._value()
-            gradients = torch.autograd.grad(value.sum(), self.params)
+            gradients = torch.autograd.grad(value.sum(), self.params, allow_unused=True, materialize_grads=True)
         _put(self.params, kept)
         return value.detach().double(), [gradient.detach() for gradient in gradients]
 

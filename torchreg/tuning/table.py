@@ -36,6 +36,8 @@ class StrengthPath(Sequence[Point]):
 
     def at(self, strength: float) -> Point:
         """The point at the strength nearest to that, on a logarithmic scale."""
+        if not strength > 0:
+            raise ValueError(f"strength_path: strength must be > 0, got {strength!r}")
         return min(self.points, key=lambda point: abs(math.log(max(point.strength, 1e-300) / strength)))
 
     def __repr__(self) -> str:

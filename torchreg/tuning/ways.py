@@ -6,6 +6,7 @@ import io
 import multiprocessing
 import os
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -107,8 +108,8 @@ def _received(worker: Any, pipe: Any) -> list[State]:
         worker.join()
         raise RuntimeError(f"strength_path: a worker process ended with exit code {worker.exitcode}") from None
     result = torch.load(io.BytesIO(content), weights_only=False)
-    if isinstance(result, Exception):
-        raise result
+    if isinstance(result, str):
+        raise RuntimeError(f"strength_path: a worker process failed: {result.strip().splitlines()[-1]}\n{result}")
     states: list[State] = result
     return states
 
@@ -118,8 +119,8 @@ def _work(pipe: Any, models: Sequence[nn.Module], strengths: Sequence[float], jo
     result: Any
     try:
         result = _stacked([deepcopy(model) for model in models], strengths, job)
-    except Exception as error:
-        result = error
+    except Exception:
+        result = traceback.format_exc()
     buffer = io.BytesIO()
     torch.save(result, buffer)
     pipe.send_bytes(buffer.getvalue())
