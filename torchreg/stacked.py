@@ -6,18 +6,15 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from functools import partial
-from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 
 from torchreg import functional as f
+from torchreg.alike import check_equal
 from torchreg.nn.dropout import Seeded
 
 
@@ -75,7 +72,9 @@ class Stacked(nn.Module):
     def __init__(self, models: Iterable[nn.Module], *, vectorize: bool = True) -> None:
         super().__init__()
         models = list(models)
-        _check_equal(models)
+        check_equal(models)
+        if any(isinstance(module, Stacked) for module in models[0].modules()):
+            raise ValueError("Stacked: models must be ordinary ones, got one that holds a stack itself")
         self._count = len(models)
         self._template = (_template(models),)  # in a tuple, so that it is not a child: its children are ours
         self._share()
@@ -132,7 +131,7 @@ class Stacked(nn.Module):
             >>> losses(stack(torch.zeros(5, 3)), torch.zeros(5, dtype=torch.long)).shape
             torch.Size([4])
         """
-        return _at_once(criterion) or vmap(criterion, in_dims=(0, None), randomness="different")
+        return f.losses_at_once(criterion) or vmap(criterion, in_dims=(0, None), randomness="different")
 
     def _at_once(self, args: Any, kwargs: Any) -> Any:
         def one(state: dict[str, Tensor], member: Tensor) -> Any:
@@ -309,55 +308,6 @@ def _seeded(model: nn.Module) -> list[Seeded]:
     return [module for module in model.modules() if isinstance(module, Seeded) and module.generator is not None]
 
 
-def _check_equal(models: Sequence[nn.Module]) -> None:
-    """Raises unless the models differ in values only."""
-    if not models:
-        raise ValueError("Stacked: models must be at least one module, got none")
-    for number, model in enumerate(models):
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"Stacked: models must be torch.nn.Modules, got {type(model).__name__}")
-        for name, value in (*model.named_parameters(), *model.named_buffers()):
-            if is_lazy(value):
-                raise ValueError(f"Stacked: {name} has no shape yet: run one batch through each lazy model first")
-        ours, theirs = _description(models[0]), _description(model)
-        for name in (*ours, *theirs):
-            if ours.get(name) != theirs.get(name):
-                raise ValueError(
-                    f"Stacked: models must differ in values only, {name or 'the model'} is {ours.get(name, 'missing')} "
-                    f"in the first and {theirs.get(name, 'missing')} in number {number + 1}"
-                )
-
-
-def _description(model: nn.Module) -> dict[str, str]:
-    """All that members of a stack must have in common, by name."""
-    told = {}
-    for name, module in model.named_modules():
-        mode = "in training" if module.training else "in evaluation"
-        seeded = ", with a generator" if isinstance(module, Seeded) and module.generator is not None else ""
-        hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
-        hooked = f", with {hooks} forward hooks" if hooks else ""
-        told[name] = f"{type(module).__name__}({module.extra_repr()}) {mode}{seeded}{hooked}{_settings(module)}"
-        if isinstance(module, Stacked):
-            told[name] = f"a stack itself, {id(module)}"
-    for name, value in (*model.named_parameters(), *model.named_buffers()):
-        frozen = "" if value.requires_grad or not isinstance(value, nn.Parameter) else ", frozen"
-        told[name] = f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)} on {value.device}{frozen}"
-    return told
-
-
-def _settings(module: nn.Module) -> str:
-    """The numbers, words and functions among a module's own attributes: what else it may compute with."""
-    plain = (bool, int, float, str, tuple, list, torch.dtype)
-    own = {
-        name: value.__qualname__ if isinstance(value, FunctionType | BuiltinFunctionType) else value
-        for name, value in vars(module).items()
-        if not name.startswith("_")
-        and name != "training"
-        and isinstance(value, (*plain, FunctionType, BuiltinFunctionType))
-    }
-    return f", {own}" if own else ""
-
-
 @contextmanager
 def _writing_in_place(template: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
     """Raises if the forward pass has put another tensor in a buffer's place, which nobody would keep."""
@@ -398,28 +348,3 @@ class _State:
             assert own is not None
             own.set_state(state)
         torch.set_rng_state(self.rng)
-
-
-def _at_once(criterion: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor] | None:
-    """The usual criteria in one call for all members, at a fraction of vmap's; None for others."""
-    if criterion is F.mse_loss or (type(criterion) is nn.MSELoss and criterion.reduction == "mean"):
-        return _mean_squares
-    if criterion is F.cross_entropy:
-        return partial(_cross_entropies, ignored=-100, smoothing=0.0)
-    if type(criterion) is nn.CrossEntropyLoss and criterion.reduction == "mean" and criterion.weight is None:
-        return partial(_cross_entropies, ignored=criterion.ignore_index, smoothing=criterion.label_smoothing)
-    return None
-
-
-def _mean_squares(outputs: Tensor, targets: Tensor) -> Tensor:
-    return F.mse_loss(outputs, targets.expand_as(outputs), reduction="none").flatten(1).mean(1)
-
-
-def _cross_entropies(outputs: Tensor, targets: Tensor, ignored: int, smoothing: float) -> Tensor:
-    repeated = targets.expand(len(outputs), *targets.shape).flatten(0, 1)
-    losses = F.cross_entropy(
-        outputs.flatten(0, 1), repeated, ignore_index=ignored, reduction="none", label_smoothing=smoothing
-    )
-    sums = losses.view(len(outputs), -1).sum(1)
-    is_classes = not targets.is_floating_point()
-    return sums / ((targets != ignored).sum() if is_classes else losses.numel() // len(outputs))

@@ -1,6 +1,7 @@
 """Strengths that are tuned in training: the hypergradient against finite differences, and what becomes of it."""
 
 import math
+import pickle
 from copy import deepcopy
 from functools import partial
 
@@ -11,8 +12,8 @@ from torch import nn
 
 from tests.cases import PENALTIES
 from tests.helpers import assert_bit_equal, assert_close, assert_differs, make_data, make_model
-from torchreg import L1, L2, ElasticNet, GroupLasso, Regularizer, Stacked, linear
-from torchreg.optim import ProxAdam, RMSpropW
+from torchreg import L1, L2, ElasticNet, GroupLasso, MaxNorm, Regularizer, Stacked, linear
+from torchreg.optim import SGDW, ProxAdam, RMSpropW
 from torchreg.tuning import AutoStrength
 from torchreg.tuning.hypergradient import acts_of, hypergradients
 
@@ -102,6 +103,20 @@ def test_each_penalty_has_its_hypergradient(case, mode):
 def test_what_acts_later_is_differentiated_through():
     penalties = [(L2(0.5), "decoupled"), (L1(1.0), "prox"), (GroupLasso(0.5), "prox")]
     assert_slopes_agree(*measured(penalties, OPTIMIZERS["Adam"]))
+
+
+@pytest.mark.parametrize("name", ["SGD-momentum", "Adam"])
+@pytest.mark.parametrize(
+    "penalties",
+    [
+        [(L2(0.5), "decoupled"), (ElasticNet(0.5, l1_ratio=0.5), "decoupled")],
+        [(L2(0.5), "decoupled"), (L2(0.7), "grad")],
+        [(L2(0.5), "grad"), (L2(0.7), "decoupled"), (L1(0.5), "prox")],
+    ],
+    ids=str,
+)
+def test_so_is_what_acts_before_the_update(name, penalties):
+    assert_slopes_agree(*measured(penalties, OPTIMIZERS[name]))
 
 
 def test_a_first_step_with_dampening_takes_the_whole_gradient():
@@ -249,6 +264,9 @@ class Refused:
             "every must be": lambda: make(every=0),
             "per must be": lambda: make(per="layer"),
             "bounds must be": lambda: make(bounds=(1.0, 0.1)),
+            "a constraint has no strength": lambda: AutoStrength(
+                Regularizer(self.model, MaxNorm(1.0), mode="prox"), HELD_OUT, nn.MSELoss()
+            ).attach(torch.optim.SGD(self.model.parameters())),
             "batch_size must be": lambda: make(batch_size=0),
             "use mode 'decoupled'": lambda: AutoStrength(
                 Regularizer(self.model, L2(0.1), mode="grad"), HELD_OUT, nn.MSELoss()
@@ -279,12 +297,100 @@ def test_a_loader_that_has_run_dry_is_told():
         AutoStrength([], HELD_OUT, nn.MSELoss())
 
 
-def test_a_proximal_optimizer_is_tuned_by_its_own_scale_only():
+@pytest.mark.parametrize(
+    ("make_optimizer", "mode"),
+    [
+        (partial(ProxAdam, penalty=L1(0.1)), "grad"),
+        (partial(SGDW, lr=0.1, weight_decay=0.5, coupling="independent"), "decoupled"),
+        (partial(torch.optim.RMSprop, weight_decay=0.1), "decoupled"),
+        (partial(torch.optim.NAdam, weight_decay=0.1), "decoupled"),
+    ],
+)
+def test_an_update_whose_derivative_is_not_known_is_refused(make_optimizer, mode):
     model = make_model()
-    optimizer = ProxAdam(model.parameters(), L1(1e-3), lr=0.01)
+    auto = AutoStrength(Regularizer(model, ElasticNet(0.1), mode=mode), HELD_OUT, nn.MSELoss())
+    with pytest.raises(ValueError, match=f"mode '{mode}' needs"):
+        auto.attach(make_optimizer(model.parameters()))
+    assert not auto.regularizers[0].optimizers
+
+
+def test_a_decoupled_optimizer_without_decay_is_its_base():
+    for mode in ("grad", "decoupled", "prox"):
+        assert_slopes_agree(*measured([(ElasticNet(0.3), mode)], partial(SGDW, lr=0.05, momentum=0.9)))
+
+
+@pytest.mark.parametrize("copied", [deepcopy, lambda parts: pickle.loads(pickle.dumps(parts))])
+def test_a_copy_goes_on_tuning(copied):
+    model = make_model()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     auto = AutoStrength(Regularizer(model, L2(0.1), mode="decoupled"), HELD_OUT, nn.MSELoss()).attach(optimizer)
-    step(model, optimizer, slice(0, 8))
+    step(model, optimizer, slice(0, 16))
+    twins = copied((model, optimizer, auto))
+    for parts in ((model, optimizer), twins[:2]):
+        for _ in range(3):
+            step(*parts, slice(0, 16))
+    assert auto.strengths == twins[2].strengths
+    assert_bit_equal(twins[0].state_dict(), model.state_dict())
+    twins[2].remove()
+    twins[2].attach(twins[1])
+
+
+def test_two_regularizers_of_one_kind_have_names_of_their_own():
+    model = make_model()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    several = [Regularizer(model, {name: L2(0.1)}, mode="decoupled") for name in ("0.*", "2.*")]
+    auto = AutoStrength(several, HELD_OUT, nn.MSELoss()).attach(optimizer)
+    step(model, optimizer, slice(0, 16))
+    assert list(auto.strengths) == ["L2 (1)", "L2 (2)"]
+    auto.load_state_dict(auto.state_dict())
+
+
+def test_a_state_is_that_of_the_strength_wherever_it_is_loaded():
+    saved = AutoStrength(Regularizer(make_model(), L2(0.1), mode="grad"), HELD_OUT, nn.MSELoss()).state_dict()
+    other = AutoStrength(Regularizer(make_model(), L2(0.2), mode="grad"), HELD_OUT, nn.MSELoss())
+    other.load_state_dict(saved)
+    assert_close(other.strengths["L2"], 0.1)
+    scaled = Regularizer(make_model(), L2(0.2), mode="grad")
+    scaled.scale = 0.5
+    assert_close(AutoStrength(scaled, HELD_OUT, nn.MSELoss()).strengths["L2"], 0.1)
+
+
+def test_a_held_out_loss_that_is_not_finite_is_told():
+    model = make_model()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    held_out = HELD_OUT[0] * math.nan, HELD_OUT[1]
+    auto = AutoStrength(Regularizer(model, L2(0.1), mode="decoupled"), held_out, nn.MSELoss()).attach(optimizer)
+    with pytest.warns(UserWarning, match="must have a finite gradient, got nan: L2 stays as it is"):
+        step(model, optimizer, slice(0, 16))
+    assert_close(auto.strengths["L2"], 0.1)
+
+
+def test_of_an_optimizer_that_steps_more_often_the_last_step_counts():
+    model = make_model()
+    often, seldom = (torch.optim.SGD(model[i].parameters(), lr=0.1) for i in (0, 2))
+    regularizer = Regularizer(model, L2(0.1), mode="decoupled")
+    auto = AutoStrength(regularizer, HELD_OUT, nn.MSELoss()).attach(often, seldom)
+    F.mse_loss(model(X), Y).backward()
+    for _ in range(3):
+        often.step()
+    assert [len(acts) for acts in auto._acts.values()] == [1]
+    seldom.step()
     assert auto.strengths["L2"] != 0.1
+
+
+def test_a_loader_that_shuffles_leaves_the_trainings_random_numbers_alone():
+    def run(validation):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 3)).double()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        regularizer = Regularizer(model, L2(0.1), mode="decoupled")
+        AutoStrength(regularizer, validation, nn.MSELoss(), bounds=(0.1, 0.1)).attach(optimizer)
+        for _ in range(6):
+            step(model, optimizer, slice(0, 16))
+        return model.state_dict()
+
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*HELD_OUT), batch_size=10, shuffle=True)
+    assert_bit_equal(run(loader), run(HELD_OUT))
 
 
 def test_a_scale_for_each_parameter_must_name_them_all():

@@ -11,9 +11,8 @@ from torch import nn
 
 from tests.cases import CONSTRAINTS, MODES, OPTIMIZERS, PENALTIES, NoProx
 from tests.helpers import assert_bit_equal, assert_close, assert_differs
-from torchreg import L1, L2, L2SP, Complexity, GroupLasso, Regularizer, Stacked
+from torchreg import L1, L2, L2SP, ActivityRegularizer, Complexity, GroupLasso, Regularizer, Stacked
 from torchreg import nn as layers
-from torchreg.constraints import Constraint
 from torchreg.nn import seed_dropout
 
 MEMBERS = 4
@@ -211,15 +210,16 @@ def test_a_member_that_diverges_leaves_the_others_alone():
 
 
 def test_a_checkpoint_a_copy_and_a_pickle_go_on_alike():
-    models = [network(seed, layers.Dropout(0.5)) for seed in range(2)]
-    stack = Stacked(models)
-    for twin in (deepcopy(stack), pickle.loads(pickle.dumps(Stacked([network(seed) for seed in range(2)])))):
-        assert twin._parameters is twin._template[0]._parameters
+    stack = Stacked([network(seed, layers.Dropout(0.5)) for seed in range(2)])
     fresh = Stacked([network(seed + 5, layers.Dropout(0.5)) for seed in range(2)])
     fresh.load_state_dict(stack.state_dict())
-    assert_bit_equal(fresh(X), stack(X))
-    assert_bit_equal(fresh.to(torch.float32)(X.float()).dtype, torch.float32)
-    assert not fresh.eval().members()[0].training
+    plain = Stacked([network(seed) for seed in range(2)])
+    for twin, first in ((deepcopy(stack), stack), (fresh, deepcopy(stack)), (pickle.loads(pickle.dumps(plain)), plain)):
+        for one in (twin, first):
+            train(one, torch.optim.Adam(one.parameters(), lr=0.01), one.per_member(nn.CrossEntropyLoss()))
+        assert_bit_equal(dict(twin.named_parameters()), dict(first.named_parameters()))
+    assert stack.to(torch.float32)(X.float()).dtype == torch.float32
+    assert not stack.eval().members()[0].training
 
 
 def test_references_of_members_are_saved_and_loaded():
@@ -283,6 +283,86 @@ def test_what_cannot_be_vectorized_is_named_and_computed_one_by_one():
     assert not stack.vectorize
 
 
+def test_a_first_attempt_that_fails_leaves_no_trace():
+    models = [nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), Looks()) for _ in range(2)]
+    stack = Stacked(models)
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match="cannot be vectorized"):
+        outputs = stack(X.float())
+    torch.manual_seed(0)
+    assert_close(outputs, torch.stack([model(X.float()) for model in models]), 1e-6)
+    for member, model in zip(stack.members(), models, strict=True):
+        assert_close(dict(member.named_buffers()), dict(model.named_buffers()), 1e-6)
+
+
+class Rebinding(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls = self.calls + 1
+        return x
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_a_buffer_that_is_put_in_anothers_place_is_refused(vectorize):
+    stack = Stacked([Rebinding() for _ in range(2)], vectorize=vectorize)
+    with pytest.raises(RuntimeError, match="must write into the buffer calls"):
+        stack(X)
+
+
+def test_what_is_frozen_is_so_whoever_asks():
+    stack = Stacked([network(seed) for seed in range(3)])
+    optimizer = torch.optim.SGD(stack.parameters(), lr=0.5)
+    losses = stack.per_member(nn.CrossEntropyLoss())
+    stack.freeze(-2)
+    before = stack.state_of(1)
+    train(stack, optimizer, losses, steps=2)
+    assert_bit_equal(stack.state_of(1), before)
+    (losses(stack(X), Y) + losses(stack(2 * X), Y)).sum().backward()  # nothing is written between
+    other = network(9).state_dict()
+    stack.load_member(-2, other)
+    train(stack, optimizer, losses, steps=2)
+    assert_bit_equal(stack.members()[1].state_dict(), other)
+    checkpoint = Stacked([network(seed + 20) for seed in range(3)]).state_dict()
+    stack.load_state_dict(checkpoint)
+    assert_bit_equal(stack(X), Stacked([network(seed + 20) for seed in range(3)])(X))
+    stack.load_member(0, {**other, "more": torch.ones(1)})
+    with pytest.raises(ValueError, match=r"must hold 0\.weight of shape \(8, 6\), got \(6,\)"):
+        stack.load_member(0, {**other, "0.weight": torch.ones(6)})
+
+
+def test_each_module_keeps_its_mode():
+    models = [network(seed, nn.BatchNorm1d(8)) for seed in range(2)]
+    for model in models:
+        model[2].eval()
+    member = Stacked(models).members()[0]
+    assert member.training
+    assert not member[2].training
+
+
+def test_a_stack_in_another_module_is_not_taken_for_one_model():
+    stack = Stacked([nn.Linear(6, 6)] * 2)
+    with pytest.raises(ValueError, match="must be the stack itself, got a Sequential that holds one"):
+        Regularizer(nn.Sequential(stack), L1(1.0))
+    with pytest.raises(ValueError, match="must not be a stack"):
+        ActivityRegularizer(stack, L1(1.0))
+
+
+def test_the_reference_of_one_model_is_that_of_all_whatever_its_size():
+    models = [nn.Linear(6, 4).double() for _ in range(4)]
+    anchor = nn.Linear(6, 4).double().state_dict()
+    found = Regularizer(Stacked(models), L2SP(1.0, reference=anchor)).value()
+    assert_close(found, torch.stack([Regularizer(model, L2SP(1.0, reference=anchor)).value() for model in models]))
+
+
+def hooked():
+    layer = nn.Linear(2, 2)
+    layer.register_forward_hook(lambda *_: None)
+    return layer
+
+
 def test_an_lstm_is_stacked_one_way_or_the_other():
     models = [nn.LSTM(6, 4) for _ in range(2)]
     stack = Stacked(models)
@@ -308,6 +388,10 @@ def test_a_fault_of_the_model_is_the_models():
         ([nn.Linear(2, 2), nn.Linear(2, 2).double()], "float32.*float64"),
         ([nn.Linear(2, 2), nn.Linear(2, 2).eval()], "in training, .*in the first and .*in evaluation"),
         ([nn.LazyLinear(2)], "no shape yet"),
+        ([nn.MultiheadAttention(8, 2), nn.MultiheadAttention(8, 4)], "'num_heads': 2.*'num_heads': 4"),
+        ([nn.TransformerEncoderLayer(8, 2, activation=name) for name in ("relu", "gelu")], "relu.*gelu"),
+        ([nn.Linear(2, 2), hooked()], "with 1 forward hooks"),
+        ([Stacked([nn.Linear(2, 2)]) for _ in range(2)], "holds a stack itself"),
     ],
 )
 def test_models_that_are_not_equal_are_refused(models, message):
@@ -346,7 +430,3 @@ def test_large_weights_take_the_same_steps_as_small_ones():
                 alone(torch.ones(1, 300).double()).sum().backward()
                 optimizer.step()
                 assert_close(stack.weight[member], alone.weight)
-
-
-def test_constraints_are_among_the_cases():
-    assert any(isinstance(penalty, Constraint) for penalty, _ in CASES)

@@ -87,7 +87,7 @@ def test_patience_takes_each_members_best_epoch():
         regularizer = Regularizer(model, L1(1.0) + L2(0.5), mode="prox").attach(optimizer)
         regularizer.scale = point.strength
         order, losses, states = torch.Generator().manual_seed(0), [], []
-        while len(losses) < 30 and len(losses) - losses.index(min(losses, default=0)) <= 2 if losses else True:
+        while not losses or len(losses) - 1 - losses.index(min(losses)) < 2:
             for batch in torch.randperm(60, generator=order).split(25):
                 optimizer.zero_grad()
                 F.cross_entropy(model.train()(X[batch]), CLASSES[batch]).backward()
@@ -96,8 +96,7 @@ def test_patience_takes_each_members_best_epoch():
             states.append({name: value.clone() for name, value in model.named_parameters()})
         ends.append(len(losses))
         assert_close(dict(point.models[0].named_parameters()), states[losses.index(min(losses))], 1e-8)
-    assert ends[0] != ends[1]
-    assert min(ends) < 30
+    assert max(ends) < 30
 
 
 def test_figures_of_seeds_are_means_and_of_folds_have_their_standard_errors():

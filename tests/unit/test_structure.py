@@ -16,7 +16,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = [
     {"choices", "functional", "parameters", "pieces", "shards"},
     {"groups", "nn"},
-    {"penalties", "selectors", "schedules", "hooks", "stacked"},
+    {"alike", "selectors", "schedules", "hooks"},
+    {"stacked", "penalties"},
     {"constraints"},
     {"entries", "total", "steps"},
     {"hosts", "table"},

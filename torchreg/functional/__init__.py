@@ -1,6 +1,7 @@
 """Every formula of torchreg, on plain tensors. Nothing here knows of models, optimizers or strengths."""
 
 from torchreg.functional.dropping import channel_dropout, drawn_rate, drop, dropout, is_small, mask_shape
+from torchreg.functional.losses import losses_at_once
 from torchreg.functional.masks import (
     check_generator,
     check_probability,
@@ -74,6 +75,7 @@ __all__ = [
     "l1_norm",
     "l2_norm",
     "largest",
+    "losses_at_once",
     "magnitude",
     "mask_shape",
     "mixed",

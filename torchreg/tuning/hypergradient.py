@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from torchreg.constraints import Constraint
-from torchreg.optim import DecoupledDecay
+from torchreg.optim import DecoupledDecay, Proximal
 from torchreg.penalties import Penalty, ProximalPenalty
 from torchreg.regularizer import Mode, Regularizer
 from torchreg.tuning.updates import DIFFERENTIATED, Update, what_of
@@ -48,6 +48,10 @@ def check_differentiable(regularizer: Regularizer, optimizer: Optimizer) -> None
     """Raises ``ValueError`` unless a step of the optimizer can be differentiated by the strength, in the mode."""
     owner, name = "AutoStrength", type(optimizer).__name__
     bare = isinstance(optimizer, DecoupledDecay) and isinstance(optimizer, DIFFERENTIATED)  # but for its decay
+    if regularizer.mode != "prox" and isinstance(optimizer, Proximal):
+        raise ValueError(
+            f"{owner}: mode {regularizer.mode!r} needs an optimizer without a penalty of its own, got {name}"
+        )
     is_known = type(optimizer) in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
     decays = any(group.get("weight_decay", 0) != 0 for group in optimizer.param_groups)
     if regularizer.mode == "grad" and not is_known and not bare:
