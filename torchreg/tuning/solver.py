@@ -14,6 +14,7 @@ from torchreg.tuning.problem import Problem
 
 _LOOK_EVERY, _POLISH_EVERY = 10, 20  # steps between two looks at how far the minimum is, and two Newton steps
 _LENGTHS = (1.0, 0.5, 0.25, 0.125, 0.03)  # of a Newton step, which are tried in turn
+_DAMPING = 0.03  # of Newton steps, in units of the distance from the minimum: flat directions would lead too far
 _CONJUGATE = 100  # gradients at most in a Newton step
 _IDLE = 500  # steps without any member coming nearer, which rounding then does not let it
 _STEEPEST = 1e100  # L, of losses that are not finite
@@ -135,7 +136,7 @@ class _Descent:
         One whose objective has no digits left to tell goes if that is nearer.
         """
         olds = [param.detach().clone() for param in self.params]
-        newton = self._newton_step()
+        newton = self._newton_step(_DAMPING * distance)
         before = self._objective()
         slack = _ROUNDING * torch.finfo(before.dtype).eps * before.abs()
         taken = torch.zeros_like(before)
@@ -151,7 +152,8 @@ class _Descent:
         self.age = torch.where(going, 1.0, self.age)
         return torch.where(going, reached, distance)
 
-    def _newton_step(self) -> list[Tensor]:
+    def _newton_step(self, damping: Tensor) -> list[Tensor]:
+        """Where the second derivatives, and a bit more where the minimum is far, put it among what is not zero."""
         free = [param != 0 if param in self.penalties else torch.ones_like(param) for param in self.params]
         with torch.enable_grad():
             slopes = torch.autograd.grad(
@@ -160,7 +162,8 @@ class _Descent:
 
         def curved(direction: list[Tensor]) -> list[Tensor]:
             found = torch.autograd.grad(slopes, self.params, direction, retain_graph=True, materialize_grads=True)
-            return [part * mask for part, mask in zip(found, free, strict=True)]
+            pairs = zip(found, direction, free, strict=True)
+            return [(part + _rows(damping, part) * own) * mask for part, own, mask in pairs]
 
         return _conjugate_gradients(curved, [-slope.detach() * mask for slope, mask in zip(slopes, free, strict=True)])
 
