@@ -25,8 +25,8 @@ _ADAM = partial(torch.optim.Adam, lr=1e-3)
 
 def stack() -> str:
     """Sixteen small networks and four large ones at as many strengths: stacked, in processes, one after another."""
-    small = _race("16 x 64-64-64-10, 100 steps of 100", 16, (64, 64, 64, 10), examples=1000, epochs=10, rounds=7)
-    large = _race("4 x 784-1024-1024-10, 16 steps of 128", 4, (784, 1024, 1024, 10), examples=1024, epochs=2, rounds=5)
+    small = _race("16 x 64-64-64-10, 400 steps of 100", 16, (64, 64, 64, 10), examples=1000, epochs=40, rounds=5)
+    large = _race("4 x 784-1024-1024-10, 80 steps of 128", 4, (784, 1024, 1024, 10), examples=1024, epochs=10, rounds=3)
     return f"{small}\n\n{large}"
 
 

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map
 from torchreg import functional as f
 from torchreg.alike import check_equal
 from torchreg.nn.dropout import Seeded
+from torchreg.products import plain_layers, products
 
 
 class Stacked(nn.Module):
@@ -139,6 +140,9 @@ class Stacked(nn.Module):
                 return functional_call(template, state, args, kwargs)
 
         (template,) = self._template
+        layers = plain_layers(template, args, kwargs)
+        if layers is not None:
+            return products(layers, args[0], self._count)
         state = {**dict(template.named_parameters()), **dict(template.named_buffers())}
         device = next((value.device for value in state.values()), None)
         return vmap(one, randomness="different")(state, torch.arange(self._count, device=device))

@@ -118,6 +118,27 @@ def test_a_members_masks_are_those_it_would_have_alone(layer, vectorize):
     assert_close(together, alone, 1e-8)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3, bias=False), nn.GELU()),
+        lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Linear(6, 4)),
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(6, 4), nn.Tanh()),
+        lambda: nn.Sequential(nn.Sequential(nn.Linear(6, 4)), nn.Softmax(1)),
+        lambda: nn.Sequential(),
+    ],
+)
+@pytest.mark.parametrize("shape", [(5, 6), (6,), (2, 5, 6), (5, 2, 3), (0, 6)])
+def test_perceptrons_compute_what_each_member_would(make, shape):
+    models = [make() for _ in range(3)]
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    try:
+        expected = torch.stack([model(x.clone()) for model in models])
+    except (RuntimeError, IndexError):
+        pytest.skip("not an input of this model")
+    assert_close(Stacked(models)(x.clone()), expected, 1e-6)
+
+
 def test_large_masks_are_made_of_the_same_bits():
     models = [nn.Sequential(layers.Dropout(0.1)) for _ in range(2)]
     for seed, model in enumerate(models):

@@ -14,7 +14,7 @@ from tests.cases import CONSTRAINTS, PENALTIES
 ROOT = Path(torchreg.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = [
-    {"choices", "functional", "parameters", "pieces", "shards"},
+    {"choices", "functional", "parameters", "pieces", "products", "shards"},
     {"groups", "nn"},
     {"alike", "selectors", "schedules", "hooks"},
     {"stacked", "penalties"},

@@ -23,6 +23,7 @@ Way = Literal["stacked", "processes", "one after another"]
 Job = Callable[[Stacked, Sequence[float]], None]  # trains a stack at its members' strengths
 State = dict[str, Tensor]
 
+_LARGE, _WAITING = 1 << 19, 1.3  # weights, of which processes wait for the same memory, and for how long
 _LOOKS = 3  # steps that are timed of each way
 
 
@@ -48,7 +49,8 @@ def fastest(models: Sequence[nn.Module], strengths: Sequence[float], step: Job, 
     }
     if can_fork(models) and jobs > 1 and count > 1:
         with _one_thread():
-            costs["processes"] = _cost(models[:share], strengths[:share], step)
+            large = sum(param.numel() for param in models[0].parameters()) > _LARGE
+            costs["processes"] = _cost(models[:share], strengths[:share], step) * (_WAITING if large else 1.0)
     way = min(costs, key=lambda name: costs[name])
     shown = ", ".join(f"{name} {1e3 * cost:.3g} ms" for name, cost in costs.items())
     return way, f"{count} members {way} (a step of all: {shown})"
