@@ -12,7 +12,7 @@ _ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.
 
 
 def plain_layers(model: nn.Module, args: Sequence[Any], kwargs: Any) -> list[nn.Module] | None:
-    """The layers of a sequence of linear and elementwise ones, if it is nothing else and is given batches of vectors."""
+    """The layers of a sequence of linear and elementwise ones, if it is nothing else and is given vectors."""
     if type(model) is not nn.Sequential or kwargs or len(args) != 1 or not isinstance(args[0], Tensor):
         return None
     layers = list(model)
