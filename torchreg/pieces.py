@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-_SIZE = 1 << 18  # elements: a megabyte in single precision
+PIECE = 1 << 18  # elements: a megabyte in single precision
 
 
 def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -21,10 +21,10 @@ def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         [262144, 262144, 75712]
     """
     first = tensors[0]
-    if first.numel() <= _SIZE or first.device.type != "cpu" or torch.compiler.is_compiling():
+    if first.numel() <= PIECE or first.device.type != "cpu" or torch.compiler.is_compiling():
         yield tensors
     elif all(tensor.is_contiguous() for tensor in tensors):
-        yield from zip(*(tensor.view(-1).split(_SIZE) for tensor in tensors), strict=True)
+        yield from zip(*(tensor.view(-1).split(PIECE) for tensor in tensors), strict=True)
     else:
         yield tensors
 
@@ -45,5 +45,5 @@ def bundles(keys: Iterable[object], weights: Sequence[Tensor]) -> list[list[int]
             room -= w.numel()
         else:
             found.append([position])
-            last, room = alike, _SIZE - w.numel()
+            last, room = alike, PIECE - w.numel()
     return found

@@ -59,6 +59,10 @@ class Regularizer:
         mode: ``"loss"``, ``"grad"``, ``"decoupled"`` or ``"prox"``.
         select: which parameters; by default :data:`~torchreg.selectors.weights`, so no biases, no normalization.
         schedule: a function from the number of steps made to ``scale``; see :mod:`torchreg.schedules`.
+        compile: whether :func:`torch.compile` shall make one kernel of what an elementwise penalty does to a large
+            weight, one pass over memory instead of several, for the networks whose steps take ten milliseconds and
+            more. It takes some seconds at the first step, once for all strengths, and needs a C++ compiler; without
+            one, a warning says so and the steps are made as usual. The last bits may differ.
 
     Attributes:
         scale: multiplies every penalty; a number, or a 0-d tensor; for a :class:`~torchreg.Stacked` model also a tensor
@@ -93,6 +97,7 @@ class Regularizer:
         mode: Mode = "loss",
         select: Selector | Callable[[ParamInfo], bool] = weights,
         schedule: Schedule | None = None,
+        compile: bool = False,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"Regularizer: model must be a torch.nn.Module, got {type(model).__name__}")
@@ -103,6 +108,7 @@ class Regularizer:
             raise TypeError(f"Regularizer: schedule must be a function of the step number, got {schedule!r}")
         self.mode: Mode = mode
         self.schedule = schedule
+        self.compile = compile
         self._scale: Scale = 1.0
         self.listeners: list[Callable[[Regularizer, Optimizer], object]] = []
         self.entries = survey(model, as_rules(penalty, mode), as_selector(select))
@@ -181,8 +187,8 @@ class Regularizer:
     def _scaled_total(self, pairs: Sequence[tuple[Penalty, nn.Parameter]]) -> Tensor:
         if not isinstance(self.scale, Mapping):
             penalties, params = zip(*pairs, strict=True)
-            return self.scale * total(penalties, params)
-        first, *others = (self._scales[param] * total([penalty], [param]) for penalty, param in pairs)
+            return self.scale * total(penalties, params, self.compile)
+        first, *others = (self._scales[param] * total([penalty], [param], self.compile) for penalty, param in pairs)
         for other in others:
             first = first + other.to(first.device)
         return first
@@ -274,14 +280,14 @@ class Regularizer:
         if evaluation == 0 and self.mode != "prox":
             self._tell(optimizer)
         if self.mode == "grad":
-            add_gradients(optimizer, self._penalties, self._scales)
+            add_gradients(optimizer, self._penalties, self._scales, self.compile)
         elif self.mode == "decoupled" and evaluation == 0:
-            descend(optimizer, self._penalties, self._scales)
+            descend(optimizer, self._penalties, self._scales, self.compile)
 
     def _after_step(self, optimizer: Optimizer) -> None:
         if self.mode == "prox":
             self._tell(optimizer)
-            take_proximal_points(optimizer, self._penalties, self._scales)
+            take_proximal_points(optimizer, self._penalties, self._scales, self.compile)
         if optimizer is self._optimizers[-1]:
             self.step()
 

@@ -18,7 +18,7 @@ FLOORS = [
     {"groups", "nn"},
     {"alike", "selectors", "schedules", "hooks"},
     {"stacked", "penalties"},
-    {"constraints"},
+    {"constraints", "kernels"},
     {"entries", "total", "steps"},
     {"hosts", "table"},
     {"regularizer", "dropout_schedule"},

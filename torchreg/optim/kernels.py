@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 
 import torch
 from torch import Tensor
 
 from torchreg.hooks import Group
-from torchreg.penalties import ProximalPenalty, Term
+from torchreg.kernels import compiled
+from torchreg.penalties import ProximalPenalty
 
 AdamKernel = Callable[..., None]
 
@@ -36,28 +35,7 @@ def adam_kernel(penalty: ProximalPenalty) -> AdamKernel | None:
         if largest is not None:
             largest.copy_(second)
 
-    compiled: AdamKernel = torch.compile(kernel, dynamic=True)
-    try:
-        probe = [torch.ones(64) for _ in range(4)]
-        with torch.no_grad():
-            compiled(torch.ones(9), *probe)
-    except Exception as error:  # whatever a compiler raises
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        warnings.warn(
-            f"ProxAdam: compile=True needs a C++ compiler, stepping without: {reason}", RuntimeWarning, stacklevel=2
-        )
-        return None
-    return compiled
-
-
-def at_unit_strength(penalty: ProximalPenalty) -> tuple[ProximalPenalty, float]:
-    """A penalty and a number whose product is this one, so that many strengths share a kernel."""
-    strengths = [term.strength for term in penalty.terms if isinstance(term, Term) and term.is_linear]
-    if len(strengths) < len(penalty.terms) or strengths[0] == 0:
-        return penalty, 1.0
-    unit = replace(penalty, strength=1.0) if isinstance(penalty, Term) else penalty * (1 / strengths[0])
-    assert isinstance(unit, ProximalPenalty)
-    return unit, strengths[0]
+    return compiled("ProxAdam", kernel, torch.ones(9), *(torch.ones(64) for _ in range(4)))
 
 
 def adam_numbers(steps: Tensor, group: Group) -> Tensor:

@@ -11,9 +11,10 @@ from torch.optim.optimizer import ParamsT
 
 from torchreg import functional as f
 from torchreg.hooks import Group, step_size
+from torchreg.kernels import at_unit_strength
 from torchreg.optim.around import Weights, moving
 from torchreg.optim.decoupled import DecoupledDecay
-from torchreg.optim.kernels import AdamKernel, adam_kernel, adam_numbers, at_unit_strength
+from torchreg.optim.kernels import AdamKernel, adam_kernel, adam_numbers
 from torchreg.optim.proximal import Proximal, take_prox_
 from torchreg.optim.ready import DecayOptions
 from torchreg.penalties import ProximalPenalty
@@ -103,7 +104,9 @@ class ProxAdam(Proximal, DecoupledDecay, torch.optim.Adam):
         def __init__(self, *args: Any, compile: bool = False, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self.compile = compile
-            self._unit, self._strength = at_unit_strength(self.penalty)
+            unit, self._strength = at_unit_strength(self.penalty)
+            assert isinstance(unit, ProximalPenalty)
+            self._unit = unit
             if compile and (self.defaults["differentiable"] or not self.penalty.is_uniform):
                 raise ValueError(
                     "ProxAdam: compile=True needs a penalty that looks at one weight at a time and no derivatives, got "

@@ -53,6 +53,22 @@ class Penalty(ABC):
         """``w -= step * dR(w)``, in place."""
         return f.axpy_(w, self.gradient(w), -step)
 
+    # The same for many weights, in as few calls as there are.
+
+    def foreach_gradient_times(self, weights: list[Tensor], scale: float | Tensor) -> list[Tensor]:
+        """:meth:`gradient_times` of each weight."""
+        return [self.gradient_times(w, scale) for w in weights]
+
+    def foreach_add_gradient_(self, grads: list[Tensor], weights: list[Tensor], scale: float | Tensor = 1.0) -> None:
+        """:meth:`add_gradient_` for each weight."""
+        for grad, w in zip(grads, weights, strict=True):
+            self.add_gradient_(grad, w, scale)
+
+    def foreach_descend_(self, weights: list[Tensor], step: float | Tensor) -> None:
+        """:meth:`descend_` for each weight."""
+        for w in weights:
+            self.descend_(w, step)
+
     def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
         """How far ``w`` is from a stationary point of loss + R: the distance of ``-gradient`` to the subdifferential.
 
@@ -130,6 +146,11 @@ class ProximalPenalty(Penalty):
     def prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
         """``w = prox(w, step)``, in place."""
         return w.copy_(self.prox(w, step))
+
+    def foreach_prox_(self, weights: list[Tensor], step: float | Tensor) -> None:
+        """:meth:`prox_` for each weight."""
+        for w in weights:
+            self.prox_(w, step)
 
     def _times(self, factor: float) -> Penalty:
         return ProximalScaled(factor, self)
@@ -316,6 +337,25 @@ class Sum(Penalty):
             f.axpy_(w, gradient, -step)
         return w
 
+    def foreach_add_gradient_(self, grads: list[Tensor], weights: list[Tensor], scale: float | Tensor = 1.0) -> None:
+        for term in self._terms:
+            term.foreach_add_gradient_(grads, weights, scale)
+
+    def foreach_gradient_times(self, weights: list[Tensor], scale: float | Tensor) -> list[Tensor]:
+        first, *others = self._terms
+        totals = first.foreach_gradient_times(weights, scale)
+        for term in others:
+            term.foreach_add_gradient_(totals, weights, scale)
+        return totals
+
+    def foreach_descend_(self, weights: list[Tensor], step: float | Tensor) -> None:
+        gradients = [term.foreach_gradient_times(weights, 1.0) for term in self._terms if not _is_ridge(term)]
+        for term in self._terms:
+            if _is_ridge(term):
+                term.foreach_descend_(weights, step)
+        for gradient in gradients:
+            f.foreach_axpy_(weights, gradient, -step)
+
     def bind(self, place: ParamInfo) -> Self:
         bound = tuple(term.bind(place) for term in self._terms)
         return self if all(map(operator.is_, bound, self._terms)) else replace(self, _terms=bound)
@@ -365,6 +405,15 @@ class ProximalSum(Sum, ProximalPenalty):
         curvature = step * self._ridge
         w.div_(1 + curvature)
         return w if self._curved is None else self._curved.prox_(w, step / (1 + curvature))
+
+    def foreach_prox_(self, weights: list[Tensor], step: float | Tensor) -> None:
+        if isinstance(step, Tensor):
+            super().foreach_prox_(weights, step)
+        else:
+            curvature = step * self._ridge
+            f.foreach_scale_(weights, divisor=1 + curvature)
+            if self._curved is not None:
+                self._curved.foreach_prox_(weights, step / (1 + curvature))
 
     def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
         smooth = gradient + self._ridge * w

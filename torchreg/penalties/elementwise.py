@@ -54,6 +54,22 @@ class L1(Term, ProximalPenalty):
     def descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
         return f.axpy_(w, w.sgn(), -(self.strength * step))
 
+    def foreach_gradient_times(self, weights: list[Tensor], scale: float | Tensor) -> list[Tensor]:
+        if isinstance(scale, Tensor) or any(w.is_complex() for w in weights):
+            return super().foreach_gradient_times(weights, scale)
+        signs = list(torch._foreach_sign(weights))
+        f.foreach_scale_(signs, self.strength * scale)
+        return signs
+
+    def foreach_add_gradient_(self, grads: list[Tensor], weights: list[Tensor], scale: float | Tensor = 1.0) -> None:
+        if any(w.is_complex() for w in weights):
+            super().foreach_add_gradient_(grads, weights, scale)
+        else:
+            f.foreach_axpy_(grads, list(torch._foreach_sign(weights)), self.strength * scale)
+
+    def foreach_descend_(self, weights: list[Tensor], step: float | Tensor) -> None:
+        self.foreach_add_gradient_(weights, weights, -step)
+
     @property
     def curvature(self) -> float:
         return 0.0
@@ -118,6 +134,15 @@ class L2(Term, ProximalPenalty):
     def descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
         return w.mul_(1 - step * self.strength)
 
+    def foreach_add_gradient_(self, grads: list[Tensor], weights: list[Tensor], scale: float | Tensor = 1.0) -> None:
+        f.foreach_axpy_(grads, weights, self.strength * scale)
+
+    def foreach_descend_(self, weights: list[Tensor], step: float | Tensor) -> None:
+        if isinstance(step, Tensor):
+            super().foreach_descend_(weights, step)
+        else:
+            f.foreach_scale_(weights, 1 - step * self.strength)
+
     @property
     def curvature(self) -> float:
         return self.strength
@@ -127,6 +152,12 @@ class L2(Term, ProximalPenalty):
 
     def prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
         return w.div_(1 + step * self.strength)
+
+    def foreach_prox_(self, weights: list[Tensor], step: float | Tensor) -> None:
+        if isinstance(step, Tensor):
+            super().foreach_prox_(weights, step)
+        else:
+            f.foreach_scale_(weights, divisor=1 + step * self.strength)
 
 
 @final

@@ -1,0 +1,105 @@
+"""What a penalty does to a large weight in one pass over it: kernels that ``torch.compile`` makes of its formulas.
+
+Torch's own calls make a pass each. Where a step is bound by memory, as a large network's is, passes are what it costs.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from torchreg.penalties import Penalty, ProximalPenalty, Term
+
+Form = Literal["value", "gradient", "add_gradient_", "descend_", "prox_"]
+Kernel = Callable[..., Any]
+
+_FROM = 1 << 15  # elements; for fewer the call of a kernel costs more than it saves
+
+
+def kernel_for(penalty: Penalty, form: Form, *tensors: Tensor) -> Kernel | None:
+    """What does ``penalty``'s form of that name to such tensors in one pass, called as ``kernel(*tensors, number)``.
+
+    The number is the scale of a gradient or the step of a proximal operator. None where torch's own calls are as fast,
+    where the penalty looks at more than one weight at a time, and where nothing can be compiled, which a warning says.
+    """
+    w = tensors[0]
+    is_plain = type(w) in (Tensor, Parameter) and w.dtype in (torch.float32, torch.float64)
+    if not is_plain or w.numel() < _FROM or torch.compiler.is_compiling() or not penalty.is_uniform:
+        return None
+    if not all(t.is_contiguous() and t.dtype == w.dtype and t.device == w.device for t in tensors):
+        return None
+    unit, strength = at_unit_strength(penalty)
+    kernel = _kernel(unit, form, w.device.type)
+    if kernel is None:
+        return None
+
+    def act(*some: Tensor | float) -> Any:
+        *flat, number = some
+        times = torch.as_tensor(strength * number, dtype=torch.float64, device=w.device)
+        return kernel(times, *(t.detach().view(-1) for t in flat))  # type: ignore[union-attr]
+
+    return act
+
+
+@cache
+def _kernel(penalty: Penalty, form: Form, device: str) -> Kernel | None:
+    assert form in get_args(Form)
+
+    def value(number: Tensor, w: Tensor) -> Tensor:
+        return penalty.value(w) * number.to(w.dtype)
+
+    def gradient(number: Tensor, w: Tensor) -> Tensor:
+        return penalty.gradient_times(w, number.to(w.dtype))
+
+    def add_gradient_(number: Tensor, grad: Tensor, w: Tensor) -> None:
+        grad.add_(penalty.gradient_times(w, number.to(w.dtype)))
+
+    def descend_(number: Tensor, w: Tensor) -> None:
+        w.sub_(penalty.gradient_times(w, number.to(w.dtype)))
+
+    def prox_(number: Tensor, w: Tensor) -> None:
+        assert isinstance(penalty, ProximalPenalty)
+        w.copy_(penalty.prox(w, number.to(w.dtype)))
+
+    kernels: dict[Form, tuple[Kernel, int]] = {
+        "value": (value, 1),
+        "gradient": (gradient, 1),
+        "add_gradient_": (add_gradient_, 2),
+        "descend_": (descend_, 1),
+        "prox_": (prox_, 1),
+    }
+    kernel, count = kernels[form]
+    probe = [torch.ones(64, device=device) for _ in range(count)]
+    return compiled("Regularizer", kernel, torch.ones((), dtype=torch.float64, device=device), *probe)
+
+
+def compiled(owner: str, kernel: Kernel, *probe: Tensor) -> Kernel | None:
+    """The kernel for tensors of any size, tried on the probe; None, with a warning, where nothing can be compiled."""
+    kernel.__code__ = kernel.__code__.replace()  # of its own: torch.compile keeps only eight versions of one code
+    made: Kernel = torch.compile(kernel, dynamic=True)
+    try:
+        with torch.no_grad():
+            made(*probe)
+    except Exception as error:  # whatever a compiler raises
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        warnings.warn(
+            f"{owner}: compile=True needs a C++ compiler, stepping without: {reason}", RuntimeWarning, stacklevel=2
+        )
+        return None
+    return made
+
+
+def at_unit_strength(penalty: Penalty) -> tuple[Penalty, float]:
+    """A penalty and a number whose product is this one, so that many strengths share a kernel."""
+    strengths = [term.strength for term in penalty.terms if isinstance(term, Term) and term.is_linear]
+    if len(strengths) < len(penalty.terms) or strengths[0] == 0:
+        return penalty, 1.0
+    unit = replace(penalty, strength=1.0) if isinstance(penalty, Term) else penalty * (1 / strengths[0])
+    return unit, strengths[0]
