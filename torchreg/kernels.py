@@ -53,7 +53,7 @@ def _kernel(penalty: Penalty, form: Form, device: str) -> Kernel | None:
     assert form in get_args(Form)
 
     def value(number: Tensor, w: Tensor) -> Tensor:
-        return penalty.value(w) * number.to(w.dtype)
+        return (penalty.value(w.double()) * number).to(w.dtype)  # a kernel adds up one by one, which costs digits
 
     def gradient(number: Tensor, w: Tensor) -> Tensor:
         return penalty.gradient_times(w, number.to(w.dtype))
