@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from experiments import bench, config, report, study, sweep
+from experiments import benches, config, report, study, sweep
 from experiments.errors import UserError, did_you_mean
 from experiments.names import slug
 from experiments.summary import summarize
@@ -21,7 +21,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-_BENCHES = f"Which: {', '.join(bench.BENCHES)}; all of them by default."
+_BENCHES = f"Which: {', '.join(benches.BENCHES)}; all of them by default."
 
 
 _Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The study's TOML file.")]
@@ -77,12 +77,15 @@ def render(folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folde
 
 
 @app.command("bench")
-def measure(names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help=_BENCHES)] = None) -> None:
-    """Times torchreg against plain torch on the CPU."""
+def measure(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help=_BENCHES)] = None,
+    into: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also writes the figures there.")] = None,
+) -> None:
+    """Times torchreg, plain torch and other libraries side by side on the CPU."""
     for name in names or []:
-        if name not in bench.BENCHES:
-            raise UserError(f"bench: unknown name {name!r}, {did_you_mean(name, bench.BENCHES)}")
-    print(bench.run(names or list(bench.BENCHES)))
+        if name not in benches.BENCHES:
+            raise UserError(f"bench: unknown name {name!r}, {did_you_mean(name, benches.BENCHES)}")
+    benches.run(names or list(benches.BENCHES), into)
 
 
 @contextmanager

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from experiments import build, data
@@ -14,6 +19,59 @@ from experiments.config import Run
 from experiments.measure import describe, evaluate, penalties
 from experiments.progress import Progress
 from experiments.record import Record, Row
+from torchreg import Regularizer
+
+
+@dataclass(frozen=True)
+class Autocast:
+    """Mixed precision: half precision where it is safe, and float16's gradients scaled, where there are any."""
+
+    device: str
+    scaler: torch.amp.GradScaler
+
+    def context(self) -> torch.autocast:
+        return torch.autocast(self.device, dtype=torch.float16 if self.device == "cuda" else torch.bfloat16)
+
+
+def train_epoch(
+    model: nn.Module,
+    optimizer: Optimizer,
+    split: data.Split,
+    batches: Sequence[Tensor],
+    in_loss: Sequence[Regularizer] = (),
+    amp: Autocast | None = None,
+    each_step: LRScheduler | None = None,
+) -> Tensor:
+    """A step for each batch of the images; the losses, which nobody reads before the epoch is over.
+
+    Args:
+        model: is set to training mode.
+        optimizer: of its parameters.
+        split: images and labels.
+        batches: positions in the split.
+        in_loss: regularizers of mode "loss".
+        amp: mixed precision, if any.
+        each_step: a learning rate's schedule that counts steps, if any.
+    """
+    model.train()
+    losses: list[Tensor] = []
+    for batch in batches:
+        optimizer.zero_grad()
+        with nullcontext() if amp is None else amp.context():
+            loss = cross_entropy(model(split.x[batch]), split.y[batch])
+        for regularizer in in_loss:
+            loss = loss + regularizer.value()
+        if amp is None:
+            loss.backward()
+            optimizer.step()
+        else:
+            amp.scaler.scale(loss).backward()
+            amp.scaler.step(optimizer)
+            amp.scaler.update()
+        losses.append(loss.detach())  # not read: a step need not wait for the device
+        if each_step is not None:
+            each_step.step()
+    return torch.stack(losses)
 
 
 def train(run: Run, device: torch.device, record: Record, watch: Callable[[Row], bool] | None = None) -> Row:
@@ -36,7 +94,7 @@ def train(run: Run, device: torch.device, record: Record, watch: Callable[[Row],
     rates = build.dropout_schedule(run.dropout_schedule, model, optimizer)
     in_loss = [regularizer for regularizer in regularizers if regularizer.mode == "loss"]
     scaler = torch.amp.GradScaler(device.type, enabled=run.train.amp and device.type == "cuda")
-    half = torch.float16 if device.type == "cuda" else torch.bfloat16
+    amp = Autocast(device.type, scaler) if run.train.amp else None
     shuffle = torch.Generator().manual_seed(run.seed)
 
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "controller": controller}
@@ -45,27 +103,21 @@ def train(run: Run, device: torch.device, record: Record, watch: Callable[[Row],
     progress = Progress(run, parts, shuffle, record, device)
     progress.restore(record.begin(run, device))
 
-    x, y = images.train.x, images.train.y
     bar = tqdm(total=run.train.epochs, initial=progress.epoch, desc=run.folder, unit="epoch", leave=False, disable=None)
     while not progress.is_over:
         if watch is not None and progress.last and watch(progress.last):
             bar.close()
             return progress.pruned(describe)
-        model.train()
-        losses = torch.empty(steps, device=device)
-        order = torch.randperm(len(y), generator=shuffle).to(device)
-        for step, batch in enumerate(order.split(run.train.batch_size)):
-            optimizer.zero_grad()
-            with torch.autocast(device.type, dtype=half, enabled=run.train.amp):
-                loss = cross_entropy(model(x[batch]), y[batch])
-            for regularizer in in_loss:
-                loss = loss + regularizer.value()
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            losses[step] = loss.detach()  # read once an epoch: a step need not wait for the device
-            if scheduler is not None and each_step:
-                scheduler.step()
+        order = torch.randperm(len(images.train), generator=shuffle).to(device)
+        losses = train_epoch(
+            model,
+            optimizer,
+            images.train,
+            order.split(run.train.batch_size),
+            in_loss,
+            amp,
+            scheduler if each_step else None,
+        )
         if scheduler is not None and not each_step:
             scheduler.step()
 

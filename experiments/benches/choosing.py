@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from statistics import median
 from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from experiments.benches.timing import Table, race
 from torchreg import L1, L2, Penalty, Regularizer, Stacked, weights
 from torchreg.regularizer import Mode
 from torchreg.tuning import AutoStrength
@@ -23,26 +22,25 @@ from torchreg.tuning.ways import Way, fastest, train_all
 _ADAM = partial(torch.optim.Adam, lr=1e-3)
 
 
-def stack() -> str:
+def stack() -> list[Table]:
     """Sixteen small networks and four large ones at as many strengths: stacked, in processes, one after another."""
     small = _race("16 x 64-64-64-10, 400 steps of 100", 16, (64, 64, 64, 10), examples=1000, epochs=40, rounds=5)
     large = _race("4 x 784-1024-1024-10, 80 steps of 128", 4, (784, 1024, 1024, 10), examples=1024, epochs=10, rounds=3)
-    return f"{small}\n\n{large}"
+    return [small, large]
 
 
-def auto_strength() -> str:
+def auto_strength() -> list[Table]:
     """A training step with a strength that is tuned, against the same step with a fixed one."""
-    lines = ["training step, 784-256-256-10, batch 100, Adam: tuned strength / fixed strength"]
+    tables = []
     cases: list[tuple[Penalty, Mode]] = [(L2(1.0), "decoupled"), (L1(0.1), "prox"), (L2(1e-2), "grad")]
     for penalty, mode in cases:
-        steps = [_step(penalty, mode, tuned) for tuned in (False, True)]
-        times = [[_seconds(step) for step in steps] for _ in range(200)][20:]
-        ratio = median(tuned / fixed for fixed, tuned in times)
-        lines.append(f"  {f'{penalty!r}, mode {mode!r}':<28}{ratio:8.2f}")
-    return "\n".join(lines)
+        steps = {name: _step(penalty, mode, name == "tuned") for name in ("fixed", "tuned")}
+        title = f"training step, 784-256-256-10, batch 100, Adam, {penalty!r}, mode {mode!r}"
+        tables.append(race(title, steps, rounds=180, warmup=20))
+    return tables
 
 
-def _race(title: str, members: int, widths: Sequence[int], examples: int, epochs: int, rounds: int) -> str:
+def _race(title: str, members: int, widths: Sequence[int], examples: int, epochs: int, rounds: int) -> Table:
     """Seconds to train all members in each way, by the median ratio to ordinary loops one after another."""
     torch.manual_seed(0)
     x, y = torch.rand(examples, widths[0]), torch.randint(widths[-1], (examples,))
@@ -59,14 +57,8 @@ def _race(title: str, members: int, widths: Sequence[int], examples: int, epochs
     }
     for way in get_args(Way):
         contenders[way] = partial(train_all, models, strengths, job, way, jobs)
-    taken = [[_seconds(contender) for contender in contenders.values()] for _ in range(rounds + 1)][1:]
     chosen, _ = fastest(models, strengths, lambda s, at: fit(s, at, problem, steps=1), jobs)
-    lines = [title, f"  {'':<28}{'s':>8}{'speed-up':>10}"]
-    for i, name in enumerate(contenders):
-        speedup = median(times[0] / times[i] for times in taken)
-        mark = "   <- strength_path takes it" if name == chosen else ""
-        lines.append(f"  {name:<28}{median(times[i] for times in taken):8.3f}{speedup:10.2f}{mark}")
-    return "\n".join(lines)
+    return race(title, contenders, rounds, warmup=1, note=f"strength_path takes: {chosen}")
 
 
 def _fit(problem: Problem, stacked: Stacked, strengths: Sequence[float]) -> None:
@@ -104,9 +96,3 @@ def _network(widths: Sequence[int]) -> nn.Sequential:
     for inputs, outputs in pairwise(widths):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start

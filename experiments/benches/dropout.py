@@ -1,0 +1,57 @@
+"""Dropout against torch's: alone, and in a training step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+
+import torchreg
+from experiments.benches.steps import mlp, step
+from experiments.benches.timing import Row, Table, race
+
+
+def dropout() -> list[Table]:
+    """Forward and backward alone, by the number of elements; then a step of a network with four million weights."""
+    torch.empty(31 << 18).fill_(0)  # from here on the C library keeps what is freed, as in a process that has trained
+    alone = [_alone(p, dtype) for dtype in (torch.float32, torch.bfloat16) for p in (0.5, 0.2, 0.1)]
+    contenders = {
+        "bare": step(mlp),
+        "torch.nn.Dropout": step(partial(with_dropout, mlp, nn.Dropout)),
+        "torchreg.nn.Dropout": step(partial(with_dropout, mlp, torchreg.nn.Dropout)),
+    }
+    title = "training step, 784-1024-1024-2048-10, batch 128, fused AdamW, dropout .2 of inputs and .5 of hidden units"
+    return [*alone, race(title, contenders, rounds=60)]
+
+
+def with_dropout(make_net: Callable[[], nn.Sequential], kind: type[nn.Module]) -> nn.Sequential:
+    """The network with .2 of its inputs and .5 of its hidden units dropped."""
+    layers: list[nn.Module] = [kind(0.2)]
+    for layer in make_net():
+        layers += [layer, kind(0.5)] if isinstance(layer, nn.ReLU) else [layer]
+    return nn.Sequential(*layers)
+
+
+def _alone(p: float, dtype: torch.dtype) -> Table:
+    rows: list[Row] = []
+    for power in (8, 12, 14, 16, 17, 18, 20, 22, 24):
+        x = torch.randn(1 << power, dtype=dtype, requires_grad=True)
+        contenders = {
+            "torchreg": _forward_backward(torchreg.nn.Dropout(p), x),
+            f"2^{power}": _forward_backward(nn.Dropout(p), x),
+        }
+        rows.append(race("", contenders, rounds=max(15, min(2000, (1 << 25) >> power)))[f"2^{power}"])
+    kind = str(dtype).removeprefix("torch.")
+    return Table(f"torch.nn.Dropout / torchreg.nn.Dropout, forward + backward, p = {p}, {kind}, elements", tuple(rows))
+
+
+def _forward_backward(layer: nn.Module, x: torch.Tensor) -> Callable[[], object]:
+    gradient = torch.randn_like(x)
+
+    def work() -> None:
+        x.grad = None
+        layer(x).backward(gradient)
+
+    return work

@@ -1,0 +1,110 @@
+"""An epoch of MNIST: the studies' loop, bare and regularized, against its matrix products and others' loops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import torchreg
+from experiments import data
+from experiments.benches import others
+from experiments.benches.dropout import with_dropout
+from experiments.benches.steps import BATCH, L1_STRENGTH, L2_STRENGTH, mlp
+from experiments.benches.timing import Table, race
+from experiments.config import Data
+from experiments.train import train_epoch
+from torchreg import L1, L2, Penalty, Regularizer
+from torchreg.regularizer import Mode
+
+WIDTHS = (784, 512, 512, 10)
+_PENALTY = L1(L1_STRENGTH) + L2(L2_STRENGTH)
+
+
+def epoch() -> list[Table]:
+    """One after another in each round, each with a network of its own; then what their losses were."""
+    split = data.load(Data(name="mnist", valid_size=5000), torch.device("cpu")).train
+    plain = partial(mlp, WIDTHS)
+    ours, theirs = partial(with_dropout, plain, torchreg.nn.Dropout), partial(with_dropout, plain, nn.Dropout)
+    contenders: dict[str, Callable[[], object]] = {
+        "the loop, bare": Loop(plain, split),
+        "its matrix products alone": partial(_products, len(split)),
+        "the loop, dropout": Loop(ours, split),
+        "the loop, L1 + L2 'prox'": Loop(plain, split, mode="prox"),
+        "the loop, dropout + L1 + L2 'prox'": Loop(ours, split, mode="prox"),
+        "the loop, dropout + L1 + L2 'decoupled'": Loop(ours, split, mode="decoupled"),
+        "the loop, dropout + L1 'prox', L2 in AdamW": Loop(
+            ours, split, mode="prox", penalty=L1(L1_STRENGTH), decay=L2_STRENGTH
+        ),
+        "by hand: nn.Dropout, L1 + L2 in the loss": Loop(theirs, split, naive=True),
+        "DataLoader and transforms, bare": others.DataLoaderLoop(plain()),
+    }
+    if find_spec("lightning"):
+        contenders["Lightning, nn.Dropout, L1 + L2 in the loss"] = others.LightningLoop(theirs(), split)
+    if find_spec("keras") and find_spec("jax"):
+        contenders["Keras on JAX, Dropout, L1L2"] = others.KerasLoop(WIDTHS, split)
+    table = race(
+        f"an epoch of {len(split):,} MNIST images, 784-512-512-10, batch 128, fused AdamW", contenders, 5, warmup=1
+    )
+    losses = {name: float(work.loss) for name, work in contenders.items() if hasattr(work, "loss")}
+    shown = ", ".join(f"{loss:.3f}" for loss in losses.values())
+    return [
+        Table(table.title, table.rows, f"mean training loss of the last epoch, in this order but for products: {shown}")
+    ]
+
+
+@dataclass
+class Loop:
+    """The studies' own loop, or the same with penalties written into the loss by hand."""
+
+    make_net: Callable[[], nn.Sequential]
+    split: data.Split
+    mode: Mode | None = None
+    penalty: Penalty = _PENALTY
+    decay: float = 0.0
+    naive: bool = False
+    loss: float = float("nan")
+
+    def __post_init__(self) -> None:
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Flatten(), *self.make_net())
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), weight_decay=self.decay, fused=True)
+        if self.mode is not None:
+            Regularizer(self.net, self.penalty, mode=self.mode).attach(self.optimizer)
+        self.in_loss: list[Any] = [_Naive(self.net)] if self.naive else []
+        self.shuffle = torch.Generator().manual_seed(0)
+
+    def __call__(self) -> None:
+        batches = torch.randperm(len(self.split), generator=self.shuffle).split(BATCH)
+        self.loss = train_epoch(self.net, self.optimizer, self.split, batches, self.in_loss).mean().item()
+
+
+class _Naive:
+    """L1 + L2 as one writes them into a loss."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.weights = [p for p in net.parameters() if p.ndim > 1]
+
+    def value(self) -> Tensor:
+        return sum(  # type: ignore[return-value]
+            L1_STRENGTH * w.abs().sum() + 0.5 * L2_STRENGTH * (w**2).sum() for w in self.weights
+        )
+
+
+def _products(images: int) -> None:
+    """What cannot be left out: a product a layer forward, and two backward but for the images' own gradient."""
+    inputs = [torch.ones(BATCH, width) for width in WIDTHS]
+    weights = [torch.ones(after, before) for before, after in pairwise(WIDTHS)]
+    for _ in range(-(-images // BATCH)):
+        for x, w in zip(inputs, weights, strict=False):
+            x @ w.t()
+        for i in reversed(range(len(weights))):
+            inputs[i + 1].t() @ inputs[i]
+            if i:
+                inputs[i + 1] @ weights[i]

@@ -1,0 +1,106 @@
+"""What a penalty adds to a training step, in each mode, and how that grows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from statistics import median
+
+import torch
+from torch import nn
+
+from experiments.benches.steps import L1_STRENGTH, L2_STRENGTH, Step, deep, mlp, step
+from experiments.benches.timing import Row, Table, race, seconds
+from torchreg import L1, L2, ElasticNet, GroupLasso, Huber, LogSum, Regularizer
+from torchreg.regularizer import Mode
+
+MODES: tuple[Mode, ...] = ("loss", "grad", "decoupled", "prox")
+
+
+def overhead() -> list[Table]:
+    """The modes, the penalties, the growth with parameters and with tensors."""
+    return [
+        modes(),
+        penalties(),
+        *(size(10**power) for power in range(4, 9)),
+        *map(tensors, (1, 20, 100, 500)),
+        slope(),
+    ]
+
+
+def modes() -> Table:
+    """L1 + L2 in each mode, plain and compiled, against the bare step of a network with four million weights."""
+    contenders = {"bare": step(mlp), "naive penalty in the loss": step(mlp, naive=True), **_each_mode(mlp)}
+    contenders |= {f"{name}, compile=True": work for name, work in _each_mode(mlp, compile=True).items()}
+    table = race("training step, 784-1024-1024-2048-10, batch 128, fused AdamW, L1 + L2", contenders, 60)
+    return _checked(table, contenders)
+
+
+def penalties() -> Table:
+    """Single penalties, in mode "grad" and "prox"."""
+    contenders = {"bare": step(mlp)}
+    for penalty in (L1(1e-6), L2(1e-6), ElasticNet(1e-6), Huber(1e-6), LogSum(1e-6), GroupLasso(1e-6)):
+        for mode in ("grad", "prox"):
+            contenders[f"{penalty!r}, {mode!r}"] = step(mlp, mode, penalty=penalty)
+    return race("the same step, by penalty", contenders, 25)
+
+
+def size(weights: int) -> Table:
+    """A square layer, or several of at most 16 million, with so many weights."""
+    net = partial(deep, max(1, weights // 16_000_000), weights)
+    rounds = max(5, min(400, 400_000_000 // weights))
+    contenders = {"bare": step(net), "naive": step(net, naive=True), **_each_mode(net)}
+    table = race(f"training step, {weights:,} weights, batch 128, fused AdamW, L1 + L2", contenders, rounds)
+    return _checked(table, contenders)
+
+
+def tensors(count: int) -> Table:
+    """Four million weights in so many tensors."""
+    net = partial(deep, count)
+    contenders = {"bare": step(net), **_each_mode(net)}
+    return race(f"training step, 4M weights in {count}, batch 128, fused AdamW, L1 + L2", contenders, 30)
+
+
+def slope() -> Table:
+    """Seconds of a regularizer's act alone, for each further tensor of 64 weights: 550 of them against 50."""
+    rows = []
+    for mode in MODES:
+        few, many = (_act_alone(mode, count) for count in (50, 550))
+        taken = [[seconds(few), seconds(many)] for _ in range(300)][20:]
+        each = [(more - less) / 500 for less, more in taken]
+        rows.append(Row(f"mode {mode!r}, us a tensor", 1e6 * median(each), *_quartiles(each), median(each)))
+    return Table("an act of L1 + L2 alone, for each further tensor (microseconds, not a ratio)", tuple(rows))
+
+
+def _quartiles(each: list[float]) -> tuple[float, float]:
+    ordered = sorted(each)
+    return 1e6 * ordered[len(each) // 4], 1e6 * ordered[3 * len(each) // 4]
+
+
+def _act_alone(mode: Mode, count: int) -> Callable[[], object]:
+    """What a regularizer does in a step: in mode "loss" the value and its gradients, else what its hook does."""
+    params = nn.ParameterList([nn.Parameter(torch.randn(8, 8)) for _ in range(count)])
+    for param in params:
+        param.grad = torch.zeros_like(param)
+    regularizer = Regularizer(params, L1(1e-4) + L2(1e-4), mode=mode)
+    if mode == "loss":
+        return lambda: torch.autograd.grad(regularizer.value(), list(params))
+    optimizer = torch.optim.SGD(params, lr=1e-3)
+    optimizer.step = optimizer.profile_hook_step(lambda self: None).__get__(optimizer)  # type: ignore[method-assign]
+    regularizer.attach(optimizer)
+    return optimizer.step
+
+
+def _each_mode(net: Callable[[], nn.Sequential], compile: bool = False) -> dict[str, Step]:
+    return {f"mode {mode!r}": step(net, mode, compile=compile) for mode in MODES}
+
+
+def _checked(table: Table, contenders: Mapping[str, Step]) -> Table:
+    """Says whether those that minimize one function in one way have come to the same loss: the work was the same."""
+    same = [name for name in contenders if name.startswith(("naive", "mode 'loss'", "mode 'grad'"))]
+    losses = [contenders[name].loss.item() for name in same]
+    apart = max(losses) - min(losses)
+    if apart > 1e-3 * (1 + min(losses)):
+        raise RuntimeError(f"bench: {', '.join(same)} must come to one loss, got {losses}")
+    note = f"L1({L1_STRENGTH:g}) + L2({L2_STRENGTH:g}); the losses of {len(same)} equal ways differ by {apart:.0e}"
+    return Table(table.title, table.rows, note)

@@ -1,0 +1,88 @@
+"""Training steps to be timed: a network, an optimizer, and what regularizes them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from torchreg import L1, L2, Penalty, Regularizer
+from torchreg.regularizer import Mode
+
+BATCH = 128
+L1_STRENGTH, L2_STRENGTH = 1e-6, 1e-5
+
+
+def mlp(widths: Sequence[int] = (784, 1024, 1024, 2048, 10)) -> nn.Sequential:
+    """A perceptron with ReLUs, of four million weights by default."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def deep(layers: int, weights: int = 4_000_000) -> nn.Sequential:
+    """So many weights in square layers, with residual connections so that gradients reach all of them."""
+    width = max(1, math.isqrt(weights // layers))
+    return nn.Sequential(*(_Residual(width) for _ in range(layers)))
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.linear(x.relu())
+        return x + y
+
+
+@dataclass
+class Step:
+    """A training step of the network: fused AdamW on a batch of noise, always the same, and its latest loss.
+
+    ``mode`` is that of a regularizer; ``naive`` adds L1 + L2 to the loss as one does by hand.
+    """
+
+    net: nn.Sequential
+    mode: Mode | None = None
+    penalty: Penalty = field(default_factory=lambda: L1(L1_STRENGTH) + L2(L2_STRENGTH))
+    compile: bool = False
+    naive: bool = False
+    loss: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        draw = torch.Generator().manual_seed(0)
+        first = next(self.net.parameters())
+        self.x = torch.randn(BATCH, first.shape[1], generator=draw)
+        self.y = torch.randint(self.net(self.x).shape[1], (BATCH,), generator=draw)
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), weight_decay=0, fused=True)
+        self.weights = [p for p in self.net.parameters() if p.ndim > 1]
+        self.regularizer: Regularizer | None = None
+        if self.mode is not None:
+            self.regularizer = Regularizer(self.net, self.penalty, mode=self.mode, compile=self.compile)
+            if self.mode != "loss":
+                self.regularizer.attach(self.optimizer)
+
+    def __call__(self) -> None:
+        self.optimizer.zero_grad()
+        loss = cross_entropy(self.net(self.x), self.y)
+        self.loss = loss.detach()
+        if self.regularizer is not None and self.mode == "loss":
+            loss = loss + self.regularizer.value()
+        if self.naive:
+            for w in self.weights:
+                loss = loss + L1_STRENGTH * w.abs().sum() + 0.5 * L2_STRENGTH * (w**2).sum()
+        loss.backward()
+        self.optimizer.step()
+
+
+def step(make_net: Callable[[], nn.Sequential], mode: Mode | None = None, **options: object) -> Step:
+    """A step of a new network, which is the same each time."""
+    torch.manual_seed(0)
+    return Step(make_net(), mode, **options)  # type: ignore[arg-type]

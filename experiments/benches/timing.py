@@ -1,0 +1,73 @@
+"""Contenders timed in turn, round after round, and compared by the median of the ratios within a round."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median, quantiles
+from typing import Any
+
+from tqdm import tqdm
+
+Work = Callable[[], object]
+Contenders = Mapping[str, Work]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender: its time, and its ratio to the first with the quartiles over the rounds."""
+
+    name: str
+    ratio: float
+    low: float
+    high: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Table:
+    """What one comparison found."""
+
+    title: str
+    rows: tuple[Row, ...]
+    note: str = ""
+
+    def __str__(self) -> str:
+        scale, unit = (1.0, "s") if max(row.seconds for row in self.rows) > 1 else (1e3, "ms")
+        width = max(len(row.name) for row in self.rows)
+        lines = [self.title, f"  {'':<{width}}   ratio   quartiles     {unit:>9}"]
+        for row in self.rows:
+            quartiles = f"{row.low:.3f} to {row.high:.3f}"
+            lines.append(f"  {row.name:<{width}}{row.ratio:8.3f}   {quartiles:<16}{scale * row.seconds:6.3g}")
+        return "\n".join([*lines, *([f"  {self.note}"] if self.note else [])])
+
+    def __getitem__(self, name: str) -> Row:
+        return next(row for row in self.rows if row.name == name)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def race(title: str, contenders: Contenders, rounds: int, warmup: int = 3, note: str = "") -> Table:
+    """Times all contenders in each round; ratios are to the first one."""
+    bar = tqdm(range(rounds + warmup), desc=title[:40], leave=False, disable=None)
+    taken = [[seconds(work) for work in contenders.values()] for _ in bar]
+    return tabulate(title, list(contenders), taken[warmup:], note)
+
+
+def tabulate(title: str, names: Sequence[str], taken: Sequence[Sequence[float]], note: str = "") -> Table:
+    """The table of seconds taken, round after round."""
+    rows = []
+    for i, name in enumerate(names):
+        ratios = [times[i] / times[0] for times in taken]
+        low, _, high = quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        rows.append(Row(name, median(ratios), low, high, median(times[i] for times in taken)))
+    return Table(title, tuple(rows), note)
+
+
+def seconds(work: Work) -> float:
+    """How long it takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
