@@ -18,6 +18,7 @@ from experiments.benches.epoch import epoch
 from experiments.benches.memory import memory
 from experiments.benches.optimizer import optimizer
 from experiments.benches.overhead import overhead
+from experiments.benches.profile import where_time_goes
 from experiments.benches.timing import Table
 from experiments.record import write
 
@@ -29,6 +30,7 @@ BENCHES: Mapping[str, Callable[[], Sequence[Table]]] = {
     "stack": stack,
     "auto-strength": auto_strength,
     "memory": memory,
+    "profile": where_time_goes,
 }
 
 

@@ -1,0 +1,60 @@
+"""Where the time of a step goes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+import torchreg
+from experiments import data
+from experiments.benches.dropout import with_dropout
+from experiments.benches.epoch import WIDTHS, Loop
+from experiments.benches.steps import BATCH, mlp
+from experiments.benches.timing import Row, Table
+from experiments.config import Data
+
+_STEPS = 200
+_PARTS = {
+    "matrix products": ("aten::mm", "aten::addmm"),
+    "AdamW's kernel": ("aten::_fused_adamw_",),
+    "ReLU, loss, bias gradients": (
+        *("aten::clamp_min", "aten::threshold_backward", "aten::sum", "aten::_log_softmax", "aten::nll_loss_forward"),
+        *("aten::_log_softmax_backward_data", "aten::nll_loss_backward"),
+    ),
+    "the batch, out of memory": ("aten::index",),
+    "dropout's random bits": ("aten::random_",),
+    "dropout's masks and products": ("aten::ge", "aten::lt", "aten::mul", "aten::mul_", "aten::copy_"),
+    "the penalty": ("aten::sgn", "aten::sign", "aten::softshrink", "aten::div_", "aten::add_"),
+}
+
+
+def where_time_goes() -> list[Table]:
+    """Shares of a step, of the bare loop and of regularized ones; kernels as torch's profiler times them."""
+    split = data.load(Data(name="mnist", valid_size=5000), torch.device("cpu")).train
+    some = replace(split, x=split.x[: _STEPS * BATCH], y=split.y[: _STEPS * BATCH])
+    plain = partial(mlp, WIDTHS)
+    dropped = partial(with_dropout, plain, torchreg.nn.Dropout)
+    loops = {
+        "the loop, bare": Loop(plain, some),
+        "the loop, dropout": Loop(dropped, some),
+        "the loop, dropout + L1 + L2 'decoupled'": Loop(dropped, some, mode="decoupled"),
+    }
+    return [_shares(name, loop) for name, loop in loops.items()]
+
+
+def _shares(name: str, loop: Loop) -> Table:
+    loop()
+    start = time.perf_counter()
+    loop()
+    taken = (time.perf_counter() - start) / _STEPS
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        loop()
+    spent = {event.key: event.self_cpu_time_total * 1e-6 / _STEPS for event in seen.key_averages()}
+    parts = {part: sum(spent.get(key, 0.0) for key in keys) for part, keys in _PARTS.items()}
+    parts["Python, autograd and dispatch"] = max(0.0, taken - sum(parts.values()))
+    rows = [Row(part, own / taken, own / taken, own / taken, own) for part, own in parts.items()]
+    return Table(f"a step of {name}, 784-512-512-10, batch 128: shares of {1e3 * taken:.2f} ms", tuple(rows))
