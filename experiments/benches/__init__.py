@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,7 +22,7 @@ from experiments.benches.profile import where_time_goes
 from experiments.benches.timing import Table
 from experiments.record import write
 
-BENCHES: Mapping[str, Callable[[], Sequence[Table]]] = {
+BENCHES: Mapping[str, Callable[[], Iterable[Table]]] = {
     "overhead": overhead,
     "optimizer": optimizer,
     "dropout": dropout,
@@ -39,12 +39,12 @@ def run(names: Sequence[str], into: Path | None = None) -> None:
     found: dict[str, Any] = {"machine": machine(), "benches": {}}
     print("\n".join(f"{key}: {value}" for key, value in found["machine"].items()))
     for name in names:
-        tables = BENCHES[name]()
-        for table in tables:
+        tables = found["benches"].setdefault(name, [])
+        for table in BENCHES[name]():
             print(f"\n{table}", flush=True)
-        found["benches"][name] = [table.as_json() for table in tables]
-        if into is not None:
-            write(into, json.dumps(found, indent=1) + "\n")  # after each, so that nothing is lost
+            tables.append(table.as_json())
+            if into is not None:
+                write(into, json.dumps(found, indent=1) + "\n")  # after each, so that nothing is lost
 
 
 def machine() -> dict[str, str]:

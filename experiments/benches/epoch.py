@@ -17,7 +17,7 @@ from experiments import data
 from experiments.benches import others
 from experiments.benches.dropout import with_dropout
 from experiments.benches.steps import BATCH, L1_STRENGTH, L2_STRENGTH, mlp
-from experiments.benches.timing import Table, race
+from experiments.benches.timing import Table, Work, race
 from experiments.config import Data
 from experiments.train import train_epoch
 from torchreg import L1, L2, Penalty, Regularizer
@@ -32,7 +32,7 @@ def epoch() -> list[Table]:
     split = data.load(Data(name="mnist", valid_size=5000), torch.device("cpu")).train
     plain = partial(mlp, WIDTHS)
     ours, theirs = partial(with_dropout, plain, torchreg.nn.Dropout), partial(with_dropout, plain, nn.Dropout)
-    contenders: dict[str, Callable[[], object]] = {
+    contenders: dict[str, Work] = {
         "the loop, bare": Loop(plain, split),
         "its matrix products alone": partial(_products, len(split)),
         "the loop, dropout": Loop(ours, split),
@@ -49,14 +49,11 @@ def epoch() -> list[Table]:
         contenders["Lightning, nn.Dropout, L1 + L2 in the loss"] = others.LightningLoop(theirs(), split)
     if find_spec("keras") and find_spec("jax"):
         contenders["Keras on JAX, Dropout, L1L2"] = others.KerasLoop(WIDTHS, split)
-    table = race(
-        f"an epoch of {len(split):,} MNIST images, 784-512-512-10, batch 128, fused AdamW", contenders, 5, warmup=1
-    )
-    losses = {name: float(work.loss) for name, work in contenders.items() if hasattr(work, "loss")}
-    shown = ", ".join(f"{loss:.3f}" for loss in losses.values())
-    return [
-        Table(table.title, table.rows, f"mean training loss of the last epoch, in this order but for products: {shown}")
-    ]
+    title = f"an epoch of {len(split):,} MNIST images, 784-512-512-10, batch 128, fused AdamW"
+    table = race(title, contenders, rounds=5, warmup=1)
+    losses = [f"{work.loss:.3f}" for work in contenders.values() if hasattr(work, "loss")]
+    note = f"mean training loss of the last epoch, in this order, products aside: {', '.join(losses)}"
+    return [replace(table, note=note)]
 
 
 @dataclass

@@ -15,6 +15,7 @@ from torchreg import L1, L2, Penalty, Regularizer
 from torchreg.regularizer import Mode
 
 BATCH = 128
+CHECKED = 4  # steps whose losses are kept, before the batch is known by heart
 L1_STRENGTH, L2_STRENGTH = 1e-6, 1e-5
 
 
@@ -44,7 +45,7 @@ class _Residual(nn.Module):
 
 @dataclass
 class Step:
-    """A training step of the network: fused AdamW on a batch of noise, always the same, and its latest loss.
+    """A training step of the network: fused AdamW on a batch of noise, always the same, and its first losses.
 
     ``mode`` is that of a regularizer; ``naive`` adds L1 + L2 to the loss as one does by hand.
     """
@@ -54,7 +55,7 @@ class Step:
     penalty: Penalty = field(default_factory=lambda: L1(L1_STRENGTH) + L2(L2_STRENGTH))
     compile: bool = False
     naive: bool = False
-    loss: Tensor = field(init=False)
+    losses: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         draw = torch.Generator().manual_seed(0)
@@ -72,7 +73,8 @@ class Step:
     def __call__(self) -> None:
         self.optimizer.zero_grad()
         loss = cross_entropy(self.net(self.x), self.y)
-        self.loss = loss.detach()
+        if len(self.losses) < CHECKED:
+            self.losses.append(loss.detach())
         if self.regularizer is not None and self.mode == "loss":
             loss = loss + self.regularizer.value()
         if self.naive:

@@ -32,14 +32,17 @@ class Table:
     title: str
     rows: tuple[Row, ...]
     note: str = ""
+    figure: str = "ratio"
 
     def __str__(self) -> str:
         scale, unit = (1.0, "s") if max(row.seconds for row in self.rows) > 1 else (1e3, "ms")
         width = max(len(row.name) for row in self.rows)
-        lines = [self.title, f"  {'':<{width}}   ratio   quartiles     {unit:>9}"]
+        timed = any(row.seconds for row in self.rows)
+        lines = [self.title, f"  {'':<{width}}{self.figure:>8}   {'quartiles':<18}{unit if timed else '':>6}".rstrip()]
         for row in self.rows:
             quartiles = f"{row.low:.3f} to {row.high:.3f}"
-            lines.append(f"  {row.name:<{width}}{row.ratio:8.3f}   {quartiles:<16}{scale * row.seconds:6.3g}")
+            own = f"{scale * row.seconds:6.3g}" if timed else ""
+            lines.append(f"  {row.name:<{width}}{row.ratio:8.3f}   {quartiles:<18}{own}".rstrip())
         return "\n".join([*lines, *([f"  {self.note}"] if self.note else [])])
 
     def __getitem__(self, name: str) -> Row:

@@ -1,0 +1,124 @@
+"""The benches: their figures, their files, and that what they compare is the same work. No test measures time."""
+
+import json
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import torchreg
+from experiments import benches
+from experiments.benches.dropout import with_dropout
+from experiments.benches.epoch import Loop
+from experiments.benches.memory import Allocations, memory
+from experiments.benches.overhead import MODES, _checked, deep
+from experiments.benches.steps import CHECKED, mlp, step
+from experiments.benches.timing import Row, Table, race, tabulate
+from experiments.data import Split
+from torchreg import L1
+
+SMALL = partial(mlp, (20, 30, 10))
+
+
+@pytest.fixture
+def split():
+    draw = torch.Generator().manual_seed(0)
+    return Split(torch.randn(300, 1, 4, 5, generator=draw), torch.randint(10, (300,), generator=draw))
+
+
+def test_a_ratio_is_the_median_over_rounds_of_the_ratio_within_one():
+    table = tabulate("t", ["a", "b"], [[1.0, 2.0], [10.0, 30.0], [2.0, 8.0]])
+    assert table["a"] == Row("a", 1.0, 1.0, 1.0, 2.0)
+    assert (table["b"].ratio, table["b"].seconds) == (3.0, 8.0)
+    assert table["b"].low <= 3.0 <= table["b"].high
+
+
+def test_all_contenders_run_in_each_round():
+    calls = []
+    table = race("t", {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=2, warmup=1)
+    assert calls == ["a", "b"] * 3
+    assert [row.name for row in table.rows] == ["a", "b"]
+
+
+def test_the_figures_are_printed_and_written(tmp_path, monkeypatch, capsys):
+    table = Table("the title", (Row("bare", 1.0, 1.0, 1.0, 0.002), Row("other", 1.234, 1.1, 1.3, 0.0025)), "a note")
+    monkeypatch.setattr(benches, "BENCHES", {"one": lambda: [table]})
+    benches.run(["one"], tmp_path / "out.json")
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written["benches"]["one"][0]["rows"][1]["ratio"] == 1.234
+    assert written["machine"]["torch"] == torch.__version__.split("+")[0]
+    out = capsys.readouterr().out
+    assert "other   1.234   1.100 to 1.300" in out
+    assert "a note" in out
+
+
+def test_equal_ways_come_to_the_same_loss_and_unequal_work_is_refused():
+    contenders = {
+        "naive": step(SMALL, naive=True),
+        "mode 'loss'": step(SMALL, "loss"),
+        "mode 'grad'": step(SMALL, "grad"),
+    }
+    table = race("t", contenders, rounds=CHECKED)
+    assert "differ by" in _checked(table, contenders).note
+    contenders["mode 'grad'"] = step(SMALL, "grad", penalty=L1(1.0))
+    table = race("t", contenders, rounds=CHECKED)
+    with pytest.raises(RuntimeError, match="must come to one loss"):
+        _checked(table, contenders)
+
+
+def test_every_weight_of_the_deep_network_gets_a_gradient():
+    work = step(partial(deep, 5, 500), "loss")
+    work()
+    assert all(w.grad is not None and w.grad.any() for w in work.weights)
+
+
+def test_allocations_counts_what_is_alive():
+    x = torch.ones(1000)
+    with Allocations() as seen:
+        y = x + 1
+        z = y.view(10, 100)  # no memory of its own
+        x.add_(1)
+        del y, z
+        for _ in range(3):
+            x * 2
+    assert seen.peak == 4000
+
+
+@pytest.mark.slow
+def test_no_mode_but_the_loss_takes_the_memory_of_the_largest_parameter():
+    shares = {row.name: row.ratio for row in memory()[0].rows}
+    assert shares.keys() == {f"mode {mode!r}" for mode in MODES}
+    assert all(share <= 1 for name, share in shares.items() if name != "mode 'loss'")
+    assert shares["mode 'loss'"] >= 1  # the gradients themselves
+
+
+class Reads(TorchDispatchMode):
+    """Counts the numbers read from tensors: on a GPU each would wait for all that is under way."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("mode", [None, "grad", "decoupled", "prox"])
+def test_the_loop_reads_one_number_an_epoch(split, mode):
+    loop = Loop(partial(with_dropout, SMALL, torchreg.nn.Dropout), split, mode=mode)
+    with Reads() as seen:
+        loop()
+    assert seen.count == 1  # the mean of the losses, after the last step
+
+
+def test_the_naive_loop_and_mode_grad_train_alike(split):
+    ours, theirs = Loop(SMALL, split, mode="grad"), Loop(SMALL, split, naive=True)
+    ours()
+    theirs()
+    assert ours.loss == pytest.approx(theirs.loss, rel=1e-3)  # the loss by hand holds the penalty
+    for p, q in zip(ours.net.parameters(), theirs.net.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-6)
+    assert isinstance(ours.net[0], nn.Flatten)
