@@ -16,34 +16,42 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from torchreg.penalties import Penalty, ProximalPenalty, Term
+from torchreg.pieces import PIECE
 
 Form = Literal["value", "gradient", "add_gradient_", "descend_", "prox_"]
 Kernel = Callable[..., Any]
 
-_FROM = 1 << 15  # elements; for fewer the call of a kernel costs more than it saves
+_PROBE = 1 << 20  # elements of the first call, by which the compiler judges whether threads pay
 
 
-def kernel_for(penalty: Penalty, form: Form, *tensors: Tensor) -> Kernel | None:
-    """What does ``penalty``'s form of that name to such tensors in one pass, called as ``kernel(*tensors, number)``.
+def kernel_for(penalty: Penalty, form: Form, number: float | Tensor, *tensors: Tensor) -> Kernel | None:
+    """What does ``penalty``'s form of that name to such tensors in one pass, called as ``kernel(*tensors)``.
 
     The number is the scale of a gradient or the step of a proximal operator. None where torch's own calls are as fast,
     where the penalty looks at more than one weight at a time, and where nothing can be compiled, which a warning says.
     """
+    return kernel_on(tensors[0].device, penalty, form, number) if penalty.is_uniform and fits(*tensors) else None
+
+
+def fits(*tensors: Tensor) -> bool:
+    """Whether tensors are such as kernels are for: of fewer elements the call costs more than it saves."""
     w = tensors[0]
     is_plain = type(w) in (Tensor, Parameter) and w.dtype in (torch.float32, torch.float64)
-    if not is_plain or w.numel() < _FROM or torch.compiler.is_compiling() or not penalty.is_uniform:
-        return None
-    if not all(t.is_contiguous() and t.dtype == w.dtype and t.device == w.device for t in tensors):
-        return None
+    if not is_plain or w.numel() < PIECE or torch.compiler.is_compiling():
+        return False
+    return all(t.is_contiguous() and t.dtype == w.dtype and t.device == w.device for t in tensors)
+
+
+def kernel_on(device: torch.device, penalty: Penalty, form: Form, number: float | Tensor) -> Kernel | None:
+    """:func:`kernel_for` of any tensors on the device that fit."""
     unit, strength = at_unit_strength(penalty)
-    kernel = _kernel(unit, form, w.device.type)
+    kernel = _kernel(unit, form, device.type)
     if kernel is None:
         return None
+    times = torch.as_tensor(strength * number, dtype=torch.float64, device=device)
 
-    def act(*some: Tensor | float) -> Any:
-        *flat, number = some
-        times = torch.as_tensor(strength * number, dtype=torch.float64, device=w.device)
-        return kernel(times, *(t.detach().view(-1) for t in flat))  # type: ignore[union-attr]
+    def act(*tensors: Tensor) -> Any:
+        return kernel(times, *(t.detach().view(-1) for t in tensors))
 
     return act
 
@@ -76,17 +84,23 @@ def _kernel(penalty: Penalty, form: Form, device: str) -> Kernel | None:
         "prox_": (prox_, 1),
     }
     kernel, count = kernels[form]
-    probe = [torch.ones(64, device=device) for _ in range(count)]
-    return compiled("Regularizer", kernel, torch.ones((), dtype=torch.float64, device=device), *probe)
+    return compiled("Regularizer", kernel, torch.ones((), dtype=torch.float64, device=device), count)
 
 
-def compiled(owner: str, kernel: Kernel, *probe: Tensor) -> Kernel | None:
-    """The kernel for tensors of any size, tried on the probe; None, with a warning, where nothing can be compiled."""
+def compiled(owner: str, kernel: Kernel, numbers: Tensor, count: int) -> Kernel | None:
+    """The kernel for flat tensors of any size; None, with a warning, where nothing can be compiled.
+
+    Args:
+        owner: who says so.
+        kernel: takes ``numbers`` and ``count`` tensors of one size.
+        numbers: of the shape and the device of all that will come; tried at once.
+        count: how many tensors there are.
+    """
     kernel.__code__ = kernel.__code__.replace()  # of its own: torch.compile keeps only eight versions of one code
     made: Kernel = torch.compile(kernel, dynamic=True)
     try:
         with torch.no_grad():
-            made(*probe)
+            made(numbers, *(torch.ones(_PROBE, device=numbers.device) for _ in range(count)))
     except Exception as error:  # whatever a compiler raises
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         warnings.warn(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from torchreg.hooks import Group, gradient_scale, step_size
-from torchreg.kernels import Form, kernel_for
+from torchreg.kernels import Form, Kernel, fits, kernel_on
 from torchreg.penalties import Penalty, ProximalPenalty
 from torchreg.pieces import PIECE, pieces
 from torchreg.shards import on_plain_
@@ -93,13 +93,18 @@ def _act_on(
 ) -> None:
     """``one(*tensors)`` for the tensors of each weight, or ``many(*lists)`` for those of small ones together."""
     is_uniform, is_separable = penalty.is_uniform, penalty.is_separable
+    kernels: dict[torch.device, Kernel | None] = {}
     small: tuple[list[Tensor], ...] = tuple([] for _ in lists)
     room = PIECE
     for tensors in zip(*lists, strict=True):
         w = tensors[0]
-        kernel = kernel_for(penalty, in_one_pass[0], *tensors) if in_one_pass is not None else None
+        kernel = None
+        if in_one_pass is not None and is_uniform and fits(*tensors):
+            if w.device not in kernels:
+                kernels[w.device] = kernel_on(w.device, penalty, *in_one_pass)
+            kernel = kernels[w.device]
         if kernel is not None:
-            kernel(*tensors, in_one_pass[1])  # type: ignore[index]
+            kernel(*tensors)
         elif is_uniform and type(w) in _PLAIN and w.numel() < PIECE:
             if w.numel() > room:
                 many(*small)

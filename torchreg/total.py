@@ -85,9 +85,9 @@ def _value(penalty: Penalty, weights: Sequence[Tensor], compile: bool) -> Tensor
     w = plain(weights[0], penalty.is_separable)
     if not penalty.is_uniform or torch.is_grad_enabled() or w.dtype not in (torch.float32, torch.float64):
         return penalty.value(w)  # in one sum, for the derivatives of the formula and for what half precision holds
-    kernel = kernel_for(penalty, "value", w) if compile else None
+    kernel = kernel_for(penalty, "value", 1.0, w) if compile else None
     if kernel is not None:
-        value: Tensor = kernel(w, 1.0)
+        value: Tensor = kernel(w)
         return value
     first, *others = (penalty.value(some) for (some,) in pieces(w))
     return torch.stack([first, *others]).sum() if others else first
@@ -101,9 +101,9 @@ def _gradients(penalty: Penalty, weights: Sequence[Tensor], scale: float | Tenso
     own = plain(w, alone)
     if isinstance(scale, Tensor) or not penalty.is_uniform:
         return [placed(penalty.gradient_times(own, scale), w, alone)]
-    kernel = kernel_for(penalty, "gradient", own) if compile else None
+    kernel = kernel_for(penalty, "gradient", scale, own) if compile else None
     if kernel is not None:
-        return [placed(kernel(own, scale).view(own.shape), w, alone)]
+        return [placed(kernel(own).view(own.shape), w, alone)]
     result = torch.empty_like(own)
     for part, some in pieces(result, own):
         part.copy_(penalty.gradient_times(some, scale))

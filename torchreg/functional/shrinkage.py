@@ -33,9 +33,7 @@ def soft_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:
     """
     if w.is_complex():
         return w - torch.where(w.abs() > threshold, w.sgn() * threshold, w)
-    if isinstance(threshold, Tensor):
-        return w - torch.minimum(torch.maximum(w, -threshold), threshold).to(w.dtype)
-    return w - w.clamp(-threshold, threshold)
+    return w - w.clamp(-threshold, threshold).to(w.dtype)  # type: ignore[arg-type]
 
 
 def soft_threshold_(w: Tensor, threshold: float | Tensor) -> Tensor:

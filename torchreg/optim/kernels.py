@@ -35,7 +35,7 @@ def adam_kernel(penalty: ProximalPenalty) -> AdamKernel | None:
         if largest is not None:
             largest.copy_(second)
 
-    return compiled("ProxAdam", kernel, torch.ones(9), *(torch.ones(64) for _ in range(4)))
+    return compiled("ProxAdam", kernel, torch.ones(9), 4)
 
 
 def adam_numbers(steps: Tensor, group: Group) -> Tensor:
