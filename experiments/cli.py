@@ -79,12 +79,16 @@ def render(folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folde
 @app.command("bench")
 def measure(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help=_BENCHES)] = None,
-    into: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also writes the figures there.")] = None,
+    into: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also writes the figures there, and as .md.")
+    ] = None,
 ) -> None:
     """Times torchreg, plain torch and other libraries side by side on the CPU."""
     for name in names or []:
         if name not in benches.BENCHES:
             raise UserError(f"bench: unknown name {name!r}, {did_you_mean(name, benches.BENCHES)}")
+    if into is not None and into.suffix != ".json":
+        raise UserError(f"bench: --json must name a .json file, beside which a .md is written, got {into}")
     benches.run(names or list(benches.BENCHES), into)
 
 

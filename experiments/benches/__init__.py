@@ -12,39 +12,57 @@ from typing import Any
 
 import torch
 
-from experiments.benches.choosing import auto_strength, stack
-from experiments.benches.dropout import dropout
-from experiments.benches.epoch import epoch
-from experiments.benches.memory import memory
-from experiments.benches.optimizer import optimizer
-from experiments.benches.overhead import overhead
-from experiments.benches.profile import where_time_goes
+from experiments.benches import choosing, dropout, epoch, memory, optimizer, overhead, profile
 from experiments.benches.timing import Table
 from experiments.record import write
 
 BENCHES: Mapping[str, Callable[[], Iterable[Table]]] = {
-    "overhead": overhead,
-    "optimizer": optimizer,
-    "dropout": dropout,
-    "epoch": epoch,
-    "stack": stack,
-    "auto-strength": auto_strength,
-    "memory": memory,
-    "profile": where_time_goes,
+    "overhead": overhead.tables,
+    "optimizer": optimizer.tables,
+    "dropout": dropout.tables,
+    "epoch": epoch.tables,
+    "stack": choosing.stack,
+    "auto-strength": choosing.auto_strength,
+    "memory": memory.tables,
+    "profile": profile.tables,
 }
 
 
+_READING = (
+    "Each round times all contenders of a table, one after another; a ratio is the median over the rounds of a "
+    "contender's time to the first one's, with its quartiles."
+)
+
+
 def run(names: Sequence[str], into: Path | None = None) -> None:
-    """Prints the tables of the benches named, and writes them as JSON if there is a file for it."""
+    """Prints the tables of the benches named; writes them into the file, if any, and beside it as Markdown."""
     found: dict[str, Any] = {"machine": machine(), "benches": {}}
+    page: dict[str, list[str]] = {}
     print("\n".join(f"{key}: {value}" for key, value in found["machine"].items()))
     for name in names:
-        tables = found["benches"].setdefault(name, [])
+        tables: list[Table] = []
         for table in BENCHES[name]():
             print(f"\n{table}", flush=True)
-            tables.append(table.as_json())
-            if into is not None:
-                write(into, json.dumps(found, indent=1) + "\n")  # after each, so that nothing is lost
+            tables.append(table)
+            found["benches"][name] = [each.as_json() for each in tables]
+            page[name] = [str(each) for each in tables]
+            if into is not None:  # after each, so that nothing is lost
+                write(into, json.dumps(found, indent=1) + "\n")
+                write(into.with_suffix(".md"), _markdown(found["machine"], page))
+
+
+def _markdown(on: Mapping[str, str], page: Mapping[str, Sequence[str]]) -> str:
+    lines = [
+        "# Benchmarks",
+        "",
+        f"Written by `python -m experiments bench {' '.join(page)} --json FILE`.",
+        _READING,
+        "",
+    ]
+    lines.append(", ".join(f"{key} {value}" for key, value in on.items()) + ".")
+    for name, tables in page.items():
+        lines += ["", f"## {name}", "", "```text", "\n\n".join(tables), "```"]
+    return "\n".join(lines) + "\n"
 
 
 def machine() -> dict[str, str]:

@@ -13,7 +13,7 @@ from experiments.benches.steps import mlp, step
 from experiments.benches.timing import Row, Table, race
 
 
-def dropout() -> list[Table]:
+def tables() -> list[Table]:
     """Forward and backward alone, by the number of elements; then a step of a network with four million weights."""
     torch.empty(31 << 18).fill_(0)  # from here on the C library keeps what is freed, as in a process that has trained
     alone = [_alone(p, dtype) for dtype in (torch.float32, torch.bfloat16) for p in (0.5, 0.2, 0.1)]

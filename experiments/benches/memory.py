@@ -13,7 +13,7 @@ from experiments.benches.steps import Step, mlp, step
 from experiments.benches.timing import Row, Table
 
 
-def memory() -> list[Table]:
+def tables() -> list[Table]:
     """Bytes that are alive at most while the regularizer acts, by mode, to those of its largest parameter."""
     largest = max(p.numel() * p.element_size() for p in mlp().parameters())
     rows = []

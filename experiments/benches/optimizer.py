@@ -13,7 +13,7 @@ from experiments.benches.timing import Table, race
 from torchreg import L1, Regularizer
 
 
-def optimizer() -> list[Table]:
+def tables() -> list[Table]:
     """Each in a pair with torch's: together they would take 600 MB, which no cache holds."""
     l1, ours, momentum = L1(1e-4), torchreg.optim, 0.9
     adam = _step(torch.optim.AdamW)

@@ -18,12 +18,12 @@ from torchreg.regularizer import Mode
 MODES: tuple[Mode, ...] = ("loss", "grad", "decoupled", "prox")
 
 
-def overhead() -> Iterator[Table]:
+def tables() -> Iterator[Table]:
     """The modes, the penalties, the growth with parameters and with tensors."""
     yield modes()
     yield penalties()
     yield from (size(10**power) for power in range(4, 9))
-    yield from map(tensors, (1, 20, 100, 500))
+    yield from map(layers, (1, 20, 100, 500))
     yield slope()
 
 
@@ -53,7 +53,7 @@ def size(weights: int) -> Table:
     return _checked(table, contenders)
 
 
-def tensors(count: int) -> Table:
+def layers(count: int) -> Table:
     """Four million weights in so many tensors."""
     net = partial(deep, count)
     contenders = {"bare": step(net), **_each_mode(net)}

@@ -32,7 +32,7 @@ _PARTS = {
 }
 
 
-def where_time_goes() -> list[Table]:
+def tables() -> list[Table]:
     """Shares of a step, of the bare loop and of regularized ones; kernels as torch's profiler times them."""
     split = data.load(Data(name="mnist", valid_size=5000), torch.device("cpu")).train
     some = replace(split, x=split.x[: _STEPS * BATCH], y=split.y[: _STEPS * BATCH])

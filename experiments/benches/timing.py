@@ -54,16 +54,20 @@ class Table:
 
 def race(title: str, contenders: Contenders, rounds: int, warmup: int = 3, note: str = "") -> Table:
     """Times all contenders in each round; ratios are to the first one."""
+    return tabulate(title, list(contenders), laps(title, contenders, rounds, warmup), note)
+
+
+def laps(title: str, contenders: Contenders, rounds: int, warmup: int = 3) -> list[list[float]]:
+    """The seconds that each contender takes, round after round."""
     bar = tqdm(range(rounds + warmup), desc=title[:40], leave=False, disable=None)
-    taken = [[seconds(work) for work in contenders.values()] for _ in bar]
-    return tabulate(title, list(contenders), taken[warmup:], note)
+    return [[seconds(work) for work in contenders.values()] for _ in bar][warmup:]
 
 
-def tabulate(title: str, names: Sequence[str], taken: Sequence[Sequence[float]], note: str = "") -> Table:
-    """The table of seconds taken, round after round."""
+def tabulate(title: str, names: Sequence[str], taken: Sequence[Sequence[float]], note: str = "", to: int = 0) -> Table:
+    """The table of seconds taken, round after round, and of their ratios to those of the contender ``to``."""
     rows = []
     for i, name in enumerate(names):
-        ratios = [times[i] / times[0] for times in taken]
+        ratios = [times[i] / times[to] for times in taken]
         low, _, high = quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
         rows.append(Row(name, median(ratios), low, high, median(times[i] for times in taken)))
     return Table(title, tuple(rows), note)

@@ -10,9 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchreg
 from experiments import benches
+from experiments.benches import memory
 from experiments.benches.dropout import with_dropout
 from experiments.benches.epoch import Loop
-from experiments.benches.memory import Allocations, memory
+from experiments.benches.memory import Allocations
 from experiments.benches.overhead import MODES, _checked, deep
 from experiments.benches.steps import CHECKED, mlp, step
 from experiments.benches.timing import Row, Table, race, tabulate
@@ -52,6 +53,15 @@ def test_the_figures_are_printed_and_written(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "other   1.234   1.100 to 1.300" in out
     assert "a note" in out
+    page = (tmp_path / "out.md").read_text()
+    assert "`python -m experiments bench one --json FILE`" in page
+    assert str(table) in page
+
+
+def test_ratios_are_to_the_contender_asked_for():
+    table = tabulate("t", ["a", "b"], [[1.0, 2.0], [3.0, 4.0], [5.0, 20.0]], to=1)
+    assert [row.ratio for row in table.rows] == [0.5, 1.0]
+    assert table["a"].seconds == 3.0
 
 
 def test_equal_ways_come_to_the_same_loss_and_unequal_work_is_refused():
@@ -88,7 +98,7 @@ def test_allocations_counts_what_is_alive():
 
 @pytest.mark.slow
 def test_no_mode_but_the_loss_takes_the_memory_of_the_largest_parameter():
-    shares = {row.name: row.ratio for row in memory()[0].rows}
+    shares = {row.name: row.ratio for row in memory.tables()[0].rows}
     assert shares.keys() == {f"mode {mode!r}" for mode in MODES}
     assert all(share <= 1 for name, share in shares.items() if name != "mode 'loss'")
     assert shares["mode 'loss'"] >= 1  # the gradients themselves

@@ -73,6 +73,10 @@ def test_a_diverged_run_ends_with_1_and_names_the_step(command):
             ["bench", "dropuot"],
             "error: bench: unknown name 'dropuot', did you mean 'dropout'?",
         ),
+        (
+            ["bench", "memory", "--json", "figures.md"],
+            "error: bench: --json must name a .json file, beside which a .md is written, got figures.md",
+        ),
         (["run", "study.toml", "--set", "data.train_size=5000"], "data.train_size: must be at most 950"),
         (["run", "study.toml", "--device", "tpu"], "error: --device: must be auto, cpu or cuda, got 'tpu'"),
         (["report", "."], "error: .: holds no study"),
