@@ -48,7 +48,11 @@ def kernel_on(device: torch.device, penalty: Penalty, form: Form, number: float 
     kernel = _kernel(unit, form, device.type)
     if kernel is None:
         return None
-    times = torch.as_tensor(strength * number, dtype=torch.float64, device=device)
+    scaled = strength * number
+    if isinstance(scaled, Tensor):
+        times = scaled.to(device, torch.float64)
+    else:
+        times = torch.full((), scaled, dtype=torch.float64, device=device)  # which no device is waited for
 
     def act(*tensors: Tensor) -> Any:
         return kernel(times, *(t.detach().view(-1) for t in tensors))
