@@ -36,11 +36,14 @@ def modes() -> Table:
 
 
 def penalties() -> Table:
-    """Single penalties, in mode "grad" and "prox"."""
+    """Single penalties, in mode "grad" and "prox"; those that look at one weight at a time also compiled."""
     contenders = {"bare": step(mlp)}
     for penalty in (L1(1e-6), L2(1e-6), ElasticNet(1e-6), Huber(1e-6), LogSum(1e-6), GroupLasso(1e-6)):
         for mode in ("grad", "prox"):
-            contenders[f"{penalty!r}, {mode!r}"] = step(mlp, mode, penalty=penalty)
+            name = f"{penalty!r}, {mode!r}"
+            contenders[name] = step(mlp, mode, penalty=penalty)
+            if penalty.is_uniform:
+                contenders[f"{name}, compile=True"] = step(mlp, mode, penalty=penalty, compile=True)
     return race("the same step, by penalty", contenders, 25)
 
 
