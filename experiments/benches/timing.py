@@ -58,9 +58,18 @@ def race(title: str, contenders: Contenders, rounds: int, warmup: int = 3, note:
 
 
 def laps(title: str, contenders: Contenders, rounds: int, warmup: int = 3) -> list[list[float]]:
-    """The seconds that each contender takes, round after round."""
-    bar = tqdm(range(rounds + warmup), desc=title[:40], leave=False, disable=None)
-    return [[seconds(work) for work in contenders.values()] for _ in bar][warmup:]
+    """The seconds that each contender takes, round after round; each round begins with the next one of them.
+
+    What goes before, and leaves its weights in the caches and its memory to the C library, is thus not always the same.
+    """
+    works, taken = list(contenders.values()), []
+    for number in tqdm(range(rounds + warmup), desc=title[:40], leave=False, disable=None):
+        lap = [0.0] * len(works)
+        for turn in range(len(works)):
+            i = (number + turn) % len(works)
+            lap[i] = seconds(works[i])
+        taken.append(lap)
+    return taken[warmup:]
 
 
 def tabulate(title: str, names: Sequence[str], taken: Sequence[Sequence[float]], note: str = "", to: int = 0) -> Table:
