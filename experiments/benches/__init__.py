@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -35,33 +34,40 @@ _READING = (
 
 
 def run(names: Sequence[str], into: Path | None = None) -> None:
-    """Prints the tables of the benches named; writes them into the file, if any, and beside it as Markdown."""
-    found: dict[str, Any] = {"machine": machine(), "benches": {}}
-    page: dict[str, list[str]] = {}
-    print("\n".join(f"{key}: {value}" for key, value in found["machine"].items()))
+    """Prints the tables of the benches named; writes them into the file, if any, and beside it as Markdown.
+
+    What the file holds of other benches stays, if it was measured on such a machine, with such versions, on that day.
+    """
+    on = machine()
+    print("\n".join(f"{key}: {value}" for key, value in on.items()))
+    found = {} if into is None else _found_before(into, on)
     for name in names:
         tables: list[Table] = []
         for table in BENCHES[name]():
             print(f"\n{table}", flush=True)
             tables.append(table)
-            found["benches"][name] = [each.as_json() for each in tables]
-            page[name] = [str(each) for each in tables]
+            found[name] = tables
             if into is not None:  # after each, so that nothing is lost
-                write(into, json.dumps(found, indent=1) + "\n")
-                write(into.with_suffix(".md"), _markdown(found["machine"], page))
+                ordered = {known: found[known] for known in BENCHES if known in found}
+                figures = {known: [each.as_json() for each in some] for known, some in ordered.items()}
+                write(into, json.dumps({"machine": on, "benches": figures}, indent=1) + "\n")
+                write(into.with_suffix(".md"), _markdown(on, ordered))
 
 
-def _markdown(on: Mapping[str, str], page: Mapping[str, Sequence[str]]) -> str:
-    lines = [
-        "# Benchmarks",
-        "",
-        f"Written by `python -m experiments bench {' '.join(page)} --json FILE`.",
-        _READING,
-        "",
-    ]
+def _found_before(file: Path, on: Mapping[str, str]) -> dict[str, list[Table]]:
+    if not file.exists():
+        return {}
+    held = json.loads(file.read_text())
+    if held["machine"] != on:
+        return {}
+    return {name: [Table.from_json(table) for table in tables] for name, tables in held["benches"].items()}
+
+
+def _markdown(on: Mapping[str, str], found: Mapping[str, Sequence[Table]]) -> str:
+    lines = ["# Benchmarks", "", "Written by `python -m experiments bench --json FILE`.", _READING, ""]
     lines.append(", ".join(f"{key} {value}" for key, value in on.items()) + ".")
-    for name, tables in page.items():
-        lines += ["", f"## {name}", "", "```text", "\n\n".join(tables), "```"]
+    for name, tables in found.items():
+        lines += ["", f"## {name}", "", "```text", "\n\n".join(map(str, tables)), "```"]
     return "\n".join(lines) + "\n"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from functools import partial
+from statistics import median, quantiles
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -18,6 +19,7 @@ from experiments.benches.timing import Row, Table
 from experiments.config import Data
 
 _STEPS = 200
+_ROUNDS = 9
 _PARTS = {
     "matrix products": ("aten::mm", "aten::addmm"),
     "AdamW's kernel": ("aten::_fused_adamw_",),
@@ -48,6 +50,19 @@ def tables() -> list[Table]:
 
 def _shares(name: str, loop: Loop) -> Table:
     loop()
+    rounds = [_round(loop) for _ in range(_ROUNDS)]
+    taken = [sum(parts.values()) for parts in rounds]
+    rows = []
+    for part in rounds[0]:
+        shares = [parts[part] / whole for parts, whole in zip(rounds, taken, strict=True)]
+        low, middle, high = quantiles(shares, n=4)
+        rows.append(Row(part, middle, low, high, median(parts[part] for parts in rounds)))
+    title = f"a step of {name}, 784-512-512-10, batch 128: shares of {1e3 * median(taken):.2f} ms"
+    return Table(title, tuple(rows), figure="share")
+
+
+def _round(loop: Loop) -> dict[str, float]:
+    """Seconds of a step by part: the whole without the profiler, the kernels with it, and what remains."""
     start = time.perf_counter()
     loop()
     taken = (time.perf_counter() - start) / _STEPS
@@ -55,6 +70,4 @@ def _shares(name: str, loop: Loop) -> Table:
         loop()
     spent = {event.key: event.self_cpu_time_total * 1e-6 / _STEPS for event in seen.key_averages()}
     parts = {part: sum(spent.get(key, 0.0) for key in keys) for part, keys in _PARTS.items()}
-    parts["Python, autograd and dispatch"] = max(0.0, taken - sum(parts.values()))
-    rows = [Row(part, own / taken, own / taken, own / taken, own) for part, own in parts.items()]
-    return Table(f"a step of {name}, 784-512-512-10, batch 128: shares of {1e3 * taken:.2f} ms", tuple(rows))
+    return {**parts, "Python, autograd and dispatch": max(0.0, taken - sum(parts.values()))}

@@ -51,6 +51,10 @@ class Table:
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, held: Mapping[str, Any]) -> Table:
+        return cls(**{**held, "rows": tuple(Row(**row) for row in held["rows"])})
+
 
 def race(title: str, contenders: Contenders, rounds: int, warmup: int = 3, note: str = "") -> Table:
     """Times all contenders in each round; ratios are to the first one."""

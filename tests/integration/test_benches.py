@@ -54,8 +54,26 @@ def test_the_figures_are_printed_and_written(tmp_path, monkeypatch, capsys):
     assert "other   1.234   1.100 to 1.300" in out
     assert "a note" in out
     page = (tmp_path / "out.md").read_text()
-    assert "`python -m experiments bench one --json FILE`" in page
     assert str(table) in page
+
+
+def test_a_second_run_keeps_what_the_file_has_of_this_machine(tmp_path, monkeypatch, capsys):
+    one, two, three = (Table(name, (Row("bare", 1.0, 1.0, 1.0, 0.002),)) for name in ("one", "two", "three"))
+    file = tmp_path / "out.json"
+    monkeypatch.setattr(benches, "BENCHES", {"a": lambda: [one], "b": lambda: [two]})
+    benches.run(["b"], file)
+    benches.run(["a"], file)
+    monkeypatch.setattr(benches, "BENCHES", {"a": lambda: [three], "b": lambda: [two]})
+    benches.run(["a"], file)
+    held = json.loads(file.read_text())["benches"]
+    assert {name: [table["title"] for table in tables] for name, tables in held.items()} == {
+        "a": ["three"],
+        "b": ["two"],
+    }
+    assert file.with_suffix(".md").read_text().index("## a") < file.with_suffix(".md").read_text().index(str(two))
+    monkeypatch.setattr(benches, "machine", lambda: {"processor": "another"})
+    benches.run(["a"], file)
+    assert list(json.loads(file.read_text())["benches"]) == ["a"]
 
 
 def test_ratios_are_to_the_contender_asked_for():
