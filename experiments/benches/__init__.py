@@ -13,6 +13,7 @@ import torch
 
 from experiments.benches import choosing, dropout, epoch, memory, optimizer, overhead, profile
 from experiments.benches.timing import Table
+from experiments.errors import UserError
 from experiments.record import write
 
 BENCHES: Mapping[str, Callable[[], Iterable[Table]]] = {
@@ -26,10 +27,9 @@ BENCHES: Mapping[str, Callable[[], Iterable[Table]]] = {
     "profile": profile.tables,
 }
 
-
 _READING = (
     "Each round times all contenders of a table, one after another; a ratio is the median over the rounds of a "
-    "contender's time to the first one's, with its quartiles."
+    "contender's time to that of the one with ratio 1, with its quartiles."
 )
 
 
@@ -39,8 +39,8 @@ def run(names: Sequence[str], into: Path | None = None) -> None:
     What the file holds of other benches stays, if it was measured on such a machine, with such versions, on that day.
     """
     on = machine()
-    print("\n".join(f"{key}: {value}" for key, value in on.items()))
     found = {} if into is None else _found_before(into, on)
+    print("\n".join(f"{key}: {value}" for key, value in on.items()))
     for name in names:
         tables: list[Table] = []
         for table in BENCHES[name]():
@@ -55,12 +55,17 @@ def run(names: Sequence[str], into: Path | None = None) -> None:
 
 
 def _found_before(file: Path, on: Mapping[str, str]) -> dict[str, list[Table]]:
+    """What the file holds of this machine; raises UserError before anything is timed if it could not be written."""
+    if not file.parent.is_dir():
+        raise UserError(f"bench: --json must name a file in a folder that exists, got {file}")
     if not file.exists():
         return {}
-    held = json.loads(file.read_text())
-    if held["machine"] != on:
-        return {}
-    return {name: [Table.from_json(table) for table in tables] for name, tables in held["benches"].items()}
+    try:
+        held = json.loads(file.read_text())
+        tables = {name: [Table.from_json(table) for table in some] for name, some in held["benches"].items()}
+        return tables if held["machine"] == on else {}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"bench: --json must name a new file, or one that bench wrote, got {file}") from None
 
 
 def _markdown(on: Mapping[str, str], found: Mapping[str, Sequence[Table]]) -> str:

@@ -18,6 +18,7 @@ from experiments.benches.overhead import MODES, _checked, deep
 from experiments.benches.steps import CHECKED, mlp, step
 from experiments.benches.timing import Row, Table, race, tabulate
 from experiments.data import Split
+from experiments.errors import UserError
 from torchreg import L1
 
 SMALL = partial(mlp, (20, 30, 10))
@@ -74,6 +75,18 @@ def test_a_second_run_keeps_what_the_file_has_of_this_machine(tmp_path, monkeypa
     monkeypatch.setattr(benches, "machine", lambda: {"processor": "another"})
     benches.run(["a"], file)
     assert list(json.loads(file.read_text())["benches"]) == ["a"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"a": 1}', '{"machine": {}, "benches": {"a": [{"rows": []}]}}'])
+def test_a_file_of_another_kind_is_refused_before_anything_is_timed(content, tmp_path, monkeypatch):
+    file = tmp_path / "other.json"
+    file.write_text(content)
+    monkeypatch.setattr(benches, "BENCHES", {"a": lambda: pytest.fail("timed")})
+    with pytest.raises(UserError, match="must name a new file, or one that bench wrote"):
+        benches.run(["a"], file)
+    assert file.read_text() == content
+    with pytest.raises(UserError, match="a folder that exists"):
+        benches.run(["a"], tmp_path / "none" / "out.json")
 
 
 def test_ratios_are_to_the_contender_asked_for():
