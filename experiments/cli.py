@@ -10,10 +10,11 @@ from typing import Annotated
 
 import typer
 
-from experiments import benches, config, report, study, sweep
+from experiments import benches, config, report
+from experiments.config.names import slug
 from experiments.errors import UserError, did_you_mean
-from experiments.names import slug
-from experiments.summary import summarize
+from experiments.report import summarize
+from experiments.running import study, sweep
 
 app = typer.Typer(
     add_completion=False,

@@ -6,12 +6,9 @@ from torchreg import functional as functional
 from torchreg import nn as nn
 from torchreg import optim as optim
 from torchreg import tuning as tuning
-from torchreg.activity import ActivityRegularizer
-from torchreg.compression import compress
-from torchreg.constraints import Constraint, L1Ball, L2Ball, LinfBall, MaxNorm, NonNegative, Simplex, UnitNorm
-from torchreg.dropout_schedule import DropoutSchedule
-from torchreg.groups import Heads
-from torchreg.parameters import ParamInfo
+from torchreg.diagnostics import compress
+from torchreg.ensemble import Stacked
+from torchreg.nn.model.schedule import DropoutSchedule
 from torchreg.penalties import (
     L1,
     L1SP,
@@ -21,27 +18,35 @@ from torchreg.penalties import (
     SCAD,
     SRIP,
     Complexity,
+    Constraint,
     ConvolutionNorm,
     DoubleSoftOrthogonality,
     ElasticNet,
     ExclusiveLasso,
     GroupLasso,
+    Heads,
     HoyerSquare,
     Huber,
+    KLSparsity,
+    L1Ball,
+    L2Ball,
+    LinfBall,
     LogSum,
     Lp,
+    MaxNorm,
+    NonNegative,
     Nuclear,
     Penalty,
     ProximalPenalty,
+    Simplex,
     SoftOrthogonality,
     SparseGroupLasso,
     SpectralNorm,
+    UnitNorm,
 )
-from torchreg.penalties.activities import KLSparsity
-from torchreg.regularizer import PenalizedLoss, Regularizer
+from torchreg.regularizer import ActivityRegularizer, PenalizedLoss, Regularizer
 from torchreg.schedules import cosine, curriculum, early, late, linear
-from torchreg.selectors import Selector, everything, in_modules, named, weights
-from torchreg.stacked import Stacked
+from torchreg.selection import ParamInfo, Selector, everything, in_modules, named, weights
 
 __version__ = "0.1.0"
 

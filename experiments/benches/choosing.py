@@ -15,9 +15,9 @@ from experiments.benches.timing import Table, race
 from torchreg import L1, L2, Penalty, Regularizer, Stacked, weights
 from torchreg.regularizer import Mode
 from torchreg.tuning import AutoStrength
-from torchreg.tuning.fit import fit
-from torchreg.tuning.problem import Problem
-from torchreg.tuning.ways import Way, fastest, train_all
+from torchreg.tuning.path.executors import Way, fastest, train_all
+from torchreg.tuning.path.fit import fit
+from torchreg.tuning.path.problem import Problem
 
 _ADAM = partial(torch.optim.Adam, lr=1e-3)
 

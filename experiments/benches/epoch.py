@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 import torchreg
-from experiments import data
 from experiments.benches import others
 from experiments.benches.dropout import with_dropout
 from experiments.benches.steps import BATCH, L1_STRENGTH, L2_STRENGTH, mlp
 from experiments.benches.timing import Table, Work, laps, tabulate
 from experiments.config import Data
-from experiments.train import train_epoch
+from experiments.training import data
+from experiments.training.loop import train_epoch
 from torchreg import L1, L2, Penalty, Regularizer
 from torchreg.regularizer import Mode
 

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from experiments.benches.steps import BATCH, L1_STRENGTH, L2_STRENGTH
-from experiments.data import Split
+from experiments.training.data import Split
 
 
 class DataLoaderLoop:

@@ -11,12 +11,12 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import torchreg
-from experiments import data
 from experiments.benches.dropout import with_dropout
 from experiments.benches.epoch import WIDTHS, Loop
 from experiments.benches.steps import BATCH, mlp
 from experiments.benches.timing import Row, Table
 from experiments.config import Data
+from experiments.training import data
 
 _STEPS = 200
 _ROUNDS = 9

@@ -27,8 +27,8 @@ from tests.distributed.training import (
     whole,
 )
 from torchreg import L1, L2, L2SP, HoyerSquare, Penalty, Regularizer, everything
-from torchreg.constraints import Constraint
 from torchreg.diagnostics import norms, sparsity
+from torchreg.penalties.constraints import Constraint
 
 SEPARABLE = L1(0.5) + L2(0.3)
 COUPLED = HoyerSquare(0.1)  # its gradient at an element depends on all the others

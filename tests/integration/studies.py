@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from experiments.config import Study, resolve
-from experiments.record import Record, Row
-from experiments.study import run_study
+from experiments.running.study import run_study
+from experiments.training.record import Record, Row
 
 CPU = torch.device("cpu")
 

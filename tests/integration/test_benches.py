@@ -17,8 +17,8 @@ from experiments.benches.memory import Allocations
 from experiments.benches.overhead import MODES, _checked, deep
 from experiments.benches.steps import CHECKED, mlp, step
 from experiments.benches.timing import Row, Table, race, tabulate
-from experiments.data import Split
 from experiments.errors import UserError
+from experiments.training.data import Split
 from torchreg import L1
 
 SMALL = partial(mlp, (20, 30, 10))

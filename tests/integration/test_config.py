@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from experiments import build, config, study
+from experiments import config
 from experiments.errors import UserError
+from experiments.running import study
+from experiments.training import build
 from tests.integration.studies import TREE, arm, small
 from torchreg import ElasticNet, LogSum
 

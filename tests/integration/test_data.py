@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 
-from experiments import data
 from experiments.config import Data
 from experiments.errors import UserError
+from experiments.training import data
 
 CPU = torch.device("cpu")
 

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from experiments import build, config, data
+from experiments import config
 from experiments.errors import UserError
-from experiments.report import claims
-from experiments.study import run_study
-from experiments.summary import summarize
+from experiments.report import summarize
+from experiments.report.page import claims
+from experiments.running.study import run_study
+from experiments.training import build, data
 from tests.helpers import assert_close
 from tests.integration.studies import CPU, arm, outcome, small
 from torchreg.nn import DropConnect, Gated

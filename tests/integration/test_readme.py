@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from experiments import config, search, study
+from experiments import config
+from experiments.running import search, study
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from experiments import report
 from experiments.errors import UserError
-from experiments.record import open_study
-from experiments.study import run_study
-from experiments.summary import Cell, Summary, summarize
+from experiments.report import page as report
+from experiments.report.summary import Cell, Summary, summarize
+from experiments.running.study import run_study
+from experiments.training.record import open_study
 from tests.helpers import assert_close
 from tests.integration.studies import small
 

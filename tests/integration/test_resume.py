@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from experiments.errors import UserError
-from experiments.record import Record, open_study
-from experiments.study import run_study
-from experiments.summary import summarize
+from experiments.report import summarize
+from experiments.running.study import run_study
+from experiments.training.record import Record, open_study
 from tests.integration.studies import CPU, arm, outcome, small
 
 

@@ -2,12 +2,12 @@
 
 import pytest
 
-from experiments import study as studies
 from experiments.config import resolve
 from experiments.errors import UserError
-from experiments.report import row, table
-from experiments.summary import summarize
-from experiments.sweep import run_sweep
+from experiments.report import summarize
+from experiments.report.page import row, table
+from experiments.running import study as studies
+from experiments.running.sweep import run_sweep
 from tests.integration.studies import CPU, TREE, arm, history, outcome
 
 TUNED = {"regularizers": [{"penalty": "L2", "strength": 1e-2, "mode": "decoupled"}], "auto_strength": {"lr": 0.2}}

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.record import Record
-from experiments.study import run_study
+from experiments.running.study import run_study
+from experiments.training.record import Record
 from tests.integration.studies import CPU, arm, history, outcome, small
 
 

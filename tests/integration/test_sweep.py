@@ -16,15 +16,15 @@ import optuna
 import pytest
 from torch import nn
 
-from experiments import report
 from experiments.cli import main
 from experiments.config import Study, resolve
 from experiments.errors import UserError
-from experiments.record import Log, Record, read_runs
-from experiments.search import Search
-from experiments.study import run_study
-from experiments.summary import Cell, best_of, one_standard_error, summarize
-from experiments.sweep import run_sweep
+from experiments.report import page as report
+from experiments.report.summary import Cell, best_of, one_standard_error, summarize
+from experiments.running.search import Search
+from experiments.running.study import run_study
+from experiments.running.sweep import run_sweep
+from experiments.training.record import Log, Record, read_runs
 from tests.helpers import assert_close
 from tests.integration.studies import CPU, TREE, small
 
@@ -572,7 +572,7 @@ def test_ctrl_c_says_how_to_go_on(main_with, monkeypatch):
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("experiments.study.train", stop)
+    monkeypatch.setattr("experiments.running.study.train", stop)
     code, _, err = main_with("sweep", "sweep.toml")
     assert code == 130
     assert "stopped; run it again with --resume --out runs/killed to go on" in err

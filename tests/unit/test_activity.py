@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.helpers import assert_bit_equal, assert_close, make_data, make_model, train, weights_of
 from torchreg import L1, L2, KLSparsity, Regularizer
-from torchreg.activity import ActivityRegularizer
+from torchreg.regularizer.activity import ActivityRegularizer
 
 PENALTY = L1(0.3) + L2(0.7)
 

@@ -10,7 +10,7 @@ from torch import nn
 from tests.helpers import assert_bit_equal, assert_close, make_data
 from torchreg.nn import ConcreteDropout, seed_dropout
 from torchreg.tuning import AutoRate
-from torchreg.tuning.updates import updates_of
+from torchreg.tuning.online.updates import updates_of
 
 X, Y = make_data()
 HELD_OUT = X.flip(0) + 0.3, Y.flip(0) - 0.2

@@ -11,8 +11,8 @@ from torch.nn.utils import parametrizations, prune
 
 import torchreg
 from tests.helpers import assert_bit_equal, assert_close, assert_differs, weights_of
-from torchreg.activity import ActivityRegularizer
-from torchreg.compression import compress
+from torchreg.diagnostics.dead_units import compress
+from torchreg.regularizer.activity import ActivityRegularizer
 
 SIDE = 9  # of the maps that convolutions get
 

@@ -14,13 +14,13 @@ from scipy.optimize import minimize, nnls
 from sklearn.linear_model import Lasso
 from torch import Tensor, nn
 
-import torchreg.constraints
+import torchreg.penalties.constraints
 from tests.cases import each_constraint, lengths
 from tests.helpers import FEATURES, assert_bit_equal, assert_close, make_data, make_model, train, weights_of
 from torchreg import L1, L2, ParamInfo, Regularizer, everything
 from torchreg import functional as f
-from torchreg.constraints import L1Ball, L2Ball, LinfBall, MaxNorm, NonNegative, Simplex, UnitNorm
-from torchreg.groups import Heads
+from torchreg.penalties.constraints import L1Ball, L2Ball, LinfBall, MaxNorm, NonNegative, Simplex, UnitNorm
+from torchreg.penalties.partition import Heads
 
 each_dtype = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 

@@ -17,7 +17,7 @@ from tests.cases import COUPLINGS, FORMS, each_form
 from tests.helpers import assert_bit_equal, assert_close, make_model, train
 from tests.unit.training import a_weight, one_step
 from torchreg import optim
-from torchreg.optim import SGDW, AdamaxW, AdamW, DecoupledDecay, decoupled, ready
+from torchreg.optim import SGDW, AdamaxW, AdamW, DecoupledDecay, decoupled, named
 
 TORCHS = [getattr(torch.optim, name) for name in torch.optim.__all__ if name != "Optimizer"]
 each_torchs = pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_the_mixin_alone_is_refused():
 
 # -- the classes that have a name -------------------------------------------------------------------------------------
 
-READY = {name: cls for name, cls in vars(ready).items() if inspect.isclass(cls) and issubclass(cls, DecoupledDecay)}
+READY = {name: cls for name, cls in vars(named).items() if inspect.isclass(cls) and issubclass(cls, DecoupledDecay)}
 del READY["DecoupledDecay"]
 
 
@@ -257,7 +257,7 @@ def test_all_ready_classes_are_public_and_documented():
 
 @pytest.mark.parametrize("name", READY)
 def test_the_signature_of_a_ready_class_is_what_type_checkers_read(name):
-    tree = ast.parse(Path(ready.__file__).read_text())
+    tree = ast.parse(Path(named.__file__).read_text())
     (cls,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     (init,) = (node for node in ast.walk(cls) if isinstance(node, ast.FunctionDef))
     (options,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "DecayOptions")

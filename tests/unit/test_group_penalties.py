@@ -14,9 +14,9 @@ from torch import nn
 
 from tests.helpers import assert_bit_equal, assert_close
 from torchreg import functional as f
-from torchreg.groups import Heads
-from torchreg.parameters import ParamInfo
 from torchreg.penalties.groups import ExclusiveLasso, GroupLasso, SparseGroupLasso
+from torchreg.penalties.partition import Heads
+from torchreg.selection.parameters import ParamInfo
 
 INDEX = torch.tensor([[0, 1, 0], [2, 2, 0], [1, 0, 2], [5, 5, 5]])  # of sizes 4, 2, 3 and 3
 KINDS = [GroupLasso(0.3), SparseGroupLasso(0.4, l1_ratio=0.3), ExclusiveLasso(0.5)]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tests.helpers import assert_bit_equal
 from torchreg import ParamInfo
-from torchreg.groups import Heads, Index, as_spec, at, split
+from torchreg.penalties.partition import Heads, Index, as_spec, at, split
 
 MODULES = {
     "Linear": (nn.Linear(3, 4, bias=False), (1, 3)),

@@ -8,8 +8,8 @@ from torch import nn
 
 import torchreg
 from torchreg import L1, L2, ElasticNet, Huber, LogSum, Regularizer
-from torchreg import kernels as module
-from torchreg.kernels import kernel_for
+from torchreg.steps import kernels as module
+from torchreg.steps.kernels import kernel_for
 
 PENALTIES = [L1(0.3), L2(0.3), L1(0.2) + L2(0.4), ElasticNet(0.5, l1_ratio=0.3), Huber(0.3, delta=0.5)]
 LARGE = 1 << 18

@@ -13,7 +13,6 @@ from scipy.optimize import brentq, minimize
 from torch import nn
 
 from tests.helpers import assert_bit_equal, assert_close
-from torchreg.parameters import ParamInfo
 from torchreg.penalties import (
     SRIP,
     ConvolutionNorm,
@@ -22,6 +21,7 @@ from torchreg.penalties import (
     SoftOrthogonality,
     SpectralNorm,
 )
+from torchreg.selection.parameters import ParamInfo
 
 PROXIMAL = [Nuclear(0.3), SpectralNorm(0.5)]
 PENALTIES = [*PROXIMAL, SRIP(0.4), SoftOrthogonality(0.2), DoubleSoftOrthogonality(0.2)]

@@ -13,7 +13,7 @@ from tests.helpers import assert_bit_equal, assert_close
 from torchreg.nn import insert_dropout, replace_dropout
 from torchreg.nn.depth import StochasticDepth
 from torchreg.nn.dropout import AlphaDropout, Dropout
-from torchreg.nn.monte_carlo import mc_dropout
+from torchreg.nn.model.monte_carlo import mc_dropout
 
 
 class Scripted(nn.Dropout):

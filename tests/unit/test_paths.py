@@ -14,8 +14,8 @@ from torchreg import L1, L2, L2SP, Lp, Nuclear, Regularizer
 from torchreg import nn as layers
 from torchreg.nn import seed_dropout
 from torchreg.tuning import Point, best, one_standard_error, strength_max, strength_path
-from torchreg.tuning.folds import splits
-from torchreg.tuning.points import Mean
+from torchreg.tuning.path.folds import splits
+from torchreg.tuning.path.selection import Mean
 
 DRAW = torch.Generator().manual_seed(0)
 X = torch.randn(60, 5, generator=DRAW, dtype=torch.float64)

@@ -14,9 +14,9 @@ from tests.cases import NoProx
 from tests.helpers import assert_bit_equal, assert_close, make_model, train, weights_of
 from tests.unit.training import a_weight, one_step
 from torchreg import L1, L2, L2SP, MCP, GroupLasso, Huber
-from torchreg.kernels import at_unit_strength
 from torchreg.optim import ProxAdam, ProxSGD
 from torchreg.optim.kernels import adam_kernel
+from torchreg.steps.kernels import at_unit_strength
 
 MAKERS = {
     "SGD": lambda params, penalty, **options: ProxSGD(params, penalty, lr=0.05, momentum=0.9, **options),

@@ -1,37 +1,46 @@
-"""The rooms of the house: imports point downwards only, and the plug-in needs torch and nothing else."""
+"""The layout: imports point one way, and the plug-in needs torch and nothing else."""
 
 import ast
 import re
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
 import torchreg
 from tests.cases import CONSTRAINTS, PENALTIES
 
-ROOT = Path(torchreg.__file__).parent
-FILES = sorted(ROOT.rglob("*.py"))
-FLOORS = [
-    {"choices", "functional", "parameters", "pieces", "products", "shards"},
-    {"groups", "nn"},
-    {"alike", "selectors", "schedules", "hooks"},
-    {"stacked", "penalties"},
-    {"constraints", "kernels"},
-    {"entries", "total", "steps"},
-    {"hosts", "table"},
-    {"regularizer", "dropout_schedule"},
-    {"activity", "compression"},
-    {"optim", "diagnostics"},
-    {"tuning"},
-    {"__init__"},
-]
-FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
+REPOSITORY = Path(torchreg.__file__).parents[1]
+FILES = [file for top in ("torchreg", "experiments") for file in sorted((REPOSITORY / top).rglob("*.py"))]
 
-
-def room_of(file: Path) -> str:
-    return file.relative_to(ROOT).parts[0].removesuffix(".py")
+# Each line may import from the lines above it, and CONTRIBUTING.md shows the same tables. What stands in one line does
+# not import each other.
+FLOORS = {
+    "torchreg": """
+        functional  hooks  schedules  selection
+        nn
+        penalties  ensemble  diagnostics
+        steps
+        regularizer  optim
+        tuning
+    """,
+    "experiments": """
+        errors
+        config
+        training
+        running  report  benches
+        cli
+    """,
+}
+FLOOR = {
+    (top, name): height
+    for top, table in FLOORS.items()
+    for height, line in enumerate(table.split("\n"))
+    for name in line.split()
+}
 
 
 def imports_of(source: str) -> set[str]:
@@ -46,34 +55,93 @@ def imports_of(source: str) -> set[str]:
     return modules
 
 
-def rooms_imported(source: str) -> set[str]:
-    inner = {module.split(".")[1] for module in imports_of(source) if module.startswith("torchreg.")}
-    return inner & FLOOR.keys()
+def name_of(file: Path) -> tuple[str, str]:
+    top, *_ = parts = file.relative_to(REPOSITORY).parts
+    return top, parts[1].removesuffix(".py")
+
+
+def names_imported(source: str) -> set[tuple[str, str]]:
+    return {(parts[0], parts[1]) for module in imports_of(source) if len(parts := module.split(".")) > 1} & FLOOR.keys()
+
+
+def circles_between(files: dict[str, set[str]]) -> list[str]:
+    """The modules that import each other, directly or through others."""
+    try:
+        list(TopologicalSorter(files).static_order())
+    except CycleError as error:
+        return error.args[1]
+    return []
 
 
 def test_the_reader_of_imports_sees_every_form():
     source = "import os.path\nfrom torchreg import nn\ndef f():\n    from torchreg.optim import SGDW\n"
     assert imports_of(source) == {"os.path", "torchreg.nn", "torchreg.optim.SGDW"}
-    assert rooms_imported(source) == {"nn", "optim"}
+    assert names_imported(source) == {("torchreg", "nn"), ("torchreg", "optim")}
+    assert circles_between({"a": {"b"}, "b": {"a"}})
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(ROOT).as_posix())
-def test_imports_point_downwards_only(file):
-    here = room_of(file)
-    for room in rooms_imported(file.read_text()) - {here}:
-        assert FLOOR[room] < FLOOR[here], f"{here} imports {room}, which is not below it"
+@pytest.mark.parametrize("top", FLOORS)
+def test_the_table_names_what_there_is_and_no_more(top):
+    found = {
+        path.stem for path in (REPOSITORY / top).iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert found - {"__init__", "__main__"} == {name for owner, name in FLOOR if owner == top}
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(("top", "most"), [("torchreg", 14), ("experiments", 9)])
+def test_a_folder_can_be_taken_in_at_a_glance(top, most):
+    assert len([path for path in (REPOSITORY / top).iterdir() if path.name != "__pycache__"]) <= most
+
+
+def test_contributing_shows_the_same_table():
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    text = "\n".join(line.strip() for line in text.splitlines())
+    for table in FLOORS.values():
+        assert dedent(table).strip() in text
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(REPOSITORY).as_posix())
+def test_imports_follow_the_table(file):
+    here = name_of(file)
+    if here[1] in ("__init__", "__main__"):
+        return
+    imported = names_imported(file.read_text(encoding="utf-8")) - {here}
+    upward = [name for name in imported if FLOOR[name] >= FLOOR[here] and name[0] == here[0]]
+    assert not upward, f"{here} imports {upward}, which the table does not show above it"
+    assert here[0] == "experiments" or not [name for name in imported if name[0] == "experiments"]
+
+
+def test_no_module_imports_one_that_imports_it():
+    modules = {".".join(file.relative_to(REPOSITORY).with_suffix("").parts): file for file in FILES}
+    files = {}
+    for name, file in modules.items():
+        if file.name != "__init__.py":  # an __init__ offers what lies in its folder
+            imported = imports_of(file.read_text(encoding="utf-8"))
+            files[name] = {
+                module for module in modules for full in imported if full == module or full.rpartition(".")[0] == module
+            }
+    assert not circles_between(files)
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.name == "__init__.py"], ids=lambda f: f.parent.name)
+def test_each_folder_opens_with_its_caption(file):
+    assert ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize(
+    "file",
+    [file for file in FILES if name_of(file)[0] == "torchreg"],
+    ids=lambda f: f.relative_to(REPOSITORY).as_posix(),
+)
 def test_the_plug_in_needs_torch_and_nothing_else(file):
-    roots = {module.split(".")[0] for module in imports_of(file.read_text())}
-    optional = {"matplotlib"} if room_of(file) == "tuning" else set()  # a path plots itself where it can
+    roots = {module.split(".")[0] for module in imports_of(file.read_text(encoding="utf-8"))}
+    optional = {"matplotlib"} if name_of(file)[1] == "tuning" else set()  # a path plots itself where it can
     assert roots <= {"torch", "torchreg"} | optional | sys.stdlib_module_names
 
 
 def test_without_matplotlib_nothing_but_the_plot_is_lost():
     code = "import sys; sys.modules['matplotlib'] = None; import torchreg.tuning"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
 
 
 def test_every_public_name_exists_and_is_documented():
@@ -82,7 +150,7 @@ def test_every_public_name_exists_and_is_documented():
 
 
 def test_the_conformance_table_is_that_of_todays_cases():
-    table = (ROOT.parent / "docs" / "conformance.md").read_text(encoding="utf-8")
+    table = (REPOSITORY / "docs" / "conformance.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| `(.*?)` \|", table, re.MULTILINE) == [case.name for case in (*PENALTIES, *CONSTRAINTS)]
     assert ", 0 failed." in table
 
@@ -90,7 +158,7 @@ def test_the_conformance_table_is_that_of_todays_cases():
 WAITING = {"item", "cpu", "tolist", "numpy", "synchronize"}  # methods that wait for a device
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "optim").glob("*.py")), ids=lambda file: file.name)
+@pytest.mark.parametrize("file", sorted((REPOSITORY / "torchreg" / "optim").glob("*.py")), ids=lambda file: file.name)
 def test_no_optimizer_waits_for_a_device(file):
     calls = [node.func for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
     assert not [call.attr for call in calls if isinstance(call, ast.Attribute) and call.attr in WAITING]

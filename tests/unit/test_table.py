@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from torchreg import L2, Regularizer
-from torchreg.table import Line, folded
+from torchreg.regularizer.summary import Line, folded
 
 
 def lines(*names, shape="2 x 2", status="- bias"):

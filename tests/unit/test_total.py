@@ -7,7 +7,7 @@ from torch import nn
 from tests.cases import each_penalty
 from tests.helpers import assert_close, make_model
 from torchreg import L1, L2, GroupLasso, Nuclear, Regularizer, SoftOrthogonality
-from torchreg.total import total
+from torchreg.regularizer.value import total
 
 
 def parameters(count=3):

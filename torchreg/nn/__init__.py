@@ -3,7 +3,6 @@
 from torchreg.nn.block import DropBlock1d, DropBlock2d, DropBlock3d
 from torchreg.nn.concrete import ConcreteDropout, HardConcrete
 from torchreg.nn.connect import DropConnect
-from torchreg.nn.convert import Replacement, replace_dropout
 from torchreg.nn.depth import StochasticDepth, set_linear_depth
 from torchreg.nn.dropout import (
     AlphaDropout,
@@ -15,9 +14,10 @@ from torchreg.nn.dropout import (
     GaussianDropout,
 )
 from torchreg.nn.gated import Gated, pruned
-from torchreg.nn.insert import Insertion, insert_dropout
-from torchreg.nn.monte_carlo import MonteCarlo, Prediction, mc_dropout
-from torchreg.nn.seeding import same_masks, seed_dropout
+from torchreg.nn.model.insert import Insertion, insert_dropout
+from torchreg.nn.model.monte_carlo import MonteCarlo, Prediction, mc_dropout
+from torchreg.nn.model.replace import Replacement, replace_dropout
+from torchreg.nn.model.seeding import same_masks, seed_dropout
 from torchreg.nn.sequence import EmbeddingDropout, LockedDropout, WordDropout
 from torchreg.nn.variational import VariationalDropout
 

@@ -47,6 +47,10 @@ class Gated(Seeded):
         self.layer = layer
         self.generator = generator
 
+    def no_weight_decay(self) -> dict[str, str]:
+        """The learned rates are no weights: selectors read here that penalties exempt them."""
+        return dict.fromkeys(self._parameters, "learned drop rate")
+
     def complexity(self) -> Tensor:
         """What the rates cost: 0-d, differentiable in all parameters it depends on."""
         return self.complexity_of(*(attrgetter(name)(self) for name in self.depends_on))

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from torchreg import functional as f
+from torchreg.functional.chunks import pieces
 from torchreg.hooks import Group, scalar, step_size
-from torchreg.optim.around import AroundStep, Weights, base_of, moving, takes
-from torchreg.pieces import pieces
+from torchreg.optim.step_wrapper import AroundStep, Weights, base_of, moving, takes
 from torchreg.schedules import Schedule, check_scale
 
 Coupling = Literal["lr", "schedule", "independent", "corrected"]

@@ -8,8 +8,8 @@ from functools import cache
 
 from torch.optim import Optimizer
 
-from torchreg.optim.around import AroundStep, base_of, takes
 from torchreg.optim.decoupled import DecoupledDecay
+from torchreg.optim.step_wrapper import AroundStep, base_of, takes
 
 
 def decoupled(cls: type[Optimizer]) -> type[DecoupledDecay]:

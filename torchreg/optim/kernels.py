@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from torchreg.hooks import Group
-from torchreg.kernels import compiled
 from torchreg.penalties import ProximalPenalty
+from torchreg.steps.kernels import compiled
 
 AdamKernel = Callable[..., None]
 

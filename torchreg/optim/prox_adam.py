@@ -10,16 +10,16 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from torchreg import functional as f
+from torchreg.functional.sharding import is_spread
 from torchreg.hooks import Group, step_size
-from torchreg.kernels import at_unit_strength
-from torchreg.optim.around import Weights, moving
 from torchreg.optim.decoupled import DecoupledDecay
 from torchreg.optim.kernels import AdamKernel, adam_kernel, adam_numbers
+from torchreg.optim.named import DecayOptions
 from torchreg.optim.proximal import Proximal, take_prox_
-from torchreg.optim.ready import DecayOptions
+from torchreg.optim.step_wrapper import Weights, moving
 from torchreg.penalties import ProximalPenalty
-from torchreg.shards import is_spread
-from torchreg.steps import act_
+from torchreg.steps.kernels import at_unit_strength
+from torchreg.steps.updates import act_
 
 _INNER_STEPS = 10
 _KERNEL_FROM = 1 << 15  # weights

@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from torchreg.hooks import Group, step_size
-from torchreg.optim.around import Weights
 from torchreg.optim.decoupled import DecoupledDecay
+from torchreg.optim.named import DecayOptions
 from torchreg.optim.proximal import Proximal, take_prox_
-from torchreg.optim.ready import DecayOptions
+from torchreg.optim.step_wrapper import Weights
 from torchreg.penalties import ProximalPenalty
-from torchreg.steps import act_
+from torchreg.steps.updates import act_
 
 
 class ProxSGD(Proximal, DecoupledDecay, torch.optim.SGD):

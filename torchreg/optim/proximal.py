@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from torchreg.hooks import Group
-from torchreg.optim.around import AroundStep, Plan, Weights, moving
-from torchreg.parameters import ParamInfo
+from torchreg.optim.step_wrapper import AroundStep, Plan, Weights, moving
 from torchreg.penalties import Anchored, ProximalPenalty, Term
 from torchreg.schedules import check_scale
+from torchreg.selection.parameters import ParamInfo
 
 
 class Proximal(AroundStep):

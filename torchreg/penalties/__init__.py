@@ -1,12 +1,15 @@
-"""WITH WHAT a model is regularized."""
+"""WITH WHAT a model is regularized: penalties, a file a family, and constraints."""
 
+from torchreg.penalties.activities import KLSparsity
 from torchreg.penalties.base import Penalty, ProximalPenalty, ProximalSum, Scaled, Sum, Term
 from torchreg.penalties.complexity import Complexity
 from torchreg.penalties.concave import MCP, SCAD, HoyerSquare, LogSum, Lp
+from torchreg.penalties.constraints import Constraint, L1Ball, L2Ball, LinfBall, MaxNorm, NonNegative, Simplex, UnitNorm
 from torchreg.penalties.elementwise import L1, L2, ElasticNet, Huber
 from torchreg.penalties.groups import ExclusiveLasso, GroupLasso, SparseGroupLasso
 from torchreg.penalties.matrices import DoubleSoftOrthogonality, SoftOrthogonality
 from torchreg.penalties.members import AnchoredByMember, ByMember, bound_by_member, by_member, member_of
+from torchreg.penalties.partition import Heads
 from torchreg.penalties.reference import L1SP, L2SP, Anchored
 from torchreg.penalties.spectral import SRIP, ConvolutionNorm, Nuclear, SpectralNorm
 
@@ -22,25 +25,35 @@ __all__ = [
     "AnchoredByMember",
     "ByMember",
     "Complexity",
+    "Constraint",
     "ConvolutionNorm",
     "DoubleSoftOrthogonality",
     "ElasticNet",
     "ExclusiveLasso",
     "GroupLasso",
+    "Heads",
     "HoyerSquare",
     "Huber",
+    "KLSparsity",
+    "L1Ball",
+    "L2Ball",
+    "LinfBall",
     "LogSum",
     "Lp",
+    "MaxNorm",
+    "NonNegative",
     "Nuclear",
     "Penalty",
     "ProximalPenalty",
     "ProximalSum",
     "Scaled",
+    "Simplex",
     "SoftOrthogonality",
     "SparseGroupLasso",
     "SpectralNorm",
     "Sum",
     "Term",
+    "UnitNorm",
     "bound_by_member",
     "by_member",
     "member_of",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from torchreg import functional as f
-from torchreg.parameters import ParamInfo
+from torchreg.selection.parameters import ParamInfo
 
 
 class Penalty(ABC):

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from torchreg.nn.gated import Gated
-from torchreg.parameters import ParamInfo
 from torchreg.penalties.base import Penalty, Term
+from torchreg.selection.parameters import ParamInfo
 
 
 @final

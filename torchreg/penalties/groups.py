@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from torchreg import functional as f
-from torchreg.groups import Groups, Partition, as_spec, at, split
-from torchreg.parameters import ParamInfo
 from torchreg.penalties.base import Described, ProximalPenalty, Term
+from torchreg.penalties.partition import Groups, Partition, as_spec, at, split
+from torchreg.selection.parameters import ParamInfo
 
 
 class ByGroup(Described):

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from torchreg import functional as f
-from torchreg.groups import Partition, output_dim, split
-from torchreg.parameters import ParamInfo
 from torchreg.penalties.base import Term
+from torchreg.penalties.partition import Partition, output_dim, split
+from torchreg.selection.parameters import ParamInfo
 
 
 @dataclass(frozen=True, repr=False, eq=False)

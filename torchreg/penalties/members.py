@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from torchreg.parameters import ParamInfo
 from torchreg.penalties.base import Penalty, ProximalPenalty, Sum
 from torchreg.penalties.reference import Anchored
+from torchreg.selection.parameters import ParamInfo
 
 _SMALL = 1 << 15  # elements of one member's weight, above which calls for each member cost less than tensors of steps
 

@@ -9,9 +9,9 @@ from typing import Self, final
 from torch import Tensor
 
 from torchreg import functional as f
-from torchreg.parameters import ParamInfo
+from torchreg.functional.sharding import is_spread, placed, plain
 from torchreg.penalties.base import ProximalPenalty, Term
-from torchreg.shards import is_spread, placed, plain
+from torchreg.selection.parameters import ParamInfo
 
 Reference = Tensor | Mapping[str, Tensor] | None
 

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchreg import functional as f
-from torchreg.parameters import ParamInfo
 from torchreg.penalties.base import ProximalPenalty, Term
 from torchreg.penalties.matrices import Matrix
+from torchreg.selection.parameters import ParamInfo
 
 
 class Spectral(Term):

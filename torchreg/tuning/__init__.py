@@ -1,12 +1,12 @@
 """HOW STRONG: the strength is chosen, not guessed."""
 
-from torchreg.stacked import Stacked
-from torchreg.tuning.auto import AutoStrength
-from torchreg.tuning.largest import StrengthMax, strength_max
-from torchreg.tuning.path import strength_path
-from torchreg.tuning.points import Point, best, one_standard_error
-from torchreg.tuning.rates import AutoRate
-from torchreg.tuning.table import StrengthPath
+from torchreg.ensemble.stacked import Stacked
+from torchreg.tuning.online.rate import AutoRate
+from torchreg.tuning.online.strength import AutoStrength
+from torchreg.tuning.path.path import strength_path
+from torchreg.tuning.path.selection import Point, best, one_standard_error
+from torchreg.tuning.path.strength_max import StrengthMax, strength_max
+from torchreg.tuning.path.table import StrengthPath
 
 __all__ = [
     "AutoRate",

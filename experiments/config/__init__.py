@@ -1,0 +1,42 @@
+"""A study's TOML file becomes typed, frozen and strict."""
+
+from experiments.config.sections import Component
+from experiments.config.study import (
+    AutoStrength,
+    Data,
+    EarlyStopping,
+    Model,
+    Optimizer,
+    Penalty,
+    Regularizer,
+    Run,
+    Scheduler,
+    Settings,
+    Sparsity,
+    Study,
+    Train,
+    load,
+    resolve,
+)
+from experiments.config.sweep import Dimension, Sweep
+
+__all__ = [
+    "AutoStrength",
+    "Component",
+    "Data",
+    "Dimension",
+    "EarlyStopping",
+    "Model",
+    "Optimizer",
+    "Penalty",
+    "Regularizer",
+    "Run",
+    "Scheduler",
+    "Settings",
+    "Sparsity",
+    "Study",
+    "Sweep",
+    "Train",
+    "load",
+    "resolve",
+]

@@ -1,0 +1,321 @@
+"""A study's TOML file, made typed, frozen and strict. :mod:`experiments.training.build` knows the names in it."""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from experiments.config.names import slug, text_of
+from experiments.config.sections import Component, Name, Section, Seed, Size, Strength, Tree
+from experiments.config.sweep import Sweep
+from experiments.errors import UserError, did_you_mean, validated
+
+
+class Data(Section):
+    """Which images, how many, and how they are spoiled."""
+
+    name: Literal["digits", "mnist", "fashion_mnist"] = "digits"
+    root: str | None = None  # where MNIST lies or goes; else TORCHREG_DATA, else ./data
+    train_size: Size | None = None  # None: all images that validation leaves
+    valid_size: Size = 400
+    label_noise: Annotated[float, Field(ge=0, le=1)] = 0.0  # fraction of training labels made wrong
+    seed: Seed = 0  # of the split and the noise: the same for all arms and seeds
+
+
+class Model(Component):
+    """A built-in network with its dropout layers, or a class of the user's own."""
+
+    dropout: Component | None = None
+    input_dropout: Component | None = None
+    wrap: Component | None = None  # what each linear layer and convolution is wrapped in, such as DropConnect
+
+
+class Penalty(Component):
+    """The penalty inside a proximal optimizer."""
+
+    strength: Strength | None = None  # None only where the arm has strengths
+
+
+class Optimizer(Component):
+    """An optimizer of ``torch.optim`` or ``torchreg.optim``."""
+
+    lr: Annotated[float, Field(ge=0)]
+    weight_decay: Strength = 0.0  # on weights only: intercepts are exempt
+    penalty: Penalty | None = None  # of ProxSGD and ProxAdam
+
+
+class Sparsity(Section):
+    """The share of zeros to train for, instead of a strength; for proximal optimizers."""
+
+    target: Annotated[float, Field(gt=0, lt=1)]
+    fix_at: Annotated[float, Field(gt=0, le=1)] = 0.7  # of the run; then the zeros stay and the rest is fitted anew
+
+
+class Scheduler(Component):
+    """A learning-rate schedule of ``torch.optim.lr_scheduler``."""
+
+    interval: Literal["epoch", "step"] = "epoch"
+    after: Annotated[int, Field(ge=0)] = 0  # intervals at the optimizer's own learning rate before it begins
+
+
+class EarlyStopping(Section):
+    """Ends a run after so many epochs without a lower validation loss, and takes the best epoch's weights."""
+
+    patience: Size
+
+
+class Train(Section):
+    """How long, in which batches."""
+
+    epochs: Size
+    batch_size: Size
+    amp: bool = False
+    early_stopping: EarlyStopping | None = None
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = 5.0  # least time between two checkpoints
+
+
+class Regularizer(Section):
+    """A penalty on chosen parameters, in a mode. Other keys are its constructor's, such as ``l1_ratio``."""
+
+    model_config = ConfigDict(extra="allow")
+
+    penalty: str
+    strength: Strength | None = None  # None only where the arm has strengths
+    mode: Literal["loss", "grad", "decoupled", "prox"] = "loss"
+    select: str = "weights"  # "weights", "everything", or a pattern of names
+    schedule: Component | None = None
+
+
+class AutoStrength(Section):
+    """Tunes the strengths of the run's regularizers in training, by its validation images."""
+
+    lr: Annotated[float, Field(gt=0)] = 0.05  # of the log-strength
+    every: Size = 1  # steps
+    per: Literal["regularizer", "parameter"] = "regularizer"
+    bounds: Annotated[tuple[float, float], Field(strict=False)] = (1e-8, 1e4)
+    batch_size: Size = 128  # validation images a step
+
+
+class Settings(Section):
+    """What a study's file says at its top, and what an arm may say otherwise."""
+
+    data: Data
+    model: Model
+    optimizer: Optimizer
+    scheduler: Scheduler | None = None
+    train: Train
+    regularizers: Annotated[tuple[Regularizer, ...], Field(strict=False)] = ()
+    auto_strength: AutoStrength | None = None
+    sparsity: Sparsity | None = None
+    dropout_schedule: Component | None = None  # of the dropout layers' rates, by steps
+
+
+class Run(Settings):
+    """Everything that decides the outcome of one training run, on a given machine."""
+
+    arm: str
+    strength: float | None = None  # where the arm runs over several
+    values: Tree = Field(default_factory=dict)  # of the swept keys, where the arm is searched
+    seed: int
+
+    @property
+    def point(self) -> Tree:
+        """What the arm runs over, and the values here."""
+        return self.values if self.strength is None else {"strength": self.strength}
+
+    @property
+    def place(self) -> str:
+        """What all seeds have in common of :attr:`folder`."""
+        if self.values:
+            point = ",".join(f"{slug(key)}={slug(text_of(value))}" for key, value in self.values.items())
+            digest = hashlib.sha256(point.encode()).hexdigest()[:12]
+            return f"{slug(self.arm)}/{point if len(point) < 150 else f'{point[:120]}-{digest}'}"
+        return slug(self.arm) + ("" if self.strength is None else f"@{self.strength:g}")
+
+    @property
+    def folder(self) -> str:
+        """Where the run's record lies, below the study's runs."""
+        return f"{self.place}/seed{self.seed}"
+
+    def at(self, values: Tree) -> Run:
+        """The run with other values of the swept keys."""
+        tree = self.model_dump(mode="json", by_alias=True, include=set(Settings.model_fields))
+        return Run(**dict(_settings_at(tree, values, self.arm)), arm=self.arm, values=values, seed=self.seed)
+
+
+class Study(Section):
+    """A study, resolved: its runs, arm by arm, strength by strength, seed by seed.
+
+    Of an arm that is searched these are the runs at one point; those at others are ``run.at(values)``.
+    """
+
+    name: str
+    runs: tuple[Run, ...]
+    sweep: Sweep | None = None
+
+    @property
+    def probes(self) -> list[Run]:
+        """Runs that show every fault that could show before the study has begun: the first seed of every setting."""
+        first = {run.place: run for run in reversed(self.runs)}
+        points = self.sweep.probes if self.sweep else []
+        return [probe for run in reversed(first.values()) for probe in (map(run.at, points) if run.values else [run])]
+
+
+class _Arm(Section):
+    model_config = ConfigDict(extra="allow")  # the overrides
+
+    name: Name
+    strengths: Annotated[tuple[Strength, ...], Field(strict=False, min_length=1)] | None = None
+
+
+class _Head(Section):
+    name: Name
+    seeds: Annotated[tuple[Seed, ...], Field(strict=False, min_length=1)] = (0,)
+    arms: Annotated[tuple[_Arm, ...], Field(strict=False, min_length=1)]
+    sweep: Sweep | None = None
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Study:
+    """Reads a study's file, with ``key=value`` overrides of its keys.
+
+    Raises:
+        UserError: the file or an override is not what it should be; a line for each fault.
+    """
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a TOML file: {error}") from None
+    for override in overrides:
+        _set(tree, override)
+    return resolve(tree)
+
+
+def resolve(tree: Tree) -> Study:
+    """The study that a parsed TOML tree describes."""
+    head = validated(_Head, {key: value for key, value in tree.items() if key in _Head.model_fields})
+    base = {key: value for key, value in tree.items() if key not in _Head.model_fields}
+    validated(Settings, base, also=list(_Head.model_fields))  # its faults are told once, not once an arm
+    _check_distinct("seeds", [str(seed) for seed in head.seeds])
+    _check_distinct("arms", [slug(arm.name).casefold() for arm in head.arms])
+    names = [arm.name for arm in head.arms]
+    searched = (head.sweep.arms or names) if head.sweep else []
+    for name in searched:
+        if name not in names:
+            raise UserError(f"sweep.arms: unknown name {name!r}, {did_you_mean(name, names)}")
+    point = head.sweep.probes[0] if head.sweep else {}
+    runs = (run for arm in head.arms for run in _runs(base, arm, head.seeds, point if arm.name in searched else {}))
+    return Study(name=head.name, runs=tuple(runs), sweep=head.sweep)
+
+
+def _check_distinct(key: str, names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{key}: must be told apart, got {name!r} twice: rename or remove one")
+
+
+def _runs(base: Tree, arm: _Arm, seeds: Sequence[int], values: Tree) -> Iterator[Run]:
+    key = f"arms[{arm.name}]"
+    if values and arm.strengths:
+        raise UserError(f"{key}.strengths: must be left out of an arm that is searched; sweep.arms names those")
+    settings = _settings_at(_merged(base, arm.model_extra or {}), values, arm.name)
+    _check_distinct(f"{key}.strengths", [f"{strength:g}" for strength in arm.strengths or ()])
+    for strength in arm.strengths or (None,):
+        at = settings if strength is None else _at_strength(settings, strength, key)
+        for i, regularizer in enumerate(at.regularizers):
+            if regularizer.strength is None:
+                raise UserError(f"{key}.regularizers.{i}.strength: is missing; or give the arm strengths")
+        if at.optimizer.penalty is not None and at.optimizer.penalty.strength is None:
+            raise UserError(f"{key}.optimizer.penalty.strength: is missing; or give the arm strengths")
+        for seed in seeds:
+            yield Run(**dict(at), arm=arm.name, strength=strength, values=values, seed=seed)
+
+
+def _settings_at(tree: Tree, values: Tree, arm: str) -> Settings:
+    """The settings that an arm's tree describes, with values of the swept keys in it."""
+    for key, value in values.items():
+        try:
+            _put(tree, key, value)
+        except UserError as error:
+            fault = f"sweep.space: {key} does not fit arms[{arm}]: {error}"
+            raise UserError(f"{fault}; add it, or name the arms to search in sweep.arms") from None
+    return validated(Settings, tree, f"arms[{arm}].", also=list(_Arm.model_fields))
+
+
+def _put(tree: Tree, key: str, value: Any) -> None:
+    """Sets ``a.b.0.c`` of a tree of tables and lists."""
+    path, node = key.split("."), tree
+    for depth, part in enumerate(path, start=1):
+        last: Any = depth == len(path)
+        at: Any = int(part) if isinstance(node, list) and part.isdecimal() else part
+        there = at in range(len(node)) if isinstance(node, list) else last or node.get(at) is not None
+        if not there or not (last or isinstance(node[at], (dict, list))):
+            raise UserError(f"it has no {'.'.join(path[:depth])}")
+        if last:
+            node[at] = value
+        else:
+            node = node[at]
+
+
+def _at_strength(settings: Settings, strength: float, key: str) -> Settings:
+    """The settings with the strength in their only penalty, or as weight decay if they have none."""
+    penalties = [settings.optimizer.penalty, *settings.regularizers]
+    open_ones = [penalty for penalty in penalties if penalty is not None]
+    if len(open_ones) == 1 and open_ones[0].strength is None:
+        filled = open_ones[0].model_copy(update={"strength": strength})
+        if settings.regularizers:
+            return settings.model_copy(update={"regularizers": (filled,)})
+        optimizer = settings.optimizer.model_copy(update={"penalty": filled})
+        return settings.model_copy(update={"optimizer": optimizer})
+    if not open_ones and not settings.optimizer.weight_decay:
+        optimizer = settings.optimizer.model_copy(update={"weight_decay": strength})
+        return settings.model_copy(update={"optimizer": optimizer})
+    raise UserError(
+        f"{key}.strengths: must be the only strengths, those of one penalty or else of optimizer.weight_decay; "
+        f"got {len(settings.regularizers)} regularizers and others set: remove their strength or the weight_decay"
+    )
+
+
+def _merged(base: Tree, over: Mapping[str, Any]) -> Tree:
+    """``base`` with ``over`` laid on it, table by table; a table that changes its name or class starts afresh."""
+    out: Tree = deepcopy(base)
+    for key, value in over.items():
+        before: Any = out.get(key)
+        same = isinstance(before, dict) and isinstance(value, dict) and not _renamed(before, value)
+        out[key] = _merged(before, value) if same else deepcopy(value)
+    return out
+
+
+def _renamed(before: Tree, value: Tree) -> bool:
+    return any(word in value and value[word] != before.get(word) for word in ("name", "class"))
+
+
+def _set(tree: Tree, override: str) -> None:
+    """Sets ``a.b=value``; below ``arms`` the first key is the arm's name."""
+    key, equals, text = override.partition("=")
+    path = [part.strip() for part in key.split(".")]
+    if not equals or not all(path):
+        raise UserError(f"--set: must be key=value, got {override!r}")
+    try:
+        document = tomllib.loads(f"value = {text}")
+        value = document["value"] if len(document) == 1 else text
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word, such as a path
+    node: Any = tree
+    for depth, part in enumerate(path[:-1]):
+        if isinstance(node, list):
+            node = next((arm for arm in node if isinstance(arm, dict) and arm.get("name") == part), None)
+        elif isinstance(node, dict):
+            node = node.setdefault(part, {})
+        if not isinstance(node, (dict, list)):
+            raise UserError(f"--set {key}: {'.'.join(path[: depth + 1])} must be a table, got {node!r}")
+    if not isinstance(node, dict):
+        raise UserError(f"--set {key}: {'.'.join(path[:-1])} must be a table, got a list")
+    node[path[-1]] = value

@@ -1,0 +1,6 @@
+"""Folders of records become a table and a page."""
+
+from experiments.report.page import table, write_page
+from experiments.report.summary import summarize
+
+__all__ = ["summarize", "table", "write_page"]

@@ -1,0 +1,303 @@
+"""What a study found: its records, averaged over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+from experiments.config import Run, Study, Sweep
+from experiments.errors import UserError
+from experiments.training.record import Record, Row, read_runs, read_study
+
+ONE_SE = ", one SE"
+
+
+class Mean(NamedTuple):
+    """A mean over seeds and its standard error (0 for a single seed)."""
+
+    mean: float
+    se: float
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm at one strength, over its seeds."""
+
+    runs: Sequence[Run]
+    results: Sequence[Row]
+    histories: Sequence[Sequence[Row]]
+    remark: str = ""  # why it was chosen, if not as the best
+
+    @property
+    def arm(self) -> str:
+        """The arm's name."""
+        return self.runs[0].arm
+
+    @property
+    def strength(self) -> float | None:
+        """The strength to show: that which the arm runs over, else that of its one regularizer or its weight decay."""
+        run = self.runs[0]
+        if run.strength is not None:
+            return run.strength
+        if run.auto_strength is not None:
+            return self._tuned
+        strengths = [r.strength for r in run.regularizers]
+        strengths += [run.optimizer.penalty.strength] if run.optimizer.penalty and not run.sparsity else []
+        strengths += [run.optimizer.weight_decay] if run.optimizer.weight_decay > 0 else []
+        return strengths[0] if len(strengths) == 1 else None
+
+    @property
+    def _tuned(self) -> float | None:
+        """The geometric mean over seeds of the one strength that was tuned; None if there are several."""
+        found = [list(result.get("strengths", {}).values()) for result in self.results]
+        return math.exp(fmean(math.log(own[0]) for own in found)) if all(len(own) == 1 for own in found) else None
+
+    @property
+    def seconds(self) -> float:
+        """How long a run took, on average."""
+        return fmean(result["seconds"] for result in self.results)
+
+    @property
+    def point(self) -> dict[str, Any]:
+        """What the arm runs over, and the values here."""
+        return self.runs[0].point
+
+    @property
+    def number(self) -> float | None:
+        """The value of the one number that the arm runs over; None if it is another thing, or several."""
+        values = list(self.point.values())
+        is_number = len(values) == 1 and isinstance(values[0], (int, float)) and not isinstance(values[0], bool)
+        return values[0] if is_number else None
+
+    @property
+    def is_strength(self) -> bool:
+        """Whether that number regularizes the more the larger it is."""
+        return self.number is not None and all(key.endswith(("strength", "weight_decay")) for key in self.point)
+
+    @property
+    def label(self) -> str:
+        """The arm's name, with the value if it runs over several."""
+        return f"{self.arm}{self.remark}" if self.number is None else f"{self.arm} ({self.number:.3g})"
+
+    @property
+    def status(self) -> str:
+        """ "done", or else what its first run that did not come to an end is: "diverged" or "pruned"."""
+        return next((result["status"] for result in self.results if result["status"] != "done"), "done")
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all its runs came to an end."""
+        return self.status == "done"
+
+    @property
+    def digests(self) -> dict[int, str]:
+        """Of each seed, what tells any two bits of the final weights apart."""
+        return {run.seed: result["sha256"] for run, result in zip(self.runs, self.results, strict=True)}
+
+    @property
+    def gap(self) -> Mean:
+        """Test error less training error."""
+        return mean([result["test_error"] - result["train_error"] for result in self.results])
+
+    @property
+    def norm(self) -> Mean:
+        """The Euclidean norm of all weights."""
+        return mean([math.hypot(*result["norms"].values()) for result in self.results])
+
+    @property
+    def compression(self) -> str:
+        """How many times smaller the weights have become, in each way of counting; empty in records without it."""
+        found = [result["compression"] for result in self.results if "compression" in result]
+        ways = {way: [one[way] for one in found] for way in (found[0] if found else ())}
+        return " / ".join("-" if None in ratios else f"{fmean(ratios):.0f}x" for ratios in ways.values())
+
+    def mean(self, key: str) -> Mean:
+        """The mean of one of the result's figures."""
+        return mean([result[key] for result in self.results])
+
+    def is_plain(self) -> bool:
+        """Whether nothing regularizes it."""
+        return not self.point and self.runs[0] == _bare(self.runs[0])
+
+    def is_off(self) -> bool:
+        """Whether it would be regularized, were its strengths not 0."""
+        off = self.runs[0].model_copy(update={"regularizers": ()})
+        return not self.is_plain() and off == _bare(off) and all(r.strength == 0 for r in self.runs[0].regularizers)
+
+    def differs_only_by_regularization(self, other: Cell) -> bool:
+        """Whether without any regularizer the two would be the same run."""
+        names: Row = {"arm": "", "strength": None, "values": {}, "seed": 0}
+        return _bare(self.runs[0]).model_copy(update=names) == _bare(other.runs[0]).model_copy(update=names)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A study's cells, arm by arm and strength by strength, as far as they are finished."""
+
+    name: str
+    cells: Sequence[Cell]
+    planned: int
+    environment: Row
+    sweep: Sweep | None = None
+
+    @property
+    def metric(self) -> str:
+        """What is chosen by."""
+        return self.sweep.metric if self.sweep else "valid_error"
+
+    @property
+    def metric_in_words(self) -> str:
+        """The same, to be read."""
+        return self.metric.replace("valid", "validation").replace("_", " ")
+
+    @property
+    def chosen(self) -> list[Cell]:
+        """Of each arm the best, and of a search over a strength also the strongest that may be as good."""
+        return [cell for arm in self._arms for cell in self._chosen_of(arm)]
+
+    def _chosen_of(self, arm: Sequence[Cell]) -> list[Cell]:
+        best = best_of(arm, self.metric)
+        if best is None:
+            return [arm[0]]
+        if self.sweep is None or not best.is_strength:
+            return [best]
+        strongest = one_standard_error(arm, best, self.metric)
+        return [best] if strongest is best else [best, replace(strongest, remark=ONE_SE)]
+
+    @property
+    def paths(self) -> list[list[Cell]]:
+        """The arms that ran over several values of one number, smallest first, as far as they came to their end."""
+        arms = [[cell for cell in arm if cell.is_done and cell.number is not None] for arm in self._arms]
+        return [sorted(arm, key=lambda cell: cell.number or 0.0) for arm in arms if len(arm) > 1]
+
+    @property
+    def clouds(self) -> list[list[Cell]]:
+        """The arms that were searched over several keys, or over one that is no number: their points with figures."""
+        arms = [[cell for cell in arm if cell.point and cell.status != "diverged"] for arm in self._arms]
+        return [arm for arm in arms if len(arm) > 1 and any(cell.number is None for cell in arm)]
+
+    @property
+    def plain(self) -> Cell | None:
+        """The arm without any regularization, if there is one that did not diverge."""
+        return next((cell for cell in self.cells if cell.is_plain() and cell.is_done), None)
+
+    def cost(self, cell: Cell) -> float | None:
+        """The time that it took to find the cell, all of its arm's points, in times of the unregularized run."""
+        if self.sweep is None or self.plain is None:
+            return None
+        return sum(other.seconds for other in self.cells if other.arm == cell.arm) / self.plain.seconds
+
+    @property
+    def label_noise(self) -> float:
+        """The fraction of wrong training labels, if it is the same for all; else 0."""
+        noises = {cell.runs[0].data.label_noise for cell in self.cells}
+        return noises.pop() if len(noises) == 1 else 0.0
+
+    @property
+    def subtitle(self) -> str:
+        """The study in a sentence."""
+        data, train = self.cells[0].runs[0].data, self.cells[0].runs[0].train
+        if any((cell.runs[0].data, cell.runs[0].train) != (data, train) for cell in self.cells):
+            return f"{len(self._arms)} arms, on different data or for different times."
+        size = f"{data.train_size:,}" if data.train_size else "all remaining"
+        noise = f", {100 * data.label_noise:g} % of their labels made wrong" if data.label_noise else ""
+        return f"{data.name}: {size} training images{noise}; {train.epochs} epochs in batches of {train.batch_size}."
+
+    @property
+    def note(self) -> str:
+        """How the figures were come by."""
+        seeds = max(len(cell.runs) for cell in self.cells)
+        statuses = [cell.status for cell in self.cells if cell.point]
+        lost = [f", {statuses.count(status)} {status}" for status in ("pruned", "diverged") if status in statuses]
+        counts = f"{len(statuses)} points{''.join(lost)}"
+        has_strongest = any(cell.remark for cell in self.chosen)
+        finished = sum(len(cell.runs) for cell in self.cells)
+        notes = {
+            f"Mean ± standard error over {seeds} seeds.": seeds > 1,
+            "Of several strengths, the one with the lowest validation error.": bool(self.paths) and self.sweep is None,
+            f"Of {counts}, the one with the lowest {self.metric_in_words}.": self.sweep is not None,
+            f"'{ONE_SE.strip(', ')}': the strongest within one standard error of that.": has_strongest,
+            f"Not finished: these are {finished} of {self.planned} runs.": finished < self.planned,
+        }
+        return " ".join(note for note, applies in notes.items() if applies)
+
+    @property
+    def _arms(self) -> list[list[Cell]]:
+        return [list(cells) for _, cells in groupby(self.cells, key=lambda cell: cell.arm)]
+
+
+def mean(values: Sequence[float]) -> Mean:
+    """The mean, and a sample's standard deviation over the square root of the number of values."""
+    return Mean(fmean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0)
+
+
+def best_of(cells: Sequence[Cell], metric: str = "valid_error") -> Cell | None:
+    """The cell with the lowest metric, of equals the strongest; None if none came to its end."""
+    done = [cell for cell in cells if cell.is_done]
+    return min(done, key=lambda cell: (cell.mean(metric).mean, -(cell.strength or 0.0)), default=None)
+
+
+def one_standard_error(cells: Sequence[Cell], best: Cell, metric: str = "valid_error") -> Cell:
+    """The strongest cell whose metric is within one standard error of the best one's."""
+    limit = sum(of_metric(best, metric))
+    near = [cell for cell in cells if cell.is_done and cell.mean(metric).mean <= limit]
+    return max(near, key=lambda cell: cell.strength or 0.0)
+
+
+def of_metric(cell: Cell, metric: str) -> Mean:
+    """The mean over seeds with its standard error; of a validation error that of a share of the images.
+
+    Seeds are validated on the same images, so their spread does not tell what other images would give.
+    """
+    found = cell.mean(metric)
+    if metric != "valid_error":
+        return found
+    return Mean(found.mean, math.sqrt(found.mean * (1 - found.mean) / cell.runs[0].data.valid_size))
+
+
+def summarize(folder: Path) -> Summary:
+    """Reads the finished runs of a study.
+
+    Raises:
+        UserError: the folder holds no study, or none of its runs is finished.
+    """
+    study = read_study(folder)
+    asked = read_runs(study, folder)
+    runs = list({run.folder: run for run in asked}.values())  # a sampler may try a point twice
+    planned = len(study.runs) if study.sweep is None else _planned(study, study.sweep) - (len(asked) - len(runs))
+    cells, environment = [], {}
+    for _, group in groupby(runs, key=lambda run: run.place):
+        found = [(run, Record(folder / "runs" / run.folder)) for run in group]
+        done = [(run, record, result) for run, record in found if (result := record.result) is not None]
+        if done:
+            ours, records, results = zip(*done, strict=True)
+            cell = Cell(ours, results, [record.history for record in records])
+            if study.sweep is not None:
+                if cell.is_done and len(done) < len(found):
+                    continue  # over some seeds only it would be compared with others over all
+                planned -= len(found) - len(done)  # the others were given up
+            cells.append(cell)
+            environment = records[-1].environments[-1]
+    if not cells:
+        command = "run" if study.sweep is None else "sweep"
+        raise UserError(f"{folder}: no run of this study is finished yet: '{command} --resume' goes on with it")
+    return Summary(study.name, cells, planned, environment, study.sweep)
+
+
+def _planned(study: Study, sweep: Sweep) -> int:
+    """How many runs a search makes if it gives up none."""
+    searched = [run for run in study.runs if run.values]
+    return len(study.runs) + len(searched) * (sweep.points - 1)
+
+
+def _bare(run: Run) -> Run:
+    """The run without its regularizers, weight decay and dropout."""
+    model = run.model.model_copy(update={"dropout": None, "input_dropout": None, "wrap": None})
+    optimizer = run.optimizer.model_copy(update={"weight_decay": 0.0})
+    off = {"regularizers": (), "dropout_schedule": None, "auto_strength": None}
+    return run.model_copy(update={"model": model, "optimizer": optimizer, **off})

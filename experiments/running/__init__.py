@@ -1,0 +1,1 @@
+"""Many runs: a study in turn, or a search in several processes."""

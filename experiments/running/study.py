@@ -1,0 +1,123 @@
+"""A study: all its runs, one after another, into one folder."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+
+from experiments.config import Run, Study
+from experiments.errors import UserError, oneline
+from experiments.training import build, data
+from experiments.training.loop import train
+from experiments.training.measure import describe
+from experiments.training.record import Record, Row, open_study
+
+
+def run_study(study: Study, folder: Path, device: torch.device, resume: bool = False) -> list[str]:
+    """Makes every run that is not done yet; returns a line for each that diverged.
+
+    Raises:
+        UserError: a run cannot be made, or the folder is not free; nothing has been written then.
+    """
+    check(study)
+    diverged = []
+    with open_study(study, folder, resume), tqdm(study.runs, desc=study.name, unit="run", disable=None) as bar:
+        for run in bar:
+            record = Record(folder / "runs" / run.folder)
+            done = record.result
+            result = train(run, device, record) if done is None else done
+            if result["status"] == "diverged":
+                diverged.append(f"{run.folder}: {result['reason']}")
+            if done is None:
+                bar.write(f"{run.folder:<32} {_summary(result)}")
+    return diverged
+
+
+def check(study: Study) -> None:
+    """Rehearses every arm on the CPU, so that a fault in the last one shows before the first has run."""
+    for run in study.probes:
+        try:
+            _rehearse(run)
+        except UserError as error:
+            at = f" (at {', '.join(f'{key} = {value!r}' for key, value in run.values.items())})" if run.values else ""
+            lines = [f"arms[{run.arm}].{line}{at}" for line in str(error).splitlines()]
+            raise UserError("\n".join(lines)) from error
+
+
+def _rehearse(run: Run) -> None:
+    """Builds the run and takes its largest and its smallest batch through a step."""
+    images = data.load(run.data, torch.device("cpu"))
+    torch.manual_seed(run.seed)
+    model = build.model(run.model, images)
+    optimizer = build.optimizer(run.optimizer, model)
+    scheduler, each_step = build.scheduler(run.scheduler, optimizer)
+    regularizers = build.regularizers(run, model, optimizer)
+    build.auto_strength(run.auto_strength, regularizers, optimizer, images.valid)
+    build.controller(run.sparsity, optimizer, steps=1)
+    build.dropout_schedule(run.dropout_schedule, model, optimizer)
+    size = run.train.batch_size
+    try:
+        for count in {min(size, len(images.train)), len(images.train) % size or size}:
+            x, y = images.train.x[:count].clone(), images.train.y[:count]
+            outputs = model(x)
+            if outputs.shape != (len(y), images.classes):
+                raise ValueError(
+                    f"its output must have the shape {(len(y), images.classes)}, got {tuple(outputs.shape)}"
+                )
+            cross_entropy(outputs, y).backward()
+            optimizer.step()
+        describe(model)
+    except Exception as error:  # whatever a user's model raises
+        raise UserError(f"model: cannot be trained on {tuple(x.shape)} images: {oneline(error)}") from error
+    if scheduler is not None:
+        count = run.train.epochs * (-(-len(images.train) // size) if each_step else 1)
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                for _ in range(count):
+                    scheduler.step()
+        except Exception as error:
+            raise UserError(f"scheduler: cannot make the {count} steps of the run: {oneline(error)}") from error
+
+
+def make(
+    runs: Sequence[Run], folder: Path, device: torch.device, judge: Callable[[int, Row], bool] | None = None
+) -> list[Row]:
+    """Makes the runs of one setting that are not done yet, seed after seed, until one does not come to its end.
+
+    ``judge`` may give up a run, by its figures at a step: an epoch, counted over all seeds.
+    """
+    results: list[Row] = []
+    for i, run in enumerate(runs):
+        record, before = Record(folder / "runs" / run.folder), i * run.train.epochs
+
+        def watch(row: Row, before: int = before) -> bool:
+            return judge is not None and judge(before + row["epoch"], row)
+
+        results.append(record.result or train(run, device, record, watch))
+        if results[-1]["status"] != "done":
+            break
+    return results
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that ``auto``, ``cpu`` or ``cuda`` stands for."""
+    available = torch.cuda.is_available()
+    if name not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device: must be auto, cpu or cuda, got {name!r}")
+    if name == "cuda" and not available:
+        raise UserError(f"--device: cuda is not available here (torch {torch.__version__}): use cpu or auto")
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def _summary(result: Row) -> str:
+    if result["status"] == "diverged":
+        return f"diverged: {result['reason']}"
+    return (
+        f"train {100 * result['train_error']:5.1f} %   test {100 * result['test_error']:5.1f} %   "
+        f"{result['epochs']} epochs in {result['seconds']:.1f} s"
+    )

@@ -1,0 +1,101 @@
+"""A search over keys of a study: every point that Optuna asks for, over all seeds, into one folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from tqdm import tqdm
+
+from experiments.config import Study
+from experiments.config.names import point_of
+from experiments.errors import UserError
+from experiments.running import search
+from experiments.running.search import Search
+from experiments.running.study import check
+from experiments.running.workers import Outcome, Task, in_turn, side_by_side
+from experiments.training.record import Log, open_study
+
+
+def run_sweep(study: Study, folder: Path, device: torch.device, jobs: int = 1, resume: bool = False) -> list[str]:
+    """Makes every run that is not done yet; returns a line for each fault.
+
+    With several jobs the points of a grid and those drawn at random are the same, in whatever order; other samplers
+    learn from what is known when they are asked.
+
+    Raises:
+        UserError: there is nothing to search, a run cannot be made, or the folder is not free; nothing has been
+            written then.
+    """
+    if study.sweep is None:
+        raise UserError("sweep: is missing: what to search, such as [sweep.space] 'optimizer.lr' = [1e-3, 1e-2]")
+    search.check(study.sweep)
+    check(study)
+    with open_study(study, folder, resume):
+        log = Log(folder / "trials.jsonl")
+        searches = {run.arm: Search(run.arm, study.sweep, log) for run in study.runs if run.values}
+        tasks = _tasks(study, searches)
+        outcomes = in_turn(tasks, folder, device) if jobs == 1 else side_by_side(tasks, folder, device, jobs)
+        total = len({run.place for run in study.runs if not run.values}) + len(searches) * study.sweep.points
+        known = sum(len(one.told) for one in searches.values())
+        faults = []
+        with tqdm(total=total, initial=known, desc=study.name, unit="point", disable=None) as bar:
+            for outcome in outcomes:
+                first = outcome.task.runs[0]
+                line, is_fault = _told(outcome)
+                faults += [f"{first.place}: {line}"] if is_fault else []
+                bar.write(f"{f'{first.arm} {point_of(first.point)}':<40} {line}")
+                bar.set_postfix_str(_best(searches.values()))
+                bar.update()
+        return faults + [fault for one in searches.values() if (fault := _fault(one))]
+
+
+def _tasks(study: Study, searches: dict[str, Search]) -> Iterator[Task]:
+    for _, group in groupby(study.runs, key=lambda run: run.place):
+        runs = list(group)
+        if (ours := searches.get(runs[0].arm)) is None:
+            yield Task(runs)
+            continue
+        for trial in ours.trials():
+            yield Task([run.at(dict(trial.values)) for run in runs], ours, trial.number)
+
+
+def _told(outcome: Outcome) -> tuple[str, bool]:
+    """Tells the search what became of its trial; returns it in words, and whether it is a fault of the study."""
+    task, results = outcome.task, outcome.results
+    if outcome.failure is not None:  # the search is not told: --resume tries the point again
+        return f"failed: {outcome.failure}", True
+    last = results[-1]
+    metric = task.search.sweep.metric if task.search else "valid_error"
+    value = None if last["status"] == "diverged" else fmean(result[metric] for result in results)
+    if task.search is not None:
+        task.search.tell(task.number, last["status"], value)
+    if value is None:
+        return f"diverged: {last['reason']}", task.search is None
+    return _shown(metric, value) if last["status"] == "done" else f"pruned after epoch {last['epoch']}", False
+
+
+def _best(searches: Iterable[Search]) -> str:
+    """The lowest metric so far, and where."""
+    done = [(value, one, trial) for one in searches for trial, status, value in one.told if status == "done"]
+    if not done:
+        return ""
+    value, one, trial = min(done, key=lambda found: found[0])
+    return f"best {_shown(one.sweep.metric, value)} ({one.arm}, {point_of(trial.values)})"
+
+
+def _fault(search: Search) -> str:
+    """What to say of a search without a single point to choose."""
+    statuses = [status for _, status, _ in search.told]
+    if "done" in statuses or not search.is_over or search.open:
+        return ""
+    counts = ", ".join(f"{statuses.count(status)} {status}" for status in ("diverged", "pruned") if status in statuses)
+    return f"{search.arm}: no point came to its end: {counts}"
+
+
+def _shown(metric: str, value: float) -> str:
+    name = metric.replace("valid", "validation").replace("_", " ")
+    return f"{name} {100 * value:.2f} %" if metric == "valid_error" else f"{name} {value:.4f}"

@@ -1,0 +1,151 @@
+"""Tasks made in this process, or in several beside it. A task that fails, or the process that dies of it, is told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from filelock import FileLock
+from tqdm import tqdm
+
+from experiments.config import Run
+from experiments.errors import oneline
+from experiments.running.search import Search
+from experiments.running.study import make
+from experiments.training.record import Row
+
+
+@dataclass(frozen=True)
+class Task:
+    """The runs of one setting, and the trial that they are, if they are one."""
+
+    runs: Sequence[Run]
+    search: Search | None = None
+    number: int = 0
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether the runs may be given up."""
+        return self.search is not None and self.search.sweep.pruner is not None
+
+    def judge(self, step: int, row: Row) -> bool:
+        """Whether to give up, by the figures at a step."""
+        assert self.search is not None
+        return self.search.report(self.number, step, row[self.search.sweep.metric])
+
+
+class Outcome(NamedTuple):
+    """What became of a task: the results of its runs, or why there are none."""
+
+    task: Task
+    results: Sequence[Row]
+    failure: str | None = None
+
+
+def in_turn(tasks: Iterator[Task], folder: Path, device: torch.device) -> Iterator[Outcome]:
+    """Makes the tasks one after another, here."""
+    for task in tasks:
+        try:
+            yield Outcome(task, make(task.runs, folder, device, task.judge if task.is_judged else None))
+        except Exception as error:  # whatever a run raises is its own fault, and not that of the others
+            yield Outcome(task, [], oneline(error))
+
+
+def side_by_side(tasks: Iterator[Task], folder: Path, device: torch.device, jobs: int) -> Iterator[Outcome]:
+    """Makes the tasks in so many processes; a task is drawn when there is one to take it."""
+    threads = max(1, torch.get_num_threads() // jobs)
+    os.environ["TQDM_DISABLE"] = "1"  # read when a process imports tqdm: bars side by side would overwrite each other
+    workers = [_Worker(folder, device, threads) for _ in range(jobs)]
+    del os.environ["TQDM_DISABLE"]
+    try:
+        busy = [worker for worker in workers if worker.take(next(tasks, None))]
+        while busy:
+            for pipe in connection.wait([worker.pipe for worker in busy]):
+                worker = next(worker for worker in busy if worker.pipe is pipe)
+                outcome = worker.answer()
+                if outcome is None:
+                    continue
+                busy.remove(worker)
+                yield outcome
+                if worker.is_alive and worker.take(next(tasks, None)):
+                    busy.append(worker)
+    finally:
+        for worker in workers:
+            worker.end()
+
+
+class _Worker:
+    """A process that makes one task at a time, seen from here."""
+
+    def __init__(self, folder: Path, device: torch.device, threads: int) -> None:
+        context = get_context("spawn")  # a fork would share the threads and the GPU of this process
+        self.pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, folder, device, threads), daemon=True)
+        self._process.start()
+        theirs.close()  # so that its end is the end of the pipe
+        self._task = Task([])
+        self.is_alive = True
+
+    def take(self, task: Task | None) -> bool:
+        """Hands it a task; returns whether there was one."""
+        if task is None:
+            return False
+        self._task = task
+        with suppress(OSError):  # it has died: answer() tells
+            self.pipe.send((task.runs, task.is_judged))
+        return True
+
+    def answer(self) -> Outcome | None:
+        """Reads what it says: its task's outcome, or None after a question, which is answered."""
+        try:
+            kind, said = self.pipe.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            self.is_alive = False
+            return Outcome(self._task, [], f"its process died with exit code {self._process.exitcode}")
+        if kind == "judge":
+            self.pipe.send(self._task.judge(*said))
+            return None
+        return Outcome(self._task, said) if kind == "results" else Outcome(self._task, [], said)
+
+    def end(self) -> None:
+        """Ends the process, whatever it does: what it has written is whole."""
+        self._process.terminate()
+        self._process.join()
+
+
+def _serve(pipe: connection.Connection, folder: Path, device: torch.device, threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal: the first one ends us
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    tqdm.set_lock(
+        threading.RLock()
+    )  # its own is a semaphore of the system, which would outlive a process that is ended
+
+    def ask(step: int, row: Row) -> bool:
+        pipe.send(("judge", (step, row)))
+        return bool(pipe.recv())
+
+    while True:
+        runs, judged = pipe.recv()
+        try:
+            (folder / "runs" / runs[0].place).mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / "runs" / runs[0].place / ".lock"):  # a sampler may try a point twice at a time
+                pipe.send(("results", make(runs, folder, device, ask if judged else None)))
+        except Exception as error:
+            pipe.send(("failure", oneline(error)))
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

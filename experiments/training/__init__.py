@@ -1,0 +1,1 @@
+"""One run: its data, its model, THE training loop, and its record."""

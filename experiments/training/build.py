@@ -1,0 +1,283 @@
+"""The one place where a name in a configuration becomes an object. Its faults name the key they come from."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import import_module
+from operator import attrgetter
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.optim import lr_scheduler
+
+import torchreg
+from experiments import config
+from experiments.errors import UserError, did_you_mean, faults, oneline
+from experiments.training import models
+from experiments.training.data import Images, Split
+from torchreg import penalties
+from torchreg.regularizer.compatibility import check_decay
+
+if TYPE_CHECKING:
+    import optuna
+
+Table = Mapping[str, Callable[..., Any]]
+
+
+def _classes(module: ModuleType, base: type) -> dict[str, Callable[..., Any]]:
+    """The concrete public classes of a module that derive from ``base``."""
+    named = {name: getattr(module, name) for name in getattr(module, "__all__", dir(module))}
+    return {
+        name: cls
+        for name, cls in named.items()
+        if inspect.isclass(cls) and issubclass(cls, base) and cls is not base and not inspect.isabstract(cls)
+    }
+
+
+def _without(table: Table, *names: str) -> Table:
+    return {name: make for name, make in table.items() if name not in names}
+
+
+PENALTIES = _classes(penalties, penalties.Term)
+_LAYERS = _classes(torchreg.nn, nn.Module)
+_WRAPPERS = ("ConcreteDropout", "DropConnect", "HardConcrete", "VariationalDropout")
+WRAPPERS: Table = {name: _LAYERS[name] for name in _WRAPPERS if name in _LAYERS}
+DROPOUTS = _without(_LAYERS, *_WRAPPERS, "EmbeddingDropout", "StochasticDepth", "WordDropout")
+SCHEDULES: Table = {
+    "linear": torchreg.linear,
+    "cosine": torchreg.cosine,
+    "early": torchreg.early,
+    "late": torchreg.late,
+    "curriculum": torchreg.curriculum,
+}
+OPTIMIZERS = {
+    **_without(_classes(torch.optim, torch.optim.Optimizer), "LBFGS", "SparseAdam"),  # a closure, sparse gradients
+    **_without(_classes(torchreg.optim, torch.optim.Optimizer), "ConstrainedNorm", "DecoupledDecay", "Proximal"),
+}
+SCHEDULERS = _without(  # what a file cannot express: functions, other schedulers, a loss to wait for
+    _classes(lr_scheduler, lr_scheduler.LRScheduler),
+    *("LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler", "ReduceLROnPlateau"),
+)
+
+
+def model(settings: config.Model, images: Images) -> nn.Module:
+    """The network, with freshly initialized weights."""
+    if settings.class_ is not None:
+        for key in ("dropout", "input_dropout", "wrap"):
+            if getattr(settings, key) is not None:
+                raise UserError(f"model.{key}: is for the models {', '.join(models.BUILT_IN)}, got a class of your own")
+        own: nn.Module = _construct("model", nn.Module, settings, {})
+        return own
+    layers: dict[str, Any] = {
+        key: _layer(f"model.{key}", getattr(settings, key)) for key in ("dropout", "input_dropout")
+    }
+    if settings.wrap is not None:
+        layers["wrap"] = partial(_construct, "model.wrap", nn.Module, settings.wrap, WRAPPERS)
+    given = {"shape": images.shape, "classes": images.classes, **layers}
+    module: nn.Module = _construct("model", nn.Module, settings, models.BUILT_IN, **given)
+    return module
+
+
+def dropout_schedule(
+    settings: config.Component | None, net: nn.Module, opt: torch.optim.Optimizer
+) -> torchreg.DropoutSchedule | None:
+    """What changes the dropout layers' rates as the optimizer steps, if the study asks for it."""
+    if settings is None:
+        return None
+    key = "dropout_schedule"
+    schedule = _construct(key, Callable, settings, SCHEDULES)  # type: ignore[arg-type]
+    try:
+        return torchreg.DropoutSchedule(net, schedule).attach(opt)
+    except ValueError as error:
+        raise UserError(f"{key}: {error}") from None
+
+
+def optimizer(settings: config.Optimizer, net: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer; its ``weight_decay`` is on weights, never on intercepts, and 0 unless the study says otherwise."""
+    if settings.weight_decay > 0:
+        weights = set(torchreg.diagnostics.weights_of(net).values())
+        groups: Any = [
+            {"params": [param for param in net.parameters() if param in weights]},
+            {"params": [param for param in net.parameters() if param not in weights], "weight_decay": 0.0},
+        ]
+    else:
+        groups = net.parameters()
+    given: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    if settings.penalty is not None:
+        key, penalty = "optimizer.penalty", settings.penalty
+        given["penalty"] = _construct(key, torchreg.Penalty, penalty, PENALTIES, penalty.strength)
+        if not isinstance(given["penalty"], torchreg.ProximalPenalty):
+            raise UserError(f"{key}.name: must be one with a proximal operator, got {penalty.name!r}")
+    elif settings.name in ("ProxSGD", "ProxAdam"):
+        raise UserError(f"optimizer.penalty: {settings.name} needs one, such as {{ name = 'L1', strength = 1e-4 }}")
+    built: torch.optim.Optimizer = _construct("optimizer", torch.optim.Optimizer, settings, OPTIMIZERS, groups, **given)
+    name = type(built).__name__
+    if settings.weight_decay > 0 and "weight_decay" not in built.defaults:
+        raise UserError(f"optimizer.weight_decay: {name} has none: remove the key, or use a regularizer")
+    if settings.penalty is not None and not isinstance(built, torchreg.optim.Proximal):
+        raise UserError(f"optimizer.penalty: {name} takes none: use ProxSGD or ProxAdam, or a regularizer")
+    return built
+
+
+def controller(
+    settings: config.Sparsity | None, opt: torch.optim.Optimizer, steps: int
+) -> torchreg.optim.TargetSparsity | None:
+    """What steers a proximal optimizer to the share of zeros that the study asks for, if it does."""
+    if settings is None:
+        return None
+    if not isinstance(opt, torchreg.optim.Proximal):
+        raise UserError(f"sparsity: needs the optimizer ProxSGD or ProxAdam, got {type(opt).__name__}")
+    return torchreg.optim.TargetSparsity(opt, settings.target, steps=steps, fix_at=settings.fix_at)
+
+
+def scheduler(
+    settings: config.Scheduler | None, opt: torch.optim.Optimizer
+) -> tuple[lr_scheduler.LRScheduler | None, bool]:
+    """The learning-rate schedule, if the study names one, and whether it moves each step rather than each epoch."""
+    if settings is None:
+        return None, False
+    made = _construct("scheduler", lr_scheduler.LRScheduler, settings, SCHEDULERS, opt)
+    if settings.after:
+        constant = lr_scheduler.ConstantLR(opt, factor=1.0, total_iters=settings.after)
+        made = lr_scheduler.SequentialLR(opt, [constant, made], milestones=[settings.after])
+    return made, settings.interval == "step"
+
+
+def regularizers(run: config.Run, net: nn.Module, opt: torch.optim.Optimizer) -> list[torchreg.Regularizer]:
+    """The regularizers, attached where their mode acts in the optimizer's step."""
+    decayed: set[str] = set()
+    for i, settings in enumerate(run.regularizers):
+        if settings.penalty == "L2":
+            if settings.select in decayed:
+                raise UserError(f"regularizers.{i}: must not decay twice, got two L2 on {settings.select!r}: drop one")
+            decayed.add(settings.select)
+    return [_regularizer(f"regularizers.{i}", s, net, opt) for i, s in enumerate(run.regularizers)]
+
+
+def sampler(settings: config.Sweep) -> optuna.samplers.BaseSampler:
+    """What chooses a search's points. Of a grid it knows the places, see :func:`experiments.running.search`."""
+    import optuna  # slow to import, and only a search needs it
+
+    named = settings.sampler or config.Component.model_validate({"name": settings.sampler_name})
+    given: dict[str, Any] = {"seed": settings.seed}
+    if settings.is_grid:
+        given["search_space"] = {key: range(len(d.finite or ())) for key, d in settings.space.items()}
+    base = optuna.samplers.BaseSampler
+    made: optuna.samplers.BaseSampler = _construct(
+        "sweep.sampler", base, named, _classes(optuna.samplers, base), **given
+    )
+    return made
+
+
+def pruner(settings: config.Sweep) -> optuna.pruners.BasePruner:
+    """What gives up a search's runs; nothing does unless the study names it."""
+    import optuna
+
+    base = optuna.pruners.BasePruner
+    if settings.pruner is None:
+        return optuna.pruners.NopPruner()
+    made: optuna.pruners.BasePruner = _construct("sweep.pruner", base, settings.pruner, _classes(optuna.pruners, base))
+    return made
+
+
+def auto_strength(
+    settings: config.AutoStrength | None, made: list[torchreg.Regularizer], opt: torch.optim.Optimizer, held_out: Split
+) -> torchreg.tuning.AutoStrength | None:
+    """What tunes the regularizers' strengths, if the study asks for it."""
+    if settings is None:
+        return None
+    if not made:
+        raise UserError("auto_strength: needs a regularizer to tune, got none: add one, or remove the key")
+    try:
+        tuned = torchreg.tuning.AutoStrength(made, (held_out.x, held_out.y), cross_entropy, **settings.model_dump())
+        return tuned.attach(opt)
+    except ValueError as error:
+        raise UserError(f"auto_strength: {error}") from None
+
+
+def _regularizer(
+    key: str, settings: config.Regularizer, net: nn.Module, opt: torch.optim.Optimizer
+) -> torchreg.Regularizer:
+    _found(f"{key}.penalty", settings.penalty, PENALTIES)
+    named = config.Component.model_validate({**(settings.model_extra or {}), "name": settings.penalty})
+    penalty = _construct(key, torchreg.Penalty, named, PENALTIES, settings.strength)
+    schedule = None
+    if settings.schedule is not None:
+        schedule = _construct(f"{key}.schedule", Callable, settings.schedule, SCHEDULES)  # type: ignore[arg-type]
+    selections = {"weights": torchreg.weights, "everything": torchreg.everything}
+    select = selections.get(settings.select) or torchreg.named(settings.select)
+    try:
+        regularizer = torchreg.Regularizer(net, penalty, mode=settings.mode, select=select, schedule=schedule)
+        if settings.mode != "loss" or schedule is not None:
+            return regularizer.attach(opt)
+        check_decay(opt, regularizer.entries)
+    except ValueError as error:
+        raise UserError(f"{key}: {error}") from None
+    return regularizer
+
+
+def _layer(key: str, settings: config.Component | None) -> models.Layer | None:
+    if settings is None:
+        return None
+    make = partial(_construct, key, nn.Module, settings, DROPOUTS)
+    make()  # its faults are this key's, not the model's
+    return make
+
+
+def _construct(key: str, kind: type, settings: config.Component, table: Table, *args: Any, **given: Any) -> Any:
+    """``name(*args, **given, **options)``, with each option checked against the constructor's signature."""
+    if settings.class_ is None:
+        make = _found(f"{key}.name", settings.name or "", table)
+    else:
+        make = _imported(f"{key}.class", settings.class_)
+    accepted = _parameters(make)
+    for option, value in settings.options.items():
+        own = [name for name in accepted[len(args) :] if name not in given] if accepted else [option]
+        if option not in own:
+            raise UserError(f"{key}.{option}: unknown key, {did_you_mean(option, own)}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{key}.{option}: must be a finite number, got {value!r}")
+    if accepted:
+        given = {name: value for name, value in given.items() if name in accepted}
+    try:
+        built = make(*args, **given, **settings.options)
+    except ValidationError as error:
+        raise UserError("\n".join(f"{key}.{line}" for line in faults(error))) from None
+    except Exception as error:  # whatever a constructor raises is about what it was given
+        options = ", ".join(f"{name}={value!r}" for name, value in settings.options.items())
+        name = settings.name or settings.class_
+        raise UserError(f"{key}: {name}({options}) cannot be made: {oneline(error)}") from error
+    if not isinstance(built, kind):
+        raise UserError(f"{key}.class: must make a {kind.__name__}, got {settings.class_!r}, which makes {built!r}")
+    return built
+
+
+def _parameters(make: Callable[..., Any]) -> list[str]:
+    """The names of a constructor's arguments; none if it takes any, or does not say."""
+    try:
+        parameters = inspect.signature(make).parameters
+    except (TypeError, ValueError):
+        return []
+    return [] if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) else list(parameters)
+
+
+def _found(key: str, name: str, table: Table) -> Callable[..., Any]:
+    if name not in table:
+        raise UserError(f"{key}: unknown name {name!r}, {did_you_mean(name, table)}")
+    return table[name]
+
+
+def _imported(key: str, path: str) -> Callable[..., Any]:
+    module, _, name = path.partition(":")
+    try:
+        made: Callable[..., Any] = attrgetter(name)(import_module(module))
+    except Exception as error:  # importing runs the user's code
+        raise UserError(f"{key}: {path!r} cannot be imported: {oneline(error)}") from error
+    return made

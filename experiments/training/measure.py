@@ -1,0 +1,86 @@
+"""What is measured of a model: its errors on the images, its penalties, its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import torchreg
+from experiments.training.data import Images, Split
+from experiments.training.record import Row
+
+_EVALUATED_AT_ONCE = 4096  # images; bounds the memory an evaluation takes
+_HISTOGRAM_EDGES = torch.linspace(-6, 1, 71)  # of log10 |w|
+
+
+def evaluate(model: nn.Module, images: Images) -> Row:
+    """Mean loss and error rate on the training, validation and test images, in evaluation mode, without penalties."""
+    splits = {"train": images.train, "valid": images.valid, "test": images.test}
+    figures = torch.stack([_loss_and_error(model, split) for split in splits.values()]).tolist()
+    row: Row = {}
+    for name, (loss, error) in zip(splits, figures, strict=True):
+        row |= {f"{name}_loss": loss, f"{name}_error": error}
+    return row
+
+
+@torch.no_grad()
+def _loss_and_error(model: nn.Module, split: Split) -> Tensor:
+    model.eval()
+    totals = torch.zeros(2, dtype=torch.float64, device=split.y.device)
+    for x, y in zip(split.x.split(_EVALUATED_AT_ONCE), split.y.split(_EVALUATED_AT_ONCE), strict=True):
+        outputs = model(x.clone())  # a model that works in place must not alter the images
+        totals += torch.stack([cross_entropy(outputs, y, reduction="sum"), (outputs.argmax(1) != y).sum()])
+    return totals / len(split)
+
+
+@torch.no_grad()
+def penalties(regularizers: list[torchreg.Regularizer]) -> dict[str, float]:
+    """The penalties' values, by kind, whatever mode they act in."""
+    totals: dict[str, float] = {}
+    for regularizer in regularizers:
+        for kind, value in regularizer.terms().items():
+            totals[kind] = totals.get(kind, 0.0) + value.item()
+    return totals
+
+
+@torch.no_grad()
+def describe(model: nn.Module) -> Row:
+    """What training made of the weights: norms, zeros, a histogram, and a digest that tells any two bits apart.
+
+    Layers that learn what to drop are described as the ordinary ones that they have become.
+    """
+    model = torchreg.nn.pruned(model)
+    weights = [w.abs().flatten().double().cpu() for w in torchreg.diagnostics.weights_of(model).values()]
+    sizes = torch.cat(weights) if weights else torch.zeros(0)
+    count, logs = max(len(sizes), 1), sizes[sizes > 0].log10()
+    shares = torch.histogram(logs.float(), _HISTOGRAM_EDGES)[0] / count
+    return {
+        "norms": torchreg.diagnostics.norms(model),
+        "sparsity": torchreg.diagnostics.sparsity(model),
+        "compression": _finite(torchreg.diagnostics.compression(model)._asdict()),
+        "zeros": (len(sizes) - len(logs)) / count,
+        "histogram": {
+            "edges": _HISTOGRAM_EDGES.tolist(),
+            "shares": shares.tolist(),
+            "below": (logs < _HISTOGRAM_EDGES[0]).sum().item() / count,
+            "above": (logs > _HISTOGRAM_EDGES[-1]).sum().item() / count,
+        },
+        "sha256": _digest(model),
+    }
+
+
+def _finite(ratios: dict[str, float | None]) -> dict[str, float | None]:
+    """JSON knows no infinity, which is the ratio where nothing is left."""
+    return {way: None if ratio is None or math.isinf(ratio) else ratio for way, ratio in ratios.items()}
+
+
+def _digest(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for value in model.state_dict().values():
+        if isinstance(value, Tensor):  # a model may add what it likes
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,96 @@
+"""How far a run is, and what it takes to go on from there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import nn
+
+from experiments.config import Run
+from experiments.training.record import Record, Row
+
+
+class Progress:
+    """How far a run is: the epoch, the best one so far, and all that a checkpoint must hold to go on from there."""
+
+    def __init__(
+        self, run: Run, parts: dict[str, Any], shuffle: torch.Generator, record: Record, device: torch.device
+    ) -> None:
+        self.run, self.record, self.shuffle, self.device = run, record, shuffle, device
+        self.parts = {name: part for name, part in parts.items() if part is not None}
+        self.epoch = 0
+        self.best: Row = {}
+        self.last: Row = {}
+        self._seconds = 0.0
+        self._started = self._saved = time.monotonic()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last epoch is done, or early stopping has lost its patience."""
+        stopping = self.run.train.early_stopping
+        stopped = stopping is not None and bool(self.best) and self.epoch - self.best["epoch"] >= stopping.patience
+        return stopped or self.epoch >= self.run.train.epochs
+
+    def restore(self, state: Row | None) -> None:
+        """Takes up a checkpoint's state, if there is one."""
+        if state is None:
+            return
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+        self.epoch, self.best, self._seconds = state["epoch"], state["best"], state["seconds"]
+        self.last = self.record.history[-1]
+        self.shuffle.set_state(state["shuffle"])
+        torch.set_rng_state(state["rng"])
+        if self.device.type == "cuda" and "cuda_rng" in state:
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+
+    def advance(self, figures: Row) -> None:
+        """Records an epoch's figures."""
+        self.epoch += 1
+        self.last = {"epoch": self.epoch, **figures}
+        self.record.append(self.last)
+        if self.run.train.early_stopping and figures["valid_loss"] < self.best.get("valid_loss", float("inf")):
+            state = deepcopy(self.parts["model"].state_dict())
+            self.best = {"epoch": self.epoch, "valid_loss": figures["valid_loss"], "model": state}
+        if time.monotonic() - self._saved >= self.run.train.checkpoint_seconds:
+            self.save()
+
+    def save(self) -> None:
+        """Writes a checkpoint."""
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        state |= {"epoch": self.epoch, "best": self.best, "seconds": self._elapsed()}
+        state |= {"shuffle": self.shuffle.get_state(), "rng": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
+        self.record.save(state)
+        self._saved = time.monotonic()
+
+    def finish(self, describe: Callable[[nn.Module], Row]) -> Row:
+        """Records the result: the figures of the last epoch, or of the best one if early stopping was asked for."""
+        self.save()
+        model = self.parts["model"]
+        if self.best:
+            model.load_state_dict(self.best["model"])
+        chosen = self.best.get("epoch", self.epoch)
+        row = next(row for row in self.record.history if row["epoch"] == chosen)
+        return self._close({"status": "done", "epochs": self.epoch, **row, **describe(model)})
+
+    def pruned(self, describe: Callable[[nn.Module], Row]) -> Row:
+        """Records that the run was given up, and how far it was."""
+        return self._close({"status": "pruned", "epochs": self.epoch, **self.last, **describe(self.parts["model"])})
+
+    def diverged(self, reason: str) -> Row:
+        """Records that the run stopped, and why."""
+        return self._close({"status": "diverged", "reason": reason})
+
+    def _close(self, result: Row) -> Row:
+        result["seconds"] = self._elapsed()
+        self.record.finish(result)
+        return result
+
+    def _elapsed(self) -> float:
+        return self._seconds + time.monotonic() - self._started

@@ -1,0 +1,97 @@
+"""What regularization did to a model: how large its weights are, and how many are zero."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from torchreg.diagnostics.dead_units import compress
+from torchreg.functional.sharding import plain
+from torchreg.nn import pruned
+from torchreg.selection.parameters import each_parameter
+from torchreg.selection.selectors import weights
+
+
+@torch.no_grad()
+def sparsity(model: nn.Module) -> dict[str, float]:
+    """The fraction of exact zeros in each weight that :data:`~torchreg.selectors.weights` selects.
+
+    Example:
+        >>> layer = nn.Linear(4, 1)
+        >>> _ = layer.weight.data.copy_(torch.tensor([[0.0, 0.0, 0.0, 1.0]]))
+        >>> sparsity(layer)
+        {'weight': 0.75}
+    """
+    return {name: 1 - _number(w.count_nonzero()) / max(w.numel(), 1) for name, w in weights_of(model).items()}
+
+
+@torch.no_grad()
+def norms(model: nn.Module) -> dict[str, float]:
+    """The Euclidean norm of each weight that :data:`~torchreg.selectors.weights` selects.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, 4.0]]))
+        >>> norms(layer)
+        {'weight': 5.0}
+    """
+    return {name: _number(torch.linalg.vector_norm(w)) for name, w in weights_of(model).items()}
+
+
+class Compression(NamedTuple):
+    """How many times smaller a model's weights have become, counted in three ways; infinite if nothing is left.
+
+    Attributes:
+        weights: all weights to those that are not zero.
+        units: all weights to those of the model without its dead units; None if it is not sequential.
+        bits: 32 bits for each weight to 32 for each that is not zero and the places of those.
+    """
+
+    weights: float
+    units: float | None
+    bits: float
+
+
+@torch.no_grad()
+def compression(model: nn.Module) -> Compression:
+    r"""How far zeros compress a model: by number of weights, by the layers that are left, and in bits.
+
+    Papers count each in a way of their own. In a tensor with :math:`k` of :math:`n` weights not zero, these take
+    :math:`32 k + \log_2 \binom{n}{k}` bits, the least that any code needs for their places. Layers that learn what to
+    drop count as what they have become (:func:`torchreg.nn.pruned`), and only what
+    :data:`~torchreg.selectors.weights` selects counts.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> model[0].weight.data[1:] = 0
+        >>> weights, units, bits = compression(model)
+        >>> weights, units, round(bits, 2)
+        (1.8, 3.0, 1.75)
+    """
+    model = pruned(model)
+    tensors = list(weights_of(model).values())
+    counts = [(w.numel(), int(_number(w.count_nonzero()))) for w in tensors]
+    total, kept = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
+    left = sum(w.numel() for w in weights_of(compress(model)).values()) if type(model) is nn.Sequential else None
+    places = sum(math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for n, k in counts) / math.log(2)
+    return Compression(
+        weights=_ratio(total, kept),
+        units=None if left is None else _ratio(total, left),
+        bits=_ratio(32 * total, 32 * kept + places),
+    )
+
+
+def _ratio(whole: float, part: float) -> float:
+    return whole / part if part else math.inf if whole else 1.0
+
+
+def weights_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters, by name, that :data:`~torchreg.selectors.weights` selects."""
+    return {places[0].name: places[0].param for places in each_parameter(model) if any(map(weights, places))}
+
+
+def _number(result: Tensor) -> float:
+    return plain(result, alone=False).item()  # of a weight spread over processes, the parts must be joined first

@@ -1,0 +1,354 @@
+"""Equal models as one module, which computes them all at once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.utils._pytree import tree_map
+
+from torchreg import functional as f
+from torchreg.ensemble.batched import plain_layers, products
+from torchreg.ensemble.matching import check_equal
+from torchreg.nn.dropout import Seeded
+
+
+class Stacked(nn.Module):
+    r"""Equal models as one: seeds, strengths or folds that are trained in the time of little more than one.
+
+    Each parameter and buffer holds those of all members along a new first dimension, under the name it has in one
+    member. Everything that works element by element, as SGD and the Adam family do, then works on all members. Small
+    networks spend their time on calls, not on arithmetic, and a stack makes as many calls as one member. Outputs are
+    ``(members, batch, ...)``, and the loop stays as it is:
+
+    .. code-block:: python
+
+        stack = Stacked([make_model(seed) for seed in range(16)])
+        losses = stack.per_member(nn.CrossEntropyLoss())
+        optimizer = torch.optim.AdamW(stack.parameters())
+        for x, y in batches:
+            optimizer.zero_grad()
+            losses(stack(x), y).sum().backward()
+            optimizer.step()
+
+    A member's result is that of training it alone, up to rounding. A :class:`~torchreg.Regularizer` of a stack treats
+    each member as a model of its own and takes a tensor of one ``scale`` a member: that is a whole path of strengths.
+    Dropout layers drop other units in each member; those with a generator of their own, as
+    :func:`~torchreg.nn.seed_dropout` gives them, the very ones that they would drop alone. Optimizers that look at more
+    than one element at a time (LBFGS, Muon, Adafactor) and gradient clipping by the norm of everything would mix the
+    members.
+
+    A model that ``torch.func.vmap`` cannot vectorize is computed one member after another, with a warning that names
+    the layer.
+
+    Args:
+        models: modules of one architecture, in the same mode, on one device. They are copied.
+        vectorize: False computes one member after another, which is faster for large layers.
+
+    Attributes:
+        vectorize: as given; False once a model has turned out not to be vectorizable.
+        frozen: the members that :meth:`freeze` was called for, in order.
+
+    Raises:
+        ValueError: no models, or models that differ in more than values.
+        TypeError: one of them is no module.
+
+    Example:
+        >>> stack = Stacked([nn.Linear(3, 2) for _ in range(4)])
+        >>> stack(torch.zeros(5, 3)).shape
+        torch.Size([4, 5, 2])
+        >>> stack.weight.shape
+        torch.Size([4, 2, 3])
+        >>> first, *_ = stack.members()
+        >>> bool((first(torch.ones(5, 3)) - stack(torch.ones(5, 3))[0]).abs().max() < 1e-6)
+        True
+    """
+
+    def __init__(self, models: Iterable[nn.Module], *, vectorize: bool = True) -> None:
+        super().__init__()
+        models = list(models)
+        check_equal(models)
+        if any(isinstance(module, Stacked) for module in models[0].modules()):
+            raise ValueError("Stacked: models must be ordinary ones, got one that holds a stack itself")
+        self._count = len(models)
+        self._template = (_template(models),)  # in a tuple, so that it is not a child: its children are ours
+        self._share()
+        self.training = models[0].training
+        self.vectorize = vectorize
+        self._proven = False  # whether it has been computed once
+        self._saved: dict[int, dict[str, Tensor]] = {}
+        self._held: dict[str, Tensor] = {}
+
+    def _share(self) -> None:
+        """The template's parameters, buffers and children are the stack's, under the same names."""
+        (template,) = self._template
+        for kind in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            setattr(self, kind, getattr(template, kind))
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def frozen(self) -> list[int]:
+        return sorted(self._saved)
+
+    # -- computing ------------------------------------------------------------------------------------------------
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The outputs of all members, ``(members, ...)``, for inputs that they share."""
+        self._hold_frozen()
+        if not self.vectorize:
+            return self._one_after_another(args, kwargs)
+        if self._proven:
+            return self._at_once(args, kwargs)
+        self._proven, before = True, _State(self._template[0])
+        try:
+            return self._at_once(args, kwargs)
+        except Exception as error:
+            before.restore()
+            where, reason = self._culprit(args, kwargs), " ".join(str(error).split())[:200]
+            before.restore()
+            outputs = self._one_after_another(args, kwargs)  # if it fails as well, the model is to blame, not vmap
+            self.vectorize = False
+            warnings.warn(
+                f"Stacked: {where} cannot be vectorized over members, which are computed one after another from now "
+                f"on: {reason}",
+                stacklevel=3,
+            )
+            return outputs
+
+    def per_member(self, criterion: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
+        """The criterion as a function of stacked outputs and shared targets: a loss for each member, ``(members,)``.
+
+        Example:
+            >>> stack = Stacked([nn.Linear(3, 2) for _ in range(4)])
+            >>> losses = stack.per_member(nn.CrossEntropyLoss())
+            >>> losses(stack(torch.zeros(5, 3)), torch.zeros(5, dtype=torch.long)).shape
+            torch.Size([4])
+        """
+        return f.losses_at_once(criterion) or vmap(criterion, in_dims=(0, None), randomness="different")
+
+    def _at_once(self, args: Any, kwargs: Any) -> Any:
+        def one(state: dict[str, Tensor], member: Tensor) -> Any:
+            with f.computing(member), _writing_in_place(template, state):
+                return functional_call(template, state, args, kwargs)
+
+        (template,) = self._template
+        layers = plain_layers(template, args, kwargs)
+        if layers is not None:
+            return products(layers, args[0], self._count)
+        state = {**dict(template.named_parameters()), **dict(template.named_buffers())}
+        device = next((value.device for value in state.values()), None)
+        return vmap(one, randomness="different")(state, torch.arange(self._count, device=device))
+
+    def _one_after_another(self, args: Any, kwargs: Any) -> Any:
+        (template,) = self._template
+        # unbind, whose gradients are stacked once; those of an index would be a whole stack for each member
+        alone = self._count == 1
+        params = {n: (p.squeeze(0),) if alone else p.unbind() for n, p in template.named_parameters()}
+        outputs = []
+        for member in range(self._count):
+            state = {name: rows[member] for name, rows in params.items()}
+            state |= {name: buffer[member] for name, buffer in template.named_buffers()}  # views: written in place
+            with f.computing(member), _writing_in_place(template, state):
+                outputs.append(functional_call(template, state, args, kwargs))
+        return tree_map(lambda *each: torch.stack(each) if isinstance(each[0], Tensor) else each[0], *outputs)
+
+    def _culprit(self, args: Any, kwargs: Any) -> str:
+        """The innermost module that was at work when vectorizing failed."""
+        path: list[str] = []
+        (template,) = self._template
+        handles = []
+        for name, module in template.named_modules():
+            handles.append(module.register_forward_pre_hook(lambda *_, name=name: path.append(name)))
+            handles.append(
+                module.register_forward_hook(lambda *_: path.clear() if len(path) < 2 else path.__delitem__(-1))
+            )
+        try:
+            self._at_once(args, kwargs)
+        except Exception:
+            name = path[-1] if path else ""
+            return f"{name} ({type(template.get_submodule(name)).__name__})" if name else type(template).__name__
+        finally:
+            for handle in handles:
+                handle.remove()
+        return type(template).__name__
+
+    # -- members --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def members(self) -> list[nn.Module]:
+        """The members as ordinary models, with values of their own."""
+        self._hold_frozen()
+        return [self._member(number) for number in range(self._count)]
+
+    def freeze(self, member: int) -> None:
+        """Keeps the member as it is now, whatever the optimizer goes on to do: early stopping for one of many.
+
+        What the optimizer does to it is taken back when the stack is next computed, saved, or taken apart. Which
+        members are frozen is not in the ``state_dict``.
+        """
+        member = self._checked(member)
+        self._saved[member] = self.state_of(member)
+        self._gather_frozen()
+
+    def state_of(self, member: int) -> dict[str, Tensor]:
+        """A copy of a member's parameters and buffers, by name."""
+        member = self._checked(member)
+        self._hold_frozen()
+        return {name: value[member].detach().clone() for name, value in self._values()}
+
+    @torch.no_grad()
+    def load_member(self, member: int, state: Mapping[str, Any]) -> None:
+        """Gives a member the values that :meth:`state_of` or an ordinary model's ``state_dict`` holds.
+
+        Raises:
+            ValueError: a parameter is missing, or of another shape.
+        """
+        member = self._checked(member)
+        for name, value in self._values():
+            if name not in state and name not in self._parameter_names():
+                continue  # a buffer that is not persistent
+            if name not in state or state[name].shape != value[member].shape:
+                found = tuple(state[name].shape) if name in state else "none"
+                raise ValueError(f"Stacked: state must hold {name} of shape {tuple(value[member].shape)}, got {found}")
+            value[member].copy_(state[name])
+        if member in self._saved:
+            self._saved[member] = {name: value[member].clone() for name, value in self._values()}
+            self._gather_frozen()
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The stacked one's; frozen members stay frozen, at what was loaded."""
+        result = super().load_state_dict(*args, **kwargs)
+        for member in self._saved:
+            self._saved[member] = {name: value[member].detach().clone() for name, value in self._values()}
+        self._gather_frozen()
+        return result
+
+    def _checked(self, member: int) -> int:
+        if not -self._count <= member < self._count:
+            raise IndexError(f"Stacked: member must be one of {self._count}, got {member}")
+        return member % self._count
+
+    def _parameter_names(self) -> set[str]:
+        return {name for name, _ in self._template[0].named_parameters()}
+
+    def _gather_frozen(self) -> None:
+        """The frozen members' values in one tensor for each name, as they are held in one call."""
+        states = [self._saved[member] for member in self.frozen]
+        self._held = (
+            {name: torch.stack([state[name] for state in states]) for name, _ in self._values()} if states else {}
+        )
+
+    @torch.no_grad()
+    def _hold_frozen(self) -> None:
+        """Takes back what an optimizer did to the frozen members; writes only if it did, as autograd counts writes."""
+        if not self._saved:
+            return
+        for name, value in self._values():
+            index = torch.tensor(self.frozen, device=value.device)
+            held = self._held[name].to(value.device, value.dtype)
+            if not torch.equal(value[index], held):
+                value[index] = held
+
+    def _values(self) -> Iterator[tuple[str, Tensor]]:
+        (template,) = self._template
+        yield from template.named_parameters()
+        yield from template.named_buffers()
+
+    def _member(self, number: int) -> nn.Module:
+        (template,) = self._template
+        own: dict[int, Any] = {}  # deepcopy takes these in the place of what the template holds
+        for _, param in template.named_parameters():
+            own[id(param)] = nn.Parameter(param[number].detach().clone(), requires_grad=param.requires_grad)
+        for _, buffer in template.named_buffers():
+            own[id(buffer)] = buffer[number].clone()
+        for several in self._generators():
+            own[id(several)] = deepcopy(several.each[number])
+        return deepcopy(template, own)
+
+    def _generators(self) -> list[f.Generators]:
+        found = [layer.generator for layer in _seeded(self._template[0])]
+        return [own for own in found if isinstance(own, f.Generators)]
+
+    def train(self, mode: bool = True) -> Stacked:
+        self._template[0].train(mode)  # it may have a way of its own, and its children are ours
+        self.training = mode
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        self._hold_frozen()
+        return super().state_dict(*args, **kwargs)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._share()
+
+    def __repr__(self) -> str:
+        return f"Stacked({self._count} x {self._template[0]!r})"
+
+
+def _template(models: Sequence[nn.Module]) -> nn.Module:
+    """A copy of the first model that holds the values of all."""
+    first = models[0]
+    own: dict[int, Any] = {}  # what deepcopy takes in the place of what the first model holds
+    for name, param in first.named_parameters():
+        values = torch.stack([model.get_parameter(name).detach() for model in models])
+        own[id(param)] = nn.Parameter(values, requires_grad=param.requires_grad)
+    for name, buffer in first.named_buffers():
+        own[id(buffer)] = torch.stack([model.get_buffer(name) for model in models])
+    for layers in zip(*map(_seeded, models), strict=True):
+        own[id(layers[0].generator)] = f.Generators([deepcopy(layer.generator) for layer in layers])
+    return deepcopy(first, own)
+
+
+def _seeded(model: nn.Module) -> list[Seeded]:
+    return [module for module in model.modules() if isinstance(module, Seeded) and module.generator is not None]
+
+
+@contextmanager
+def _writing_in_place(template: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
+    """Raises if the forward pass has put another tensor in a buffer's place, which nobody would keep."""
+    names = [name for name, _ in template.named_buffers()]
+    if not names:
+        yield
+        return
+
+    def check(*_: Any) -> None:
+        for name in names:
+            if template.get_buffer(name) is not state[name]:
+                raise RuntimeError(
+                    f"Stacked: the forward pass must write into the buffer {name}, as {name}.copy_(...) does; it puts "
+                    "another tensor in its place, which a stack cannot keep"
+                )
+
+    handle = template.register_forward_hook(check)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class _State:
+    """All that a forward pass may change: buffers, and the states of random generators."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        self.generators = [layer.generator for layer in _seeded(model)]
+        self.states = [own.get_state() for own in self.generators if own is not None]
+        self.rng = torch.get_rng_state()
+
+    def restore(self) -> None:
+        with torch.no_grad():
+            for buffer, value in self.buffers:
+                buffer.copy_(value)
+        for own, state in zip(self.generators, self.states, strict=True):
+            assert own is not None
+            own.set_state(state)
+        torch.set_rng_state(self.rng)

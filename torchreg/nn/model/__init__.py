@@ -1,0 +1,1 @@
+"""What is done to the dropout of a whole model: replace, insert, seed, schedule, Monte Carlo."""

@@ -1,0 +1,188 @@
+"""How sure a model with dropout is: predictions of many masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from torchreg.nn.dropout import Seeded
+from torchreg.nn.model.replace import numbers_in
+from torchreg.selection.modules import listed
+
+Outputs = Literal["logits", "probabilities", "values"]
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The predictions of several masks, and what they say together.
+
+    Attributes:
+        mean: of the samples; of shape ``(batch, ...)``.
+        variance: of the samples, unbiased; of shape ``(batch, ...)``.
+        samples: one for each pass, of shape ``(passes, batch, ...)``; probabilities if the outputs are logits.
+        entropy: of the mean, in nats, for each example; None of values that are no probabilities.
+        mutual_information: of prediction and weights, in nats, likewise: what more data could teach.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    samples: Tensor
+    entropy: Tensor | None = None
+    mutual_information: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class MonteCarlo:
+    """What :func:`mc_dropout` opens: call it for a :class:`Prediction`."""
+
+    model: nn.Module
+    layers: frozenset[nn.Module]  # of dropout, which alone are in training mode
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        x: Tensor | tuple[Tensor, ...],
+        passes: int = 30,
+        outputs: Outputs = "logits",
+        *,
+        at_once: int | None = None,
+    ) -> Prediction:
+        """Predicts ``passes`` times, with other masks each time. The arguments are those of :func:`mc_dropout`."""
+        if outputs not in get_args(Outputs):
+            raise ValueError(f"mc_dropout: outputs must be one of {', '.join(get_args(Outputs))}, got {outputs!r}")
+        if type(passes) is not int or passes < 2:
+            raise ValueError(f"mc_dropout: passes must be a whole number of at least 2, got {passes!r}")
+        if at_once is not None and (type(at_once) is not int or at_once < 1):
+            raise ValueError(f"mc_dropout: at_once must be a whole number of at least 1 or None, got {at_once!r}")
+        if any(module.training != (module in self.layers) for module in self.model.modules()):
+            raise RuntimeError(
+                "mc_dropout: dropout must be on and all else in evaluation mode: call within the with block, and there "
+                "neither model.train() nor model.eval()"
+            )
+        inputs = _checked_inputs(x)
+        most = 1 if any(map(_shares_mask, self.layers)) else at_once or passes
+        samples = torch.cat([self._run(inputs, min(most, passes - start)) for start in range(0, passes, most)])
+        return _summary(samples, outputs)
+
+    def _run(self, inputs: tuple[Tensor, ...], count: int) -> Tensor:
+        """That many passes in one call, of shape ``(count, batch, ...)``."""
+        output = self.model(*(x.repeat(count, *[1] * (x.ndim - 1)) for x in inputs))
+        batch = len(inputs[0])
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
+            raise TypeError(f"mc_dropout: the model's output must be a floating-point tensor, got {kind}")
+        if output.ndim == 0 or len(output) != count * batch:
+            raise ValueError(
+                f"mc_dropout: the model's output must have the batch first, {count * batch} examples, got the shape "
+                f"{tuple(output.shape)}"
+            )
+        output = output.to(torch.promote_types(output.dtype, torch.float32))
+        return output.view(count, batch, *output.shape[1:])
+
+
+@contextmanager
+def mc_dropout(model: nn.Module) -> Iterator[MonteCarlo]:
+    r"""Keeps dropout on, and all else in evaluation mode; what it opens predicts with many masks.
+
+    .. math:: \bar y = \frac{1}{T} \sum_{t=1}^T y_t, \qquad s^2 = \frac{1}{T-1} \sum_{t=1}^T (y_t - \bar y)^2, \qquad
+              I = \operatorname{H}(\bar y) - \frac{1}{T} \sum_{t=1}^T \operatorname{H}(y_t), \qquad
+              \operatorname{H}(y) = -\sum_c y_c \log y_c
+
+    for :math:`T` passes; entropy H and mutual information I are those of probabilities. The passes are computed as one
+    batch, without gradients, unless a layer has one mask for the whole batch, where they run one after another. On
+    exit each module is in the mode it was in. Rates that layers such as ``nn.LSTM`` and ``nn.MultiheadAttention`` hold
+    as a number, and calls of ``torch.nn.functional.dropout``, stay off.
+
+    Args:
+        model: a module with dropout layers, of torch or of :mod:`torchreg.nn`.
+
+    The object has the arguments ``(x, passes=30, outputs="logits", *, at_once=None)``:
+
+    - x: the model's input, a tensor with the batch first, or a tuple of such.
+    - passes: how many, at least 2.
+    - outputs: ``"logits"`` or ``"probabilities"``, over the last dimension, or ``"values"``.
+    - at_once: how many passes at most are one batch; it bounds the memory.
+
+    Raises:
+        ValueError: a model in which nothing is dropped; an argument out of range.
+        TypeError: ``model`` is no module; an input or output that is no tensor.
+        RuntimeError: called after the end of the block, or with other modes set in it.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 3))
+        >>> with mc_dropout(model) as mc:
+        ...     prediction = mc(torch.ones(8, 4), passes=20)
+        >>> prediction.mean.shape, prediction.samples.shape, prediction.mutual_information.shape
+        (torch.Size([8, 3]), torch.Size([20, 8, 3]), torch.Size([8]))
+
+    References:
+        Yarin Gal, Zoubin Ghahramani, "Dropout as a Bayesian Approximation: Representing Model Uncertainty in Deep
+        Learning", ICML 2016. Neil Houlsby, Ferenc Huszár, Zoubin Ghahramani, Máté Lengyel, "Bayesian Active Learning
+        for Classification and Preference Learning", 2011.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"mc_dropout: model must be a torch.nn.Module, got {type(model).__name__}")
+    layers = frozenset(module for module in model.modules() if isinstance(module, _DropoutNd | Seeded))
+    if all(map(_is_idle, layers)):
+        found = "got p=0 in all of them" if layers else "got none"
+        held = numbers_in(model)
+        aside = f"; rates that are held as numbers stay off: {listed(held)}" if held else ""
+        raise ValueError(f"mc_dropout: model must have dropout layers with p > 0, {found}{aside}")
+    modes = {module: module.training for module in model.modules()}
+    fast = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)  # of transformer layers in evaluation mode: it calls no dropout
+        for module in modes:
+            module.training = module in layers  # not train(): the branch that a layer may hold stays in evaluation
+        yield MonteCarlo(model, layers)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _is_idle(layer: nn.Module) -> bool:
+    rate = getattr(layer, "p", None)  # layers that learn have a tensor, or other parameters
+    return isinstance(rate, int | float) and rate == 0
+
+
+def _shares_mask(layer: nn.Module) -> bool:
+    """Whether examples of a batch have one mask, or masks for a batch of that size only."""
+    if _is_idle(layer):
+        return False
+    shape = getattr(layer, "noise_shape", None) or [None]
+    return bool(getattr(layer, "shares_mask", False)) or shape[0] is not None
+
+
+def _checked_inputs(x: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    inputs = x if isinstance(x, tuple) else (x,)
+    for tensor in inputs:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"mc_dropout: x must be a tensor or a tuple of tensors, got {type(tensor).__name__}")
+    if not inputs or any(tensor.ndim == 0 for tensor in inputs) or len({len(tensor) for tensor in inputs}) > 1:
+        shapes = [tuple(tensor.shape) for tensor in inputs]
+        raise ValueError(
+            f"mc_dropout: x must have the batch first, of one size in all tensors, got the shapes {shapes}"
+        )
+    return inputs
+
+
+def _summary(samples: Tensor, outputs: Outputs) -> Prediction:
+    if outputs == "values":
+        return Prediction(samples.mean(0), samples.var(0), samples)
+    if samples.ndim < 3 or samples.shape[-1] < 2:
+        raise ValueError(
+            f"mc_dropout: {outputs} must have two classes or more in the last dimension, got outputs of the shape "
+            f"{tuple(samples.shape[1:])}: outputs='values' takes any"
+        )
+    samples = samples.softmax(-1) if outputs == "logits" else samples
+    mean = samples.mean(0)
+    entropy = torch.special.entr(mean).sum(-1)
+    information = entropy - torch.special.entr(samples).sum(-1).mean(0)
+    return Prediction(mean, samples.var(0), samples, entropy, information.clamp(min=0))

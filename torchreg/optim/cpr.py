@@ -1,0 +1,182 @@
+"""An upper bound on the size of each weight instead of a strength, kept by a multiplier of its own."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from torchreg import functional as f
+from torchreg.hooks import Group, step_size
+from torchreg.optim.step_wrapper import AroundStep, Plan, Weights
+
+Bound = Literal["inflection", "warm_start", "initial"] | float
+
+_MULTIPLIER, _BOUND, _SIZE, _GROWTH, _COUNT = range(5)  # columns of a group's table
+
+
+class ConstrainedNorm(AroundStep):
+    r"""Mixin that bounds the mean square of each weight: constrained parameter regularization (CPR).
+
+    After the base's update, with :math:`R(w) = \frac1n \sum_i w_i^2`, its bound :math:`\kappa` and a multiplier
+    :math:`\lambda \ge 0`, which begins at 0,
+
+    .. math:: \lambda \leftarrow \max(0, \lambda + \mu (R(w) - \kappa)), \qquad w \leftarrow (1 - 2\lambda)\, w
+
+    Each weight has a bound and a multiplier of its own, so there is no strength to choose: a weight is only held back
+    while it is larger than its bound. Weights without a gradient are left alone, as are parameters with fewer than two
+    dimensions, unless ``intercepts``. Options are per group; the multipliers are in the groups, so in the checkpoint.
+
+    Args:
+        bound: where the bound comes from; it acts from the step after the one that finds it.
+
+            - ``"inflection"``: R where its growth first slows down, from one step to the next.
+            - ``"warm_start"``: R after ``warm_start`` steps.
+            - ``"initial"``: ``factor`` times R at the start.
+            - a number: that one, for all.
+        warm_start: steps, for ``"warm_start"``.
+        factor: for ``"initial"``.
+        update_rate: :math:`\mu`, how fast the multiplier moves.
+        intercepts: whether parameters with fewer than two dimensions are bounded too.
+
+    Raises:
+        ValueError: an option out of its range, or a ``weight_decay`` beside the bound.
+
+    Where it departs from the authors' code: the factor :math:`1 - 2\lambda` is never below 0, and the first growth is
+    that from the first step to the second. Not for weights that are spread over processes.
+
+    References:
+        Jörg K. H. Franke, Michael Hefenbrock, Gregor Koehler, Frank Hutter, "Improving Deep Learning Optimization
+        through Constrained Parameter Regularization", NeurIPS 2024.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        bound: Bound = "inflection",
+        warm_start: int = 1000,
+        factor: float = 1.0,
+        update_rate: float = 1.0,
+        intercepts: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self._own(bound=bound, warm_start=warm_start, factor=factor, update_rate=update_rate, intercepts=intercepts)
+        super().__init__(*args, **kwargs)
+
+    def add_param_group(self, param_group: Group) -> None:
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        sizes = _mean_squares(group["params"])
+        bounds = torch.full_like(sizes, math.nan)  # not known yet
+        if group["bound"] == "initial":
+            bounds = group["factor"] * sizes
+        elif not isinstance(group["bound"], str):
+            bounds = torch.full_like(sizes, group["bound"])
+        zeros = torch.zeros_like(sizes)
+        group["constraints"] = torch.stack([zeros, bounds, zeros, zeros, zeros], dim=1)
+
+    def _check_group(self, group: Group) -> None:
+        super()._check_group(group)
+        owner, bound = type(self).__name__, group["bound"]
+        names = get_args(get_args(Bound)[0])
+        if isinstance(bound, str | bool) and bound not in names:
+            raise ValueError(f"{owner}: bound must be one of {', '.join(names)} or a number > 0, got {bound!r}")
+        for key in ("factor", "update_rate", *(() if isinstance(bound, str) else ("bound",))):
+            if not 0 < group[key] < math.inf:
+                raise ValueError(f"{owner}: {key} must be a finite number > 0, got {group[key]!r}")
+        if isinstance(group["warm_start"], bool) or not isinstance(group["warm_start"], int) or group["warm_start"] < 1:
+            raise ValueError(f"{owner}: warm_start must be a whole number >= 1, got {group['warm_start']!r}")
+        if group.get("weight_decay", 0):
+            raise ValueError(
+                f"{owner}: weight_decay must be 0, because the bound takes its place, got {group['weight_decay']!r}"
+            )
+
+    def _after_update(self, old: Weights, plan: Plan) -> None:
+        super()._after_update(old, plan)
+        live = step_size(self, {"lr": 1.0})  # 0 where a fused optimizer has skipped the step
+        for group in self.param_groups:
+            places = [i for i, param in enumerate(group["params"]) if _is_bounded(group, param)]
+            if places:
+                params, table = [group["params"][i] for i in places], group["constraints"]
+                rows = table if len(places) == len(table) else torch.stack([table[i] for i in places])
+                moved = _moved(rows, _mean_squares(params), group)
+                moved = torch.where(torch.as_tensor(live, device=rows.device) > 0, moved, rows)
+                for param, factor in zip(params, (1 - 2 * live * moved[:, _MULTIPLIER]).clamp(min=0), strict=True):
+                    param.mul_(factor)
+                if rows is table:
+                    table.copy_(moved)
+                else:
+                    torch._foreach_copy_([table[i] for i in places], list(moved))
+
+
+def _moved(rows: Tensor, sizes: Tensor, group: Group) -> Tensor:
+    """The table after another step, with the mean squares that the weights have now."""
+    multipliers, bounds, last, growths, counts = rows.unbind(1)
+    known = ~bounds.isnan()
+    pushed = (multipliers + group["update_rate"] * (sizes - bounds)).clamp(min=0)
+    multipliers = torch.where(known, pushed, multipliers)
+    if group["bound"] == "inflection":
+        found = (counts >= 2) & (sizes - last < growths)
+    else:
+        found = counts + 1 == group["warm_start"]
+    return torch.stack(
+        [multipliers, torch.where(~known & found, sizes, bounds), sizes, sizes - last, counts + 1], dim=1
+    )
+
+
+def _is_bounded(group: Group, param: Tensor) -> bool:
+    return param.grad is not None and param.numel() > 0 and bool(group["intercepts"] or param.ndim >= 2)
+
+
+def _mean_squares(params: list[Tensor]) -> Tensor:
+    """The mean square of each, in single precision at least."""
+    return torch.stack([2 * f.half_square(p.detach()) / max(p.numel(), 1) for p in params])
+
+
+class AdamCPR(ConstrainedNorm, torch.optim.Adam):
+    r"""Adam whose weights are bounded instead of decayed, with no strength to choose.
+
+    Args:
+        params: parameters, named parameters or groups, as in ``torch.optim``.
+        bound, warm_start, factor, update_rate, intercepts: see :class:`ConstrainedNorm`.
+        lr, betas, eps, amsgrad, maximize, foreach, capturable, differentiable, fused: as in :class:`torch.optim.Adam`.
+
+    Example:
+        >>> w = torch.nn.Parameter(torch.full((1, 2), 2.0))
+        >>> optimizer = AdamCPR([w], lr=0.1, bound=1.0)
+        >>> for _ in range(100):
+        ...     w.grad = -torch.ones(1, 2)  # it wants to grow
+        ...     optimizer.step()
+        >>> bool((w.square().mean() < 1.1))
+        True
+
+    References:
+        Jörg K. H. Franke, Michael Hefenbrock, Gregor Koehler, Frank Hutter, "Improving Deep Learning Optimization
+        through Constrained Parameter Regularization", NeurIPS 2024.
+    """
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            params: ParamsT,
+            lr: float | Tensor = 1e-3,
+            betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+            eps: float = 1e-8,
+            weight_decay: float = 0,
+            amsgrad: bool = False,
+            *,
+            foreach: bool | None = None,
+            maximize: bool = False,
+            capturable: bool = False,
+            differentiable: bool = False,
+            fused: bool | None = None,
+            bound: Bound = "inflection",
+            warm_start: int = 1000,
+            factor: float = 1.0,
+            update_rate: float = 1.0,
+            intercepts: bool = False,
+        ) -> None: ...

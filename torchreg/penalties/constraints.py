@@ -1,0 +1,346 @@
+"""WITHIN WHAT: sets that weights are projected onto after every step."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass, fields
+from typing import ClassVar, Never, final
+
+import torch
+from torch import Tensor
+
+from torchreg import functional as f
+from torchreg.penalties.base import Described, ProximalPenalty
+from torchreg.penalties.groups import ByGroup
+from torchreg.penalties.partition import Groups, Partition
+
+_ULPS = 4  # how far, in units of the largest weight's rounding, a weight may be off and count as inside
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Constraint(Described, ProximalPenalty):
+    r"""The indicator function of a closed set: 0 inside, infinite outside.
+
+    .. math:: R(w) = \begin{cases} 0 & w \in C \\ \infty & w \notin C \end{cases}, \qquad
+              \operatorname{prox}_{tR}(w) = P_C(w) = \operatorname{argmin}_{u \in C} \|u - w\|
+
+    It acts in mode ``"prox"`` alone: ``Regularizer(model, MaxNorm(3.0), mode="prox").attach(optimizer)`` projects the
+    weights after every step, whatever the learning rate and the regularizer's scale. The projection is the Euclidean
+    one under every optimizer, and leaves the optimizer's momenta as they are. Weights inside are not moved; those that
+    start outside are inside from the first step on.
+
+    A constraint has no strength, so it cannot be multiplied by a number. ``L2(s) + MaxNorm(c)`` has a proximal
+    operator, ``L1(s) + MaxNorm(c)`` and the sum of two constraints have none: make one regularizer for each and attach
+    the constraint that must hold at the end last.
+
+    Subclasses give :meth:`project`.
+    """
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if field.name != "groups":
+                self._require(field.name, "positive and finite", lambda bound: 0 < bound < math.inf)
+
+    @abstractmethod
+    def project(self, w: Tensor) -> Tensor:
+        """The point of the set that is nearest to ``w``."""
+
+    def value(self, w: Tensor) -> Tensor:
+        """0 if ``w`` is in the set up to rounding, else infinite; constant, so without a gradient."""
+        w = w.detach()
+        nearest = self.project(w)
+        tolerance = _ULPS * torch.finfo(w.dtype).eps * f.largest(nearest)
+        outside = ~(f.largest(w - nearest) <= tolerance)  # NaN is outside
+        return w.new_zeros((), dtype=f.real_dtype(w)).masked_fill(outside, math.inf)
+
+    def gradient(self, w: Tensor) -> Tensor:
+        return torch.zeros_like(w)
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """The projection, whatever the step."""
+        return self.project(w)
+
+    def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
+        """The length of the projected gradient step, ``|w - P(w - gradient)|``; 0 certifies a stationary point."""
+        return f.l2_norm(w - self.project(w - gradient))
+
+    def _times(self, factor: float) -> Never:
+        raise TypeError(
+            f"{type(self).__name__}: a constraint has no strength to multiply, got {factor!r} * {self!r}: "
+            "change its bound instead"
+        )
+
+    def _check_real(self, w: Tensor) -> None:
+        if w.is_complex():
+            raise TypeError(
+                f"{type(self).__name__}: weights must be real, because complex ones have no order, got {w.dtype}: "
+                "narrow select"
+            )
+
+
+class GroupConstraint(ByGroup, Constraint):
+    """A constraint that each group of a weight obeys on its own.
+
+    Args:
+        groups: what makes a group; see :class:`~torchreg.penalties.groups.ByGroup`.
+
+    Raises:
+        ValueError: ``groups`` is none of these, or does not fit the weight.
+    """
+
+    @abstractmethod
+    def _projected(self, partition: Partition) -> Tensor:
+        """The partition's rows, each projected."""
+
+    def project(self, w: Tensor) -> Tensor:
+        partition = self._split(w)
+        return partition.join(self._projected(partition))
+
+
+@final
+@dataclass(frozen=True, repr=False, eq=False)
+class MaxNorm(GroupConstraint):
+    r"""The max-norm constraint: no unit's vector of incoming weights is longer than a bound.
+
+    .. math:: \|w_g\|_2 \le c \text{ for every group } g, \qquad P(w)_g = w_g \min(1, c / \|w_g\|_2)
+
+    Longer vectors are scaled back, shorter ones left as they are to the bit. It is :class:`L2Ball` with another default
+    for the groups, and the usual companion of dropout and large learning rates.
+
+    Args:
+        max_norm: ``c``, positive and finite.
+        groups: what is bounded. ``"output"``: the weights into each output unit, so a row of :class:`torch.nn.Linear`
+            and a filter of a convolution. ``"input"``: the weights out of each input, so a row of an
+            :class:`torch.nn.Embedding`, as its own ``max_norm`` does. For others see :class:`GroupConstraint`. A 1-D
+            weight has one element a unit.
+
+    Raises:
+        TypeError: ``max_norm`` is not a real number.
+        ValueError: ``max_norm`` is not positive and finite, or the groups do not fit a weight.
+
+    Example:
+        >>> MaxNorm(1.0).project(torch.tensor([[3.0, 4.0], [0.3, 0.4]]))
+        tensor([[0.6000, 0.8000],
+                [0.3000, 0.4000]])
+
+    References:
+        Nitish Srivastava, Geoffrey Hinton, Alex Krizhevsky, Ilya Sutskever, Ruslan Salakhutdinov, "Dropout: A Simple
+        Way to Prevent Neural Networks from Overfitting", Journal of Machine Learning Research 15, 2014, section 5.1.
+    """
+
+    max_norm: float
+    groups: Groups = "output"
+
+    def _projected(self, partition: Partition) -> Tensor:
+        return f.project_l2_ball(partition.rows, self.max_norm)
+
+
+@final
+@dataclass(frozen=True, repr=False, eq=False)
+class NonNegative(Constraint):
+    r"""No weight is negative.
+
+    .. math:: w \ge 0, \qquad P(w) = \max(w, 0)
+
+    Negative weights become exactly zero, the others are left as they are to the bit.
+
+    Raises:
+        TypeError: a complex weight.
+
+    Example:
+        >>> NonNegative().project(torch.tensor([0.5, -0.5]))
+        tensor([0.5000, 0.0000])
+
+    References:
+        Jan Chorowski, Jacek M. Zurada, "Learning Understandable Neural Networks With Nonnegative Weight Constraints",
+        IEEE Transactions on Neural Networks and Learning Systems, 2015.
+    """
+
+    is_uniform: ClassVar[bool] = True
+
+    def project(self, w: Tensor) -> Tensor:
+        self._check_real(w)
+        return w.masked_fill(w < 0, 0.0)
+
+
+@final
+@dataclass(frozen=True, repr=False, eq=False)
+class UnitNorm(GroupConstraint):
+    r"""Every unit's vector of incoming weights has length 1. The set is a product of spheres, so it is not convex.
+
+    .. math:: \|w_g\|_2 = 1 \text{ for every group } g, \qquad P(w)_g = w_g / \|w_g\|_2
+
+    A zero vector has no direction: every point of the sphere is equally near. It is left alone and counts as inside,
+    so a unit that is dead stays dead instead of getting a direction nobody chose.
+
+    Args:
+        groups: what has length 1; as for :class:`MaxNorm`.
+
+    Raises:
+        ValueError: the groups do not fit a weight.
+
+    Example:
+        >>> UnitNorm().project(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+
+    References:
+        P.-A. Absil, R. Mahony, R. Sepulchre, "Optimization Algorithms on Matrix Manifolds", Princeton University Press,
+        2008.
+    """
+
+    groups: Groups = "output"
+
+    def _projected(self, partition: Partition) -> Tensor:
+        return f.normalize(partition.rows)
+
+    def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
+        """The length of the projected step along the gradient's tangential part; 0 certifies a stationary point.
+
+        A step along the whole gradient may go through the center of a sphere, where the projection turns around.
+        """
+        partition = self._split(w)
+        unit, rows = f.normalize(partition.rows), self._split(gradient).rows
+        radial = (unit.conj() * rows).real.sum(-1, keepdim=True) * unit
+        return super().optimality(w, partition.join(rows - radial))
+
+
+@final
+@dataclass(frozen=True, repr=False, eq=False)
+class L1Ball(GroupConstraint):
+    r"""The sum of magnitudes is bounded: the Lasso in the form its author gave it.
+
+    .. math:: \sum_{i \in g} |w_i| \le r \text{ for every group } g, \qquad
+              P(w)_i = \operatorname{sign}(w_i) \max(|w_i| - \tau_g, 0)
+
+    The threshold :math:`\tau_g` is 0 inside the ball, and outside the one that puts the group on its surface: weights
+    become exactly zero, as with :class:`~torchreg.L1`, but the bound is given and the strength found.
+
+    Args:
+        radius: ``r``, positive and finite.
+        groups: what is bounded; by default each weight tensor as a whole, otherwise as for :class:`MaxNorm`.
+
+    Raises:
+        TypeError: ``radius`` is not a real number.
+        ValueError: ``radius`` is not positive and finite, or the groups do not fit a weight.
+
+    Example:
+        >>> L1Ball(1.0).project(torch.tensor([1.0, -0.5, 0.1]))
+        tensor([ 0.7500, -0.2500,  0.0000])
+
+    References:
+        Robert Tibshirani, "Regression Shrinkage and Selection via the Lasso", Journal of the Royal Statistical Society
+        B, 1996.
+    """
+
+    radius: float
+    groups: Groups = "tensor"
+
+    def _projected(self, partition: Partition) -> Tensor:
+        return f.project_l1_ball(partition.rows, self.radius)
+
+
+@final
+@dataclass(frozen=True, repr=False, eq=False)
+class L2Ball(GroupConstraint):
+    r"""The Euclidean norm is bounded: a Ridge whose bound is given and whose strength is found.
+
+    .. math:: \|w_g\|_2 \le r \text{ for every group } g, \qquad P(w)_g = w_g \min(1, r / \|w_g\|_2)
+
+    Args:
+        radius: ``r``, positive and finite.
+        groups: what is bounded; by default each weight tensor as a whole, otherwise as for :class:`MaxNorm`.
+
+    Raises:
+        TypeError: ``radius`` is not a real number.
+        ValueError: ``radius`` is not positive and finite, or the groups do not fit a weight.
+
+    Example:
+        >>> L2Ball(1.0).project(torch.tensor([[3.0], [4.0]]))
+        tensor([[0.6000],
+                [0.8000]])
+
+    References:
+        Neal Parikh, Stephen Boyd, "Proximal Algorithms", Foundations and Trends in Optimization, 2014, section 6.5.1.
+    """
+
+    radius: float
+    groups: Groups = "tensor"
+
+    def _projected(self, partition: Partition) -> Tensor:
+        return f.project_l2_ball(partition.rows, self.radius)
+
+
+@final
+@dataclass(frozen=True, repr=False, eq=False)
+class LinfBall(Constraint):
+    r"""No weight is larger in magnitude than a bound: weight clipping.
+
+    .. math:: |w_i| \le r, \qquad P(w)_i = \operatorname{sign}(w_i) \min(|w_i|, r)
+
+    Args:
+        radius: ``r``, positive and finite.
+
+    Raises:
+        TypeError: ``radius`` is not a real number.
+        ValueError: ``radius`` is not positive and finite.
+
+    Example:
+        >>> LinfBall(0.5).project(torch.tensor([2.0, -0.25]))
+        tensor([ 0.5000, -0.2500])
+
+    References:
+        Martin Arjovsky, Soumith Chintala, Leon Bottou, "Wasserstein Generative Adversarial Networks", ICML 2017.
+    """
+
+    radius: float
+
+    is_uniform: ClassVar[bool] = True
+
+    def project(self, w: Tensor) -> Tensor:
+        return f.clip(w, self.radius)
+
+
+@final
+@dataclass(frozen=True, repr=False, eq=False)
+class Simplex(GroupConstraint):
+    r"""Every unit's incoming weights are proportions: not negative, and of a given sum.
+
+    .. math:: w_i \ge 0, \quad \sum_{i \in g} w_i = c \text{ for every group } g, \qquad
+              P(w)_i = \max(w_i - \tau_g, 0)
+
+    with the threshold :math:`\tau_g` that makes the sum right. Many weights become exactly zero. With ``"output"`` each
+    unit of a :class:`torch.nn.Linear` averages its inputs; ``groups="input"`` makes the columns sum to ``c`` instead.
+
+    Args:
+        total: ``c``, positive and finite.
+        groups: what sums to it; as for :class:`MaxNorm`.
+
+    Raises:
+        TypeError: ``total`` is not a real number, or a complex weight.
+        ValueError: ``total`` is not positive and finite, or the groups do not fit a weight.
+
+    Example:
+        >>> Simplex().project(torch.tensor([[0.5, 0.5], [2.0, 0.0], [0.5, 0.0]]))
+        tensor([[0.5000, 0.5000],
+                [1.0000, 0.0000],
+                [0.7500, 0.2500]])
+
+    References:
+        John Duchi, Shai Shalev-Shwartz, Yoram Singer, Tushar Chandra, "Efficient Projections onto the l1-Ball for
+        Learning in High Dimensions", ICML 2008.
+    """
+
+    total: float = 1.0
+    groups: Groups = "output"
+
+    def project(self, w: Tensor) -> Tensor:
+        self._check_real(w)
+        return super().project(w)
+
+    def _projected(self, partition: Partition) -> Tensor:
+        rows, sizes = partition.rows, partition.sizes
+        if isinstance(sizes, Tensor):  # what fills up a short row must get no share
+            rows = rows.masked_fill(torch.arange(rows.shape[1], device=rows.device) >= sizes, -math.inf)
+        return f.project_simplex(rows, self.total)

@@ -1,0 +1,250 @@
+"""A penalty on what chosen modules put out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from torchreg.ensemble.stacked import Stacked
+from torchreg.penalties import Penalty
+from torchreg.regularizer.regularizer import PenalizedLoss
+from torchreg.schedules import check_scale
+from torchreg.selection.modules import Choice, chosen
+
+
+class ActivityRegularizer:
+    r"""Penalizes the outputs of chosen modules of an existing model, such as the activations of its hidden units.
+
+    .. math:: \text{scale} \cdot \sum_{\text{calls } c} \frac{1}{n_c} R(a_c)
+
+    where :math:`a_c` is the output of one call of a chosen module in the last forward pass of the model and
+    :math:`n_c` its batch size, so that the strength means the same for every batch size. A module that is called
+    several times counts each time; a tensor that several chosen modules put out (a ``Sequential`` and its last layer)
+    counts once. Only passes in training mode and with gradients enabled are recorded. Each pass of the model forgets
+    the one before, whether or not it had a backward pass, so outputs never pile up: add ``value()`` to the loss of each
+    forward pass, before the next one.
+
+    Forward hooks do the recording for as long as the regularizer lives or until :meth:`remove`; the model's parameters,
+    buffers and ``state_dict`` stay as they are. A copy of the model alone is not recorded, a copy of both is.
+
+    Args:
+        model: any module. Call it, or a wrapper of it such as ``DistributedDataParallel``: outputs of submodules that
+            are called past it are not seen. With ``torch.compile``, make the regularizer before the first call.
+        penalty: a penalty, of which ``value`` gets the output with the batch first.
+        modules: which ones: a pattern on full module names (``*`` crosses dots, ``""`` is the model itself), a module,
+            a type, a predicate ``(name, module) -> bool``, or several of these.
+        batch_dim: the outputs' batch dimension.
+
+    Attributes:
+        modules: the chosen modules by name.
+        scale: multiplies the penalty; a number or a tensor.
+
+    Of an output that is a tuple, list or mapping the first floating-point tensor is taken (of an LSTM the sequence).
+    Under reentrant activation checkpointing, where the forward pass runs without gradients, outputs cannot be seen;
+    ``use_reentrant=False`` works.
+
+    Raises:
+        ValueError: one of the choices matches no module.
+        TypeError: ``model`` is no module, ``penalty`` no penalty, or ``modules`` none of the above.
+
+    Example:
+        >>> from torchreg import L1
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> activity = ActivityRegularizer(model, L1(0.1), modules=nn.ReLU)
+        >>> loss = model(torch.ones(8, 2)).square().mean() + activity.value()
+        >>> criterion = activity.penalize(nn.MSELoss())  # or: adds it in training mode, never in evaluation
+        >>> activity
+        ActivityRegularizer(L1(0.1), scale=1.0): 1 of 4 modules
+          1  ReLU
+        >>> activity.remove()
+
+    References:
+        Xavier Glorot, Antoine Bordes, Yoshua Bengio, "Deep Sparse Rectifier Neural Networks", AISTATS 2011.
+    """
+
+    _handles: tuple[RemovableHandle, ...] = ()
+
+    def __init__(
+        self, model: nn.Module, penalty: Penalty, modules: Choice | Iterable[Choice] = "*", *, batch_dim: int = 0
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"ActivityRegularizer: model must be a torch.nn.Module, got {type(model).__name__}")
+        if any(isinstance(module, Stacked) for module in model.modules()):
+            raise ValueError(
+                "ActivityRegularizer: model must not be a stack, whose activities nobody sees: use members()"
+            )
+        if not isinstance(penalty, Penalty):
+            raise TypeError(f"ActivityRegularizer: penalty must be a Penalty such as L1(1e-6), got {penalty!r}")
+        self.model = model
+        self.penalty = penalty
+        self.modules = chosen("ActivityRegularizer", model, modules)
+        self.batch_dim = batch_dim
+        self.scale = 1.0
+        self._listen()
+
+    @property
+    def scale(self) -> float | Tensor:
+        """What the penalty is multiplied with."""
+        return self._scale
+
+    @scale.setter
+    def scale(self, scale: float | Tensor) -> None:
+        self._scale = check_scale("ActivityRegularizer", scale)
+
+    def value(self) -> Tensor:
+        """The penalty on the last forward pass: 0-d, differentiable; 0 if it was not recorded."""
+        terms = list(self.terms().values())
+        return sum((term.to(terms[0].device) for term in terms[1:]), start=terms[0]) if terms else torch.zeros(())
+
+    def terms(self) -> dict[str, Tensor]:
+        """The value split by kind of penalty, such as ``{"L1": tensor, "L2": tensor}``.
+
+        Raises:
+            ValueError: a chosen output was changed in place after the module returned it, or has no batch dimension.
+            TypeError: a chosen output holds no floating-point tensor.
+        """
+        totals: dict[str, Tensor] = {}
+        for activation in self._activations():
+            for term in self.penalty.terms:
+                value = self.scale * term.value(activation) / max(len(activation), 1)
+                before = totals.get(term.label)
+                totals[term.label] = value if before is None else before + value.to(before.device)
+        return totals
+
+    def penalize(self, criterion: Callable[..., Tensor]) -> PenalizedLoss:
+        """The criterion with the penalty added while the model is in training mode, and without it in evaluation."""
+        return PenalizedLoss(self, criterion)
+
+    def remove(self) -> None:
+        """Stops recording and forgets the last pass. Does nothing if already removed."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = ()
+        self._record.outputs.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.remove()
+
+    def __del__(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _listen(self) -> None:
+        # The hooks know the record only, and nothing of this object: no cycle keeps either of them alive.
+        self._record = record = _Record()
+        self._handles = (
+            self.model.register_forward_pre_hook(record.begin),
+            *(module.register_forward_hook(partial(record.add, name)) for name, module in self.modules.items()),
+            self.model.register_forward_hook(record.end, always_call=True),  # last: the model may be chosen itself
+        )
+
+    def _activations(self) -> list[Tensor]:
+        """The recorded tensors, each once, with the batch first and at least in single precision."""
+        tensors: dict[tuple[int, int], Tensor] = {}
+        for name, output, version, kept in self._record.outputs:
+            if kept.ndim == 0:
+                raise ValueError(f"ActivityRegularizer: the output of {name!r} must have a batch dimension, is 0-d")
+            if kept is output and output._version != version:
+                raise ValueError(
+                    f"ActivityRegularizer: the output of {name!r} must stay as it is, a later operation has changed it "
+                    "in place: choose the module that does, or give it inplace=False"
+                )
+            tensors[id(output), version] = kept.movedim(self.batch_dim, 0)
+        return [a.to(torch.promote_types(a.dtype, torch.float32)) for a in tensors.values()]
+
+    # -- copying --------------------------------------------------------------------------------------------------
+
+    def __copy__(self) -> Self:
+        """One that records for itself: the handles of hooks cannot be shared."""
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        if self._handles:
+            twin._listen()
+        return twin
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)  # with the copied hooks of a copied model
+        self._record.has_reader = True
+
+    def __repr__(self) -> str:
+        width = max(map(len, self.modules))
+        rows = [f"\n  {name:<{width}}  {type(module).__name__}" for name, module in self.modules.items()]
+        count = len(list(self.model.modules()))
+        head = f"ActivityRegularizer({self.penalty!r}, scale={self.scale!r}): {len(rows)} of {count} modules"
+        return head + "".join(rows)
+
+
+class _Output(NamedTuple):
+    name: str  # of the module
+    tensor: Tensor
+    version: int  # of the tensor at that time: changes in place count it up
+    kept: Tensor  # the tensor, or a copy
+
+
+@dataclass
+class _Record:
+    """The chosen outputs of one forward pass of a model, as its hooks collect them.
+
+    A copy is empty and collects nothing until a copied regularizer reads it.
+    """
+
+    outputs: list[_Output] = field(default_factory=list)
+    depth: int = 0  # passes of the model that are under way: more than one if it calls itself
+    is_open: bool = False
+    has_reader: bool = True
+
+    def begin(self, model: nn.Module, args: Any) -> None:
+        if self.depth and not _is_nested(model):
+            self.depth = 0  # the last pass was interrupted from the keyboard, of which no hook is told
+        if self.depth == 0:
+            self.outputs = []  # not cleared: a compiled model would be compiled anew for a record that is not empty
+        self.depth += 1
+        self.is_open = model.training and self.has_reader
+
+    def add(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        if self.is_open and torch.is_grad_enabled():
+            tensor = _first_tensor(output)
+            if tensor is None:
+                raise TypeError(
+                    f"ActivityRegularizer: the output of {name!r} must hold a floating-point tensor, got "
+                    f"{type(output).__name__}: choose other modules"
+                )
+            # Compiled code counts no changes in place that a later comparison could see, so there it is copied.
+            kept = tensor.clone() if torch.compiler.is_compiling() else tensor
+            self.outputs.append(_Output(name, tensor, tensor._version, kept))
+
+    def end(self, model: nn.Module, args: Any, output: Any) -> None:
+        self.depth -= 1
+        self.is_open = self.is_open and self.depth > 0  # what checkpointing calls in the backward pass is not recorded
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(_Record(has_reader=False))
+
+
+def _is_nested(model: nn.Module) -> bool:
+    """Whether the call of the model that is about to begin was made within another one."""
+    code, frame, calls = nn.Module._call_impl.__code__, sys._getframe(1), 0
+    while frame is not None and calls < 2:
+        calls += frame.f_code is code and frame.f_locals["self"] is model
+        frame = frame.f_back  # type: ignore[assignment]
+    return calls > 1
+
+
+def _first_tensor(output: Any) -> Tensor | None:
+    if isinstance(output, Tensor):
+        return output if output.is_floating_point() or output.is_complex() else None
+    if isinstance(output, Mapping):
+        output = output.values()
+    elif not isinstance(output, tuple | list):
+        return None
+    return next((found for found in map(_first_tensor, output) if found is not None), None)

@@ -1,0 +1,215 @@
+"""Which parameter of a model carries which penalty, or the reason why it carries none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from torchreg.ensemble.stacked import Stacked
+from torchreg.functional.sharding import is_spread
+from torchreg.penalties import (
+    Anchored,
+    AnchoredByMember,
+    ByMember,
+    Penalty,
+    ProximalPenalty,
+    Sum,
+    bound_by_member,
+    by_member,
+    member_of,
+)
+from torchreg.penalties.constraints import Constraint
+from torchreg.selection.modules import listed
+from torchreg.selection.parameters import ParamInfo, each_parameter
+from torchreg.selection.selectors import Selector
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One parameter of the model, with the penalty it carries or the reason why it carries none.
+
+    Args:
+        places: where the parameter stands; several places if it is tied.
+        penalty: the penalty as the user gave it.
+        acting: the penalty bound to this parameter: it knows its groups, or its reference.
+        reason: why there is none.
+    """
+
+    places: tuple[ParamInfo, ...]
+    penalty: Penalty | None = None
+    acting: Penalty | None = None
+    reason: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.places[0].name
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(place.name for place in self.places)
+
+    @property
+    def param(self) -> nn.Parameter:
+        return self.places[0].param
+
+    @property
+    def terms(self) -> tuple[Penalty, ...]:
+        return () if self.penalty is None else self.penalty.terms
+
+    @property
+    def is_penalized(self) -> bool:
+        """Whether it carries a penalty and is not frozen at the moment."""
+        return self.penalty is not None and self.param.requires_grad
+
+    @property
+    def status(self) -> str:
+        if self.penalty is None:
+            return f"- {self.reason}"
+        if not self.param.requires_grad:
+            return "- frozen"
+        others = ", ".join(self.names[1:])
+        return repr(self.penalty) + (f" (tied: {others})" if others else "")
+
+
+def as_rules(penalty: Penalty | Mapping[str, Penalty], mode: str) -> Mapping[str, Penalty]:
+    """Name patterns to penalties; a single penalty is for every name.
+
+    Raises:
+        TypeError: one of them is no penalty.
+        ValueError: there are none, a pattern is no string, or one of them has no proximal operator, in mode "prox",
+            or is a constraint, in another.
+    """
+    rules = penalty if isinstance(penalty, Mapping) else {"*": penalty}
+    if not rules or not all(isinstance(pattern, str) for pattern in rules):
+        raise ValueError(
+            f"Regularizer: penalty must be a penalty or a dict of name patterns to penalties, got {rules!r}"
+        )
+    for rule in rules.values():
+        if not isinstance(rule, Penalty):
+            raise TypeError(f"Regularizer: penalty must be a Penalty such as L2(1e-4), got {rule!r}")
+        if not rule.selects_itself and any(term.selects_itself for term in rule.terms):
+            raise ValueError(
+                f"Regularizer: a penalty that selects its parameters itself must be alone, got {rule!r}: "
+                "make one Regularizer for each term"
+            )
+        if mode == "prox" and not isinstance(rule, ProximalPenalty):
+            advice = "attach one Regularizer for each term" if len(rule.terms) > 1 else "use mode 'grad' or 'loss'"
+            raise ValueError(
+                f"Regularizer: mode 'prox' needs a penalty with a proximal operator, {rule!r} has none: {advice}"
+            )
+        if mode != "prox" and any(isinstance(term, Constraint) for term in rule.terms):
+            raise ValueError(
+                f"Regularizer: a constraint is a projection after the step, {rule!r} cannot act in mode {mode!r}: "
+                "use mode 'prox'"
+            )
+    return rules
+
+
+def survey(model: nn.Module, rules: Mapping[str, Penalty], select: Selector) -> list[Entry]:
+    """Each parameter of the model once; of the rules (name patterns to penalties) the first that matches is taken.
+
+    Raises:
+        ValueError: nothing is selected, a rule matches no parameter, a parameter is lazy or sparse, or a penalty does
+            not fit one.
+    """
+    members = len(model) if isinstance(model, Stacked) else None
+    if any(isinstance(module, Stacked) for module in model.modules() if module is not model):
+        raise ValueError(f"Regularizer: model must be the stack itself, got a {type(model).__name__} that holds one")
+    entries = [_entry(tuple(places), rules, select, members) for places in each_parameter(model)]
+    names = [name for entry in entries for name in entry.names]
+    for pattern in rules:
+        if names and not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(f"Regularizer: the pattern {pattern!r} matches none of the parameters {listed(names)}")
+    _check_companions(entries)
+    if all(entry.penalty is None for entry in entries):
+        reasons = [f"{entry.name} ({entry.reason})" for entry in entries]
+        raise ValueError(
+            f"Regularizer: select must choose at least one parameter, got none of {listed(reasons)}; "
+            "select=everything lifts the exemptions"
+        )
+    return entries
+
+
+def _check_companions(entries: Sequence[Entry]) -> None:
+    """``ValueError`` if a penalty that is a function of several parameters is not that of them all."""
+    penalties: dict[Tensor, Penalty | None] = {entry.param: entry.penalty for entry in entries}
+    for entry in entries:
+        for other in entry.acting.companions if entry.acting is not None else ():
+            if penalties.get(other) != entry.penalty:
+                raise ValueError(
+                    f"Regularizer: {entry.penalty!r} on {entry.name} is a function of its layer's other parameters, "
+                    f"which have {penalties.get(other)!r}: match them all with one pattern"
+                )
+
+
+def _entry(places: tuple[ParamInfo, ...], rules: Mapping[str, Penalty], select: Selector, members: int | None) -> Entry:
+    name, param = places[0].name, places[0].param
+    if is_lazy(param):
+        raise ValueError(f"Regularizer: {name} has no shape yet: run one batch through the lazy model first")
+    if not (param.is_floating_point() or param.is_complex()):
+        return Entry(places, reason=f"{str(param.dtype).removeprefix('torch.')} values")
+    found = next((p for pattern, p in rules.items() if any(fnmatchcase(place.name, pattern) for place in places)), None)
+    chooses = found.exempts if found is not None and found.selects_itself else select.reason
+    reasons = [chooses(place if members is None else member_of(place, 0)) for place in places]
+    if None not in reasons:
+        return Entry(places, reason=reasons[0])
+    if param.layout != torch.strided:
+        raise ValueError(
+            f"Regularizer: {name} must be a dense tensor, got layout {param.layout}: exempt it with select"
+        )
+    if found is None:
+        return Entry(places, reason="no pattern matches")
+    acting = _bound(found, places[reasons.index(None)], members)
+    if is_spread(param) and not acting.is_separable and any(isinstance(t, Anchored) for t in acting.terms):
+        raise ValueError(
+            f"Regularizer: {name} is spread over processes, where a penalty towards a reference must be "
+            f"alone or with separable ones, got {found!r}: make one Regularizer for each term"
+        )
+    return Entry(places, found, acting)
+
+
+def _bound(penalty: Penalty, place: ParamInfo, members: int | None) -> Penalty:
+    return penalty.bind(place) if members is None else bound_by_member(penalty, place, members)
+
+
+def references(entries: Sequence[Entry]) -> dict[str, Tensor]:
+    """The starting points that penalties towards a reference have taken from the model themselves."""
+    return {
+        entry.name: acting.reference
+        for entry in entries
+        if entry.acting is not None
+        for given, acting in zip(entry.terms, entry.acting.terms, strict=True)
+        if isinstance(given, Anchored)
+        and given.reference is None
+        and isinstance(acting, (Anchored, AnchoredByMember))
+        and isinstance(acting.reference, Tensor)
+    }
+
+
+def with_references(entry: Entry, saved: Mapping[str, Tensor]) -> Entry:
+    """The entry with the starting points that were saved."""
+    acting = entry.acting
+    if acting is None or not references([entry]):
+        return entry
+    if entry.name not in saved:
+        raise ValueError(f"Regularizer: state must hold the reference of {entry.name}, got {listed(list(saved))}")
+    members = len(acting.each) if isinstance(acting, ByMember) else None
+    terms = tuple(
+        _bound(replace(given, reference=saved), entry.places[0], members)
+        if isinstance(given, Anchored) and given.reference is None
+        else bound
+        for given, bound in zip(entry.terms, acting.terms, strict=True)
+    )
+    return replace(entry, acting=_with_terms(acting, terms))
+
+
+def _with_terms(acting: Penalty, terms: Sequence[Penalty]) -> Penalty:
+    if isinstance(acting, ByMember):
+        own = [[term.each[m] for term in terms if isinstance(term, ByMember)] for m in range(len(acting.each))]
+        return by_member([_with_terms(*pair) for pair in zip(acting.each, own, strict=True)])
+    return replace(acting, _terms=tuple(terms)) if isinstance(acting, Sum) else terms[0]

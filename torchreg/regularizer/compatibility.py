@@ -1,0 +1,62 @@
+"""What an optimizer must be for a regularizer to act in its steps."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch.optim import Optimizer
+
+from torchreg.penalties import Term
+from torchreg.regularizer.assignment import Entry
+from torchreg.selection.modules import listed
+
+
+def check_hosts(optimizers: Sequence[Optimizer], entries: Sequence[Entry], mode: str) -> None:
+    """Refuses optimizers in whose steps a mode could not act on the entries.
+
+    Raises:
+        ValueError: they do not hold a penalized parameter, or one makes no plain steps of a known size.
+    """
+    held = Counter(p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"])
+    twice = [entry.name for entry in entries if entry.is_penalized and held[entry.param] > 1]
+    if twice:
+        raise ValueError(
+            f"Regularizer: each penalized parameter must be in one optimizer, {listed(twice)} would count for each of "
+            "several: give each optimizer parameters of its own"
+        )
+    missing = [entry.name for entry in entries if entry.is_penalized and entry.param not in held]
+    if missing:
+        raise ValueError(
+            f"Regularizer: the optimizer must hold every penalized parameter, it does not hold "
+            f"{listed(missing)}: pass them to the optimizer, or narrow select"
+        )
+    for optimizer in optimizers:
+        if mode != "grad" and isinstance(optimizer, torch.optim.LBFGS):
+            raise ValueError(
+                f"Regularizer: mode {mode!r} must act between the steps of a first-order method, LBFGS makes many "
+                "steps in one: use mode 'grad' or 'loss'"
+            )
+        if mode != "grad" and any("lr" not in group for group in optimizer.param_groups):
+            raise ValueError(
+                f"Regularizer: mode {mode!r} needs the optimizer's lr, {type(optimizer).__name__} has none: "
+                "use mode 'grad' or 'loss'"
+            )
+
+
+def check_decay(optimizer: Optimizer, entries: Sequence[Entry]) -> None:
+    """Refuses an optimizer whose own weight decay acts on a parameter that carries an L2.
+
+    Raises:
+        ValueError: such a parameter would decay twice.
+    """
+    decays = {p: group.get("weight_decay", 0) for group in optimizer.param_groups for p in group["params"]}
+    for entry in entries:
+        ridges = [t for t in entry.terms if isinstance(t, Term) and t.is_ridge and t.strength > 0]
+        decay = decays.get(entry.param, 0)
+        if entry.is_penalized and ridges and decay:
+            raise ValueError(
+                f"Regularizer: {entry.name} would decay twice, by {ridges[0]} and by weight_decay={decay} of "
+                f"{type(optimizer).__name__}: pass weight_decay=0 to the optimizer or drop the {ridges[0]}"
+            )

@@ -1,0 +1,405 @@
+"""A penalty on chosen parameters of a model, in one of four modes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol, Self, TypeAlias, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_map_only
+
+from torchreg.ensemble.stacked import Stacked
+from torchreg.functional.sharding import is_spread
+from torchreg.hooks import Group, StepHooks
+from torchreg.penalties import Penalty
+from torchreg.penalties.constraints import Constraint
+from torchreg.regularizer.assignment import Entry, as_rules, references, survey, with_references
+from torchreg.regularizer.compatibility import check_decay, check_hosts
+from torchreg.regularizer.summary import table
+from torchreg.regularizer.value import total
+from torchreg.schedules import Schedule, check_scale
+from torchreg.selection.modules import listed
+from torchreg.selection.parameters import ParamInfo
+from torchreg.selection.selectors import Selector, as_selector, weights
+from torchreg.steps.updates import add_gradients, descend, moving, take_proximal_points
+
+Mode = Literal["loss", "grad", "decoupled", "prox"]
+Scale: TypeAlias = float | Tensor | Mapping[str, float | Tensor]
+
+
+class Regularizer:
+    r"""Applies a penalty to chosen parameters of an existing model. The model is not changed in any way.
+
+    Training then minimizes
+
+    .. math:: L(w) + \text{scale} \cdot \sum_{\text{chosen } w_j} R(w_j)
+
+    where :math:`L` is the mean loss. The mode says how:
+
+    =============  ===========================================  ==============================================
+    mode           acts                                         equals
+    =============  ===========================================  ==============================================
+    "loss"         where you add ``value()`` to the loss, or    autograd
+                   through ``penalize(criterion)``
+    "grad"         before the step: ``grad += dR(w)``           mode "loss"; ``SGD(weight_decay=s)`` for L2(s)
+    "decoupled"    before the step: ``w -= lr * dR(w)``         ``AdamW(weight_decay=s)`` for L2(s)
+    "prox"         after the step: ``w = prox(w, lr)``          the exact Lasso, Ridge or elastic net, with zeros
+    =============  ===========================================  ==============================================
+
+    The last three are attached to an optimizer and leave the training loop as it is. They act once per optimizer step:
+    under gradient accumulation, loss scaling, closures and tied parameters alike. A parameter whose ``grad`` is None is
+    left alone, as torch's optimizers do; so is a frozen one. Mode "grad" acts after any gradient clipping and leaves
+    the penalized gradient in ``.grad``, as mode "loss" does: a second step without ``zero_grad`` finds it there.
+
+    Args:
+        model: any module, built and not lazy.
+        penalty: a penalty, or a dict of name patterns to penalties, of which the first that matches is taken.
+        mode: ``"loss"``, ``"grad"``, ``"decoupled"`` or ``"prox"``.
+        select: which parameters; by default :data:`~torchreg.selectors.weights`, so no biases, no normalization.
+        schedule: a function from the number of steps made to ``scale``; see :mod:`torchreg.schedules`.
+        compile: whether :func:`torch.compile` shall make one kernel of what an elementwise penalty does to a large
+            weight, one pass over memory instead of several, for the networks whose steps take ten milliseconds and
+            more. It takes some seconds at the first step, once for all strengths, and needs a C++ compiler; without
+            one, a warning says so and the steps are made as usual. The last bits may differ.
+
+    Attributes:
+        scale: multiplies every penalty; a number, or a 0-d tensor; for a :class:`~torchreg.Stacked` model also a tensor
+            of one scale a member; or a dict of names to scales, for each penalized parameter its own. A schedule
+            overwrites it each step.
+        listeners: functions of the regularizer and the optimizer, called each step before the regularizer acts.
+
+    Raises:
+        ValueError: nothing is selected, a pattern matches no parameter, an unknown mode, a lazy parameter, or mode
+            "prox" for a penalty without a proximal operator.
+        TypeError: ``model`` is no module or ``penalty`` no penalty.
+
+    Example:
+        >>> from torchreg import L1, Regularizer
+        >>> model = nn.Linear(3, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> regularizer = Regularizer(model, L1(1.0), mode="prox").attach(optimizer)
+        >>> for _ in range(10):
+        ...     optimizer.zero_grad()
+        ...     (model(torch.zeros(4, 3)) ** 2).mean().backward()
+        ...     optimizer.step()
+        >>> model.weight.count_nonzero()
+        tensor(0)
+        >>> regularizer.remove()
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        penalty: Penalty | Mapping[str, Penalty],
+        *,
+        mode: Mode = "loss",
+        select: Selector | Callable[[ParamInfo], bool] = weights,
+        schedule: Schedule | None = None,
+        compile: bool = False,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"Regularizer: model must be a torch.nn.Module, got {type(model).__name__}")
+        if mode not in get_args(Mode):
+            raise ValueError(f"Regularizer: mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
+        self.model = model
+        if schedule is not None and not callable(schedule):
+            raise TypeError(f"Regularizer: schedule must be a function of the step number, got {schedule!r}")
+        self.mode: Mode = mode
+        self.schedule = schedule
+        self.compile = compile
+        self._scale: Scale = 1.0
+        self.listeners: list[Callable[[Regularizer, Optimizer], object]] = []
+        self.entries = survey(model, as_rules(penalty, mode), as_selector(select))
+        if schedule is not None and any(isinstance(term, Constraint) for entry in self.entries for term in entry.terms):
+            raise ValueError(
+                "Regularizer: a constraint has no strength that a schedule could change: make one Regularizer for the "
+                "constraint, without a schedule, and one for the rest"
+            )
+        self._steps = 0
+        self._optimizers: tuple[Optimizer, ...] = ()
+        self._hooks: tuple[StepHooks, ...] = ()
+        self._follow_schedule()
+
+    @property
+    def entries(self) -> Sequence[Entry]:
+        """Each parameter of the model once, with its penalty or the reason why it has none."""
+        return self._entries
+
+    @entries.setter
+    def entries(self, entries: Sequence[Entry]) -> None:
+        self._entries = tuple(entries)
+        self._penalties = {e.param: e.acting for e in entries if e.acting is not None}
+        self._places = _places(self.model, [e for e in entries if e.penalty is not None])
+        self.scale = self._scale
+
+    @property
+    def scale(self) -> Scale:
+        """What every penalty is multiplied with."""
+        return self._scale
+
+    @scale.setter
+    def scale(self, scale: Scale) -> None:
+        members = len(self.model) if isinstance(self.model, Stacked) else None
+        if isinstance(scale, Mapping):
+            names = {entry.name: entry.param for entry in self.entries if entry.acting is not None}
+            if scale.keys() != names.keys():
+                raise ValueError(
+                    f"Regularizer: scale must name each penalized parameter, {listed(list(names))}, "
+                    f"got {listed(list(scale)) or 'none'}"
+                )
+            self._scale = {name: check_scale("Regularizer", own, members) for name, own in scale.items()}
+            self._scales = {names[name]: own for name, own in self._scale.items()}
+        else:
+            self._scale = check_scale("Regularizer", scale, members)
+            self._scales = dict.fromkeys(self._penalties, self._scale)
+
+    # -- mode "loss": the penalty as a number ---------------------------------------------------------------------
+
+    def value(self) -> Tensor:
+        """``scale * sum R(w)`` over the penalized parameters: 0-d, differentiable. In every mode, for logging.
+
+        Of a :class:`~torchreg.Stacked` model it is ``(members,)``.
+
+        Of a model whose parameters are spread over processes it is the value over all of them, the same in each, and
+        every process must call it. It looks at the model's own parameters, not at those of ``functional_call``.
+
+        Raises:
+            ValueError: the model's parameters were replaced since, as ``fully_shard`` does.
+        """
+        self._check_parameters()
+        params = [param for param in self._penalties if param.requires_grad]
+        if not params:
+            return torch.zeros(())
+        return self._scaled_total([(self._penalties[param], param) for param in params])
+
+    def terms(self) -> dict[str, Tensor]:
+        """The value split by kind of penalty, such as ``{"L1": tensor, "L2": tensor}``."""
+        self._check_parameters()
+        kinds: dict[str, list[tuple[Penalty, nn.Parameter]]] = {}
+        for param, penalty in self._penalties.items():
+            if param.requires_grad:
+                for term in penalty.terms:
+                    kinds.setdefault(term.label, []).append((term, param))
+        return {kind: self._scaled_total(pairs) for kind, pairs in kinds.items()}
+
+    def _scaled_total(self, pairs: Sequence[tuple[Penalty, nn.Parameter]]) -> Tensor:
+        if not isinstance(self.scale, Mapping):
+            penalties, params = zip(*pairs, strict=True)
+            return self.scale * total(penalties, params, self.compile)
+        first, *others = (self._scales[param] * total([penalty], [param], self.compile) for penalty, param in pairs)
+        for other in others:
+            first = first + other.to(first.device)
+        return first
+
+    def penalize(self, criterion: Callable[..., Tensor]) -> PenalizedLoss:
+        """The criterion with the penalty added while the model is in training mode, and without it in evaluation.
+
+        Raises:
+            ValueError: in another mode than "loss", where the penalty would count twice.
+        """
+        if self.mode != "loss":
+            raise ValueError(
+                f"Regularizer: penalize() is for mode 'loss', this one has mode {self.mode!r}, which already acts "
+                "in the optimizer: use one or the other"
+            )
+        return PenalizedLoss(self, criterion)
+
+    # -- the other modes: the penalty in the optimizer's step -----------------------------------------------------
+
+    def attach(self, *optimizers: Optimizer) -> Self:
+        """Acts in every step of the optimizer from now on; in mode "loss", only the schedule follows its steps.
+
+        Where several optimizers share a model, pass them all, in the order of their steps: the schedule then counts
+        those of the last one. Use it as a context manager to detach at the end:
+        ``with regularizer.attach(optimizer): ...``
+
+        Returns:
+            The regularizer itself.
+
+        Raises:
+            ValueError: already attached; the optimizers do not hold a penalized parameter, already decay one that
+                carries an L2, or are LBFGS or have no ``lr`` in mode "decoupled" or "prox"; no schedule in mode "loss".
+            TypeError: not a ``torch.optim.Optimizer``.
+        """
+        for optimizer in optimizers or (None,):
+            if not isinstance(optimizer, Optimizer):
+                raise TypeError(f"Regularizer: attach() takes a torch.optim.Optimizer, got {type(optimizer).__name__}")
+            if "_optimizer_step_pre_hooks" not in vars(optimizer):  # it only looks like one, as accelerate's does
+                raise TypeError(
+                    f"Regularizer: attach() takes the optimizer itself, got the wrapper {type(optimizer).__name__}: "
+                    "attach before it is wrapped"
+                )
+        if self._hooks:
+            raise ValueError(
+                f"Regularizer: already attached to {type(self._optimizers[0]).__name__}: call remove() first, "
+                "or make a second Regularizer"
+            )
+        if self.mode == "loss" and self.schedule is None:
+            raise ValueError(
+                "Regularizer: mode 'loss' has nothing to attach: add value() to the loss or use penalize(criterion), "
+                "or choose mode 'grad', 'decoupled' or 'prox'"
+            )
+        self._check_parameters()
+        if self.mode != "loss":
+            check_hosts(optimizers, self.entries, self.mode)
+        for optimizer in optimizers:
+            check_decay(optimizer, self.entries)
+        self._register(optimizers)
+        return self
+
+    def remove(self) -> None:
+        """Detaches from the optimizer, which goes on as if nothing had been attached. Does nothing if not attached."""
+        for hooks in self._hooks:
+            hooks.remove()
+        self._hooks = self._optimizers = ()
+
+    def step(self) -> None:
+        """Tells the schedule that a step was made; an attached regularizer is told by its optimizer."""
+        self._steps += 1
+        self._follow_schedule()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.remove()
+
+    def _register(self, optimizers: tuple[Optimizer, ...]) -> None:
+        objective = self._objective if self.mode == "grad" else None
+        self._optimizers = optimizers
+        self._hooks = tuple(StepHooks(o, self._on_gradients, self._after_step, objective) for o in optimizers)
+
+    def _objective(self, optimizer: Optimizer) -> Tensor:
+        """What a closure's loss lacks of the function that the optimizer minimizes, or maximizes."""
+        return -self.value() if optimizer.param_groups[0].get("maximize") else self.value()
+
+    def _on_gradients(self, optimizer: Optimizer, evaluation: int) -> None:
+        self._check_parameters()
+        if evaluation == 0 and self.mode != "prox":
+            self._tell(optimizer)
+        if self.mode == "grad":
+            add_gradients(optimizer, self._penalties, self._scales, self.compile)
+        elif self.mode == "decoupled" and evaluation == 0:
+            descend(optimizer, self._penalties, self._scales, self.compile)
+
+    def _after_step(self, optimizer: Optimizer) -> None:
+        if self.mode == "prox":
+            self._tell(optimizer)
+            take_proximal_points(optimizer, self._penalties, self._scales, self.compile)
+        if optimizer is self._optimizers[-1]:
+            self.step()
+
+    @property
+    def optimizers(self) -> tuple[Optimizer, ...]:
+        """Those it is attached to."""
+        return self._optimizers
+
+    def acting_in(self, optimizer: Optimizer) -> Iterator[tuple[Group, nn.Parameter, Penalty, float | Tensor]]:
+        """The weights that it acts on in the coming step: their group, the penalty bound to them, and its scale."""
+        for param, _, penalty, group in moving(optimizer, self._penalties):
+            yield group, param, penalty, self._scales[param]
+
+    def _tell(self, optimizer: Optimizer) -> None:
+        for listener in self.listeners:
+            listener(self, optimizer)
+
+    def _check_parameters(self) -> None:
+        """Refuses to act on parameters that the model has lost: their penalty would reach nobody."""
+        if torch.compiler.is_compiling() or all(held.get(name) is what for held, name, what in self._places):
+            return
+        held = set(self.model.parameters())
+        replaced = [e.name for e in self.entries if e.is_penalized and e.param not in held and not is_spread(e.param)]
+        if replaced:
+            raise ValueError(
+                f"Regularizer: the model must hold the parameters it had, {listed(replaced)} were replaced: make the "
+                "Regularizer, and the optimizer, when the model has its layers, as after fully_shard(model)"
+            )
+
+    def _follow_schedule(self) -> None:
+        if self.schedule is not None:
+            scale = self.schedule(self._steps)
+            try:
+                self.scale = scale
+            except ValueError:
+                raise ValueError(
+                    f"Regularizer: schedule must return a finite scale >= 0, got {scale!r} at step {self._steps}"
+                ) from None
+
+    # -- saving and copying ---------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The steps counted, the current scale, and the starting points that L2SP or L1SP have taken from the model.
+
+        It loads with ``torch.load(weights_only=True)``.
+        """
+        taken = references(self.entries)
+        scale = tree_map_only(Tensor, lambda own: own.detach().clone(), self.scale)
+        return {"steps": self._steps, "scale": scale} | ({"references": taken} if taken else {})
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what :meth:`state_dict` saved."""
+        expected = self.state_dict()
+        if set(state) != set(expected):
+            keys = " and ".join(map(repr, expected))
+            raise ValueError(f"Regularizer: state must have the keys {keys}, got {sorted(state)}")
+        if isinstance(state["steps"], bool) or not isinstance(state["steps"], int) or state["steps"] < 0:
+            raise ValueError(f"Regularizer: steps must be a whole number >= 0, got {state['steps']!r}")
+        if "references" in state:
+            self.entries = [with_references(entry, state["references"]) for entry in self.entries]
+        self.scale, self._steps = state["scale"], state["steps"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_hooks": (), "listeners": []}
+
+    def __copy__(self) -> Self:
+        """A detached one: two on the same optimizer would count the penalty twice."""
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self.__dict__, _optimizers=(), _hooks=(), listeners=[])
+        return twin
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._register(self._optimizers)  # a copied optimizer has lost its hooks
+
+    def __repr__(self) -> str:
+        return f"Regularizer(mode={self.mode!r}, scale={self.scale!r}): {table(self.entries)}"
+
+
+def _places(model: nn.Module, entries: Sequence[Entry]) -> list[tuple[Mapping[str, object], str, object]]:
+    """Where the model holds the entries: each module on the way to a parameter, and the parameter, by its name."""
+    places: dict[tuple[int, str], tuple[Mapping[str, object], str, object]] = {}
+    for entry in entries:
+        module, *path = model, *entry.name.split(".")
+        for name in path[:-1]:
+            child = module._modules[name]
+            assert child is not None
+            places[id(module), name] = module._modules, name, child
+            module = child
+        places[id(module), path[-1]] = module._parameters, path[-1], entry.param
+    return list(places.values())
+
+
+class Penalizer(Protocol):
+    """What can be added to a loss: a regularizer of parameters, or one of activities."""
+
+    model: nn.Module
+
+    def value(self) -> Tensor: ...
+
+
+class PenalizedLoss(nn.Module):
+    """A criterion plus a regularizer's value while the regularized model is in training mode.
+
+    The model is not a submodule of the loss: moving or saving the loss leaves it alone.
+    """
+
+    def __init__(self, regularizer: Penalizer, criterion: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.regularizer = regularizer
+        self.criterion = criterion
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = self.criterion(*args, **kwargs)
+        return loss + self.regularizer.value() if self.regularizer.model.training else loss

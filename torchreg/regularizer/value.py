@@ -1,0 +1,110 @@
+"""The penalties of many parameters as one number, in one autograd node however many there are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchreg.functional.chunks import bundles, pieces
+from torchreg.functional.sharding import Layout, joined, layout_of_sum, placed, plain
+from torchreg.penalties import Penalty
+from torchreg.steps.kernels import kernel_for
+
+
+def total(penalties: Sequence[Penalty], params: Sequence[Tensor], compile: bool = False) -> Tensor:
+    """``sum_j R_j(w_j)``: 0-d on the first parameter's device, differentiable in reverse as often as they are.
+
+    Args:
+        penalties: one for each parameter.
+        params: the parameters.
+        compile: whether to take the kernels of :mod:`torchreg.steps.kernels` where there is one.
+    """
+    if torch.is_autocast_enabled(params[0].device.type):
+        with torch.autocast(params[0].device.type, enabled=False):  # matrix penalties would lose half their digits
+            return total(penalties, params, compile)
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return _sum(penalties, params)  # they trace, or transform, the formulas themselves
+    value: Tensor = PenaltySum.apply(penalties, compile, *params)
+    return value
+
+
+class PenaltySum(torch.autograd.Function):
+    """Autograd would make several nodes for each parameter, and more passes over the weights than the closed forms."""
+
+    @staticmethod
+    def forward(ctx: Any, penalties: Sequence[Penalty], compile: bool, *params: Tensor) -> Tensor:
+        ctx.penalties, ctx.compile = penalties, compile
+        ctx.save_for_backward(*params)
+        return _sum(penalties, params, compile)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        # A number, where it costs nothing to read, keeps the gradient's arithmetic to fewer passes than a tensor does.
+        batched = torch._C._functorch.is_legacy_batchedtensor(grad)
+        readable = grad.device.type == "cpu" and grad.ndim == 0 and not torch.is_grad_enabled() and not batched
+        scale = grad.item() if readable else grad
+        penalties, params, needed = ctx.penalties, ctx.saved_tensors, ctx.needs_input_grad[2:]
+        gradients: list[Tensor | None] = [None] * len(params)
+        for bundle in _bundles(penalties, params):
+            if not any(needed[i] for i in bundle):
+                continue
+            weights = [params[i] for i in bundle]
+            factor = scale.to(weights[0].device) if isinstance(scale, Tensor) else scale
+            found = _gradients(penalties[bundle[0]], weights, factor, ctx.compile and readable)
+            for i, gradient in zip(bundle, found, strict=True):
+                gradients[i] = gradient if needed[i] else None
+        return None, None, *gradients
+
+
+def _sum(penalties: Sequence[Penalty], params: Sequence[Tensor], compile: bool = False) -> Tensor:
+    sums: dict[Layout, Tensor] = {}  # one reduction over the processes for all weights that are spread alike
+    for bundle in _bundles(penalties, params):
+        penalty, weights = penalties[bundle[0]], [params[i] for i in bundle]
+        value, layout = _value(penalty, weights, compile), layout_of_sum(weights[0], penalty.is_separable)
+        value = value.to(torch.promote_types(value.dtype, torch.float32))  # many small values outgrow half precision
+        sums[layout] = sums[layout] + value.to(sums[layout].device) if layout in sums else value
+    first, *others = (joined(value, layout) for layout, value in sums.items())
+    for value in others:
+        first = first + value.to(first.device)
+    return first
+
+
+def _bundles(penalties: Sequence[Penalty], params: Sequence[Tensor]) -> list[list[int]]:
+    """Which weights are worked on together: under autograd, which is to see the formulas, each is alone."""
+    if torch.is_grad_enabled():
+        return [[i] for i in range(len(params))]
+    return bundles([id(p) if p.is_uniform else object() for p in penalties], params)
+
+
+def _value(penalty: Penalty, weights: Sequence[Tensor], compile: bool) -> Tensor:
+    if len(weights) > 1:
+        return penalty.value(torch.cat([w.reshape(-1) for w in weights]))
+    w = plain(weights[0], penalty.is_separable)
+    if not penalty.is_uniform or torch.is_grad_enabled() or w.dtype not in (torch.float32, torch.float64):
+        return penalty.value(w)  # in one sum, for the derivatives of the formula and for what half precision holds
+    kernel = kernel_for(penalty, "value", 1.0, w) if compile else None
+    if kernel is not None:
+        value: Tensor = kernel(w)
+        return value
+    first, *others = (penalty.value(some) for (some,) in pieces(w))
+    return torch.stack([first, *others]).sum() if others else first
+
+
+def _gradients(penalty: Penalty, weights: Sequence[Tensor], scale: float | Tensor, compile: bool) -> Sequence[Tensor]:
+    if len(weights) > 1:
+        return penalty.foreach_gradient_times(list(weights), scale)
+    (w,) = weights
+    alone = penalty.is_separable
+    own = plain(w, alone)
+    if isinstance(scale, Tensor) or not penalty.is_uniform:
+        return [placed(penalty.gradient_times(own, scale), w, alone)]
+    kernel = kernel_for(penalty, "gradient", scale, own) if compile else None
+    if kernel is not None:
+        return [placed(kernel(own).view(own.shape), w, alone)]
+    result = torch.empty_like(own)
+    for part, some in pieces(result, own):
+        part.copy_(penalty.gradient_times(some, scale))
+    return [placed(result, w, alone)]

@@ -1,0 +1,177 @@
+"""WHICH parameters are penalized, and why the others are not.
+
+A selector answers one question of a parameter: is it penalized, and if not, what is the reason? The default,
+:data:`weights`, exempts what is no weight: biases, normalization layers' parameters, position embeddings, learned
+tokens such as ``cls_token``, scales of channels, rates that layers learn to drop with, and everything with fewer than
+two dimensions. A model may also say so itself: by a method ``no_weight_decay()`` that returns names of parameters, as
+timm's models have it, or by an attribute ``_no_weight_decay`` of the parameter. Where a type does not say what a
+parameter is, the whole words of its name do. :func:`named` and :func:`in_modules` narrow that; they never
+lift an exemption. To penalize a bias, start from :data:`everything`; a predicate of your own decides alone.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import final
+
+from torch import nn
+
+from torchreg.selection.parameters import ParamInfo
+
+_NORMALIZATIONS: tuple[type[nn.Module], ...] = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+)
+
+_BIAS_WORDS = {"bias", "biases"}
+_NORMALIZATION_WORDS = {
+    "norm",
+    "grn",
+}  # in the name of a class; GRN is the global response normalization of ConvNeXt V2
+_POSITION_WORDS = {"pos", "position", "positions", "positional", "wpe"}  # wpe is GPT-2's
+_SCALE_WORDS = {"scale", "gain", "gamma", "temperature"}
+
+
+class Selector(ABC):
+    """Decides which parameters are penalized, with a reason for each that is not."""
+
+    @abstractmethod
+    def reason(self, info: ParamInfo) -> str | None:
+        """Why the parameter is exempt, in a word or two; None if it is penalized."""
+
+    def __call__(self, info: ParamInfo) -> bool:
+        return self.reason(info) is None
+
+
+@final
+class _Everything(Selector):
+    """Every parameter, biases and normalization layers' among them."""
+
+    def reason(self, info: ParamInfo) -> str | None:
+        return None
+
+    def __repr__(self) -> str:
+        return "everything"
+
+
+@final
+class _Weights(Selector):
+    """All but intercepts, normalization, position embeddings, learned tokens, scales, and what is less than 2-D."""
+
+    def reason(self, info: ParamInfo) -> str | None:
+        if info.exemption is not None:
+            return info.exemption
+        words = _words(_telling_name(info))
+        if not _BIAS_WORDS.isdisjoint(words):
+            return "bias"
+        if _is_normalization(info):
+            return "normalization"
+        if "weight" not in words:
+            if not _POSITION_WORDS.isdisjoint(words):
+                return "position embedding"
+            if words[-1:] in (["token"], ["tokens"]) and "embed" not in words and not _is_embedding(info):
+                return " ".join(words)
+            if not _SCALE_WORDS.isdisjoint(words) and _is_vector(info.param):
+                return "scale"
+        return f"{info.param.ndim}-D" if info.param.ndim < 2 else None
+
+    def __repr__(self) -> str:
+        return "weights"
+
+
+def _words(name: str) -> list[str]:
+    """The words of a name in snake case or camel case, without numbers: ``T5LayerNorm`` is t, layer, norm."""
+    return [word.lower() for word in re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
+
+
+def _is_embedding(info: ParamInfo) -> bool:
+    return isinstance(info.module, nn.Embedding)
+
+
+def _telling_name(info: ParamInfo) -> str:
+    """The parameter's own name; where that tells nothing, an embedding's or a list's."""
+    *_, module_name, own_name = ("", *info.name.split("."))
+    return module_name if own_name.isdecimal() or (own_name == "weight" and _is_embedding(info)) else own_name
+
+
+def _is_normalization(info: ParamInfo) -> bool:
+    if isinstance(info.module, _NORMALIZATIONS):
+        return True
+    return _is_vector(info.param) and not _NORMALIZATION_WORDS.isdisjoint(_words(type(info.module).__name__))
+
+
+def _is_vector(param: nn.Parameter) -> bool:
+    """Whether it has one axis, shaped to broadcast perhaps. A matrix of one row is no vector but one unit's weights."""
+    return param.ndim != 2 and sum(size > 1 for size in param.shape) <= 1
+
+
+everything = _Everything()
+weights = _Weights()
+
+
+@final
+@dataclass(frozen=True)
+class _Named(Selector):
+    patterns: tuple[str, ...]
+
+    def reason(self, info: ParamInfo) -> str | None:
+        if not any(fnmatchcase(info.name, pattern) for pattern in self.patterns):
+            return f"not named {' or '.join(self.patterns)}"
+        return weights.reason(info)
+
+
+@final
+@dataclass(frozen=True)
+class _InModules(Selector):
+    types: tuple[type[nn.Module], ...]
+
+    def reason(self, info: ParamInfo) -> str | None:
+        if not isinstance(info.module, self.types):
+            return f"in {type(info.module).__name__}"
+        return weights.reason(info)
+
+
+@final
+@dataclass(frozen=True)
+class _Predicate(Selector):
+    predicate: Callable[[ParamInfo], bool]
+
+    def reason(self, info: ParamInfo) -> str | None:
+        if self.predicate(info):
+            return None
+        return f"not {getattr(self.predicate, '__name__', 'selected')}"
+
+
+def named(*patterns: str) -> Selector:
+    """The weights whose full name matches one of the patterns (``*`` and ``?`` as in a shell; ``*`` crosses dots).
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> named("conv*")(ParamInfo("head.weight", layer.weight, layer))
+        False
+    """
+    return _Named(patterns)
+
+
+def in_modules(*types: type[nn.Module]) -> Selector:
+    """The weights owned by a module of one of the types.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> in_modules(nn.Conv2d)(ParamInfo("head.weight", layer.weight, layer))
+        False
+    """
+    return _InModules(types)
+
+
+def as_selector(select: Selector | Callable[[ParamInfo], bool]) -> Selector:
+    """The selector itself, or one that asks the predicate."""
+    if isinstance(select, Selector):
+        return select
+    if not callable(select):
+        raise TypeError(f"select must be a selector or a predicate on ParamInfo, got {select!r}")
+    return _Predicate(select)

@@ -1,0 +1,137 @@
+"""What a penalty does in an optimizer's step, in each of the modes that act there."""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from torchreg.functional.chunks import PIECE, pieces
+from torchreg.functional.sharding import on_plain_
+from torchreg.hooks import Group, gradient_scale, step_size
+from torchreg.penalties import Penalty, ProximalPenalty
+from torchreg.steps.kernels import Form, Kernel, fits, kernel_on
+
+Penalties = Mapping[nn.Parameter, Penalty]
+Scales = Mapping[nn.Parameter, float | Tensor]
+
+_PLAIN = (nn.Parameter, Tensor)
+
+
+@torch.no_grad()
+def add_gradients(optimizer: Optimizer, penalties: Penalties, scales: Scales, compile: bool = False) -> None:
+    """Mode "grad", before the update: ``grad += dR(w)``.
+
+    Raises:
+        ValueError: a gradient is sparse, where a penalty's would not be.
+    """
+    unscaled = gradient_scale(optimizer)
+    for share in shares(optimizer, penalties, scales):
+        for param, grad in zip(share.params, share.grads, strict=True):
+            if grad.layout != torch.strided:
+                raise ValueError(
+                    "Regularizer: mode 'grad' needs dense gradients, got a sparse one for the parameter of shape "
+                    f"{tuple(param.shape)}: use mode 'decoupled' or 'prox'"
+                )
+        penalty = share.penalty
+        times = share.scale * (-unscaled if share.group.get("maximize") else unscaled)
+        one, many = partial(penalty.add_gradient_, scale=times), partial(penalty.foreach_add_gradient_, scale=times)
+        _act_on(penalty, one, many, (share.grads, share.params), ("add_gradient_", times) if compile else None)
+
+
+@torch.no_grad()
+def descend(optimizer: Optimizer, penalties: Penalties, scales: Scales, compile: bool = False) -> None:
+    """Mode "decoupled", before the update: ``w -= lr * dR(w)``."""
+    for share in shares(optimizer, penalties, scales):
+        penalty, step = share.penalty, step_size(optimizer, share.group) * share.scale
+        one, many = partial(penalty.descend_, step=step), partial(penalty.foreach_descend_, step=step)
+        _act_on(penalty, one, many, (share.params,), ("descend_", step) if compile else None)
+
+
+@torch.no_grad()
+def take_proximal_points(optimizer: Optimizer, penalties: Penalties, scales: Scales, compile: bool = False) -> None:
+    """Mode "prox", after the update: ``w = prox(w, lr)``."""
+    for share in shares(optimizer, penalties, scales):
+        penalty, step = share.penalty, step_size(optimizer, share.group) * share.scale
+        assert isinstance(penalty, ProximalPenalty)
+        one, many = partial(penalty.prox_, step=step), partial(penalty.foreach_prox_, step=step)
+        _act_on(penalty, one, many, (share.params,), ("prox_", step) if compile else None)
+
+
+class Share(NamedTuple):
+    """Parameters in a row, of one group, that a step moves, with one penalty and one scale."""
+
+    group: Group
+    penalty: Penalty
+    scale: float | Tensor
+    params: list[Tensor]
+    grads: list[Tensor]
+
+
+def shares(optimizer: Optimizer, penalties: Penalties, scales: Scales) -> list[Share]:
+    """The penalized parameters that the coming (or just made) step moves, as few shares as there can be in order."""
+    found: list[Share] = []
+    last: tuple[object, ...] = ()
+    for param, grad, penalty, group in moving(optimizer, penalties):
+        scale = scales[param]
+        if not last or last[0] is not penalty or last[1] is not scale or last[2] is not group:
+            found.append(Share(group, penalty, scale, [], []))
+            last = (penalty, scale, group)
+        found[-1].params.append(param)
+        found[-1].grads.append(grad)
+    return found
+
+
+def _act_on(
+    penalty: Penalty,
+    one: Callable[..., object],
+    many: Callable[..., object],
+    lists: tuple[list[Tensor], ...],
+    in_one_pass: tuple[Form, float | Tensor] | None,
+) -> None:
+    """``one(*tensors)`` for the tensors of each weight, or ``many(*lists)`` for those of small ones together."""
+    is_uniform, is_separable = penalty.is_uniform, penalty.is_separable
+    kernels: dict[torch.device, Kernel | None] = {}
+    small: tuple[list[Tensor], ...] = tuple([] for _ in lists)
+    room = PIECE
+    for tensors in zip(*lists, strict=True):
+        w = tensors[0]
+        kernel = None
+        if in_one_pass is not None and is_uniform and fits(*tensors):
+            if w.device not in kernels:
+                kernels[w.device] = kernel_on(w.device, penalty, *in_one_pass)
+            kernel = kernels[w.device]
+        if kernel is not None:
+            kernel(*tensors)
+        elif is_uniform and type(w) in _PLAIN and w.numel() < PIECE:
+            if w.numel() > room:
+                many(*small)
+                small, room = tuple([] for _ in lists), PIECE
+            room -= w.numel()
+            for some, tensor in zip(small, tensors, strict=True):
+                some.append(tensor)
+        else:
+            on_plain_(partial(_piecewise, one) if is_uniform else one, is_separable, *tensors)
+    if small[0]:
+        many(*small)
+
+
+def act_(penalty: Penalty, act: Callable[..., object], *tensors: Tensor) -> None:
+    """``act(*tensors)``, which changes the first of them, on as much of them at a time as the penalty needs to see."""
+    on_plain_(partial(_piecewise, act) if penalty.is_uniform else act, penalty.is_separable, *tensors)
+
+
+def _piecewise(act: Callable[..., object], *tensors: Tensor) -> None:
+    for some in pieces(*tensors):
+        act(*some)
+
+
+def moving(optimizer: Optimizer, penalties: Penalties) -> Iterator[tuple[nn.Parameter, Tensor, Penalty, Group]]:
+    """The penalized parameters that the coming (or just made) step moves."""
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            penalty = penalties.get(param)
+            if penalty is not None and param.grad is not None and param.requires_grad:
+                yield param, param.grad, penalty, group

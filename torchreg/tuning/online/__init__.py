@@ -1,0 +1,1 @@
+"""The strength tuned while training: by the gradient of the loss on held-out examples."""

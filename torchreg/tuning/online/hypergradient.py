@@ -1,0 +1,175 @@
+"""What one optimizer step's weights owe to the strengths: derivatives of the step, in each of the modes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from torchreg.optim import DecoupledDecay, Proximal
+from torchreg.penalties import Penalty, ProximalPenalty
+from torchreg.penalties.constraints import Constraint
+from torchreg.regularizer import Mode, Regularizer
+from torchreg.tuning.online.updates import DIFFERENTIATED, Update, what_of
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Act(Update):
+    """A regularizer's act on one weight, in one step: what it saw, so that it can be differentiated afterwards."""
+
+    regularizer: Regularizer
+    penalty: Penalty
+    scale: float | Tensor
+    before: Tensor  # the weight as it was
+
+    @property
+    def mode(self) -> Mode:
+        return self.regularizer.mode
+
+
+def acts_of(regularizer: Regularizer, optimizer: Optimizer) -> list[Act]:
+    """What the regularizer is about to do to each weight that the step moves."""
+    return [
+        Act(
+            **what_of(optimizer, group, param),
+            regularizer=regularizer,
+            penalty=penalty,
+            scale=scale,
+            before=param.detach().clone(),
+        )
+        for group, param, penalty, scale in regularizer.acting_in(optimizer)
+    ]
+
+
+def check_differentiable(regularizer: Regularizer, optimizer: Optimizer) -> None:
+    """Raises ``ValueError`` unless a step of the optimizer can be differentiated by the strength, in the mode."""
+    owner, name = "AutoStrength", type(optimizer).__name__
+    bare = isinstance(optimizer, DecoupledDecay) and isinstance(optimizer, DIFFERENTIATED)  # but for its decay
+    if regularizer.mode != "prox" and isinstance(optimizer, Proximal):
+        raise ValueError(
+            f"{owner}: mode {regularizer.mode!r} needs an optimizer without a penalty of its own, got {name}"
+        )
+    is_known = type(optimizer) in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+    decays = any(group.get("weight_decay", 0) != 0 for group in optimizer.param_groups)
+    if regularizer.mode == "grad" and not is_known and not bare:
+        raise ValueError(f"{owner}: mode 'grad' needs SGD, Adam or AdamW, got {name}: use mode 'decoupled' or 'prox'")
+    if regularizer.mode != "prox" and decays and not is_known:
+        raise ValueError(
+            f"{owner}: mode {regularizer.mode!r} needs an optimizer without a weight_decay of its own, or SGD, Adam or "
+            f"AdamW, got {name}: decay by another Regularizer"
+        )
+    if any(isinstance(term, Constraint) for entry in regularizer.entries for term in entry.terms):
+        raise ValueError(f"{owner}: a constraint has no strength to tune: make one Regularizer for it, apart")
+
+
+def hypergradients(acts: Sequence[Act], gradient: Tensor) -> list[Tensor]:
+    r"""The derivatives of a loss after the step by the scales of the acts on one weight, in the order they acted.
+
+    With :math:`v = \nabla L_{\text{val}}(w')` at the weight :math:`w'` that the step led to, they are
+
+    .. math:: \frac{\partial L_{\text{val}}}{\partial c} = \Big\langle v, \frac{\partial w'}{\partial c} \Big\rangle,
+              \qquad \frac{\partial w'}{\partial c} =
+              \begin{cases}
+                -J\, \partial R(w) & \text{mode "grad"} \\
+                -\eta\, \partial R(w) & \text{mode "decoupled"} \\
+                \partial_c \operatorname{prox}_{\eta c R}(u) & \text{mode "prox"}
+              \end{cases}
+
+    with :math:`J` the derivative of the optimizer's update by the gradient; what acts later is differentiated through.
+
+    Args:
+        acts: those on one weight, in order.
+        gradient: ``v``.
+
+    Returns:
+        A 0-d tensor for each act.
+
+    References:
+        Jelena Luketina, Mathias Berglund, Klaus Greff, Tapani Raiko, "Scalable Gradient-Based Tuning of Continuous
+        Regularization Hyperparameters", ICML 2016.
+    """
+    found = []
+    after, is_updated = acts[-1].param.detach(), False  # whether we are back before the optimizer's own update
+    carried = gradient
+    for number, act in reversed(list(enumerate(acts))):
+        if act.mode == "prox":
+            slope, gradient = _through_prox(act, after, gradient, further=number > 0)
+            carried = gradient
+        else:
+            if not is_updated:
+                carried, is_updated = _through_update(act, gradient), True
+            slope, carried = _before_update(act, gradient, carried, further=number > 0)
+        found.append(slope)
+        after = act.before
+    return found[::-1]
+
+
+@torch.no_grad()
+def _through_update(act: Act, gradient: Tensor) -> Tensor:
+    """The derivative of ``<gradient, w'>`` by the weight that the optimizer was given, its gradient held."""
+    if not act.group.get("weight_decay", 0):
+        return gradient
+    moves = act.mode == "decoupled"
+    weight = act.before - act.step * act.scale * act.penalty.gradient(act.before) if moves else act.before
+    return gradient * act.through(weight)
+
+
+@torch.no_grad()
+def _before_update(act: Act, gradient: Tensor, carried: Tensor, further: bool) -> tuple[Tensor, Tensor]:
+    """The derivative by the scale of an act in mode "grad" or "decoupled", and by the weight before it.
+
+    ``gradient`` is by the weight after the optimizer's update, ``carried`` by the weight after the act.
+    """
+    direction = act.penalty.gradient(act.before)
+    if act.mode == "grad":
+        response = act.response(act.before, gradient)  # each element depends on its own gradient alone
+        slope, along = _inner(response, direction), act.scale * response
+    else:
+        slope, along = -act.step * _inner(carried, direction), -act.step * act.scale * carried
+    return slope, carried + _curved(act.penalty, act.before, along) if further else carried
+
+
+def _curved(penalty: Penalty, weight: Tensor, direction: Tensor) -> Tensor:
+    """The penalty's second derivative times a direction."""
+    with torch.enable_grad():
+        w = weight.detach().clone().requires_grad_()
+        slope = penalty.gradient(w)
+        if not slope.requires_grad:
+            return torch.zeros_like(weight)
+        (found,) = torch.autograd.grad(slope, w, direction, allow_unused=True, materialize_grads=True)
+    return found
+
+
+def _through_prox(act: Act, after: Tensor, gradient: Tensor, further: bool) -> tuple[Tensor, Tensor]:
+    """The derivatives of ``<gradient, prox(u, step * scale)>`` by the scale and, if it goes further, by ``u``."""
+    penalty = act.penalty
+    assert isinstance(penalty, ProximalPenalty)
+    if penalty.curvature is None or further:
+        return _by_autograd(act, penalty, gradient, further)
+    with torch.no_grad():
+        slope = _inner(gradient, penalty.gradient(after))
+        return -act.step * slope / (1 + act.step * act.scale * penalty.curvature), gradient
+
+
+def _by_autograd(act: Act, penalty: ProximalPenalty, gradient: Tensor, further: bool) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        u = act.before.clone().requires_grad_(further)
+        scale = torch.as_tensor(act.scale, dtype=torch.promote_types(u.dtype, torch.float32), device=u.device)
+        scale = (scale.expand(u.shape) if penalty.takes_steps else scale).detach().clone().requires_grad_()
+        moved = penalty.prox(u, act.step * scale)
+        wanted = (scale, u) if further else (scale,)
+        slopes, *through = torch.autograd.grad(moved, wanted, gradient, allow_unused=True, materialize_grads=True)
+    at_zero = moved == 0  # where some formulas, such as roots, have no derivative, and the weight stays zero
+    if slopes.ndim:
+        slopes = slopes.masked_fill(at_zero & slopes.isnan(), 0.0)
+    return slopes.sum(), through[0].masked_fill(at_zero & through[0].isnan(), 0.0) if further else gradient
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    """The inner product in one pass; of complex tensors its real part."""
+    if a.is_complex():
+        a, b = torch.view_as_real(a), torch.view_as_real(b)
+    return torch.dot(a.reshape(-1), b.reshape(-1).to(a.dtype))

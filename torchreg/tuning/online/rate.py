@@ -1,0 +1,233 @@
+"""Dropout rates that are tuned while the model trains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from torchreg.hooks import StepHooks
+from torchreg.nn.concrete import ConcreteDropout
+from torchreg.nn.dropout import Seeded
+from torchreg.tuning.online.descent import NO_MOMENTS, Moments, normalized
+from torchreg.tuning.online.held_out import Batches, evaluating
+from torchreg.tuning.online.updates import Update, updates_of
+
+Examples = tuple[Tensor, Tensor] | Iterable[tuple[Any, Any]]
+
+
+class AutoRate:
+    r"""Tunes the rates of :class:`~torchreg.nn.ConcreteDropout` layers by the loss on examples held out.
+
+    Such a layer is differentiable in its rate :math:`p`, so that a step :math:`w'` of the optimizer is:
+
+    .. math:: \operatorname{logit} p \leftarrow \operatorname{logit} p - \eta_p \frac{\bar h}{\sqrt{\overline{h^2}}},
+              \qquad h = \Big\langle D\, \nabla L_{\text{val}}(w'),\,
+              \frac{\partial}{\partial \operatorname{logit} p} \nabla_w L_{\text{train}}(w', p) \Big\rangle
+
+    with :math:`D` the derivative of the update by the gradient. The rates are not trained with the weights meanwhile,
+    so no :class:`~torchreg.Complexity` is needed. A tuning costs about four steps, as the mixed derivative is a second
+    one.
+
+    Args:
+        model: one with ``ConcreteDropout`` layers.
+        training: training examples: two tensors, or any iterable of pairs, which is gone through again and again.
+        validation: held-out ones, likewise.
+        criterion: the loss of outputs and targets.
+        lr: :math:`\eta_p`, the size of a step of the log-odds.
+        every: so many steps of the optimizer, which is SGD, Adam or AdamW, for one of the rates.
+        bounds: the least and the largest rate.
+        batch_size: of batches from two tensors.
+        seed: of their shuffling, and of the masks that tuning draws.
+
+    Attributes:
+        rates: the current rates, by the layers' names.
+
+    Raises:
+        ValueError: a model without such layers, no examples, an argument out of range; in :meth:`attach`, another
+            optimizer, or one that holds the rates.
+
+    Example:
+        >>> from torchreg.nn import ConcreteDropout
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), ConcreteDropout(nn.Linear(8, 1), p=0.3))
+        >>> weights = [param for name, param in model.named_parameters() if "logit_p" not in name]
+        >>> optimizer = torch.optim.Adam(weights, lr=0.01)
+        >>> data = torch.randn(20, 4), torch.randn(20, 1)
+        >>> auto = AutoRate(model, data, data, nn.MSELoss(), every=1).attach(optimizer)
+        >>> nn.MSELoss()(model(data[0]), data[1]).backward()
+        >>> optimizer.step()
+        >>> 0 < auto.rates["2"] < 1 and auto.rates["2"] != 0.3
+        True
+
+    References:
+        Jelena Luketina, Mathias Berglund, Klaus Greff, Tapani Raiko, "Scalable Gradient-Based Tuning of Continuous
+        Regularization Hyperparameters", ICML 2016. Yarin Gal, Jiri Hron, Alex Kendall, "Concrete Dropout", NIPS 2017.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        training: Examples,
+        validation: Examples,
+        criterion: Callable[[Any, Any], Tensor],
+        *,
+        lr: float = 0.05,
+        every: int = 4,
+        bounds: tuple[float, float] = (1e-3, 0.95),
+        batch_size: int = 128,
+        seed: int = 0,
+    ) -> None:
+        self.layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, ConcreteDropout)}
+        _check(model, self.layers, lr, every, bounds)
+        self.model, self.criterion, self.lr, self.every, self.bounds = model, criterion, lr, every, bounds
+        self.seed = seed
+        self._training = Batches("AutoRate", training, batch_size, seed)
+        self._validation = Batches("AutoRate", validation, batch_size, seed)
+        self._moments: dict[str, Moments] = dict.fromkeys(self.layers, NO_MOMENTS)
+        self._steps = 0
+        self._updates: list[Update] = []
+        self._hooks: StepHooks | None = None
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The current rates by the layers' names."""
+        return {name: layer.p.item() for name, layer in self.layers.items()}
+
+    def attach(self, optimizer: Optimizer) -> Self:
+        """Tunes in every step of the optimizer from now on.
+
+        Returns:
+            Itself, which is a context manager too.
+        """
+        if self._hooks is not None:
+            raise ValueError("AutoRate: already attached: call remove() first")
+        if type(optimizer) not in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
+            raise ValueError(f"AutoRate: optimizer must be SGD, Adam or AdamW, got {type(optimizer).__name__}")
+        held = {param for group in optimizer.param_groups for param in group["params"]}
+        for name, layer in self.layers.items():
+            if layer.logit_p in held:
+                raise ValueError(f"AutoRate: the optimizer must not hold the rates it would train, got {name}.logit_p")
+            layer.logit_p.requires_grad_(False)
+        self._hooks = StepHooks(optimizer, self._note, self._after_step)
+        return self
+
+    def remove(self) -> None:
+        """Leaves the rates as they are now."""
+        if self._hooks is not None:
+            self._hooks.remove()
+            self._hooks = None
+            for layer in self.layers.values():
+                layer.logit_p.requires_grad_()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.remove()
+
+    def _note(self, optimizer: Optimizer, evaluation: int) -> None:
+        if evaluation == 0 and (self._steps + 1) % self.every == 0:
+            self._updates = list(updates_of(optimizer))
+
+    def _after_step(self, optimizer: Optimizer) -> None:
+        if self._updates:
+            updates, self._updates = self._updates, []
+            with torch.enable_grad():
+                slopes = self._slopes(updates)
+            for name, slope in slopes.items():
+                self._move(name, slope.item())
+        self._steps += 1
+
+    def _slopes(self, updates: list[Update]) -> dict[str, Tensor]:
+        """The hypergradient of each rate's log-odds."""
+        params = [update.param for update in updates]
+        inputs, targets = next(self._validation)
+        with evaluating(self.model):
+            loss = self.criterion(self.model(inputs), targets)
+            gradients = torch.autograd.grad(loss, params, allow_unused=True, materialize_grads=True)
+        moved = [u.response(u.param.detach(), g) for u, g in zip(updates, gradients, strict=True)]
+        logits = [layer.logit_p for layer in self.layers.values()]
+        inputs, targets = next(self._training)
+        with _apart(self.model, self.seed + self._steps), _differentiable(logits):
+            loss = self.criterion(self.model(inputs), targets)
+            slopes = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True, materialize_grads=True)
+            found = torch.autograd.grad(slopes, logits, moved, allow_unused=True, materialize_grads=True)
+        return dict(zip(self.layers, found, strict=True))
+
+    @torch.no_grad()
+    def _move(self, name: str, slope: float) -> None:
+        if not math.isfinite(slope):
+            return
+        self._moments[name], unit = normalized(self._moments[name], slope)
+        least, largest = (math.log(bound / (1 - bound)) for bound in self.bounds)
+        logit = self.layers[name].logit_p
+        logit.sub_(self.lr * unit).clamp_(least, largest)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Averages and the places in the examples; the rates are in the model's own."""
+        batches = [self._training.count, self._validation.count]
+        moments = {name: list(moments) for name, moments in self._moments.items()}
+        return {"steps": self._steps, "batches": batches, "moments": moments}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what :meth:`state_dict` saved."""
+        if set(state) != {"steps", "batches", "moments"} or set(state["moments"]) != set(self.layers):
+            raise ValueError(f"AutoRate: state must be that of the layers {', '.join(self.layers)}, got {list(state)}")
+        self._steps = state["steps"]
+        for batches, count in zip((self._training, self._validation), state["batches"], strict=True):
+            batches.go_to(count)
+        self._moments = {name: (mean, square, count) for name, (mean, square, count) in state["moments"].items()}
+
+    def __repr__(self) -> str:
+        return f"AutoRate({', '.join(f'{name}: {rate:.3f}' for name, rate in self.rates.items())})"
+
+
+@contextmanager
+def _apart(model: nn.Module, seed: int) -> Iterator[None]:
+    """The model in training mode, but so that random states, buffers and modes are afterwards what they were."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    generators = [m.generator for m in model.modules() if isinstance(m, Seeded) and m.generator is not None]
+    states = [generator.get_state() for generator in generators]
+    model.train()
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def _differentiable(params: list[nn.Parameter]) -> Iterator[None]:
+    for param in params:
+        param.requires_grad_()
+    try:
+        yield
+    finally:
+        for param in params:
+            param.requires_grad_(False)
+
+
+def _check(
+    model: nn.Module, layers: Mapping[str, nn.Module], lr: float, every: int, bounds: tuple[float, float]
+) -> None:
+    if not layers:
+        raise ValueError(f"AutoRate: model must have ConcreteDropout layers, {type(model).__name__} has none")
+    if not (isinstance(lr, (int, float)) and 0 < lr < math.inf):
+        raise ValueError(f"AutoRate: lr must be finite and > 0, got {lr!r}")
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise ValueError(f"AutoRate: every must be a whole number >= 1, got {every!r}")
+    if not (len(bounds) == 2 and 0 < bounds[0] <= bounds[1] < 1):
+        raise ValueError(f"AutoRate: bounds must be 0 < least <= largest < 1, got {bounds!r}")

@@ -1,0 +1,336 @@
+"""Strengths that are tuned while the model trains."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, Self, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from torchreg.ensemble.stacked import Stacked
+from torchreg.hooks import StepHooks
+from torchreg.penalties import Term
+from torchreg.regularizer import Regularizer
+from torchreg.tuning.online.descent import NO_MOMENTS, normalized
+from torchreg.tuning.online.held_out import Batches, evaluating
+from torchreg.tuning.online.hypergradient import Act, acts_of, check_differentiable, hypergradients
+
+Per = Literal["regularizer", "parameter"]
+
+
+class AutoStrength:
+    r"""Tunes the strength of a regularizer in one run, by the gradient of the loss on examples held out.
+
+    After each step :math:`w \to w'(c)` it asks how the loss on a batch of held-out examples would change with the scale
+    :math:`c` of the penalty, and moves the scale the other way:
+
+    .. math:: \log c \leftarrow \log c - \eta_c \frac{\bar h}{\sqrt{\overline{h^2}}}, \qquad
+              h = \Big\langle \nabla L_{\text{val}}(w'), \frac{\partial w'}{\partial c} \Big\rangle
+
+    where bars are averages over the last steps, as in Adam. So the strength moves by up to a factor of
+    :math:`e^{\eta_c}` a step, and where it starts matters little. It takes the place of a search over a grid, at the
+    price of about one more forward and backward pass a step.
+
+    Args:
+        regularizer: one in mode ``"grad"``, ``"decoupled"`` or ``"prox"``, or several, which share the held-out
+            batches. Mode ``"grad"`` needs SGD, Adam or AdamW, and mode ``"decoupled"`` one of them or an optimizer
+            without a decay of its own.
+        validation: held-out examples: two tensors, inputs and targets, or any iterable of such pairs, as a data loader,
+            which is gone through again and again.
+        criterion: the loss that is to become small on them: a function of outputs and targets.
+        lr: :math:`\eta_c`, the size of a step of the log-strength.
+        every: so many steps of the optimizer for one of the strength.
+        per: one strength for each ``"regularizer"``, or one for each ``"parameter"``. Strengths for each parameter of
+            an L1 are greedy in the first layer.
+        bounds: the least and the largest strength. Of a sum, or of several penalties by patterns, it is the factor of
+            them all that is tuned and bounded.
+        batch_size: of batches from two tensors, which are shuffled in each pass.
+        seed: of that shuffling.
+
+    Attributes:
+        strengths: the current strengths by name.
+
+    Raises:
+        ValueError: mode "loss", a stack, no examples, a strength of 0, or an argument out of range; in :meth:`attach`,
+            an optimizer whose steps cannot be differentiated.
+
+    Example:
+        >>> from torchreg import L2, Regularizer
+        >>> model = nn.Linear(4, 1)
+        >>> optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        >>> regularizer = Regularizer(model, L2(1e-4), mode="decoupled")
+        >>> held_out = torch.randn(20, 4), torch.randn(20, 1)
+        >>> auto = AutoStrength(regularizer, held_out, nn.MSELoss()).attach(optimizer)
+        >>> for _ in range(3):
+        ...     optimizer.zero_grad()
+        ...     (model(torch.ones(8, 4)) ** 2).mean().backward()
+        ...     optimizer.step()
+        >>> auto.strengths["L2"] != 1e-4
+        True
+        >>> auto.remove()
+
+    References:
+        Jelena Luketina, Mathias Berglund, Klaus Greff, Tapani Raiko, "Scalable Gradient-Based Tuning of Continuous
+        Regularization Hyperparameters", ICML 2016.
+    """
+
+    def __init__(
+        self,
+        regularizer: Regularizer | Sequence[Regularizer],
+        validation: tuple[Tensor, Tensor] | Iterable[tuple[Any, Any]],
+        criterion: Callable[[Any, Any], Tensor],
+        *,
+        lr: float = 0.05,
+        every: int = 1,
+        per: Per = "regularizer",
+        bounds: tuple[float, float] = (1e-8, 1e4),
+        batch_size: int = 128,
+        seed: int = 0,
+    ) -> None:
+        self.regularizers = (regularizer,) if isinstance(regularizer, Regularizer) else tuple(regularizer)
+        _check(self.regularizers, lr, every, per, bounds)
+        self.criterion, self.lr, self.every, self.bounds = criterion, lr, every, bounds
+        self.model = self.regularizers[0].model
+        self._batches = Batches("AutoStrength", validation, batch_size, seed)
+        self._knobs = _told_apart([knob for each in self.regularizers for knob in _knobs(each, per)])
+        self._steps = 0
+        self._acts: dict[Optimizer, list[Act]] = {}
+        self._stepped: set[Optimizer] = set()  # those whose last step's acts are noted
+        self._optimizers: tuple[Optimizer, ...] = ()
+        self._hooks: tuple[StepHooks, ...] = ()
+        self._attached: list[Regularizer] = []
+
+    @property
+    def strengths(self) -> dict[str, float]:
+        """The current strengths: of each regularizer by the name of its penalty, or of each of its parameters."""
+        return {knob.name: knob.strength for knob in self._knobs}
+
+    def attach(self, *optimizers: Optimizer) -> Self:
+        """Tunes in every step of the optimizer from now on; attaches the regularizers that are not attached yet.
+
+        Returns:
+            Itself, which is a context manager too.
+        """
+        if self._hooks:
+            raise ValueError("AutoStrength: already attached: call remove() first")
+        for regularizer in self.regularizers:
+            for optimizer in optimizers:
+                check_differentiable(regularizer, optimizer)
+            if regularizer.optimizers not in ((), optimizers):
+                raise ValueError("AutoStrength: attach() takes the optimizers that the regularizer is attached to")
+        try:
+            for regularizer in self.regularizers:
+                if not regularizer.optimizers:
+                    regularizer.attach(*optimizers)
+                    self._attached.append(regularizer)
+        except Exception:
+            self.remove()
+            raise
+        self._listen(optimizers)
+        self._turn()
+        return self
+
+    def _listen(self, optimizers: tuple[Optimizer, ...]) -> None:
+        for regularizer in self.regularizers:
+            regularizer.listeners.append(self._note)
+        self._optimizers = optimizers
+        self._hooks = tuple(StepHooks(o, _nothing, self._after_step) for o in optimizers)
+
+    def remove(self) -> None:
+        """Leaves the strengths as they are now; detaches the regularizers that it has attached."""
+        for hooks in self._hooks:
+            hooks.remove()
+        for regularizer in self.regularizers:
+            if self._note in regularizer.listeners:
+                regularizer.listeners.remove(self._note)
+        for regularizer in self._attached:
+            regularizer.remove()
+        self._hooks, self._optimizers, self._attached = (), (), []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.remove()
+
+    # -- in the optimizer's step ----------------------------------------------------------------------------------
+
+    @property
+    def _is_due(self) -> bool:
+        return (self._steps + 1) % self.every == 0
+
+    def _note(self, regularizer: Regularizer, optimizer: Optimizer) -> None:
+        if optimizer in self._stepped:  # it steps more often than others: its latest step counts
+            self._acts.pop(optimizer, None)
+            self._stepped.discard(optimizer)
+        if self._is_due:
+            self._acts.setdefault(optimizer, []).extend(acts_of(regularizer, optimizer))
+
+    def _after_step(self, optimizer: Optimizer) -> None:
+        self._stepped.add(optimizer)
+        if optimizer is not self._hooks[-1].optimizer:
+            return
+        if self._is_due and any(self._acts.values()):
+            self._tune()
+        self._acts.clear()
+        self._steps += 1
+
+    def _tune(self) -> None:
+        by_param: dict[nn.Parameter, list[Act]] = {}
+        for acts in self._acts.values():
+            for act in acts:
+                by_param.setdefault(act.param, []).append(act)
+        slopes: dict[tuple[Regularizer, nn.Parameter], Tensor] = {}
+        for param, gradient in self._gradients(list(by_param)).items():
+            own = by_param[param]
+            for act, slope in zip(own, hypergradients(own, gradient), strict=True):
+                slopes[act.regularizer, param] = slope
+        for knob in self._knobs:
+            parts = [slopes[knob.regularizer, param] for param in knob.params if (knob.regularizer, param) in slopes]
+            if parts:
+                knob.move(sum(part.item() for part in parts), self.lr, self.bounds)
+        self._turn()
+
+    def _gradients(self, params: list[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
+        """Of the held-out loss, in evaluation mode."""
+        inputs, targets = next(self._batches)
+        with evaluating(self.model), torch.enable_grad():
+            loss = self.criterion(self.model(inputs), targets)
+            gradients = torch.autograd.grad(loss, params, allow_unused=True)
+        return {param: gradient for param, gradient in zip(params, gradients, strict=True) if gradient is not None}
+
+    def _turn(self) -> None:
+        """Hands the strengths to the regularizers."""
+        for regularizer in self.regularizers:
+            knobs = [knob for knob in self._knobs if knob.regularizer is regularizer]
+            if len(knobs) == 1:
+                regularizer.scale = knobs[0].scale
+            else:
+                names = {entry.param: entry.name for entry in regularizer.entries if entry.acting is not None}
+                regularizer.scale = {names[param]: knob.scale for knob in knobs for param in knob.params}
+
+    # -- saving ---------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Strengths, averages and the place in the held-out tensors. It loads with ``torch.load(weights_only=True)``.
+
+        The place in an iterable of your own is not in it.
+        """
+        knobs = {knob.name: [knob.log_scale, knob.unit, *knob.moments] for knob in self._knobs}
+        return {"steps": self._steps, "batches": self._batches.count, "knobs": knobs}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what :meth:`state_dict` saved."""
+        names = [knob.name for knob in self._knobs]
+        if set(state) != {"steps", "batches", "knobs"} or list(state["knobs"]) != names:
+            raise ValueError(f"AutoStrength: state must be that of the strengths {', '.join(names)}, got {list(state)}")
+        self._steps = state["steps"]
+        self._batches.go_to(state["batches"])
+        for knob, (log_scale, unit, mean, square, count) in zip(self._knobs, state["knobs"].values(), strict=True):
+            knob.log_scale, knob.moments = log_scale + math.log(unit / knob.unit), (mean, square, count)
+        self._turn()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_hooks": (), "_acts": {}, "_stepped": set()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._optimizers:
+            self._listen(self._optimizers)  # copied regularizers and optimizers have lost their hooks
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}: {strength:.3g}" for name, strength in self.strengths.items())
+        return f"AutoStrength({shown})"
+
+
+class _Knob:
+    """One strength that is tuned, with the parameters that share it."""
+
+    def __init__(self, regularizer: Regularizer, name: str, params: Sequence[nn.Parameter], unit: float) -> None:
+        self.regularizer, self.name, self.params, self.unit = regularizer, name, tuple(params), unit
+        scale = regularizer.scale
+        self.log_scale = math.log(scale) if isinstance(scale, float) and scale > 0 else 0.0
+        self.moments = NO_MOMENTS
+
+    @property
+    def scale(self) -> float:
+        return math.exp(self.log_scale)
+
+    @property
+    def strength(self) -> float:
+        return self.unit * self.scale
+
+    @torch.no_grad()
+    def move(self, slope: float, lr: float, bounds: tuple[float, float]) -> None:
+        if slope == 0 and not any(bool(param.any()) for param in self.params):
+            move = -1.0  # nothing is left that could tell more from less
+        elif not math.isfinite(slope):
+            warnings.warn(
+                f"AutoStrength: the held-out loss must have a finite gradient, got {slope}: {self.name} stays as it is",
+                stacklevel=2,
+            )
+            return
+        else:
+            self.moments, unit = normalized(self.moments, slope)
+            move = -unit
+        least, largest = (math.log(bound / self.unit) for bound in bounds)
+        self.log_scale = min(max(self.log_scale + lr * move, least), largest)
+
+
+def _told_apart(knobs: list[_Knob]) -> list[_Knob]:
+    """The knobs, with numbers behind names that several have."""
+    names = [knob.name for knob in knobs]
+    for number, knob in enumerate(knobs):
+        if names.count(names[number]) > 1:
+            knob.name = f"{names[number]} ({names[: number + 1].count(names[number])})"
+    return knobs
+
+
+def _knobs(regularizer: Regularizer, per: Per) -> list[_Knob]:
+    chosen = [entry for entry in regularizer.entries if entry.acting is not None]
+    labels = list(dict.fromkeys(term.label for entry in chosen for term in entry.terms))
+    units = {entry.penalty.strength if isinstance(entry.penalty, Term) else 1.0 for entry in chosen}
+    if 0 in units:
+        raise ValueError("AutoStrength: strength must be > 0 to start from, got 0")
+    if per == "regularizer":
+        unit = units.pop() if len(units) == 1 else 1.0
+        return [_Knob(regularizer, "+".join(labels), [entry.param for entry in chosen], unit)]
+    return [
+        _Knob(
+            regularizer,
+            f"{'+'.join(term.label for term in entry.terms)} {entry.name}",
+            [entry.param],
+            entry.penalty.strength if isinstance(entry.penalty, Term) else 1.0,
+        )
+        for entry in chosen
+    ]
+
+
+def _check(regularizers: Sequence[Regularizer], lr: float, every: int, per: Per, bounds: tuple[float, float]) -> None:
+    if not regularizers or not all(isinstance(each, Regularizer) for each in regularizers):
+        raise TypeError(f"AutoStrength: regularizer must be a Regularizer or several, got {regularizers!r}")
+    for each in regularizers:
+        if each.mode == "loss":
+            raise ValueError("AutoStrength: mode must be 'grad', 'decoupled' or 'prox', got 'loss'")
+        if each.schedule is not None:
+            raise ValueError("AutoStrength: the regularizer must have no schedule, which turns the same knob")
+        if isinstance(each.model, Stacked):
+            raise ValueError("AutoStrength: the model must be one, got a stack: use its members()")
+        if each.model is not regularizers[0].model:
+            raise ValueError("AutoStrength: the regularizers must be of one model, got several")
+    if not (isinstance(lr, (int, float)) and 0 < lr < math.inf):
+        raise ValueError(f"AutoStrength: lr must be finite and > 0, got {lr!r}")
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise ValueError(f"AutoStrength: every must be a whole number >= 1, got {every!r}")
+    if per not in get_args(Per):
+        raise ValueError(f"AutoStrength: per must be one of {', '.join(get_args(Per))}, got {per!r}")
+    if not (len(bounds) == 2 and 0 < bounds[0] <= bounds[1] < math.inf):
+        raise ValueError(f"AutoStrength: bounds must be 0 < least <= largest < inf, got {bounds!r}")
+
+
+def _nothing(optimizer: Optimizer, evaluation: int) -> None:
+    """All is noted by the regularizers, before they act."""

@@ -1,0 +1,140 @@
+"""How many models are trained: stacked, in worker processes, or one after another, whichever is fastest."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from statistics import median
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from torchreg.ensemble.stacked import Stacked
+
+Way = Literal["stacked", "processes", "one after another"]
+Job = Callable[[Stacked, Sequence[float]], None]  # trains a stack at its members' strengths
+State = dict[str, Tensor]
+
+_LARGE, _WAITING = 1 << 19, 1.3  # weights, of which processes wait for the same memory, and for how long
+_LOOKS = 3  # steps that are timed of each way
+
+
+def train_all(models: Sequence[nn.Module], strengths: Sequence[float], job: Job, way: Way, jobs: int) -> list[State]:
+    """Trains each model at its strength; returns their states, in order. The models stay as they are."""
+    if way == "processes":
+        return _in_processes(models, strengths, job, jobs)
+    if way == "stacked":
+        return _stacked(models, strengths, job)
+    return [state for pair in zip(models, strengths, strict=True) for state in _stacked([pair[0]], [pair[1]], job)]
+
+
+def fastest(models: Sequence[nn.Module], strengths: Sequence[float], step: Job, jobs: int) -> tuple[Way, str]:
+    """The way that is fastest by a few steps of each, and a line that says so.
+
+    Args:
+        step: makes one step of training.
+    """
+    count, share = len(models), -(-len(models) // jobs)
+    costs: dict[Way, float] = {
+        "stacked": _cost(models, strengths, step),
+        "one after another": count * _cost(models[:1], strengths[:1], step),
+    }
+    if can_fork(models) and jobs > 1 and count > 1:
+        with _one_thread():
+            large = sum(param.numel() for param in models[0].parameters()) > _LARGE
+            costs["processes"] = _cost(models[:share], strengths[:share], step) * (_WAITING if large else 1.0)
+    way = min(costs, key=lambda name: costs[name])
+    shown = ", ".join(f"{name} {1e3 * cost:.3g} ms" for name, cost in costs.items())
+    return way, f"{count} members {way} (a step of all: {shown})"
+
+
+def can_fork(models: Sequence[nn.Module]) -> bool:
+    """Whether worker processes can take over what this one has in memory."""
+    values = (value for model in models for value in (*model.parameters(), *model.buffers()))
+    on_cpu = all(value.device.type == "cpu" for value in values)
+    return on_cpu and "fork" in multiprocessing.get_all_start_methods() and not torch.cuda.is_initialized()
+
+
+def _cost(models: Sequence[nn.Module], strengths: Sequence[float], step: Job) -> float:
+    """The seconds that a step of all of them takes."""
+    stack = Stacked(models, vectorize=len(models) > 1)
+    seconds = []
+    for _ in range(_LOOKS + 1):
+        start = time.perf_counter()
+        step(stack, strengths)
+        seconds.append(time.perf_counter() - start)
+    return median(seconds[1:])
+
+
+def _stacked(models: Sequence[nn.Module], strengths: Sequence[float], job: Job) -> list[State]:
+    stack = Stacked(models, vectorize=len(models) > 1)
+    job(stack, strengths)
+    return [stack.state_of(member) for member in range(len(stack))]
+
+
+def _in_processes(models: Sequence[nn.Module], strengths: Sequence[float], job: Job, jobs: int) -> list[State]:
+    """Each process trains a stack of every ``jobs``-th model, on one thread."""
+    context = multiprocessing.get_context("fork")
+    workers = []
+    for first in range(min(jobs, len(models))):
+        ours, theirs = context.Pipe(duplex=False)
+        arguments = (theirs, models[first::jobs], strengths[first::jobs], job)
+        worker = context.Process(target=_work, args=arguments, daemon=True)
+        with warnings.catch_warnings(action="ignore"):  # of threads that the children would lack: they use none
+            worker.start()
+        theirs.close()
+        workers.append((worker, ours))
+    states: list[State] = [{}] * len(models)
+    try:
+        for first, (worker, ours) in enumerate(workers):
+            states[first::jobs] = _received(worker, ours)
+    finally:
+        for worker, _ in workers:
+            worker.terminate()
+            worker.join()
+    return states
+
+
+def _received(worker: Any, pipe: Any) -> list[State]:
+    try:
+        content = pipe.recv_bytes()
+    except EOFError:
+        worker.join()
+        raise RuntimeError(f"strength_path: a worker process ended with exit code {worker.exitcode}") from None
+    result = torch.load(io.BytesIO(content), weights_only=False)
+    if isinstance(result, str):
+        raise RuntimeError(f"strength_path: a worker process failed: {result.strip().splitlines()[-1]}\n{result}")
+    states: list[State] = result
+    return states
+
+
+def _work(pipe: Any, models: Sequence[nn.Module], strengths: Sequence[float], job: Job) -> None:
+    torch.set_num_threads(1)
+    result: Any
+    try:
+        result = _stacked([deepcopy(model) for model in models], strengths, job)
+    except Exception:
+        result = traceback.format_exc()
+    buffer = io.BytesIO()
+    torch.save(result, buffer)
+    pipe.send_bytes(buffer.getvalue())
+    pipe.close()
+    os._exit(0)  # what the parent has registered for its exit is not the child's
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

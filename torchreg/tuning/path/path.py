@@ -1,0 +1,279 @@
+"""A path of strengths: trained together, validated on the same folds."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from torchreg.ensemble.stacked import Stacked
+from torchreg.nn.dropout import Seeded
+from torchreg.nn.model.replace import replace_dropout
+from torchreg.nn.model.seeding import seed_dropout
+from torchreg.penalties import Anchored, Penalty
+from torchreg.regularizer import Mode
+from torchreg.selection.parameters import ParamInfo
+from torchreg.selection.selectors import Selector, weights
+from torchreg.tuning.path.executors import Job, State, Way, can_fork, fastest, train_all
+from torchreg.tuning.path.fit import fit
+from torchreg.tuning.path.folds import splits
+from torchreg.tuning.path.outcome import outcomes, point
+from torchreg.tuning.path.problem import Criterion, Examples, Problem, check_examples, in_double, usual_criterion
+from torchreg.tuning.path.selection import Point
+from torchreg.tuning.path.strength_max import strength_max
+from torchreg.tuning.path.table import StrengthPath
+
+
+def strength_path(
+    make_model: Callable[[], nn.Module],
+    penalty: Penalty | Mapping[str, Penalty],
+    train: Examples,
+    valid: Examples | None = None,
+    *,
+    strengths: Sequence[float] | None = None,
+    count: int = 30,
+    ratio: float = 1e-3,
+    folds: int | Sequence[tuple[Any, Any]] = 5,
+    seeds: Sequence[int] = (0,),
+    criterion: Criterion | None = None,
+    mode: Mode = "prox",
+    select: Selector | Callable[[ParamInfo], bool] = weights,
+    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    patience: int | None = None,
+    tolerance: float = 1e-6,
+    warm: bool = False,
+    way: Way | Literal["fastest"] = "fastest",
+    jobs: int | None = None,
+    seed: int = 0,
+    keep: bool = False,
+    verbose: bool = True,
+) -> StrengthPath:
+    r"""Trains a model at many strengths of a penalty and validates each, on folds that are the same for all.
+
+    Each member of the path minimizes :math:`L(w) + s R(w)` from the same start, on the same batches; the path holds
+    what became of the loss, the error, the zeros and the norms. Choose from it with :func:`one_standard_error` or
+    :func:`best`.
+
+    Without an ``optimizer`` each member is taken to its minimum, in double precision, by accelerated proximal gradient
+    steps over all examples (for linear models, whose minimum is the only one: this is the lasso's path), and each
+    point tells how far from it the minimum is. With one, members are trained in batches for so many epochs.
+
+    Args:
+        make_model: makes a fresh model; called with torch's seed set to each of ``seeds``.
+        penalty: as for a :class:`~torchreg.Regularizer`, usually with strength 1: the path multiplies it.
+        train: inputs and targets.
+        valid: inputs and targets to validate on, instead of folds.
+        strengths: positive numbers; by default ``count`` of them in geometric progression from :func:`strength_max`
+            down to ``ratio`` times it.
+        folds: how many, with each class spread evenly over them; or pairs of indices to train and to validate on.
+        seeds: of initial weights and dropout, for which torch's layers give way to torchreg's. The figures of a fold
+            are means over them.
+        criterion: the mean loss of outputs and targets; cross entropy for whole-number targets, else the mean square.
+        mode: of the regularizer.
+        select: which parameters are penalized.
+        optimizer: a function of parameters that makes the optimizer, such as ``partial(torch.optim.Adam, lr=1e-3)``.
+        epochs: passes over the training examples, 100 by default; without an optimizer at most so many steps, 3,000.
+        batch_size: examples a batch; all of them if None.
+        patience: ends a member's training after so many epochs without a lower validation loss, and takes its best.
+        tolerance: without an optimizer, the distance from the minimum to reach: the norm of the (sub)gradient, in units
+            of the largest strength.
+        warm: goes from the strongest to the weakest, each starting where the one before ended.
+        way: ``"stacked"``, ``"processes"`` (Linux, on the CPU), ``"one after another"``, or the fastest, which a few
+            steps of each tell.
+        jobs: how many processes; as many as torch has threads if None.
+        seed: of the folds and of the batches.
+        keep: keeps the models in the path.
+        verbose: prints which way was taken and why.
+
+    Returns:
+        The path, strongest first.
+
+    Raises:
+        ValueError: no examples, a fold with one class only, a strength that is not positive, a penalty that makes no
+            zeros and no ``strengths``, or a way that cannot be gone.
+
+    Example:
+        >>> from torchreg import L1
+        >>> x = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
+        >>> y = x[:, :1] * 2 + 0.1 * x[:, 1:2]
+        >>> path = strength_path(lambda: nn.Linear(5, 1), L1(1.0), (x, y), (x, y), count=5, verbose=False)
+        >>> [round(point.zeros, 1) for point in path]
+        [1.0, 0.8, 0.6, 0.6, 0.6]
+
+    References:
+        Jerome Friedman, Trevor Hastie, Rob Tibshirani, "Regularization Paths for Generalized Linear Models via
+        Coordinate Descent", Journal of Statistical Software, 2010.
+    """
+    started = time.perf_counter()
+    _check(epochs, batch_size, patience, tolerance, way, jobs, seeds, count, ratio)
+    _check_penalty(penalty)
+    if optimizer is None and (batch_size or patience):
+        raise ValueError("strength_path: batch_size and patience need an optimizer, got none: give one, or drop them")
+    found = splits(train, valid, folds, seed)
+    if optimizer is None:
+        train, found = in_double(train), [(in_double(ours), in_double(theirs)) for ours, theirs in found]
+    criterion = criterion or usual_criterion(train[1])
+    epochs = epochs or (100 if optimizer is not None else 3000)
+    problem = Problem(
+        train, train, criterion, penalty, mode, select, optimizer, epochs, batch_size, patience, tolerance, seed
+    )
+    made = [_made(make_model, each) for each in seeds]
+    if optimizer is None:
+        made = [model.double() for model in made]
+    for part in (train, *(theirs for _, theirs in found)):
+        check_examples(made[0], part)
+    if optimizer is None and mode != "prox":
+        raise ValueError(f"strength_path: mode must be 'prox' where there is no optimizer, got {mode!r}")
+    if strengths is None:
+        largest = strength_max(
+            made[0],
+            penalty,
+            train,
+            criterion=criterion,
+            select=select,
+            optimizer=optimizer,
+            epochs=epochs,
+            batch_size=batch_size,
+            seed=seed,
+        ).strength * (1 + tolerance)  # which is how well the solver knows the intercept
+        strengths = [largest * ratio ** (k / max(count - 1, 1)) for k in range(count)]
+    strengths = _descending(strengths)
+    tolerance *= strengths[0]  # which is of the size of the gradient at 0
+    problem = replace(problem, tolerance=tolerance)
+    models = [model for _ in strengths for model in made]
+    each = [strength for strength in strengths for _ in made]
+    jobs = jobs or torch.get_num_threads()
+    way, why = _way(way, models if not warm else made, each if not warm else each[: len(made)], problem, jobs)
+    if verbose:
+        print(f"strength_path: {why}")
+    folds_found = []
+    for ours, theirs in found:
+        own = replace(problem, train=ours, valid=theirs)
+        job = partial(_fit, own)
+        states = _warm(made, strengths, job, way, jobs) if warm else train_all(models, each, job, way, jobs)
+        trained = [_loaded(model, state) for model, state in zip(models, states, strict=True)]
+        folds_found.append(outcomes(trained, each, own, keep))
+    several = len(seeds)
+    points = [
+        point(strength, [fold[k * several : (k + 1) * several] for fold in folds_found])
+        for k, strength in enumerate(strengths)
+    ]
+    _tell_the_unfinished(points, tolerance)
+    return StrengthPath(tuple(points), way, time.perf_counter() - started)
+
+
+def _fit(problem: Problem, stack: Stacked, strengths: Sequence[float]) -> None:
+    fit(stack, strengths, problem)
+
+
+def _step(problem: Problem, stack: Stacked, strengths: Sequence[float]) -> None:
+    fit(stack, strengths, problem, steps=1)
+
+
+def _tell_the_unfinished(points: Sequence[Point], tolerance: float) -> None:
+    far = [point.optimality for point in points if point.optimality > tolerance]
+    if far:
+        warnings.warn(
+            f"strength_path: {len(far)} of {len(points)} points are up to {max(far):.1e} from their minimum, farther "
+            f"than the tolerance, {tolerance:.1e}: standardize the inputs, or raise epochs",
+            stacklevel=3,
+        )
+
+
+def _warm(made: Sequence[nn.Module], strengths: Sequence[float], job: Job, way: Way, jobs: int) -> list[State]:
+    states: list[State] = []
+    models = list(made)
+    for strength in strengths:
+        found = train_all(models, [strength] * len(models), job, way, jobs)
+        models = [_loaded(model, state) for model, state in zip(made, found, strict=True)]
+        states += found
+    return states
+
+
+def _way(
+    way: Way | Literal["fastest"], models: Sequence[nn.Module], strengths: Sequence[float], problem: Problem, jobs: int
+) -> tuple[Way, str]:
+    if way == "processes" and not can_fork(models):
+        raise ValueError("strength_path: way 'processes' needs Linux and models on the CPU: take another")
+    if way != "fastest":
+        return way, f"{len(models)} members {way}, as asked"
+    return fastest(models, strengths, partial(_step, problem), jobs)
+
+
+def _made(make_model: Callable[[], nn.Module], seed: int) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = make_model()
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"strength_path: make_model must make a torch.nn.Module, got {type(model).__name__}")
+    with suppress(ValueError):  # there is nothing to replace
+        replace_dropout(model)  # by layers that draw the same masks however the members are trained
+    layers = [module for module in model.modules() if isinstance(module, Seeded)]
+    first = next(model.parameters(), None)
+    given = [layer.generator for layer in layers]
+    if None in given:
+        seed_dropout(model, seed, device="cpu" if first is None else first.device)
+        for layer, generator in zip(layers, given, strict=True):
+            layer.generator = generator or layer.generator
+    return model
+
+
+def _loaded(model: nn.Module, state: State) -> nn.Module:
+    stack = Stacked([model])
+    stack.load_member(0, state)
+    return stack.members()[0]
+
+
+def _descending(strengths: Sequence[float]) -> list[float]:
+    found = [float(strength) for strength in strengths]
+    for strength in found:
+        if not 0 < strength < math.inf:
+            raise ValueError(f"strength_path: strengths must be finite and > 0, got {strength!r}")
+    if not found:
+        raise ValueError("strength_path: strengths must be at least one, got none")
+    return sorted(found, reverse=True)
+
+
+def _check_penalty(penalty: Penalty | Mapping[str, Penalty]) -> None:
+    for rule in penalty.values() if isinstance(penalty, Mapping) else (penalty,):
+        for term in rule.terms:
+            if isinstance(term, Anchored) and term.reference is None:
+                raise ValueError(
+                    f"strength_path: {type(term).__name__} must have a reference, got none: give a tensor or state_dict"
+                )
+
+
+def _check(
+    epochs: int | None,
+    batch_size: int | None,
+    patience: int | None,
+    tolerance: float,
+    way: str,
+    jobs: int | None,
+    seeds: Sequence[int],
+    count: int,
+    ratio: float,
+) -> None:
+    whole = {"epochs": epochs, "batch_size": batch_size, "patience": patience, "jobs": jobs, "count": count}
+    for name, value in whole.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"strength_path: {name} must be a whole number >= 1, got {value!r}")
+    if not 0 <= tolerance < math.inf:
+        raise ValueError(f"strength_path: tolerance must be finite and >= 0, got {tolerance!r}")
+    if not 0 < ratio < 1:
+        raise ValueError(f"strength_path: ratio must be in (0, 1), got {ratio!r}")
+    if way not in ("fastest", *get_args(Way)):
+        raise ValueError(f"strength_path: way must be one of fastest, {', '.join(get_args(Way))}, got {way!r}")
+    if not seeds:
+        raise ValueError("strength_path: seeds must be at least one, got none")

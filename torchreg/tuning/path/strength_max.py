@@ -1,0 +1,196 @@
+"""The smallest strength at which everything penalized is zero: where paths begin."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.optim import Optimizer
+
+from torchreg.ensemble.stacked import Stacked
+from torchreg.penalties import HoyerSquare, Penalty, Term
+from torchreg.penalties.concave import Magnitudes
+from torchreg.regularizer import Regularizer
+from torchreg.selection.parameters import ParamInfo
+from torchreg.selection.selectors import Selector, weights
+from torchreg.tuning.path.fit import fit
+from torchreg.tuning.path.problem import Criterion, Examples, Problem, check_examples, in_double, usual_criterion
+
+_ROUND = 12  # strengths that are tried at once
+_FIRST = 1e-6, 1e6  # the range they are first looked for in
+_HALVINGS = 60
+
+
+class StrengthMax(NamedTuple):
+    """The smallest strength at which everything penalized is zero.
+
+    Attributes:
+        strength: there everything is zero.
+        lower: a strength at which something is not; ``strength`` itself where that is exact.
+        exact: whether it follows from the optimality conditions, or from training at strengths on both sides.
+    """
+
+    strength: float
+    lower: float
+    exact: bool
+
+
+def strength_max(
+    model: nn.Module,
+    penalty: Penalty | Mapping[str, Penalty],
+    train: Examples,
+    *,
+    criterion: Criterion | None = None,
+    select: Selector | Callable[[ParamInfo], bool] = weights,
+    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
+    epochs: int = 100,
+    batch_size: int | None = None,
+    seed: int = 0,
+) -> StrengthMax:
+    r"""The smallest number ``s`` such that training with ``s * penalty`` leaves everything penalized at zero.
+
+    Where the outputs are linear in what is penalized, it is exact: with the penalized weights at 0 and the rest (the
+    intercept) fitted,
+
+    .. math:: s_{\max} = \min \{ s : -\nabla L(0) \in \partial (s R)(0) \}, \qquad
+              \text{for L1} \quad s_{\max} = \|\nabla L(0)\|_\infty
+
+    If hidden layers are trained without penalty this holds given the hidden layers as they are. In a deep network
+    whose layers are all penalized the gradient at 0 is 0, and tells nothing; and for penalties that are not convex,
+    such as Lp with p < 1, 0 is stationary long before training leads there. Then the strength is found by training the
+    model, from where it stands, at several strengths at once, and once more between the two it lies between.
+
+    Args:
+        model: a module; it is not changed.
+        penalty: as for a :class:`~torchreg.Regularizer`, usually with strength 1.
+        train: inputs and targets.
+        criterion: the mean loss of outputs and targets; cross entropy for whole-number targets, else the mean square.
+        select: which parameters are penalized.
+        optimizer, epochs, batch_size, seed: how to train, as in :func:`strength_path`; for deep networks only.
+
+    Raises:
+        ValueError: a penalty that makes no zeros, such as a ridge; or none found.
+
+    Example:
+        >>> x = torch.eye(4)
+        >>> y = torch.tensor([[1.0], [0.0], [0.0], [3.0]])
+        >>> from torchreg import L1
+        >>> strength_max(nn.Linear(4, 1), L1(1.0), (x, y))
+        StrengthMax(strength=1.0, lower=1.0, exact=True)
+
+    References:
+        Jerome Friedman, Trevor Hastie, Rob Tibshirani, "Regularization Paths for Generalized Linear Models via
+        Coordinate Descent", Journal of Statistical Software, 2010, section 2.5.
+    """
+    criterion = criterion or usual_criterion(train[1])
+    model = deepcopy(model).eval()
+    if optimizer is None:  # where rounding is not to decide
+        model, train = model.double(), in_double(train)
+    check_examples(model, train)
+    regularizer = Regularizer(model, penalty, mode="prox", select=select)
+    penalized = {entry.param: entry.acting for entry in regularizer.entries if entry.acting and entry.is_penalized}
+    _check_zeros(penalized)
+    is_convex = not any(
+        isinstance(term, Magnitudes | HoyerSquare) for rule in penalized.values() for term in rule.terms
+    )
+    if is_convex and is_linear_in(model, list(penalized), train[0]):
+        gradients = _at_zero(model, list(penalized), criterion, train)
+        strength = max(map(_held, penalized.values(), gradients))
+        return StrengthMax(strength, strength, exact=True)
+    problem = Problem(train, train, criterion, penalty, "prox", select, optimizer, epochs, batch_size, None, 0.0, seed)
+    return _bracketed(model, problem)
+
+
+@torch.no_grad()
+def is_linear_in(model: nn.Module, params: Sequence[nn.Parameter], x: Tensor) -> bool:
+    """Whether the model's outputs are linear in the parameters, up to a constant: ``f(a) + f(b) = f(a + b) + f(0)``."""
+    names = {param: name for name, param in model.named_parameters()}
+    draw = torch.Generator().manual_seed(0)
+    a, b = ([torch.randn(p.shape, generator=draw, dtype=p.dtype).to(p.device) for p in params] for _ in range(2))
+
+    def outputs(values: Iterable[Tensor]) -> Tensor:
+        named = {names[param]: value for param, value in zip(params, values, strict=True)}
+        found: Tensor = functional_call(model, named, (x[:64],))
+        return found
+
+    both, none = outputs(map(torch.add, a, b)), outputs(map(torch.zeros_like, a))
+    apart = outputs(a) + outputs(b)
+    return torch.allclose(apart, both + none, rtol=1e-3, atol=1e-4 * float(apart.abs().max()))
+
+
+def _at_zero(
+    model: nn.Module, penalized: list[nn.Parameter], criterion: Criterion, train: Examples
+) -> Sequence[Tensor]:
+    """The loss's gradients by the penalized weights, with these at zero and the rest at its best."""
+    with torch.no_grad():
+        for param in penalized:
+            param.zero_()
+    rest = [param for param in model.parameters() if param.requires_grad and param not in set(penalized)]
+    if rest:
+        optimizer = torch.optim.LBFGS(
+            rest, max_iter=1000, tolerance_grad=1e-14, tolerance_change=0.0, line_search_fn="strong_wolfe"
+        )
+
+        def closure() -> float:
+            optimizer.zero_grad()
+            loss = criterion(model(train[0]), train[1])
+            loss.backward()
+            return loss.item()
+
+        optimizer.step(closure)
+    loss = criterion(model(train[0]), train[1])
+    return torch.autograd.grad(loss, penalized, allow_unused=True, materialize_grads=True)
+
+
+def _held(penalty: Penalty, gradient: Tensor) -> float:
+    """The smallest number of times the penalty that holds a weight at 0 against the gradient."""
+    if isinstance(penalty, Term) and penalty.is_linear:
+        return penalty.strength_max(gradient).item() / penalty.strength if penalty.strength else math.inf
+    zero = torch.zeros_like(gradient)
+    low, high = 0.0, 1.0
+    while (high * penalty).optimality(zero, gradient) > 0:
+        low, high = high, 2 * high
+        if high > 1e30:
+            return math.inf
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        if (middle * penalty).optimality(zero, gradient) > 0:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _check_zeros(penalized: Mapping[nn.Parameter, Penalty]) -> None:
+    """Refuses penalties that hold no weight at 0 against any gradient."""
+    for param, penalty in penalized.items():
+        if math.isinf(_held(penalty, torch.ones_like(param))):
+            raise ValueError(f"strength_max: penalty must make weights zero, {penalty!r} never does: give strengths")
+
+
+def _bracketed(model: nn.Module, problem: Problem) -> StrengthMax:
+    """By training at strengths on a geometric grid, twice: the second lies between two neighbors of the first."""
+    low, high = _FIRST
+    for _ in range(2):
+        tried = [low * (high / low) ** (k / (_ROUND - 1)) for k in range(_ROUND)]
+        stack = Stacked([model] * _ROUND)
+        fit(stack, tried, problem)
+        zero = [_is_zero(member, problem) for member in stack.members()]
+        if not zero[-1]:
+            raise ValueError(
+                f"strength_max: none found, not even {high:g} makes all penalized weights zero in {problem.epochs} "
+                "epochs: train longer, or with a higher lr"
+            )
+        first = _ROUND - zero[::-1].index(False) if False in zero else 0  # from it on, all are zero
+        low, high = tried[max(first - 1, 0)], tried[first]
+    return StrengthMax(high, low, exact=False)
+
+
+def _is_zero(model: nn.Module, problem: Problem) -> bool:
+    chosen = Regularizer(model, problem.penalty, mode="prox", select=problem.select).entries
+    return not any(bool(entry.param.any()) for entry in chosen if entry.is_penalized)
