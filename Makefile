@@ -1,14 +1,26 @@
 # Two commands, each with all its own set-up in .venv: `make demo` and `make test`.
+# `make test` runs a part of the tests (tests/representatives.py), `make test-rest` the others, `make test-all` both.
 PYTHON ?= python3
+PYTEST = .venv/bin/python -m pytest --numprocesses auto --dist loadfile
 PIP = .venv/bin/python -m pip install -q --disable-pip-version-check -c .venv/constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-rest test-all mutants lint clean
 
 demo: .venv/demo
 	.venv/bin/python -m experiments run configs/quickstart.toml --resume
 
 test: .venv/dev
-	.venv/bin/python -m pytest
+	$(PYTEST) --representatives
+
+test-rest: .venv/dev
+	$(PYTEST) --rest
+
+test-all: .venv/dev
+	$(PYTEST)
+
+# Breaks one line after another and writes docs/mutants.md: which tests see it.
+mutants: .venv/dev
+	.venv/bin/python -m tests.mutants
 
 lint: .venv/dev
 	.venv/bin/ruff check .
