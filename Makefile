@@ -1,5 +1,5 @@
 # Two commands, each with all its own set-up in .venv: `make demo` and `make test`.
-# `make test` runs a part of the tests (tests/representatives.py), `make test-rest` the others, `make test-all` both.
+# `make test` runs some of the tests (tests/representatives.py), `make test-rest` the others, `make test-all` both.
 PYTHON ?= python3
 PYTEST = .venv/bin/python -m pytest --numprocesses auto --dist loadfile
 PIP = .venv/bin/python -m pip install -q --disable-pip-version-check -c .venv/constraints.txt
