@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -89,7 +90,10 @@ def apply(mutant: Mutant, folder: Path) -> None:
 
 
 def likely_tests(mutant: Mutant, folder: Path) -> list[str]:
-    """The test files that name most often what the mutant breaks; what encloses its line counts ten times."""
+    """The test files that speak most of what the mutated file defines; what encloses its line counts ten times.
+
+    The rarer a name is in the tests, the more it tells: a file gets its share of all places where the name stands.
+    """
     source = (folder / mutant.file).read_text(encoding="utf-8")
     line = source[: source.index(mutant.text)].count("\n") + 1
     weights = {Path(mutant.file).stem: 3.0}
@@ -97,10 +101,14 @@ def likely_tests(mutant: Mutant, folder: Path) -> list[str]:
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
             encloses = node.lineno <= line <= (node.end_lineno or node.lineno)
             weights[node.name] = max(weights.get(node.name, 0.0), 10.0 if encloses else 1.0)
-    scores = {}
-    for path in _tests(folder):
-        words = re.findall(r"\w+", (folder / path).read_text(encoding="utf-8"))
-        scores[str(path)] = sum(weights.get(word, 0.0) for word in words) / len(words) ** 0.5
+    words = {
+        str(path): Counter(re.findall(r"\w+", (folder / path).read_text(encoding="utf-8"))) for path in _tests(folder)
+    }
+    scores: Counter[str] = Counter()
+    for name, weight in weights.items():
+        total = sum(counts[name] for counts in words.values())
+        for path, counts in words.items():
+            scores[path] += weight * counts[name] / max(total, 1)
     return sorted(scores, key=lambda path: (-scores[path], path))[:LIKELY]
 
 
@@ -142,7 +150,9 @@ def page(verdicts: list[Verdict]) -> str:
 
 
 def _tests(folder: Path) -> Iterator[Path]:
-    return (path.relative_to(folder) for path in sorted((folder / "tests").rglob("test_*.py")))
+    """All but the tests of the mutants themselves, to which every broken file is one that does not fit the table."""
+    found = (path.relative_to(folder) for path in sorted((folder / "tests").rglob("test_*.py")))
+    return (path for path in found if path.stem != "test_mutants")
 
 
 def _cell(test: str) -> str:
