@@ -141,7 +141,7 @@ def above_rounding(s: Tensor) -> Tensor:
 
 
 def largest_squared(s: Tensor) -> Tensor:
-    """Of equal ones the mean, whose gradient is the one that treats them alike."""
+    """Of equal ones the mean, whose gradient is the same for each of them."""
     return s[s >= (1 - 1e-13) * s.detach()[:1]].square().mean() if s.numel() else s.sum()
 
 

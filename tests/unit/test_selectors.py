@@ -136,7 +136,7 @@ def a_network() -> nn.Sequential:
 
 
 @pytest.mark.parametrize(("model", "expected"), MODELS.values(), ids=MODELS.keys())
-def test_intercepts_and_normalization_are_exempt_by_default(model, expected):
+def test_biases_and_normalization_are_exempt_by_default(model, expected):
     # A weight is added, since a model in which nothing is left to penalize is refused.
     actual = reasons(nn.ModuleDict({"it": model, "more": nn.Linear(1, 1)}))
     assert actual == {f"it.{name}": reason for name, reason in expected.items()} | {

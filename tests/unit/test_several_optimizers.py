@@ -56,9 +56,9 @@ def test_a_parameter_that_is_thawed_and_added_later_is_penalized_from_then_on(mo
     optimizer.add_param_group({"params": model[0].parameters(), "lr": 0.1})
     reference = make_model()
     reference.load_state_dict(model.state_dict())
-    host = torch.optim.SGD(reference.parameters(), lr=0.1)
-    Regularizer(reference, L1(0.5), mode=mode).attach(host)
-    assert_close(train(model, optimizer, 2), train(reference, host, 2))
+    other = torch.optim.SGD(reference.parameters(), lr=0.1)
+    Regularizer(reference, L1(0.5), mode=mode).attach(other)
+    assert_close(train(model, optimizer, 2), train(reference, other, 2))
     assert_differs(model[0].weight.detach(), frozen)
 
 
