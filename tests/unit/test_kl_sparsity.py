@@ -1,4 +1,4 @@
-"""The sparsity of activations: a divergence equal to the one other libraries compute, also for dead and saturated units."""
+"""The sparsity of activations: the divergence that other libraries compute, also for dead and saturated units."""
 
 import pickle
 
