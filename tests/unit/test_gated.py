@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from scipy.integrate import quad
 from scipy.special import expit
-from torch import Generator, nn
+from torch import nn
 
 import torchreg
-from tests.helpers import assert_bit_equal, assert_close
+from tests.helpers import assert_bit_equal, assert_close, seeded
 from torchreg import L2, Complexity, Regularizer, compress
 from torchreg.diagnostics import compression
 from torchreg.nn import ConcreteDropout, HardConcrete, VariationalDropout, pruned
@@ -33,10 +33,6 @@ LAYERS = {
     "conv3d": (lambda: nn.Conv3d(2, 3, 2, dtype=torch.float64), (2, 2, 4, 4, 4)),
 }
 each_layer = pytest.mark.parametrize(("make", "shape"), LAYERS.values(), ids=LAYERS.keys())
-
-
-def seeded(seed: int) -> Generator:
-    return Generator().manual_seed(seed)
 
 
 def network() -> nn.Sequential:
