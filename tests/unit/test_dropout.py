@@ -1,4 +1,4 @@
-"""Dropout on every kind of tensor: its scale, its limits, its layouts, its gradients; for its randomness see test_masks.py."""
+"""Dropout on every kind of tensor: scale, limits, layouts, gradients. Its randomness is in test_masks.py."""
 
 import math
 
