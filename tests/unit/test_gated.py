@@ -249,6 +249,12 @@ def test_the_regularizer_adds_the_layers_complexity_once(mode):
         assert_close(0 * param if param.grad is None else param.grad, 0 * param if gradient is None else gradient)
 
 
+def test_the_complexity_counts_once_where_torch_func_differentiates_the_formulas_themselves():
+    regularizer = Regularizer(network(), Complexity(0.01))
+    one = torch.ones((), dtype=torch.float64)
+    assert_close(torch.func.grad(lambda scale: scale * regularizer.value())(one), regularizer.value())
+
+
 def test_terms_tell_the_divergences_from_the_gates():
     model = network()
     terms = Regularizer(model, Complexity(1.0)).terms()
