@@ -63,10 +63,10 @@ def measured(penalties, make_optimizer, steps=3):
 
     acts = []
     for regularizer in regularizers:
-        regularizer.listeners.append(lambda *at: acts.extend(acts_of(*at)))
+        regularizer._listeners.append(lambda *at: acts.extend(acts_of(*at)))
     loss = loss_after([1.0] * len(regularizers))
     for regularizer in regularizers:
-        regularizer.listeners.clear()
+        regularizer._listeners.clear()
     weights = list(dict.fromkeys(act.param for act in acts))
     found = dict.fromkeys(regularizers, 0.0)
     for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
@@ -188,7 +188,7 @@ def test_strengths_of_parameters_go_their_own_ways():
     before = auto.strengths
     step(model, optimizer, slice(0, 32))
     assert_close(auto.strengths, before, 1e-15)
-    assert not any(regularizer.listeners for regularizer in regularizers)
+    assert not any(regularizer._listeners for regularizer in regularizers)
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path):
@@ -311,7 +311,7 @@ def test_an_update_whose_derivative_is_not_known_is_refused(make_optimizer, mode
     auto = AutoStrength(Regularizer(model, ElasticNet(0.1), mode=mode), HELD_OUT, nn.MSELoss())
     with pytest.raises(ValueError, match=f"mode '{mode}' needs"):
         auto.attach(make_optimizer(model.parameters()))
-    assert not auto.regularizers[0].optimizers
+    assert not auto.regularizers[0]._optimizers
 
 
 def test_a_decoupled_optimizer_without_decay_is_its_base():

@@ -122,7 +122,7 @@ class ProxAdam(Proximal, DecoupledDecay, torch.optim.Adam):
             )
 
     def _remembers(self, group: Group) -> bool:
-        return super()._remembers(group) or not self.penalty.takes_steps
+        return super()._remembers(group) or not self.penalty._takes_steps
 
     def _update(self, *closure: Callable[[], Any]) -> Any:
         kernel = self._kernel
@@ -192,7 +192,7 @@ class ProxAdam(Proximal, DecoupledDecay, torch.optim.Adam):
             else:
                 w.copy_(_prox_in_metric(penalty, w, metric, lr * correction, start))
 
-        act_(penalty, take_, *((param, second_moment) if penalty.takes_steps else (param, second_moment, old[param])))
+        act_(penalty, take_, *((param, second_moment) if penalty._takes_steps else (param, second_moment, old[param])))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "compile": self.compile, "_unit": self._unit, "_strength": self._strength}

@@ -70,7 +70,7 @@ class Proximal(AroundStep):
         super()._check_group(group)
         owner = type(self).__name__
         check_scale(owner, group["scale"])
-        ridges = [term for term in self.penalty.terms if isinstance(term, Term) and term.is_ridge and term.strength > 0]
+        ridges = [t for t in self.penalty.terms if isinstance(t, Term) and t._is_ridge and t.strength > 0]
         if ridges and group["weight_decay"]:
             raise ValueError(
                 f"{owner}: weights would decay twice, by {ridges[0]!r} and by weight_decay={group['weight_decay']!r}: "
@@ -130,4 +130,4 @@ def take_prox_(penalty: ProximalPenalty, w: Tensor, step: float | Tensor) -> Non
     if torch.is_grad_enabled():  # a differentiable step, whose formulas need w as it was
         w.copy_(penalty.prox(w.clone(), step))
     else:
-        penalty.prox_(w, step)
+        penalty._prox_(w, step)

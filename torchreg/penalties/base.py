@@ -26,7 +26,7 @@ class Penalty(ABC):
     """
 
     is_uniform: ClassVar[bool] = False  # whether R(w) is a sum of one function over the elements of w
-    selects_itself: ClassVar[bool] = False  # whether :meth:`exempts` says which parameters it is for, and no selector
+    _selects_itself: ClassVar[bool] = False  # whether :meth:`_exempts` says which parameters it is for, and no selector
 
     @property
     def is_separable(self) -> bool:
@@ -41,33 +41,33 @@ class Penalty(ABC):
     def gradient(self, w: Tensor) -> Tensor:
         """``dR(w)``, shaped like ``w``: a subgradient, which is 0 where R has a kink at 0."""
 
-    def gradient_times(self, w: Tensor, scale: float | Tensor) -> Tensor:
+    def _gradient_times(self, w: Tensor, scale: float | Tensor) -> Tensor:
         """``scale * dR(w)``, in memory of its own."""
         return scale * self.gradient(w)
 
-    def add_gradient_(self, grad: Tensor, w: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+    def _add_gradient_(self, grad: Tensor, w: Tensor, scale: float | Tensor = 1.0) -> Tensor:
         """``grad += scale * dR(w)``, in place."""
         return f.axpy_(grad, self.gradient(w), scale)
 
-    def descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
+    def _descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
         """``w -= step * dR(w)``, in place."""
         return f.axpy_(w, self.gradient(w), -step)
 
     # The same for many weights, in as few calls as there are.
 
-    def foreach_gradient_times(self, weights: list[Tensor], scale: float | Tensor) -> list[Tensor]:
-        """:meth:`gradient_times` of each weight."""
-        return [self.gradient_times(w, scale) for w in weights]
+    def _foreach_gradient_times(self, weights: list[Tensor], scale: float | Tensor) -> list[Tensor]:
+        """:meth:`_gradient_times` of each weight."""
+        return [self._gradient_times(w, scale) for w in weights]
 
-    def foreach_add_gradient_(self, grads: list[Tensor], weights: list[Tensor], scale: float | Tensor = 1.0) -> None:
-        """:meth:`add_gradient_` for each weight."""
+    def _foreach_add_gradient_(self, grads: list[Tensor], weights: list[Tensor], scale: float | Tensor = 1.0) -> None:
+        """:meth:`_add_gradient_` for each weight."""
         for grad, w in zip(grads, weights, strict=True):
-            self.add_gradient_(grad, w, scale)
+            self._add_gradient_(grad, w, scale)
 
-    def foreach_descend_(self, weights: list[Tensor], step: float | Tensor) -> None:
-        """:meth:`descend_` for each weight."""
+    def _foreach_descend_(self, weights: list[Tensor], step: float | Tensor) -> None:
+        """:meth:`_descend_` for each weight."""
         for w in weights:
-            self.descend_(w, step)
+            self._descend_(w, step)
 
     def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
         """How far ``w`` is from a stationary point of loss + R: the distance of ``-gradient`` to the subdifferential.
@@ -86,12 +86,12 @@ class Penalty(ABC):
         return self
 
     @property
-    def companions(self) -> tuple[Tensor, ...]:
+    def _companions(self) -> tuple[Tensor, ...]:
         """The other parameters that a penalty bound to one is a function of."""
         return ()
 
-    def exempts(self, place: ParamInfo) -> str | None:
-        """Why the penalty is not for the parameter in that place, in a few words; asked if it ``selects_itself``."""
+    def _exempts(self, place: ParamInfo) -> str | None:
+        """Why the penalty is not for the parameter in that place, in a few words; asked if it ``_selects_itself``."""
         return None
 
     @property
@@ -126,12 +126,12 @@ class ProximalPenalty(Penalty):
     """A penalty whose proximal operator is known in closed form."""
 
     @property
-    def takes_steps(self) -> bool:
+    def _takes_steps(self) -> bool:
         """Whether ``step`` may have ``w``'s shape: ``argmin_u sum((u - w)**2 / (2 * step)) + R(u)``, Adam's metric."""
         return self.is_separable
 
     @property
-    def curvature(self) -> float | None:
+    def _curvature(self) -> float | None:
         r"""R's second derivative along its own gradient, where that is one number; None if it is not.
 
         With it the derivative of :math:`u = \operatorname{prox}_{tR}(w)` by :math:`t` is
@@ -143,14 +143,14 @@ class ProximalPenalty(Penalty):
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """``argmin_u 1/2 * |u - w|**2 + step * R(u)``, shaped like ``w``; ``step >= 0``, a number or a 0-d tensor."""
 
-    def prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
+    def _prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
         """``w = prox(w, step)``, in place."""
         return w.copy_(self.prox(w, step))
 
-    def foreach_prox_(self, weights: list[Tensor], step: float | Tensor) -> None:
-        """:meth:`prox_` for each weight."""
+    def _foreach_prox_(self, weights: list[Tensor], step: float | Tensor) -> None:
+        """:meth:`_prox_` for each weight."""
         for w in weights:
-            self.prox_(w, step)
+            self._prox_(w, step)
 
     def _times(self, factor: float) -> Penalty:
         return ProximalScaled(factor, self)
@@ -202,7 +202,7 @@ class Term(Described):
 
     strength: float
 
-    is_ridge: ClassVar[bool] = False  # whether R(w) is strength/2 * |w|**2, which any other prox can absorb
+    _is_ridge: ClassVar[bool] = False  # whether R(w) is strength/2 * |w|**2, which any other prox can absorb
     is_linear: ClassVar[bool] = True  # whether R is the strength times a function that does not depend on it
 
     def __post_init__(self) -> None:
@@ -217,7 +217,7 @@ class Term(Described):
         return (f.largest(gradient) * 0).masked_fill(gradient.any(), math.inf)
 
     @property
-    def kind(self) -> object:
+    def _kind(self) -> object:
         """Terms of equal kind add up to one term; what is not linear in its strength is of a kind of its own."""
         return replace(self, strength=0.0) if self.is_linear else object()
 
@@ -270,14 +270,14 @@ class ProximalScaled(Scaled, ProximalPenalty):
     """A number times a proximal penalty."""
 
     @property
-    def takes_steps(self) -> bool:
+    def _takes_steps(self) -> bool:
         assert isinstance(self.penalty, ProximalPenalty)
-        return self.penalty.takes_steps
+        return self.penalty._takes_steps
 
     @property
-    def curvature(self) -> float | None:
+    def _curvature(self) -> float | None:
         assert isinstance(self.penalty, ProximalPenalty)
-        own = self.penalty.curvature
+        own = self.penalty._curvature
         return None if own is None else self.factor * own
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
@@ -314,45 +314,45 @@ class Sum(Penalty):
         return total
 
     def gradient(self, w: Tensor) -> Tensor:
-        return self.gradient_times(w, 1.0)
+        return self._gradient_times(w, 1.0)
 
-    def gradient_times(self, w: Tensor, scale: float | Tensor) -> Tensor:
+    def _gradient_times(self, w: Tensor, scale: float | Tensor) -> Tensor:
         first, *others = self._terms
-        total = first.gradient_times(w, scale)
+        total = first._gradient_times(w, scale)
         for term in others:
-            term.add_gradient_(total, w, scale)
+            term._add_gradient_(total, w, scale)
         return total
 
-    def add_gradient_(self, grad: Tensor, w: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+    def _add_gradient_(self, grad: Tensor, w: Tensor, scale: float | Tensor = 1.0) -> Tensor:
         for term in self._terms:
-            term.add_gradient_(grad, w, scale)
+            term._add_gradient_(grad, w, scale)
         return grad
 
-    def descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
+    def _descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
         gradients = [term.gradient(w) for term in self._terms if not _is_ridge(term)]  # before w moves
         for term in self._terms:
             if _is_ridge(term):
-                term.descend_(w, step)
+                term._descend_(w, step)
         for gradient in gradients:
             f.axpy_(w, gradient, -step)
         return w
 
-    def foreach_add_gradient_(self, grads: list[Tensor], weights: list[Tensor], scale: float | Tensor = 1.0) -> None:
+    def _foreach_add_gradient_(self, grads: list[Tensor], weights: list[Tensor], scale: float | Tensor = 1.0) -> None:
         for term in self._terms:
-            term.foreach_add_gradient_(grads, weights, scale)
+            term._foreach_add_gradient_(grads, weights, scale)
 
-    def foreach_gradient_times(self, weights: list[Tensor], scale: float | Tensor) -> list[Tensor]:
+    def _foreach_gradient_times(self, weights: list[Tensor], scale: float | Tensor) -> list[Tensor]:
         first, *others = self._terms
-        totals = first.foreach_gradient_times(weights, scale)
+        totals = first._foreach_gradient_times(weights, scale)
         for term in others:
-            term.foreach_add_gradient_(totals, weights, scale)
+            term._foreach_add_gradient_(totals, weights, scale)
         return totals
 
-    def foreach_descend_(self, weights: list[Tensor], step: float | Tensor) -> None:
-        gradients = [term.foreach_gradient_times(weights, 1.0) for term in self._terms if not _is_ridge(term)]
+    def _foreach_descend_(self, weights: list[Tensor], step: float | Tensor) -> None:
+        gradients = [term._foreach_gradient_times(weights, 1.0) for term in self._terms if not _is_ridge(term)]
         for term in self._terms:
             if _is_ridge(term):
-                term.foreach_descend_(weights, step)
+                term._foreach_descend_(weights, step)
         for gradient in gradients:
             f.foreach_axpy_(weights, gradient, -step)
 
@@ -381,19 +381,19 @@ class ProximalSum(Sum, ProximalPenalty):
 
     @property
     def _ridge(self) -> float:
-        return sum(t.strength for t in self._terms if isinstance(t, Term) and t.is_ridge)
+        return sum(t.strength for t in self._terms if isinstance(t, Term) and t._is_ridge)
 
     @property
     def _curved(self) -> ProximalPenalty | None:
         return next((t for t in self._terms if isinstance(t, ProximalPenalty) and not _is_ridge(t)), None)
 
     @property
-    def takes_steps(self) -> bool:
-        return self._curved is None or self._curved.takes_steps
+    def _takes_steps(self) -> bool:
+        return self._curved is None or self._curved._takes_steps
 
     @property
-    def curvature(self) -> float | None:
-        curved = 0.0 if self._curved is None else self._curved.curvature
+    def _curvature(self) -> float | None:
+        curved = 0.0 if self._curved is None else self._curved._curvature
         return None if curved is None else self._ridge + curved
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
@@ -401,19 +401,19 @@ class ProximalSum(Sum, ProximalPenalty):
         shrunk = f.shrink(w, curvature)
         return shrunk if self._curved is None else self._curved.prox(shrunk, step / (1 + curvature))
 
-    def prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
+    def _prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
         curvature = step * self._ridge
         w.div_(1 + curvature)
-        return w if self._curved is None else self._curved.prox_(w, step / (1 + curvature))
+        return w if self._curved is None else self._curved._prox_(w, step / (1 + curvature))
 
-    def foreach_prox_(self, weights: list[Tensor], step: float | Tensor) -> None:
+    def _foreach_prox_(self, weights: list[Tensor], step: float | Tensor) -> None:
         if isinstance(step, Tensor):
-            super().foreach_prox_(weights, step)
+            super()._foreach_prox_(weights, step)
         else:
             curvature = step * self._ridge
             f.foreach_scale_(weights, divisor=1 + curvature)
             if self._curved is not None:
-                self._curved.foreach_prox_(weights, step / (1 + curvature))
+                self._curved._foreach_prox_(weights, step / (1 + curvature))
 
     def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
         smooth = gradient + self._ridge * w
@@ -424,13 +424,13 @@ class ProximalSum(Sum, ProximalPenalty):
 
 
 def _is_ridge(term: Penalty) -> bool:
-    return isinstance(term, Term) and term.is_ridge
+    return isinstance(term, Term) and term._is_ridge
 
 
 def _sum(terms: tuple[Penalty, ...]) -> Penalty:
     merged: dict[object, Penalty] = {}
     for term in terms:
-        key = term.kind if isinstance(term, Term) else object()
+        key = term._kind if isinstance(term, Term) else object()
         before = merged.get(key)
         if isinstance(term, Term) and isinstance(before, Term):
             term = replace(before, strength=before.strength + term.strength)

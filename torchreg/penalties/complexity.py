@@ -48,9 +48,9 @@ class Complexity(Term):
         Those of the layers.
     """
 
-    selects_itself: ClassVar[bool] = True
+    _selects_itself: ClassVar[bool] = True
 
-    def exempts(self, place: ParamInfo) -> str | None:
+    def _exempts(self, place: ParamInfo) -> str | None:
         gated = _gated(place)
         return None if gated is not None and _name(gated, place) in gated.depends_on else "not learned to drop"
 
@@ -91,7 +91,7 @@ class _Share(Penalty):
         return value if is_whole else value - value.detach()
 
     def gradient(self, w: Tensor) -> Tensor:
-        return self.strength * self.layer.complexity_gradient(self.index, *self._inputs(w))
+        return self.strength * self.layer._complexity_gradient(self.index, *self._inputs(w))
 
     def _inputs(self, w: Tensor) -> Sequence[Tensor]:
         inputs = [param.detach() for param in self._params]
@@ -103,7 +103,7 @@ class _Share(Penalty):
         return [attrgetter(name)(self.layer) for name in self.layer.depends_on]
 
     @property
-    def companions(self) -> tuple[Tensor, ...]:
+    def _companions(self) -> tuple[Tensor, ...]:
         return tuple(param for i, param in enumerate(self._params) if i != self.index)
 
 

@@ -45,39 +45,39 @@ class L1(Term, ProximalPenalty):
 
     # One pass less over the weights than the general forms.
 
-    def gradient_times(self, w: Tensor, scale: float | Tensor) -> Tensor:
+    def _gradient_times(self, w: Tensor, scale: float | Tensor) -> Tensor:
         return f.scaled_sign(w, self.strength * scale)
 
-    def add_gradient_(self, grad: Tensor, w: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+    def _add_gradient_(self, grad: Tensor, w: Tensor, scale: float | Tensor = 1.0) -> Tensor:
         return f.axpy_(grad, w.sgn(), self.strength * scale)
 
-    def descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
+    def _descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
         return f.axpy_(w, w.sgn(), -(self.strength * step))
 
-    def foreach_gradient_times(self, weights: list[Tensor], scale: float | Tensor) -> list[Tensor]:
+    def _foreach_gradient_times(self, weights: list[Tensor], scale: float | Tensor) -> list[Tensor]:
         if isinstance(scale, Tensor) or any(w.is_complex() for w in weights):
-            return super().foreach_gradient_times(weights, scale)
+            return super()._foreach_gradient_times(weights, scale)
         signs = list(torch._foreach_sign(weights))
         f.foreach_scale_(signs, self.strength * scale)
         return signs
 
-    def foreach_add_gradient_(self, grads: list[Tensor], weights: list[Tensor], scale: float | Tensor = 1.0) -> None:
+    def _foreach_add_gradient_(self, grads: list[Tensor], weights: list[Tensor], scale: float | Tensor = 1.0) -> None:
         if any(w.is_complex() for w in weights):
-            super().foreach_add_gradient_(grads, weights, scale)
+            super()._foreach_add_gradient_(grads, weights, scale)
         else:
             f.foreach_axpy_(grads, list(torch._foreach_sign(weights)), self.strength * scale)
 
-    def foreach_descend_(self, weights: list[Tensor], step: float | Tensor) -> None:
-        self.foreach_add_gradient_(weights, weights, -step)
+    def _foreach_descend_(self, weights: list[Tensor], step: float | Tensor) -> None:
+        self._foreach_add_gradient_(weights, weights, -step)
 
     @property
-    def curvature(self) -> float:
+    def _curvature(self) -> float:
         return 0.0
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         return f.soft_threshold(w, step * self.strength)
 
-    def prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
+    def _prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
         return f.soft_threshold_(w, step * self.strength)
 
     def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ class L2(Term, ProximalPenalty):
     """
 
     is_uniform: ClassVar[bool] = True
-    is_ridge: ClassVar[bool] = True
+    _is_ridge: ClassVar[bool] = True
 
     def value(self, w: Tensor) -> Tensor:
         return (self.strength * f.half_square(w)).to(f.real_dtype(w))
@@ -123,39 +123,39 @@ class L2(Term, ProximalPenalty):
     def gradient(self, w: Tensor) -> Tensor:
         return self.strength * w
 
-    def gradient_times(self, w: Tensor, scale: float | Tensor) -> Tensor:
+    def _gradient_times(self, w: Tensor, scale: float | Tensor) -> Tensor:
         return w * (self.strength * scale)
 
     # The in-place forms do the arithmetic of torch's own weight decay, to the bit.
 
-    def add_gradient_(self, grad: Tensor, w: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+    def _add_gradient_(self, grad: Tensor, w: Tensor, scale: float | Tensor = 1.0) -> Tensor:
         return f.axpy_(grad, w, self.strength * scale)
 
-    def descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
+    def _descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
         return w.mul_(1 - step * self.strength)
 
-    def foreach_add_gradient_(self, grads: list[Tensor], weights: list[Tensor], scale: float | Tensor = 1.0) -> None:
+    def _foreach_add_gradient_(self, grads: list[Tensor], weights: list[Tensor], scale: float | Tensor = 1.0) -> None:
         f.foreach_axpy_(grads, weights, self.strength * scale)
 
-    def foreach_descend_(self, weights: list[Tensor], step: float | Tensor) -> None:
+    def _foreach_descend_(self, weights: list[Tensor], step: float | Tensor) -> None:
         if isinstance(step, Tensor):
-            super().foreach_descend_(weights, step)
+            super()._foreach_descend_(weights, step)
         else:
             f.foreach_scale_(weights, 1 - step * self.strength)
 
     @property
-    def curvature(self) -> float:
+    def _curvature(self) -> float:
         return self.strength
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         return f.shrink(w, step * self.strength)
 
-    def prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
+    def _prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
         return w.div_(1 + step * self.strength)
 
-    def foreach_prox_(self, weights: list[Tensor], step: float | Tensor) -> None:
+    def _foreach_prox_(self, weights: list[Tensor], step: float | Tensor) -> None:
         if isinstance(step, Tensor):
-            super().foreach_prox_(weights, step)
+            super()._foreach_prox_(weights, step)
         else:
             f.foreach_scale_(weights, divisor=1 + step * self.strength)
 
@@ -206,13 +206,13 @@ class ElasticNet(Term, ProximalPenalty):
         return f.scaled_sign(w, self._lasso).add_(w, alpha=self._ridge)
 
     @property
-    def curvature(self) -> float:
+    def _curvature(self) -> float:
         return self.strength * (1 - self.l1_ratio)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         return f.shrink(f.soft_threshold(w, step * self._lasso), step * self._ridge)
 
-    def prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
+    def _prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
         return f.soft_threshold_(w, step * self._lasso).div_(1 + step * self._ridge)
 
     def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:

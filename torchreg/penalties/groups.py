@@ -64,7 +64,7 @@ class Grouped(ByGroup, Term, ProximalPenalty):
     """
 
     @property
-    def takes_steps(self) -> bool:
+    def _takes_steps(self) -> bool:
         return True
 
     def _steps(self, step: float | Tensor) -> float | Tensor:
@@ -129,14 +129,14 @@ class GroupLasso(Grouped):
     def gradient(self, w: Tensor) -> Tensor:
         return (w * self._slopes(w, self.strength)).to(w.dtype)
 
-    def add_gradient_(self, grad: Tensor, w: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+    def _add_gradient_(self, grad: Tensor, w: Tensor, scale: float | Tensor = 1.0) -> Tensor:
         return grad.addcmul_(w, self._slopes(w, self.strength) * scale)
 
-    def descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
+    def _descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
         return w.addcmul_(w, self._slopes(w, self.strength) * -step)
 
     @property
-    def curvature(self) -> float:
+    def _curvature(self) -> float:
         return 0.0
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:

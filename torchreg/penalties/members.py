@@ -54,19 +54,19 @@ class ByMember(Penalty):
             return self.each[0].gradient(w)
         return torch.stack([penalty.gradient(part) for penalty, part in zip(self.each, w.unbind(), strict=True)])
 
-    def gradient_times(self, w: Tensor, scale: float | Tensor) -> Tensor:
+    def _gradient_times(self, w: Tensor, scale: float | Tensor) -> Tensor:
         return spread(scale, w) * self.gradient(w)
 
-    def add_gradient_(self, grad: Tensor, w: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+    def _add_gradient_(self, grad: Tensor, w: Tensor, scale: float | Tensor = 1.0) -> Tensor:
         if self._is_at_once(w):
-            return self.each[0].add_gradient_(grad, w, spread(scale, w))
-        self._on_each(lambda penalty, g, part, own: penalty.add_gradient_(g, part, own), scale, grad, w)
+            return self.each[0]._add_gradient_(grad, w, spread(scale, w))
+        self._on_each(lambda penalty, g, part, own: penalty._add_gradient_(g, part, own), scale, grad, w)
         return grad
 
-    def descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
+    def _descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
         if self._is_at_once(w):
-            return self.each[0].descend_(w, spread(step, w))
-        self._on_each(lambda penalty, part, own: penalty.descend_(part, own), step, w)
+            return self.each[0]._descend_(w, spread(step, w))
+        self._on_each(lambda penalty, part, own: penalty._descend_(part, own), step, w)
         return w
 
     def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
@@ -95,17 +95,17 @@ class ProximalByMember(ByMember, ProximalPenalty):
     """That of penalties with proximal operators."""
 
     @property
-    def takes_steps(self) -> bool:
+    def _takes_steps(self) -> bool:
         return False
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
-        return self.prox_(w.clone(), step)
+        return self._prox_(w.clone(), step)
 
-    def prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
+    def _prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
         if self._is_at_once(w):
-            return self._proximal(0).prox_(w, spread(step, w))
+            return self._proximal(0)._prox_(w, spread(step, w))
         for member, (part, own) in enumerate(zip(w.unbind(), own_scales(step, len(self.each)), strict=True)):
-            self._proximal(member).prox_(part, own)
+            self._proximal(member)._prox_(part, own)
         return w
 
     def _proximal(self, member: int) -> ProximalPenalty:
@@ -137,7 +137,7 @@ def bound_by_member(penalty: Penalty, place: ParamInfo, members: int) -> ByMembe
         ValueError: one that is a function of several parameters.
     """
     each = [_at_member(penalty, place, member).bind(member_of(place, member)) for member in range(members)]
-    if any(bound.companions or bound.selects_itself or penalty.selects_itself for bound in each):
+    if any(bound._companions or bound._selects_itself or penalty._selects_itself for bound in each):
         raise ValueError(f"Regularizer: {penalty!r} cannot act on a stack of models: use it on each of its members()")
     return by_member(each)
 

@@ -42,7 +42,7 @@ class Anchored(Term, ProximalPenalty):
         return True
 
     @property
-    def kind(self) -> object:
+    def _kind(self) -> object:
         return type(self), id(self.reference)  # not its values: it may change in place
 
     def bind(self, place: ParamInfo) -> Self:
@@ -116,7 +116,7 @@ class L2SP(Anchored):
         return self._away(w).mul_(self.strength)
 
     @property
-    def curvature(self) -> float:
+    def _curvature(self) -> float:
         return self.strength
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
@@ -155,7 +155,7 @@ class L1SP(Anchored):
         return f.scaled_sign(self._away(w), self.strength)
 
     @property
-    def curvature(self) -> float:
+    def _curvature(self) -> float:
         return 0.0
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:

@@ -95,7 +95,7 @@ class Nuclear(Matrix, Spectral, ProximalPenalty):
         return self.strength * _positive(sigma, shape)
 
     @property
-    def curvature(self) -> float:
+    def _curvature(self) -> float:
         return 0.0
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:

@@ -95,16 +95,16 @@ def _value(penalty: Penalty, weights: Sequence[Tensor], compile: bool) -> Tensor
 
 def _gradients(penalty: Penalty, weights: Sequence[Tensor], scale: float | Tensor, compile: bool) -> Sequence[Tensor]:
     if len(weights) > 1:
-        return penalty.foreach_gradient_times(list(weights), scale)
+        return penalty._foreach_gradient_times(list(weights), scale)
     (w,) = weights
     alone = penalty.is_separable
     own = plain(w, alone)
     if isinstance(scale, Tensor) or not penalty.is_uniform:
-        return [placed(penalty.gradient_times(own, scale), w, alone)]
+        return [placed(penalty._gradient_times(own, scale), w, alone)]
     kernel = kernel_for(penalty, "gradient", scale, own) if compile else None
     if kernel is not None:
         return [placed(kernel(own).view(own.shape), w, alone)]
     result = torch.empty_like(own)
     for part, some in pieces(result, own):
-        part.copy_(penalty.gradient_times(some, scale))
+        part.copy_(penalty._gradient_times(some, scale))
     return [placed(result, w, alone)]

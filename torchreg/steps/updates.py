@@ -37,8 +37,8 @@ def add_gradients(optimizer: Optimizer, penalties: Penalties, scales: Scales, co
                 )
         penalty = share.penalty
         times = share.scale * (-unscaled if share.group.get("maximize") else unscaled)
-        one, many = partial(penalty.add_gradient_, scale=times), partial(penalty.foreach_add_gradient_, scale=times)
-        _act_on(penalty, one, many, (share.grads, share.params), ("add_gradient_", times) if compile else None)
+        one, many = partial(penalty._add_gradient_, scale=times), partial(penalty._foreach_add_gradient_, scale=times)
+        _act_on(penalty, one, many, (share.grads, share.params), ("add_gradient", times) if compile else None)
 
 
 @torch.no_grad()
@@ -46,8 +46,8 @@ def descend(optimizer: Optimizer, penalties: Penalties, scales: Scales, compile:
     """Mode "decoupled", before the update: ``w -= lr * dR(w)``."""
     for share in shares(optimizer, penalties, scales):
         penalty, step = share.penalty, step_size(optimizer, share.group) * share.scale
-        one, many = partial(penalty.descend_, step=step), partial(penalty.foreach_descend_, step=step)
-        _act_on(penalty, one, many, (share.params,), ("descend_", step) if compile else None)
+        one, many = partial(penalty._descend_, step=step), partial(penalty._foreach_descend_, step=step)
+        _act_on(penalty, one, many, (share.params,), ("descend", step) if compile else None)
 
 
 @torch.no_grad()
@@ -56,8 +56,8 @@ def take_proximal_points(optimizer: Optimizer, penalties: Penalties, scales: Sca
     for share in shares(optimizer, penalties, scales):
         penalty, step = share.penalty, step_size(optimizer, share.group) * share.scale
         assert isinstance(penalty, ProximalPenalty)
-        one, many = partial(penalty.prox_, step=step), partial(penalty.foreach_prox_, step=step)
-        _act_on(penalty, one, many, (share.params,), ("prox_", step) if compile else None)
+        one, many = partial(penalty._prox_, step=step), partial(penalty._foreach_prox_, step=step)
+        _act_on(penalty, one, many, (share.params,), ("prox", step) if compile else None)
 
 
 class Share(NamedTuple):

@@ -40,7 +40,7 @@ def acts_of(regularizer: Regularizer, optimizer: Optimizer) -> list[Act]:
             scale=scale,
             before=param.detach().clone(),
         )
-        for group, param, penalty, scale in regularizer.acting_in(optimizer)
+        for group, param, penalty, scale in regularizer._acting_in(optimizer)
     ]
 
 
@@ -61,7 +61,7 @@ def check_differentiable(regularizer: Regularizer, optimizer: Optimizer) -> None
             f"{owner}: mode {regularizer.mode!r} needs an optimizer without a weight_decay of its own, or SGD, Adam or "
             f"AdamW, got {name}: decay by another Regularizer"
         )
-    if any(isinstance(term, Constraint) for entry in regularizer.entries for term in entry.terms):
+    if any(isinstance(term, Constraint) for a in regularizer.assignments for term in a.terms):
         raise ValueError(f"{owner}: a constraint has no strength to tune: make one Regularizer for it, apart")
 
 
@@ -147,18 +147,18 @@ def _through_prox(act: Act, after: Tensor, gradient: Tensor, further: bool) -> t
     """The derivatives of ``<gradient, prox(u, step * scale)>`` by the scale and, if it goes further, by ``u``."""
     penalty = act.penalty
     assert isinstance(penalty, ProximalPenalty)
-    if penalty.curvature is None or further:
+    if penalty._curvature is None or further:
         return _by_autograd(act, penalty, gradient, further)
     with torch.no_grad():
         slope = _inner(gradient, penalty.gradient(after))
-        return -act.step * slope / (1 + act.step * act.scale * penalty.curvature), gradient
+        return -act.step * slope / (1 + act.step * act.scale * penalty._curvature), gradient
 
 
 def _by_autograd(act: Act, penalty: ProximalPenalty, gradient: Tensor, further: bool) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         u = act.before.clone().requires_grad_(further)
         scale = torch.as_tensor(act.scale, dtype=torch.promote_types(u.dtype, torch.float32), device=u.device)
-        scale = (scale.expand(u.shape) if penalty.takes_steps else scale).detach().clone().requires_grad_()
+        scale = (scale.expand(u.shape) if penalty._takes_steps else scale).detach().clone().requires_grad_()
         moved = penalty.prox(u, act.step * scale)
         wanted = (scale, u) if further else (scale,)
         slopes, *through = torch.autograd.grad(moved, wanted, gradient, allow_unused=True, materialize_grads=True)

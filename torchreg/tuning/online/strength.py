@@ -120,11 +120,11 @@ class AutoStrength:
         for regularizer in self.regularizers:
             for optimizer in optimizers:
                 check_differentiable(regularizer, optimizer)
-            if regularizer.optimizers not in ((), optimizers):
+            if regularizer._optimizers not in ((), optimizers):
                 raise ValueError("AutoStrength: attach() takes the optimizers that the regularizer is attached to")
         try:
             for regularizer in self.regularizers:
-                if not regularizer.optimizers:
+                if not regularizer._optimizers:
                     regularizer.attach(*optimizers)
                     self._attached.append(regularizer)
         except Exception:
@@ -136,7 +136,7 @@ class AutoStrength:
 
     def _listen(self, optimizers: tuple[Optimizer, ...]) -> None:
         for regularizer in self.regularizers:
-            regularizer.listeners.append(self._note)
+            regularizer._listeners.append(self._note)
         self._optimizers = optimizers
         self._hooks = tuple(StepHooks(o, _nothing, self._after_step) for o in optimizers)
 
@@ -145,8 +145,8 @@ class AutoStrength:
         for hooks in self._hooks:
             hooks.remove()
         for regularizer in self.regularizers:
-            if self._note in regularizer.listeners:
-                regularizer.listeners.remove(self._note)
+            if self._note in regularizer._listeners:
+                regularizer._listeners.remove(self._note)
         for regularizer in self._attached:
             regularizer.remove()
         self._hooks, self._optimizers, self._attached = (), (), []
@@ -210,7 +210,7 @@ class AutoStrength:
             if len(knobs) == 1:
                 regularizer.scale = knobs[0].scale
             else:
-                names = {entry.param: entry.name for entry in regularizer.entries if entry.acting is not None}
+                names = {a.param: a.name for a in regularizer.assignments if a.acting is not None}
                 regularizer.scale = {names[param]: knob.scale for knob in knobs for param in knob.params}
 
     # -- saving ---------------------------------------------------------------------------------------------------
@@ -291,22 +291,22 @@ def _told_apart(knobs: list[_Knob]) -> list[_Knob]:
 
 
 def _knobs(regularizer: Regularizer, per: Per) -> list[_Knob]:
-    chosen = [entry for entry in regularizer.entries if entry.acting is not None]
-    labels = list(dict.fromkeys(term.label for entry in chosen for term in entry.terms))
-    units = {entry.penalty.strength if isinstance(entry.penalty, Term) else 1.0 for entry in chosen}
+    chosen = [a for a in regularizer.assignments if a.acting is not None]
+    labels = list(dict.fromkeys(term.label for a in chosen for term in a.terms))
+    units = {a.penalty.strength if isinstance(a.penalty, Term) else 1.0 for a in chosen}
     if 0 in units:
         raise ValueError("AutoStrength: strength must be > 0 to start from, got 0")
     if per == "regularizer":
         unit = units.pop() if len(units) == 1 else 1.0
-        return [_Knob(regularizer, "+".join(labels), [entry.param for entry in chosen], unit)]
+        return [_Knob(regularizer, "+".join(labels), [a.param for a in chosen], unit)]
     return [
         _Knob(
             regularizer,
-            f"{'+'.join(term.label for term in entry.terms)} {entry.name}",
-            [entry.param],
-            entry.penalty.strength if isinstance(entry.penalty, Term) else 1.0,
+            f"{'+'.join(term.label for term in a.terms)} {a.name}",
+            [a.param],
+            a.penalty.strength if isinstance(a.penalty, Term) else 1.0,
         )
-        for entry in chosen
+        for a in chosen
     ]
 
 

@@ -73,7 +73,7 @@ class _Descent:
         self.stack, self.examples = stack.eval(), problem.train  # what is drawn at random has no minimum
         self.losses, self.regularizer = stack.per_member(problem.criterion), problem.regularizer(stack, strengths)
         self.params = [param for param in stack.parameters() if param.requires_grad]
-        self.penalties = {e.param: e.acting for e in self.regularizer.entries if e.acting is not None}
+        self.penalties = {a.param: a.acting for a in self.regularizer.assignments if a.acting is not None}
         self.scale = torch.tensor(strengths, dtype=torch.float64, device=self.params[0].device)
         self.points = [param.detach().clone() for param in self.params]  # where the gradient is taken
         self.curvature = torch.ones_like(self.scale)  # L
@@ -112,7 +112,7 @@ class _Descent:
             penalty = self.penalties.get(param)
             if penalty is not None:
                 assert isinstance(penalty, ProximalPenalty)
-                penalty.prox_(param, self.scale / self.curvature)
+                penalty._prox_(param, self.scale / self.curvature)
 
     @torch.no_grad()
     def distance(self) -> Tensor:
