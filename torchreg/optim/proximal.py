@@ -20,7 +20,7 @@ class Proximal(AroundStep):
     """Mixin that ends a step with the proximal operator of a penalty, in the metric of the step.
 
     An optimizer minimizes loss + R only if its proximal step scales the penalty as its gradient step scales the
-    gradient. Subclasses say how that is, in :meth:`_take_proximal_point_`.
+    gradient. Subclasses say how that is, in ``_take_proximal_point_``.
     """
 
     penalty: ProximalPenalty
@@ -84,7 +84,7 @@ class Proximal(AroundStep):
 
     @property
     def penalized(self) -> list[Tensor]:
-        """The parameters that carry the penalty: those with two or more dimensions, unless ``intercepts``."""
+        """The parameters that carry the penalty, which are those with two or more dimensions unless ``intercepts``."""
         return list(self._bound)
 
     def fix_support(self) -> None:

@@ -96,7 +96,7 @@ class Penalty(ABC):
 
     @property
     def terms(self) -> tuple[Penalty, ...]:
-        """The penalties this one is a sum of: itself, if it is none."""
+        """The penalties this one is a sum of, or itself alone."""
         return (self,)
 
     @property

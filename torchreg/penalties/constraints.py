@@ -112,8 +112,8 @@ class MaxNorm(GroupConstraint):
         max_norm: ``c``, positive and finite.
         groups: what is bounded. ``"output"``: the weights into each output unit, so a row of :class:`torch.nn.Linear`
             and a filter of a convolution. ``"input"``: the weights out of each input, so a row of an
-            :class:`torch.nn.Embedding`, as its own ``max_norm`` does. For others see :class:`GroupConstraint`. A 1-D
-            weight has one element a unit.
+            :class:`torch.nn.Embedding`, as its own ``max_norm`` does. For others see
+            :class:`~torchreg.penalties.groups.ByGroup`. A 1-D weight has one element a unit.
 
     Raises:
         TypeError: ``max_norm`` is not a real number.

@@ -106,7 +106,7 @@ class AutoStrength:
 
     @property
     def strengths(self) -> dict[str, float]:
-        """The current strengths: of each regularizer by the name of its penalty, or of each of its parameters."""
+        """The current strengths, of each regularizer by the name of its penalty, or of each of its parameters."""
         return {knob.name: knob.strength for knob in self._knobs}
 
     def attach(self, *optimizers: Optimizer) -> Self:
