@@ -11,7 +11,8 @@ from torch.optim.optimizer import ParamsT
 
 from torchreg.hooks import Group
 from torchreg.optim.step_wrapper import AroundStep, Plan, Weights, moving
-from torchreg.penalties import Anchored, ProximalPenalty, Term
+from torchreg.penalties import ProximalPenalty, Term
+from torchreg.penalties.reference import Anchored
 from torchreg.schedules import check_scale
 from torchreg.selection.parameters import ParamInfo
 

@@ -12,18 +12,11 @@ from torch.nn.parameter import is_lazy
 
 from torchreg.ensemble.stacked import Stacked
 from torchreg.functional.sharding import is_spread
-from torchreg.penalties import (
-    Anchored,
-    AnchoredByMember,
-    ByMember,
-    Penalty,
-    ProximalPenalty,
-    Sum,
-    bound_by_member,
-    by_member,
-    member_of,
-)
+from torchreg.penalties import Penalty, ProximalPenalty
+from torchreg.penalties.base import Sum
 from torchreg.penalties.constraints import Constraint
+from torchreg.penalties.members import AnchoredByMember, ByMember, bound_by_member, by_member, member_of
+from torchreg.penalties.reference import Anchored
 from torchreg.selection.modules import listed
 from torchreg.selection.parameters import ParamInfo, each_parameter
 from torchreg.selection.selectors import Selector

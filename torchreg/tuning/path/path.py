@@ -19,7 +19,8 @@ from torchreg.ensemble.stacked import Stacked
 from torchreg.nn.dropout import Seeded
 from torchreg.nn.model.replace import replace_dropout
 from torchreg.nn.model.seeding import seed_dropout
-from torchreg.penalties import Anchored, Penalty
+from torchreg.penalties import Penalty
+from torchreg.penalties.reference import Anchored
 from torchreg.regularizer import Mode
 from torchreg.selection.parameters import ParamInfo
 from torchreg.selection.selectors import Selector, weights
