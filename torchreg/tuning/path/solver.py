@@ -173,7 +173,7 @@ class _Descent:
         for param, old, part in zip(self.params, olds, step, strict=True):
             new = old + _rows(length, part) * part
             penalty = self.penalties.get(param)
-            if isinstance(penalty, ByMember) and penalty.is_alike:
+            if isinstance(penalty, ByMember) and penalty.is_shared:
                 new = new.masked_fill(new * old < 0, 0.0)
             param.copy_(new)
 
