@@ -15,7 +15,7 @@ from tests.helpers import assert_bit_equal, assert_close, assert_differs, make_d
 from torchreg import L1, L2, ElasticNet, GroupLasso, MaxNorm, Regularizer, Stacked, linear
 from torchreg.optim import SGDW, ProxAdam, RMSpropW
 from torchreg.tuning import AutoStrength
-from torchreg.tuning.online.hypergradient import acts_of, hypergradients
+from torchreg.tuning.online.hypergradient import hypergradients, penalty_updates_of
 
 X, Y = make_data()
 HELD_OUT = X.flip(0) + 0.3, Y.flip(0) - 0.2
@@ -63,7 +63,7 @@ def measured(penalties, make_optimizer, steps=3):
 
     acts = []
     for regularizer in regularizers:
-        regularizer._listeners.append(lambda *at: acts.extend(acts_of(*at)))
+        regularizer._listeners.append(lambda *at: acts.extend(penalty_updates_of(*at)))
     loss = loss_after([1.0] * len(regularizers))
     for regularizer in regularizers:
         regularizer._listeners.clear()

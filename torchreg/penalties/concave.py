@@ -247,8 +247,8 @@ class SCAD(Magnitudes):
         s, a = self.strength, self.a
         bend = a - 1 - step
         fading = torch.where(bend > 0, ((a - 1) * u - step * a * s) / bend, 0.0)
-        pieces = [torch.relu(u - step * s).clamp(max=s), fading.clamp(s, a * s), u.clamp(min=a * s)]
-        return self._least([*pieces, torch.zeros_like(u)], u, step)
+        candidates = [torch.relu(u - step * s).clamp(max=s), fading.clamp(s, a * s), u.clamp(min=a * s)]
+        return self._least([*candidates, torch.zeros_like(u)], u, step)
 
     def strength_max(self, gradient: Tensor) -> Tensor:
         return f.largest(gradient)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchreg import functional as f
 from torchreg.penalties.base import Described, ProximalPenalty, Term
-from torchreg.penalties.partition import Groups, Partition, as_spec, at, split
+from torchreg.penalties.partition import Groups, Partition, check_groups, resolve, split
 from torchreg.selection.parameters import ParamInfo
 
 
@@ -40,16 +40,16 @@ class ByGroup(Described):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "groups", as_spec(type(self).__name__, self.groups))
+        object.__setattr__(self, "groups", check_groups(type(self).__name__, self.groups))
 
     def bind(self, place: ParamInfo) -> Self:
         owner = type(self).__name__
-        groups = at(as_spec(owner, self.groups), place, owner)
+        groups = resolve(check_groups(owner, self.groups), place, owner)
         return replace(self, groups=groups)  # type: ignore[type-var]  # the final classes are dataclasses
 
     def _split(self, w: Tensor) -> Partition:
         owner = type(self).__name__
-        return split(w, as_spec(owner, self.groups), owner)
+        return split(w, check_groups(owner, self.groups), owner)
 
 
 class Grouped(ByGroup, Term, ProximalPenalty):

@@ -30,7 +30,7 @@ class ByMember(Penalty):
         self.each = tuple(each)
 
     @property
-    def is_alike(self) -> bool:
+    def is_shared(self) -> bool:
         """Whether it is one function of each element, whichever member it is of."""
         return self.each[0].is_uniform and all(penalty is self.each[0] for penalty in self.each)
 
@@ -45,27 +45,27 @@ class ByMember(Penalty):
         return self.each[0].label
 
     def value(self, w: Tensor) -> Tensor:
-        if self.is_alike:
+        if self.is_shared:
             return vmap(self.each[0].value)(w)
         return torch.stack([penalty.value(part) for penalty, part in zip(self.each, w.unbind(), strict=True)])
 
     def gradient(self, w: Tensor) -> Tensor:
-        if self.is_alike:
+        if self.is_shared:
             return self.each[0].gradient(w)
         return torch.stack([penalty.gradient(part) for penalty, part in zip(self.each, w.unbind(), strict=True)])
 
     def _gradient_times(self, w: Tensor, scale: float | Tensor) -> Tensor:
-        return spread(scale, w) * self.gradient(w)
+        return broadcast_scale(scale, w) * self.gradient(w)
 
     def _add_gradient_(self, grad: Tensor, w: Tensor, scale: float | Tensor = 1.0) -> Tensor:
         if self._is_at_once(w):
-            return self.each[0]._add_gradient_(grad, w, spread(scale, w))
+            return self.each[0]._add_gradient_(grad, w, broadcast_scale(scale, w))
         self._on_each(lambda penalty, g, part, own: penalty._add_gradient_(g, part, own), scale, grad, w)
         return grad
 
     def _descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
         if self._is_at_once(w):
-            return self.each[0]._descend_(w, spread(step, w))
+            return self.each[0]._descend_(w, broadcast_scale(step, w))
         self._on_each(lambda penalty, part, own: penalty._descend_(part, own), step, w)
         return w
 
@@ -79,7 +79,7 @@ class ByMember(Penalty):
         return torch.stack([(float(own) * penalty).optimality(part, g) for penalty, part, g, own in rows])
 
     def _is_at_once(self, w: Tensor) -> bool:
-        return self.is_alike and (w[0].numel() <= _SMALL or w.device.type != "cpu")
+        return self.is_shared and (w[0].numel() <= _SMALL or w.device.type != "cpu")
 
     def _on_each(self, act: Callable[..., object], scale: float | Tensor, *stacks: Tensor) -> None:
         """``act(penalty, *parts, scale)`` for each member, with its own scale."""
@@ -103,7 +103,7 @@ class ProximalByMember(ByMember, ProximalPenalty):
 
     def _prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
         if self._is_at_once(w):
-            return self._proximal(0)._prox_(w, spread(step, w))
+            return self._proximal(0)._prox_(w, broadcast_scale(step, w))
         for member, (part, own) in enumerate(zip(w.unbind(), own_scales(step, len(self.each)), strict=True)):
             self._proximal(member)._prox_(part, own)
         return w
@@ -148,7 +148,7 @@ def member_of(place: ParamInfo, member: int) -> ParamInfo:
     return replace(place, param=torch.nn.Parameter(own, requires_grad=place.param.requires_grad))
 
 
-def spread(scale: float | Tensor, w: Tensor) -> float | Tensor:
+def broadcast_scale(scale: float | Tensor, w: Tensor) -> float | Tensor:
     """A scale for each member so that it broadcasts to their weights ``(members, ...)``."""
     if not isinstance(scale, Tensor) or scale.ndim == 0:
         return scale

@@ -109,7 +109,7 @@ class Partition:
     join: Callable[[Tensor], Tensor]  # rows back to the weight's shape
 
 
-def as_spec(owner: str, groups: Any) -> Spec:
+def check_groups(owner: str, groups: Any) -> Spec:
     """What a user gave as ``groups``, checked as far as it can be without a weight.
 
     Raises:
@@ -127,7 +127,7 @@ def as_spec(owner: str, groups: Any) -> Spec:
     )
 
 
-def at(spec: Spec, place: ParamInfo, owner: str) -> Spec:
+def resolve(spec: Spec, place: ParamInfo, owner: str) -> Spec:
     """The groups in a parameter of a module, which knows on which dimensions its outputs and inputs are.
 
     Raises:

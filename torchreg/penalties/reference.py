@@ -9,7 +9,7 @@ from typing import Self, final
 from torch import Tensor
 
 from torchreg import functional as f
-from torchreg.functional.sharding import is_spread, placed, plain
+from torchreg.functional.sharding import as_plain, is_sharded, sharded_like
 from torchreg.penalties.base import ProximalPenalty, Term
 from torchreg.selection.parameters import ParamInfo
 
@@ -64,7 +64,7 @@ class Anchored(Term, ProximalPenalty):
         if reference is None or _is_same_memory(reference, w):  # model.state_dict() is the weights themselves
             reference = w.clone()
         if reference.ndim and _placements(reference) != _placements(w):
-            reference = placed(plain(reference, alone=False), w, alone=False)
+            reference = sharded_like(as_plain(reference, local=False), w, local=False)
         return replace(self, reference=reference.detach())
 
     def _away(self, w: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class Anchored(Term, ProximalPenalty):
                 f"{type(self).__name__}: reference must be a tensor, got {self.reference!r}: a Regularizer takes it "
                 "from the model, or pass one"
             )
-        reference = self.reference if is_spread(w) else plain(self.reference, alone=True)
+        reference = self.reference if is_sharded(w) else as_plain(self.reference, local=True)
         return reference.to(w.device, w.dtype)
 
 
@@ -170,9 +170,9 @@ class L1SP(Anchored):
 
 
 def _is_same_memory(a: Tensor, b: Tensor) -> bool:
-    a, b = plain(a, alone=True), plain(b, alone=True)
+    a, b = as_plain(a, local=True), as_plain(b, local=True)
     return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr() != 0
 
 
 def _placements(w: Tensor) -> Sequence[object] | None:
-    return w.placements if is_spread(w) else None
+    return w.placements if is_sharded(w) else None

@@ -11,19 +11,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from torchreg.ensemble.stacked import Stacked
-from torchreg.functional.sharding import is_spread
-from torchreg.penalties import (
-    Anchored,
-    AnchoredByMember,
-    ByMember,
-    Penalty,
-    ProximalPenalty,
-    Sum,
-    bound_by_member,
-    by_member,
-    member_of,
-)
+from torchreg.functional.sharding import is_sharded
+from torchreg.penalties import Penalty, ProximalPenalty
+from torchreg.penalties.base import Sum
 from torchreg.penalties.constraints import Constraint
+from torchreg.penalties.members import AnchoredByMember, ByMember, bound_by_member, by_member, member_of
+from torchreg.penalties.reference import Anchored
 from torchreg.selection.modules import listed
 from torchreg.selection.parameters import ParamInfo, each_parameter
 from torchreg.selection.selectors import Selector
@@ -167,7 +160,7 @@ def _assigned(
     if found is None:
         return Assignment(places, reason="no pattern matches")
     acting = _bound(found, places[reasons.index(None)], members)
-    if is_spread(param) and not acting.is_separable and any(isinstance(t, Anchored) for t in acting.terms):
+    if is_sharded(param) and not acting.is_separable and any(isinstance(t, Anchored) for t in acting.terms):
         raise ValueError(
             f"Regularizer: {name} is spread over processes, where a penalty towards a reference must be "
             f"alone or with separable ones, got {found!r}: make one Regularizer for each term"

@@ -11,19 +11,19 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 from torchreg.ensemble.stacked import Stacked
-from torchreg.functional.sharding import is_spread
+from torchreg.functional.sharding import is_sharded
 from torchreg.hooks import Group, StepHooks
 from torchreg.penalties import Penalty
 from torchreg.penalties.constraints import Constraint
 from torchreg.regularizer.assignment import Assignment, as_rules, assign, references, with_references
 from torchreg.regularizer.compatibility import check_decay, check_optimizers
 from torchreg.regularizer.summary import table
-from torchreg.regularizer.value import total
+from torchreg.regularizer.value import penalty_value
 from torchreg.schedules import Schedule, check_scale
 from torchreg.selection.modules import listed
 from torchreg.selection.parameters import ParamInfo
 from torchreg.selection.selectors import Selector, as_selector, weights
-from torchreg.steps.updates import add_gradients, descend, moving, take_proximal_points
+from torchreg.steps.updates import add_gradients, descend, stepped, take_proximal_steps
 
 Mode = Literal["loss", "grad", "decoupled", "prox"]
 Scale: TypeAlias = float | Tensor | Mapping[str, float | Tensor]
@@ -186,8 +186,10 @@ class Regularizer:
     def _scaled_total(self, pairs: Sequence[tuple[Penalty, nn.Parameter]]) -> Tensor:
         if not isinstance(self.scale, Mapping):
             penalties, params = zip(*pairs, strict=True)
-            return self.scale * total(penalties, params, self.compile)
-        first, *others = (self._scales[param] * total([penalty], [param], self.compile) for penalty, param in pairs)
+            return self.scale * penalty_value(penalties, params, self.compile)
+        first, *others = (
+            self._scales[param] * penalty_value([penalty], [param], self.compile) for penalty, param in pairs
+        )
         for other in others:
             first = first + other.to(first.device)
         return first
@@ -286,13 +288,13 @@ class Regularizer:
     def _after_step(self, optimizer: Optimizer) -> None:
         if self.mode == "prox":
             self._tell(optimizer)
-            take_proximal_points(optimizer, self._penalties, self._scales, self.compile)
+            take_proximal_steps(optimizer, self._penalties, self._scales, self.compile)
         if optimizer is self._optimizers[-1]:
             self.step()
 
     def _acting_in(self, optimizer: Optimizer) -> Iterator[tuple[Group, nn.Parameter, Penalty, float | Tensor]]:
         """The weights that it acts on in the coming step: their group, the penalty bound to them, and its scale."""
-        for param, _, penalty, group in moving(optimizer, self._penalties):
+        for param, _, penalty, group in stepped(optimizer, self._penalties):
             yield group, param, penalty, self._scales[param]
 
     def _tell(self, optimizer: Optimizer) -> None:
@@ -305,7 +307,7 @@ class Regularizer:
             return
         held = set(self.model.parameters())
         replaced = [
-            a.name for a in self.assignments if a.is_penalized and a.param not in held and not is_spread(a.param)
+            a.name for a in self.assignments if a.is_penalized and a.param not in held and not is_sharded(a.param)
         ]
         if replaced:
             raise ValueError(

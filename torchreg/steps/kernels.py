@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from torchreg.functional.chunks import PIECE
+from torchreg.functional.chunks import CHUNK
 from torchreg.penalties import Penalty, ProximalPenalty, Term
 
 Form = Literal["value", "gradient", "add_gradient", "descend", "prox"]
@@ -37,7 +37,7 @@ def fits(*tensors: Tensor) -> bool:
     """Whether tensors are such as kernels are for: of fewer elements the call costs more than it saves."""
     w = tensors[0]
     is_plain = type(w) in (Tensor, Parameter) and w.dtype in (torch.float32, torch.float64)
-    if not is_plain or w.numel() < PIECE or torch.compiler.is_compiling():
+    if not is_plain or w.numel() < CHUNK or torch.compiler.is_compiling():
         return False
     return all(t.is_contiguous() and t.dtype == w.dtype and t.device == w.device for t in tensors)
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from torchreg.ensemble.stacked import Stacked
-from torchreg.penalties import ByMember, ProximalPenalty
+from torchreg.penalties import ProximalPenalty
 from torchreg.penalties.groups import ByGroup
+from torchreg.penalties.members import ByMember
 from torchreg.tuning.path.problem import Problem
 
 _LOOK_EVERY, _POLISH_EVERY = 10, 20  # steps between two looks at how far the minimum is, and two Newton steps
@@ -172,7 +173,7 @@ class _Descent:
         for param, old, part in zip(self.params, olds, step, strict=True):
             new = old + _rows(length, part) * part
             penalty = self.penalties.get(param)
-            if isinstance(penalty, ByMember) and penalty.is_alike:
+            if isinstance(penalty, ByMember) and penalty.is_shared:
                 new = new.masked_fill(new * old < 0, 0.0)
             param.copy_(new)
 
