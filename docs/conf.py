@@ -61,11 +61,11 @@ toc_object_entries_show_parents = "hide"
 
 # -- Gallery --
 
-_GALLERIES = [folder.name for folder in sorted((DOCS / "gallery").glob("*/")) if any(folder.glob("plot_*.py"))]
-
 sphinx_gallery_conf = {
-    "examples_dirs": [f"gallery/{name}" for name in _GALLERIES],
-    "gallery_dirs": [f"gallery_built/{name}" for name in _GALLERIES],
+    "examples_dirs": "gallery",
+    "gallery_dirs": "gallery_built",
+    "subsection_order": [f"gallery/{name}" for name in ("penalties", "constraints", "dropout", "couplings")],
+    "ignore_pattern": r"pictures\.py",
     "within_subsection_order": "FileNameSortKey",
     "download_all_examples": False,
     "show_memory": False,
@@ -77,7 +77,6 @@ sphinx_gallery_conf = {
     "copyfile_regex": r".*\.rst",
     "image_scrapers": ("pictures.scraper",),
     "doc_module": ("torchreg",),
-    "reference_url": {"torchreg": None},
     "backreferences_dir": None,
 }
 

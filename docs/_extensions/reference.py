@@ -73,6 +73,15 @@ def _hide_final(app: Any, doctree: nodes.document) -> None:
             del siblings[at : at + 2]  # the space too
 
 
+_NOTE = re.compile(r"^\.\. only:: html\n\n    \.\. note::\n(?:.*\n)*?(?=\.\. rst-class:: sphx-glr-example-title)", re.MULTILINE)
+
+
+def _without_downloads(app: Any, page: str, source: list[str]) -> None:
+    """The gallery's scripts import a module beside them, so a single one is nothing to download."""
+    if page.startswith("gallery_built/"):
+        source[0] = _NOTE.sub("", source[0].partition("\n.. _sphx_glr_download_")[0])
+
+
 class Names(SphinxDirective):
     """The names that a page of the reference has entries for: a row for each of its sections, each name a link."""
 
@@ -123,5 +132,6 @@ def setup(app: Any) -> dict[str, bool]:
     app.connect("autodoc-process-docstring", _show_colon, priority=600)
     app.connect("doctree-read", _wrap_formulas)
     app.connect("doctree-read", _hide_final)
+    app.connect("source-read", _without_downloads)
     app.add_directive("names", Names)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
