@@ -9,7 +9,6 @@ from copy import deepcopy
 from types import ModuleType
 from typing import Any
 
-import click
 import pytest
 import typer
 
@@ -96,12 +95,10 @@ class Page:
 
     def experiments(self, arguments: list[str], block: Block) -> None:
         """Parses the command line, and loads the study it names, with its overrides."""
-        app = typer.main.get_command(cli.app)
+        known: dict[str, Any] = vars(typer.main.get_command(cli.app))["commands"]
         name, *rest = arguments
-        assert isinstance(app, click.Group)
-        assert name in app.commands, f"{block.place}: unknown command {name}"
-        command = app.commands[name]
-        parsed = command.make_context(name, rest, parent=click.Context(app)).params
+        assert name in known, f"{block.place}: unknown command {name}"
+        parsed = known[name].make_context(name, rest).params
         if "path" not in parsed:
             return
         path = str(parsed["path"])
@@ -122,7 +119,7 @@ class Page:
 
     def diff(self, block: Block) -> None:
         """A recipe: the code before and after the marked lines; what it does is for test_trainers."""
-        lines = block.text.splitlines()
+        lines = [line or " " for line in block.text.splitlines()]
         assert {line[0] for line in lines} == {" ", "+"}, f"{block.place}: some lines must be marked +, none otherwise"
         for marks in (" ", " +"):
             compile("\n".join(line[1:] for line in lines if line[0] in marks), str(block.page), "exec")
