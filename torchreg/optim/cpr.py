@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Unpack, get_args
 
 import torch
 from torch import Tensor
@@ -11,9 +11,8 @@ from torch.optim.optimizer import ParamsT
 
 from torchreg import functional as f
 from torchreg.hooks import Group, step_size
+from torchreg.optim.options import AdamCPROptions, Bound
 from torchreg.optim.step_wrapper import Plan, StepWrapper, Weights
-
-Bound = Literal["inflection", "warm_start", "initial"] | float
 
 _MULTIPLIER, _BOUND, _SIZE, _GROWTH, _COUNT = range(5)  # columns of a group's table
 
@@ -160,23 +159,4 @@ class AdamCPR(ConstrainedNorm, torch.optim.Adam):
 
     if TYPE_CHECKING:
 
-        def __init__(
-            self,
-            params: ParamsT,
-            lr: float | Tensor = 1e-3,
-            betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
-            eps: float = 1e-8,
-            weight_decay: float = 0,
-            amsgrad: bool = False,
-            *,
-            foreach: bool | None = None,
-            maximize: bool = False,
-            capturable: bool = False,
-            differentiable: bool = False,
-            fused: bool | None = None,
-            bound: Bound = "inflection",
-            warm_start: int = 1000,
-            factor: float = 1.0,
-            update_rate: float = 1.0,
-            biases: bool = False,
-        ) -> None: ...
+        def __init__(self, params: ParamsT, lr: float | Tensor = 1e-3, **options: Unpack[AdamCPROptions]) -> None: ...

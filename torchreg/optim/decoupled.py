@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -12,12 +12,10 @@ from torch import Tensor
 from torchreg import functional as f
 from torchreg.functional.chunks import chunks_of
 from torchreg.hooks import Group, scalar, step_size
+from torchreg.optim.options import Coupling, Decay, Target
 from torchreg.optim.step_wrapper import StepWrapper, Weights, base_optimizer, has_option, with_gradients
 from torchreg.schedules import Schedule, check_scale
 
-Coupling = Literal["lr", "schedule", "independent", "corrected"]
-Decay = Literal["L2", "L1"]
-Target = Literal["zero", "start"]
 Amounts = list[float | Tensor]
 
 _LR_COUPLED = (torch.optim.AdamW, torch.optim.Adafactor, torch.optim.Muon)  # their own decay is this rule "lr"

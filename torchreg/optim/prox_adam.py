@@ -14,7 +14,7 @@ from torchreg.functional.sharding import is_sharded
 from torchreg.hooks import Group, step_size
 from torchreg.optim.decoupled import DecoupledDecay
 from torchreg.optim.kernels import AdamKernel, adam_kernel, adam_numbers
-from torchreg.optim.named import DecayOptions
+from torchreg.optim.options import ProxAdamOptions
 from torchreg.optim.proximal import Proximal, apply_prox_
 from torchreg.optim.step_wrapper import Weights, with_gradients
 from torchreg.penalties import ProximalPenalty
@@ -83,20 +83,7 @@ class ProxAdam(Proximal, DecoupledDecay, torch.optim.Adam):
             params: ParamsT,
             penalty: ProximalPenalty,
             lr: float | Tensor = 1e-3,
-            betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
-            eps: float = 1e-8,
-            weight_decay: float = 0,
-            amsgrad: bool = False,
-            *,
-            maximize: bool = False,
-            foreach: bool | None = None,
-            capturable: bool = False,
-            differentiable: bool = False,
-            fused: bool | None = None,
-            compile: bool = False,
-            scale: float | Tensor = 1.0,
-            biases: bool = False,
-            **options: Unpack[DecayOptions],
+            **options: Unpack[ProxAdamOptions],
         ) -> None: ...
 
     else:

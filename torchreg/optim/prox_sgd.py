@@ -11,7 +11,7 @@ from torch.optim.optimizer import ParamsT
 
 from torchreg.hooks import Group, step_size
 from torchreg.optim.decoupled import DecoupledDecay
-from torchreg.optim.named import DecayOptions
+from torchreg.optim.options import ProxSGDOptions
 from torchreg.optim.proximal import Proximal, apply_prox_
 from torchreg.optim.step_wrapper import Weights
 from torchreg.penalties import ProximalPenalty
@@ -67,18 +67,7 @@ class ProxSGD(Proximal, DecoupledDecay, torch.optim.SGD):
             params: ParamsT,
             penalty: ProximalPenalty,
             lr: float | Tensor = 1e-3,
-            momentum: float = 0,
-            dampening: float = 0,
-            weight_decay: float | Tensor = 0,
-            nesterov: bool = False,
-            *,
-            maximize: bool = False,
-            foreach: bool | None = None,
-            differentiable: bool = False,
-            fused: bool | None = None,
-            scale: float | Tensor = 1.0,
-            biases: bool = False,
-            **options: Unpack[DecayOptions],
+            **options: Unpack[ProxSGDOptions],
         ) -> None: ...
 
     def _check_group(self, group: Group) -> None:
