@@ -34,7 +34,7 @@ nitpick_ignore_regex = [  # types in signatures that have no entry here
     ("py:class", r"collections\.abc\..*|contextlib\..*|ParamsT|Bound|Figure"),
     ("py:class", r"torchreg\.functional\.members\.Generators"),
     ("py:class", r"torchreg\.(penalties\.partition\.Index|regularizer\.assignment\.Assignment)"),
-    ("py:class", r"torchreg\.(regularizer\.regularizer\.Penalizer|tuning\.path\.selection\.Mean)"),
+    ("py:class", r"torchreg\.(regularizer\.regularizer\.PenalizedLoss|tuning\.path\.selection\.Mean)"),
 ]
 suppress_warnings = ["config.cache"]  # the gallery's settings hold functions
 

@@ -15,7 +15,9 @@ _SCHEDULE = re.compile(r"(?<=: )Schedule\b")
 _ALIAS = re.compile(r"(?<=: )([A-Z]\w+)(?= = )")
 
 
-def _sign(app: Any, what: str, name: str, what_is: Any, options: Any, signature: str | None, returns: str | None) -> Any:
+def _sign(
+    app: Any, what: str, name: str, what_is: Any, options: Any, signature: str | None, returns: str | None
+) -> Any:
     """Type aliases of a literal are written out, and what torch's optimizers take for parameters has its short name."""
     if not signature:
         return None
@@ -43,7 +45,11 @@ def _wrap_formulas(app: Any, doctree: nodes.document) -> None:
     """A formula of several parts, apart by ``\\qquad``, becomes one box for each, so that a narrow page stacks them."""
     for formula in list(doctree.findall(nodes.math_block)):
         parts = [part.strip() for part in formula.astext().split(r"\qquad")]
-        if len(parts) == 1 or formula.get("number") or any(part.count(r"\begin") != part.count(r"\end") for part in parts):
+        if (
+            len(parts) == 1
+            or formula.get("number")
+            or any(part.count(r"\begin") != part.count(r"\end") for part in parts)
+        ):
             continue
         row = nodes.container(classes=["formulas"])
         for part in parts:
@@ -64,6 +70,25 @@ def _show_colon(app: Any, what: str, name: str, what_is: Any, options: Any, line
     lines[:] = [line.replace(_COLON, ":") for line in lines]
 
 
+_PICTURED = re.compile(r":(?:class|func):`(torchreg[\w.]*)`")
+
+
+def pictures(gallery: Path) -> dict[str, str]:
+    """Of each name that a script of the gallery has under **Reference**, the page that is made of the script."""
+    found = {}
+    for script in sorted(gallery.glob("*/plot_*.py")):
+        _, _, names = script.read_text(encoding="utf-8").partition("**Reference:**")
+        for name in _PICTURED.findall(names.partition('"""')[0]):
+            found.setdefault(name, f"/gallery_built/{script.parent.name}/{script.stem}")
+    return found
+
+
+def _link_pictures(app: Any, what: str, name: str, what_is: Any, options: Any, lines: list[str]) -> None:
+    page = pictures(Path(app.srcdir) / "gallery").get(name)
+    if page is not None:
+        lines += ["", ".. rubric:: Gallery", "", f":doc:`{page}`", ""]
+
+
 def _hide_final(app: Any, doctree: nodes.document) -> None:
     """Whether a class may have subclasses is no news to its reader: ``final class L1`` is shown as ``class L1``."""
     for keyword in list(doctree.findall(addnodes.desc_sig_keyword)):
@@ -73,7 +98,9 @@ def _hide_final(app: Any, doctree: nodes.document) -> None:
             del siblings[at : at + 2]  # the space too
 
 
-_NOTE = re.compile(r"^\.\. only:: html\n\n    \.\. note::\n(?:.*\n)*?(?=\.\. rst-class:: sphx-glr-example-title)", re.MULTILINE)
+_NOTE = re.compile(
+    r"^\.\. only:: html\n\n    \.\. note::\n(?:.*\n)*?(?=\.\. rst-class:: sphx-glr-example-title)", re.MULTILINE
+)
 
 
 def _without_downloads(app: Any, page: str, source: list[str]) -> None:
@@ -130,6 +157,7 @@ def setup(app: Any) -> dict[str, bool]:
     app.connect("autodoc-process-signature", _sign)
     app.connect("autodoc-process-docstring", _hide_colon, priority=400)
     app.connect("autodoc-process-docstring", _show_colon, priority=600)
+    app.connect("autodoc-process-docstring", _link_pictures, priority=700)
     app.connect("doctree-read", _wrap_formulas)
     app.connect("doctree-read", _hide_final)
     app.connect("source-read", _without_downloads)

@@ -42,7 +42,7 @@ def address(name: str) -> str | None:
         return None
     if name in _PAGES:
         return f"{_SITE}/{_PAGES[name]}"
-    owner, _, last = name.rpartition(".")
+    owner, _, _ = name.rpartition(".")
     is_member = isinstance(_find(owner), type)
     return f"{_SITE}/generated/{owner if is_member else name}.html#{name}"
 
