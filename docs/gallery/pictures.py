@@ -206,7 +206,7 @@ def plane(
     axes.plot(*way.T, color=ORANGE, linewidth=2.2)
     axes.plot(*way[0], "o", color=ORANGE, markersize=5)
     axes.text(way[0][0] + 0.07, way[0][1] + 0.1, "$s = 0$", color=ORANGE)
-    axes.plot(*way[-1], "o", color=ORANGE, markersize=5, markerfacecolor="none")
+    axes.plot(*way[-1], "o", color=ORANGE, markersize=5, markerfacecolor="none", clip_on=False)
     axes.set(xlim=(-2, 2), ylim=(-2, 2), aspect="equal", xticks=range(-2, 3), yticks=range(-2, 3))
     axes.set(title="level sets, and the minimum along $s$", xlabel=symbols[0])
     axes.set_ylabel(symbols[1], rotation=0)
@@ -306,6 +306,8 @@ def coefficients(
     for number in reversed(range(12)):
         path = [w[0, number].item() for w in minima]
         color = HUES[int(TRIPLES[0, number])] if groups else (BLUE if truth[number] else ORANGE)
+        if twins and number in (0, 2):
+            color = GREEN
         axes.plot(strengths, path, color=color, linewidth=1.8 if truth[number] else 1.1)
     _mark(axes, truth[truth != 0], -0.045)
     if towards is not None:
@@ -315,6 +317,17 @@ def coefficients(
         _label_ends(axes, [(f"group {k + 1}", HUES[k], 3.7 - 0.1 * k) for k in range(4)])
     else:
         axes.text(0.02, 0.98, "true coefficient not 0", color=BLUE, transform=axes.transAxes, va="top", fontsize=8)
+        if twins:
+            axes.text(
+                0.98,
+                0.98,
+                "nearly equal inputs",
+                color=GREEN,
+                transform=axes.transAxes,
+                ha="right",
+                va="top",
+                fontsize=8,
+            )
         axes.text(0.02, 0.3, "true coefficient 0", color=ORANGE, transform=axes.transAxes, va="top", fontsize=8)
 
 
