@@ -29,10 +29,10 @@ pictures.coefficients(MaxNorm, bounds=[5 - 0.1 * k for k in range(50)])
 # Left: the two weights into one unit. Right: the coefficients of a regression, which is one unit with twelve inputs, as
 # the bound gets smaller. Below the length of the least squares fit all coefficients shrink together.
 
-pictures.before_and_after({"MaxNorm(1)": MaxNorm(1.0), "L2Ball(1)": L2Ball(1.0)})
+pictures.before_and_after({"MaxNorm(1.5)": MaxNorm(1.5), "L2Ball(3)": L2Ball(3.0)})
 
 # %%
-# Weights of six units (blue: positive, orange: negative). MaxNorm shortens the three units that are longer than 1.
+# Weights of six units (blue: positive, orange: negative). MaxNorm shortens the units that are longer than 1.5.
 # :doc:`L2Ball <plot_l2_ball>` bounds the matrix as a whole, so it shortens all.
 #
 # In a model:

@@ -29,8 +29,8 @@ pictures.matrix(start @ start.T, "rows, before", most=2)
 pictures.matrix(start.T @ start, "columns, before", most=2)
 
 # %%
-# Gram matrices of a matrix of 5 rows and 9 columns. Below, after steps along the gradient of the penalty alone. The rows
-# are orthonormal. Nine columns in five dimensions cannot be; they are as near to it as possible.
+# Gram matrices of a matrix of 5 rows and 9 columns. Below, after steps along the gradient of the penalty alone. The
+# rows are orthonormal. Nine columns in five dimensions cannot be; they are as near to it as possible.
 
 pictures.matrix(end @ end.T, "rows, after", most=2)
 pictures.matrix(end.T @ end, "columns, after", most=2)

@@ -29,7 +29,7 @@ from torchreg import ActivityRegularizer, KLSparsity
 mean = torch.linspace(0.002, 0.998, 200)
 pictures.lines(
     "penalty of one unit",
-    {f"t = {t}": (mean, [KLSparsity(1.0, target=t).value(m.view(1, 1)) for m in mean]) for t in (0.05, 0.2, 0.5)},
+    {f"$t = {t}$": (mean, [KLSparsity(1.0, target=t).value(m.view(1, 1)) for m in mean]) for t in (0.05, 0.2, 0.5)},
     xlabel="mean activation",
     ylim=(0, 2),
     yticks=(0, 1, 2),
