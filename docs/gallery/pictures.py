@@ -8,6 +8,7 @@ each, one for light pages and one for dark ones.
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -23,6 +24,7 @@ from matplotlib.colors import to_rgb
 from sklearn.datasets import load_digits, load_sample_image
 from torch import Tensor, nn
 
+from torchreg.optim import SGDW
 from torchreg.penalties import Constraint, Penalty, ProximalPenalty
 
 # The mid-tone that is drawn, and what it becomes on a light and on a dark page. The hues are those of Okabe and Ito,
@@ -206,7 +208,7 @@ def plane(
     axes.plot(*way.T, color=ORANGE, linewidth=2.2)
     axes.plot(*way[0], "o", color=ORANGE, markersize=5)
     axes.text(way[0][0] + 0.07, way[0][1] + 0.1, "$s = 0$", color=ORANGE)
-    axes.plot(*way[-1], "o", color=ORANGE, markersize=5, markerfacecolor="none")
+    axes.plot(*way[-1], "o", color=ORANGE, markersize=5, markerfacecolor="none", clip_on=False)
     axes.set(xlim=(-2, 2), ylim=(-2, 2), aspect="equal", xticks=range(-2, 3), yticks=range(-2, 3))
     axes.set(title="level sets, and the minimum along $s$", xlabel=symbols[0])
     axes.set_ylabel(symbols[1], rotation=0)
@@ -306,6 +308,8 @@ def coefficients(
     for number in reversed(range(12)):
         path = [w[0, number].item() for w in minima]
         color = HUES[int(TRIPLES[0, number])] if groups else (BLUE if truth[number] else ORANGE)
+        if twins and number in (0, 2):
+            color = GREEN
         axes.plot(strengths, path, color=color, linewidth=1.8 if truth[number] else 1.1)
     _mark(axes, truth[truth != 0], -0.045)
     if towards is not None:
@@ -315,6 +319,17 @@ def coefficients(
         _label_ends(axes, [(f"group {k + 1}", HUES[k], 3.7 - 0.1 * k) for k in range(4)])
     else:
         axes.text(0.02, 0.98, "true coefficient not 0", color=BLUE, transform=axes.transAxes, va="top", fontsize=8)
+        if twins:
+            axes.text(
+                0.98,
+                0.98,
+                "nearly equal inputs",
+                color=GREEN,
+                transform=axes.transAxes,
+                ha="right",
+                va="top",
+                fontsize=8,
+            )
         axes.text(0.02, 0.3, "true coefficient 0", color=ORANGE, transform=axes.transAxes, va="top", fontsize=8)
 
 
@@ -517,6 +532,18 @@ def montage(
         spine.set_visible(False)
 
 
+def digit_weights(weights: Tensor, title: str) -> None:
+    """The weights of a linear classifier of digits, ten images of 8 x 8 pixels."""
+    rows = nn.functional.pad(weights.detach().view(2, 5, 8, 8), (0, 1, 0, 1))
+    grid = rows.permute(0, 2, 1, 3).reshape(18, 45)[:-1, :-1]
+    matrix(grid, title, size=(3.4, 1.9))
+    axes = plt.gca()
+    axes.set_aspect("equal")
+    for edge in (8, 17, 26, 35):
+        axes.axvline(edge, color=FAINT, linewidth=0.7)
+    axes.axhline(8, color=FAINT, linewidth=0.7)
+
+
 SENTENCE = ["the", "cat", "saw", "the", "dog", "and", "the", "dog", "saw", "the", "bird"]
 
 
@@ -537,14 +564,13 @@ def sequence(values: Tensor, title: str, dropped: Tensor | None = None) -> None:
 
 
 def sentences(draws: Mapping[str, Sequence[str]], replaced: str) -> None:
-    """Sentences below each other, with a word that stands for others in orange."""
-    axes = figure(" / ".join(" ".join(words) for words in draws.values()), 6.2, 0.3 + 0.24 * len(draws))
-    for line, (name, words) in enumerate(draws.items()):
-        axes.text(-0.9, -line, name, ha="right", va="center", color=FAINT, fontsize=8)
+    """Sentences beside each other, one row a word, with a word that stands for others in orange."""
+    axes = figure("; ".join(f"{name}: {' '.join(words)}" for name, words in draws.items()), 0.8 * len(draws), 2.6)
+    for column, (name, words) in enumerate(draws.items()):
+        axes.text(column, -1.3, name, ha="center", va="center")
         for place, word in enumerate(words):
-            color = ORANGE if word == replaced else INK
-            axes.text(place, -line, word, ha="center", va="center", color=color)
-    axes.set(xlim=(-2.3, len(SENTENCE) - 0.4), ylim=(0.6 - len(draws), 0.6))
+            axes.text(column, place, word, ha="center", va="center", color=ORANGE if word == replaced else FAINT)
+    axes.set(xlim=(-0.5, len(draws) - 0.5), ylim=(len(SENTENCE) - 0.5, -1.8))
     axes.axis("off")
 
 
@@ -622,7 +648,61 @@ def compare(constraint: Constraint, title: str) -> None:
     axes.set(xlabel="coefficient", xticks=places[::2], ylim=(-2.9, 3.9), title="coefficients of a regression")
 
 
+# -- couplings --------------------------------------------------------------------------------------------------------
+
+COUPLINGS = ("lr", "schedule", "independent", "corrected")
+STEPS = 200
+RATES = {
+    "constant learning rate": lambda step: 1.0,
+    "learning rate falls in steps": lambda step: 0.1 ** (2 * step // STEPS),
+    "cosine learning rate": lambda step: 0.5 + 0.5 * math.cos(math.pi * step / STEPS),
+}
+
+
+def decayed(
+    rate: Callable[[int], float] = lambda step: 1.0,
+    gradient: Callable[[float], float] = lambda w: 0.0,
+    start: float = 1.0,
+    lr: float = 0.5,
+    weight_decay: float = 0.01,
+    **form: Any,
+) -> list[float]:
+    """The path of one weight under SGDW with a gradient and a learning rate of ``lr`` times ``rate``."""
+    weight = nn.Parameter(torch.tensor([start]))
+    optimizer = SGDW([weight], lr=lr, weight_decay=weight_decay, **form)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    sizes = [start]
+    for _ in range(STEPS):
+        weight.grad = torch.full_like(weight, gradient(sizes[-1]))
+        optimizer.step()
+        scheduler.step()
+        sizes.append(weight.item())
+    return sizes
+
+
+def couplings(shown: str) -> None:
+    """What is left of a weight without a gradient, under three schedules; one coupling in blue, the others faint."""
+    for title, rate in RATES.items():
+        axes = figure(f"A weight without a gradient by steps, {title}, with each coupling", 2.35, 2.3)
+        ends: dict[float, str] = {}
+        for coupling in (*(each for each in COUPLINGS if each != shown), shown):
+            sizes = decayed(rate, coupling=coupling)
+            axes.plot(sizes, color=BLUE if coupling == shown else FAINT, linewidth=2.2 if coupling == shown else 1.2)
+            end = round(sizes[-1], 3)
+            ends[end] = coupling if end not in ends else f"{coupling},\n{ends[end]}"
+        axes.set(title=title, xlabel="step", xlim=(0, STEPS), ylim=(0, 1.05), xticks=(0, 100, 200), yticks=(0, 0.5, 1))
+        _label_ends(axes, [(name, BLUE if shown in name else FAINT, end) for end, name in ends.items()], gap=0.16)
+
+
 # -- anything else ----------------------------------------------------------------------------------------------------
+
+
+def histogram(title: str, values: Tensor, color: str = BLUE) -> None:
+    """The shares of values from -1 to 3."""
+    axes = figure(title, 3.3, 2.3)
+    weights = np.full(values.numel(), 100 / values.numel())
+    axes.hist(values.numpy(), 41, range=(-1.05, 3.05), weights=weights, color=color, alpha=0.8)
+    axes.set(title=title, xlim=(-1.05, 3.05), ylabel="share, %")
 
 
 def lines(

@@ -23,7 +23,9 @@ import pictures
 from torchreg import L1, ElasticNet
 
 pictures.plane(lambda s: ElasticNet(s, l1_ratio=0.5))
-pictures.curves({"0.9": ElasticNet(1.0, l1_ratio=0.9), "0.5": ElasticNet(1.0, l1_ratio=0.5)}, panels=1)
+pictures.curves(
+    {r"$\alpha = 0.9$": ElasticNet(1.0, l1_ratio=0.9), r"$\alpha = 0.5$": ElasticNet(1.0, l1_ratio=0.5)}, panels=1
+)
 
 # %%
 # The level sets are round and have corners on the axes (right: the value for two ratios). Below is a regression with

@@ -28,8 +28,8 @@ pictures.plane(HoyerSquare, through=[(1, 0.03), (1, 0.1), (1, 0.2), (1, 0.4)])
 pictures.coefficients(HoyerSquare)
 
 # %%
-# The level sets are cones along the axes: only the direction of the weights counts. The minimum goes to an axis and does
-# not shrink there. The coefficients that are truly zero approach zero, and the others keep their overall scale.
+# The level sets are cones along the axes: only the direction of the weights counts. The minimum goes to an axis and
+# does not shrink there. The coefficients that are truly zero approach zero, and the others keep their overall scale.
 
 w = torch.linspace(-3, 3, 1200)
 pair = torch.stack([w, torch.ones_like(w)], -1)

@@ -26,10 +26,10 @@ pictures.plane(lambda s: Huber(s, delta=0.5))
 pictures.coefficients(lambda s: Huber(s, delta=0.5))
 
 # %%
-# The inner level sets are circles, as those of the ridge; the outer ones become the lasso's diamonds with round corners.
-# In the regression small coefficients shrink fast and large ones keep their distance.
+# The inner level sets are circles, as those of the ridge; the outer ones become the lasso's diamonds with round
+# corners. In the regression small coefficients shrink fast and large ones keep their distance.
 
-pictures.curves({"δ = 0.5": Huber(1.0, delta=0.5), "δ = 1.5": Huber(1.0, delta=1.5)})
+pictures.curves({r"$\delta = 0.5$": Huber(1.0, delta=0.5), r"$\delta = 1.5$": Huber(1.0, delta=1.5)})
 
 # %%
 # The gradient is that of the ridge, clipped at :math:`\pm s \delta`.

@@ -26,10 +26,10 @@ pictures.plane(lambda s: LogSum(s, epsilon=0.5))
 pictures.coefficients(lambda s: LogSum(s, epsilon=0.5))
 
 # %%
-# The coefficients that are truly zero vanish early, and the others keep close to their true values (strokes at the left)
-# over a wide range of strengths.
+# The coefficients that are truly zero vanish early, and the others keep close to their true values (strokes at the
+# left) over a wide range of strengths.
 
-pictures.curves({"ε = 0.1": LogSum(1.0, epsilon=0.1), "ε = 0.5": LogSum(1.0, epsilon=0.5)})
+pictures.curves({r"$\epsilon = 0.1$": LogSum(1.0, epsilon=0.1), r"$\epsilon = 0.5$": LogSum(1.0, epsilon=0.5)})
 
 # %%
 # In a model:

@@ -31,7 +31,7 @@ pictures.coefficients(lambda s: Lp(s, p=0.5), count=31)
 # For :math:`p = 1/2` the level sets are drawn in between the axes. The coefficients that are truly zero vanish at small
 # strengths, where the others have hardly moved. Each coefficient jumps to zero in the end.
 
-pictures.curves({f"p = {p}": Lp(1.0, p=p) for p in (0.5, 1, 1.5, 3)})
+pictures.curves({f"$p = {p}$": Lp(1.0, p=p) for p in (0.5, 1, 1.5, 3)})
 
 # %%
 # In a model:

@@ -27,9 +27,9 @@ pictures.coefficients(lambda s: MCP(s, gamma=3.0))
 
 # %%
 # Beyond :math:`\gamma s = 1.5` the penalty is flat. In the regression the large coefficients stay at their values until
-# the strength reaches them.
+# :math:`\gamma s` reaches them.
 
-pictures.curves({"γ = 1.5": MCP(1.0, gamma=1.5), "γ = 3": MCP(1.0, gamma=3.0)})
+pictures.curves({r"$\gamma = 1.5$": MCP(1.0, gamma=1.5), r"$\gamma = 3$": MCP(1.0, gamma=3.0)})
 
 # %%
 # The smaller :math:`\gamma`, the earlier weights are let go, and the steeper the proximal operator.

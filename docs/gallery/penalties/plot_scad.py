@@ -26,10 +26,10 @@ pictures.plane(SCAD, strength=0.5)
 pictures.coefficients(SCAD)
 
 # %%
-# Beyond :math:`as = 1.85` the penalty is flat. In the regression the large coefficients stay at their values until the
-# strength reaches them.
+# Beyond :math:`as = 1.85` the penalty is flat. In the regression the large coefficients stay at their values until
+# :math:`as` reaches them.
 
-pictures.curves({"a = 2.5": SCAD(0.8, a=2.5), "a = 3.7": SCAD(0.8, a=3.7)})
+pictures.curves({"$a = 2.5$": SCAD(0.8, a=2.5), "$a = 3.7$": SCAD(0.8, a=3.7)})
 
 # %%
 # The force (middle, for a strength of 0.8) is constant up to the strength and then falls on a straight line.
