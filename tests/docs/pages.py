@@ -6,10 +6,10 @@ from pathlib import Path
 from textwrap import dedent
 
 ROOT = Path(__file__).parents[2]
+_BUILT = {"_build", "gallery_built"}  # folders that the build writes
 PAGES = [
     ROOT / "README.md",
-    *sorted((ROOT / "docs" / "start").glob("*.md")),
-    *sorted((ROOT / "docs" / "guides").glob("*.md")),
+    *sorted(page for page in (ROOT / "docs").rglob("*.md") if _BUILT.isdisjoint(page.relative_to(ROOT).parts)),
 ]
 
 _FENCE = re.compile(r" *(`{3,}|~{3,})(.*)")
