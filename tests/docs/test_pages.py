@@ -37,17 +37,16 @@ class Page:
 
     def __init__(self, module: ModuleType, printed: Callable[[], str]) -> None:
         self.module, self.printed = module, printed
-        self.output: str | None = None  # of the Python block just before
+        self.output, self.output_line = "", 0  # what the last Python block printed, and where it would be shown
         self.study = tomllib.loads(PLAIN)  # the last whole one
         self.files: dict[str, dict[str, Any]] = {}  # studies that the page says to save, by file
 
     def follow(self, block: Block) -> None:
-        output, self.output = self.output, None
         if block.language.startswith("{"):
             self.directive(block)
         elif block.language == "text":
-            if output is not None:
-                assert_shown(block.text, output, block.place)
+            if block.line == self.output_line:
+                assert_shown(block.text, self.output, block.place)
         else:
             check = {"python": self.python, "toml": self.toml, "sh": self.sh, "bat": self.sh, "diff": self.diff}
             assert block.language in check, f"{block.place}: unknown or missing language {block.language!r}"
@@ -56,7 +55,7 @@ class Page:
     def python(self, block: Block) -> None:
         lines = "\n" * block.line + block.text  # so that an error names the line of the page
         exec(compile(lines, str(block.page), "exec"), vars(self.module))
-        self.output = self.printed()
+        self.output, self.output_line = self.printed(), block.end + 2
 
     def toml(self, block: Block) -> None:
         """A whole study, or a fragment, which is laid on the page's last whole one."""
