@@ -6,11 +6,10 @@ from pathlib import Path
 from textwrap import dedent
 
 ROOT = Path(__file__).parents[2]
+_BUILT = {"_build", "gallery_built"}  # folders that the build writes
 PAGES = [
     ROOT / "README.md",
-    ROOT / "docs" / "index.md",
-    *sorted((ROOT / "docs" / "start").glob("*.md")),
-    *sorted((ROOT / "docs" / "guides").glob("*.md")),
+    *sorted(page for page in (ROOT / "docs").rglob("*.md") if _BUILT.isdisjoint(page.relative_to(ROOT).parts)),
 ]
 
 _FENCE = re.compile(r" *(`{3,}|~{3,})(.*)")
@@ -18,12 +17,13 @@ _FENCE = re.compile(r" *(`{3,}|~{3,})(.*)")
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, or the directive that it is, the lines in it, and where they begin."""
+    """A fenced block: its language, or the directive that it is, the lines in it, and where its fences are."""
 
     language: str
     text: str
     page: Path
     line: int
+    end: int
 
     @property
     def place(self) -> str:
@@ -43,7 +43,7 @@ def blocks(page: Path) -> list[Block]:
         if not fence and matched:
             fence, language, start, lines = matched[1], matched[2].strip(), number, []
         elif fence and matched and matched[1].startswith(fence) and not matched[2].strip():
-            found.append(Block(language, dedent("".join(f"{line}\n" for line in lines)), page, start))
+            found.append(Block(language, dedent("".join(f"{line}\n" for line in lines)), page, start, number))
             fence = ""
         else:
             lines.append(line)

@@ -6,17 +6,19 @@ import sys
 import tomllib
 from collections.abc import Callable
 from copy import deepcopy
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
 import pytest
 import typer
 
-from experiments import cli, config
+from experiments import benches, cli, config
 from experiments.running import search, study
 from tests.docs.pages import PAGES, ROOT, Block, blocks, name_of
 
-DIRECTIVES = {"toctree", "figure", "image", "literalinclude", "math"}  # MyST's, that hold no code
+HIDDEN = {"code", "code-block", "code-cell", "doctest", "parsed-literal", "prompt", "sourcecode", "testcode"}
+OTHERS = ("cd", "git", "venv")  # commands that a page may name; also .venv/bin/activate and the like
 PLAIN = """
 name = "plain"
 data = { name = "digits", train_size = 100 }
@@ -35,17 +37,16 @@ class Page:
 
     def __init__(self, module: ModuleType, printed: Callable[[], str]) -> None:
         self.module, self.printed = module, printed
-        self.output: str | None = None  # of the Python block just before
+        self.output, self.output_line = "", 0  # what the last Python block printed, and where it would be shown
         self.study = tomllib.loads(PLAIN)  # the last whole one
         self.files: dict[str, dict[str, Any]] = {}  # studies that the page says to save, by file
 
     def follow(self, block: Block) -> None:
-        output, self.output = self.output, None
         if block.language.startswith("{"):
             self.directive(block)
         elif block.language == "text":
-            if output is not None:
-                assert_shown(block.text, output, block.place)
+            if block.line == self.output_line:
+                assert_shown(block.text, self.output, block.place)
         else:
             check = {"python": self.python, "toml": self.toml, "sh": self.sh, "bat": self.sh, "diff": self.diff}
             assert block.language in check, f"{block.place}: unknown or missing language {block.language!r}"
@@ -54,7 +55,7 @@ class Page:
     def python(self, block: Block) -> None:
         lines = "\n" * block.line + block.text  # so that an error names the line of the page
         exec(compile(lines, str(block.page), "exec"), vars(self.module))
-        self.output = self.printed()
+        self.output, self.output_line = self.printed(), block.end + 2
 
     def toml(self, block: Block) -> None:
         """A whole study, or a fragment, which is laid on the page's last whole one."""
@@ -81,17 +82,21 @@ class Page:
         program, arguments = words[0], words[1:]
         if program in ("python", "python3", "py") and arguments[:1] == ["-m"]:
             program, arguments = arguments[1], arguments[2:]
-        if program == "experiments":
-            self.experiments(arguments, block)
-        elif program == "make":
-            targets = [word for word in arguments if "=" not in word]
-            assert targets, f"{block.place}: no target"
-            assert set(targets) <= set(TARGETS), f"{block.place}: {targets} are not all of {TARGETS}"
-        elif program == "pip":
-            self.pip(arguments, block)
+            assert find_spec(program), f"{block.place}: no module {program}"
+        checks = {"experiments": self.experiments, "make": self.make, "pip": self.pip, "pytest": self.pytest}
+        if program in checks:
+            checks[program](arguments, block)
         else:
-            known = ("cd", ".", "venv", "git", "pytest", "python", ".venv\\Scripts\\activate", "export", "set")
-            assert program in known, f"{block.place}: unknown command {shlex.join(words)}"
+            assert program in OTHERS or "." in program, f"{block.place}: unknown command {shlex.join(words)}"
+
+    def make(self, arguments: list[str], block: Block) -> None:
+        targets = {word for word in arguments if "=" not in word}
+        assert targets, f"{block.place}: no target"
+        assert targets <= set(TARGETS), f"{block.place}: {targets} are not all of {TARGETS}"
+
+    def pytest(self, arguments: list[str], block: Block) -> None:
+        for word in arguments:
+            assert "/" not in word or (ROOT / word).exists(), f"{block.place}: no {word}"
 
     def experiments(self, arguments: list[str], block: Block) -> None:
         """Parses the command line, and loads the study it names, with its overrides."""
@@ -99,6 +104,8 @@ class Page:
         name, *rest = arguments
         assert name in known, f"{block.place}: unknown command {name}"
         parsed = known[name].make_context(name, rest).params
+        if name == "bench":
+            assert set(parsed["names"] or ()) <= benches.BENCHES.keys(), f"{block.place}: unknown bench"
         if "path" not in parsed:
             return
         path = str(parsed["path"])
@@ -126,7 +133,7 @@ class Page:
 
     def directive(self, block: Block) -> None:
         name, _, argument = block.language[1:].partition("}")
-        assert name in DIRECTIVES, f"{block.place}: unknown directive {name}"
+        assert name not in HIDDEN, f"{block.place}: code in a directive {name} is not tested: use a plain fence"
         if name in ("figure", "image", "literalinclude"):
             assert (block.page.parent / argument.strip()).is_file(), f"{block.place}: no file {argument.strip()}"
 
@@ -164,6 +171,7 @@ def assert_shown(shown: str, printed: str, place: str) -> None:
 def test_a_page_is_true(page, tmp_path, monkeypatch, capsys):
     module = ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)  # where dataclasses and pickles look for it
+    monkeypatch.syspath_prepend(page.parent / "examples")  # as if the reader had saved them
     monkeypatch.chdir(tmp_path)
     reader = Page(module, lambda: capsys.readouterr().out)
     for block in blocks(page):
