@@ -163,9 +163,36 @@ class L2(Term, ProximalPenalty):
             f.foreach_scale_(weights, divisor=1 + step * self.strength)
 
 
+@dataclass(frozen=True, repr=False, eq=False)
+class L1Mixture(Term):
+    """L1 and another penalty under one strength.
+
+    Args:
+        strength: ``s``, finite and not negative.
+        l1_ratio: the share of L1, in [0, 1].
+
+    Raises:
+        ValueError: ``l1_ratio`` outside [0, 1].
+    """
+
+    l1_ratio: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("l1_ratio", "in [0, 1]", lambda ratio: 0 <= ratio <= 1)
+
+    @property
+    def _lasso(self) -> float:
+        return self.strength * self.l1_ratio
+
+    @property
+    def _rest(self) -> float:
+        return self.strength * (1 - self.l1_ratio)
+
+
 @final
 @dataclass(frozen=True, repr=False, eq=False)
-class ElasticNet(Term, ProximalPenalty):
+class ElasticNet(L1Mixture, ProximalPenalty):
     r"""The elastic net: Lasso and Ridge under one strength, as in scikit-learn.
 
     .. math:: R(w) = s \Big( \alpha \|w\|_1 + \frac{1 - \alpha}{2} \|w\|_2^2 \Big), \qquad
@@ -192,37 +219,23 @@ class ElasticNet(Term, ProximalPenalty):
         Statistical Society B, 2005.
     """
 
-    l1_ratio: float = 0.5
-
     is_uniform: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require("l1_ratio", "in [0, 1]", lambda ratio: 0 <= ratio <= 1)
-
-    @property
-    def _lasso(self) -> float:
-        return self.strength * self.l1_ratio
-
-    @property
-    def _ridge(self) -> float:
-        return self.strength * (1 - self.l1_ratio)
-
     def value(self, w: Tensor) -> Tensor:
-        return (self._lasso * f.l1_norm(w) + self._ridge * f.half_square(w)).to(f.real_dtype(w))
+        return (self._lasso * f.l1_norm(w) + self._rest * f.half_square(w)).to(f.real_dtype(w))
 
     def gradient(self, w: Tensor) -> Tensor:
-        return f.scaled_sign(w, self._lasso).add_(w, alpha=self._ridge)
+        return f.scaled_sign(w, self._lasso).add_(w, alpha=self._rest)
 
     @property
     def _curvature(self) -> float:
-        return self.strength * (1 - self.l1_ratio)
+        return self._rest
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
-        return f.shrink(f.soft_threshold(w, step * self._lasso), step * self._ridge)
+        return f.shrink(f.soft_threshold(w, step * self._lasso), step * self._rest)
 
     def _prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
-        return f.soft_threshold_(w, step * self._lasso).div_(1 + step * self._ridge)
+        return f.soft_threshold_(w, step * self._lasso).div_(1 + step * self._rest)
 
     def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
         return f.distance_beyond_kink(gradient + self.gradient(w), w == 0, self._lasso)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchreg import functional as f
 from torchreg.penalties.base import Described, ProximalPenalty, Term
+from torchreg.penalties.elementwise import L1Mixture
 from torchreg.penalties.partition import Groups, Partition, check_groups, resolve, split
 from torchreg.selection.parameters import ParamInfo
 
@@ -158,7 +159,7 @@ class GroupLasso(Grouped):
 
 @final
 @dataclass(frozen=True, repr=False, eq=False)
-class SparseGroupLasso(Grouped):
+class SparseGroupLasso(Grouped, L1Mixture):
     r"""Lasso and group lasso under one strength: few groups, and few weights in each of them.
 
     .. math:: R(w) = s \Big( \alpha \|w\|_1 + (1 - \alpha) \sum_g \sqrt{n_g} \, \|w_g\|_2 \Big), \qquad
@@ -186,37 +187,24 @@ class SparseGroupLasso(Grouped):
         and Graphical Statistics, 2013.
     """
 
-    l1_ratio: float = 0.5
     groups: Groups = "output"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require("l1_ratio", "in [0, 1]", lambda ratio: 0 <= ratio <= 1)
-
-    @property
-    def _lasso(self) -> float:
-        return self.strength * self.l1_ratio
-
-    @property
-    def _group(self) -> float:
-        return self.strength * (1 - self.l1_ratio)
 
     def value(self, w: Tensor) -> Tensor:
         groups = self._split(w)
         norms = f.row_norms(groups.rows)
-        value = self._lasso * f.l1_norm(w) + self._group * (_root(groups, norms) * norms).sum()
+        value = self._lasso * f.l1_norm(w) + self._rest * (_root(groups, norms) * norms).sum()
         return value.to(f.real_dtype(w))
 
     def gradient(self, w: Tensor) -> Tensor:
-        return f.scaled_sign(w, self._lasso).addcmul_(w, self._slopes(w, self._group))
+        return f.scaled_sign(w, self._lasso).addcmul_(w, self._slopes(w, self._rest))
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         groups = self._split(f.soft_threshold(w, step * self._lasso))
-        threshold = self._steps(step) * self._group * _root(groups, w)
+        threshold = self._steps(step) * self._rest * _root(groups, w)
         return groups.join(f.group_soft_threshold(groups.rows, threshold))
 
     def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
-        return self._distance(gradient + self.gradient(w), w, self._lasso, self._group)
+        return self._distance(gradient + self.gradient(w), w, self._lasso, self._rest)
 
     def strength_max(self, gradient: Tensor) -> Tensor:
         if not gradient.numel():
