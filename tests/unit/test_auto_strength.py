@@ -373,7 +373,7 @@ def test_of_an_optimizer_that_steps_more_often_the_last_step_counts():
     F.mse_loss(model(X), Y).backward()
     for _ in range(3):
         often.step()
-    assert [len(acts) for acts in auto._acts.values()] == [1]
+    assert [len(updates) for updates in auto._updates.values()] == [1]
     seldom.step()
     assert auto.strengths["L2"] != 0.1
 

@@ -1,4 +1,4 @@
-"""A penalty on each member of a stack of models, whose weights share one tensor."""
+"""Penalties on stacks of models, in which one tensor holds the weights of all members."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _SMALL = 1 << 15  # elements of one member's weight, above which calls for each 
 
 
 class ByMember(Penalty):
-    """The penalty that each member has on its part of a weight ``(members, ...)``.
+    """The penalties of the members of a stack on a weight ``(members, ...)``.
 
-    Values are ``(members,)``, and so may scales and steps be: a strength for each member.
+    Values have the shape ``(members,)``. Scales and steps may have it too: a strength for each member.
 
     Args:
         each: the members' penalties, in order.
@@ -31,7 +31,7 @@ class ByMember(Penalty):
 
     @property
     def is_shared(self) -> bool:
-        """Whether it is one function of each element, whichever member it is of."""
+        """Whether all members have the same penalty, a sum of one function over the elements."""
         return self.each[0].is_uniform and all(penalty is self.each[0] for penalty in self.each)
 
     @property
@@ -92,7 +92,7 @@ class ByMember(Penalty):
 
 
 class ProximalByMember(ByMember, ProximalPenalty):
-    """That of penalties with proximal operators."""
+    """The same for penalties with proximal operators."""
 
     @property
     def _takes_steps(self) -> bool:
@@ -115,7 +115,7 @@ class ProximalByMember(ByMember, ProximalPenalty):
 
 
 class AnchoredByMember(ProximalByMember):
-    """That of penalties towards a reference, of which each member has its own."""
+    """The same for penalties towards a reference; each member has its own reference."""
 
     @property
     def reference(self) -> Tensor:
@@ -123,7 +123,7 @@ class AnchoredByMember(ProximalByMember):
 
 
 def by_member(each: Sequence[Penalty]) -> ByMember:
-    """The members' penalties as one, on the stack of their weights."""
+    """One penalty on the stacked weights, made of the members' penalties."""
     if all(isinstance(penalty, Anchored) for penalty in each):
         return AnchoredByMember(each)
     proximal = all(isinstance(penalty, ProximalPenalty) for penalty in each)
@@ -134,7 +134,7 @@ def bound_by_member(penalty: Penalty, place: ParamInfo, members: int) -> ByMembe
     """The penalty, bound to each member's part of the parameter.
 
     Raises:
-        ValueError: one that is a function of several parameters.
+        ValueError: the penalty depends on several parameters.
     """
     each = [_at_member(penalty, place, member).bind(member_of(place, member)) for member in range(members)]
     if any(bound._companions or bound._selects_itself or penalty._selects_itself for bound in each):
@@ -143,13 +143,13 @@ def bound_by_member(penalty: Penalty, place: ParamInfo, members: int) -> ByMembe
 
 
 def member_of(place: ParamInfo, member: int) -> ParamInfo:
-    """The place as it is in that member's model."""
+    """The parameter as it is in that member's model."""
     own = place.param.detach()[member]
     return replace(place, param=torch.nn.Parameter(own, requires_grad=place.param.requires_grad))
 
 
 def broadcast_scale(scale: float | Tensor, w: Tensor) -> float | Tensor:
-    """A scale for each member so that it broadcasts to their weights ``(members, ...)``."""
+    """The members' scales, in a shape that broadcasts to their weights ``(members, ...)``."""
     if not isinstance(scale, Tensor) or scale.ndim == 0:
         return scale
     real = w.dtype.to_real() if w.is_complex() else w.dtype
@@ -157,7 +157,7 @@ def broadcast_scale(scale: float | Tensor, w: Tensor) -> float | Tensor:
 
 
 def own_scales(scale: float | Tensor, members: int) -> Sequence[float | Tensor]:
-    """Each member's scale; as a number, where reading one does not wait for a device."""
+    """The scale of each member; as a number if reading it does not wait for a device."""
     if not isinstance(scale, Tensor) or scale.ndim == 0:
         return [scale] * members
     scales: Sequence[float | Tensor] = scale.tolist() if scale.device.type == "cpu" else scale.unbind()
@@ -165,7 +165,7 @@ def own_scales(scale: float | Tensor, members: int) -> Sequence[float | Tensor]:
 
 
 def _at_member(penalty: Penalty, place: ParamInfo, member: int) -> Penalty:
-    """The penalty with the member's part of references that are stacked, too."""
+    """The penalty with the member's part of references that are stacked."""
     if isinstance(penalty, Sum):
         terms = tuple(_at_member(term, place, member) for term in penalty.terms)
         return penalty if all(map(operator.is_, terms, penalty.terms)) else replace(penalty, _terms=terms)
