@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torchreg.diagnostics.dead_units import compress
-from torchreg.functional.sharding import plain
+from torchreg.functional.sharding import as_plain
 from torchreg.nn import pruned
 from torchreg.selection.parameters import each_parameter
 from torchreg.selection.selectors import weights
@@ -94,4 +94,4 @@ def weights_of(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _number(result: Tensor) -> float:
-    return plain(result, alone=False).item()  # of a weight spread over processes, the parts must be joined first
+    return as_plain(result, local=False).item()  # of a weight spread over processes, the parts must be joined first
