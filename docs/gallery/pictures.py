@@ -149,12 +149,13 @@ def _beside(hole: Tensor) -> Tensor:
 def _label_ends(axes: Axes, ends: Sequence[tuple[str, str, float]], gap: float = 0.085) -> None:
     """Writes the names of lines ``(name, color, y)`` at their right ends, from the top, apart from each other."""
     low, high = axes.get_ylim()
-    ceiling = 1.0
-    for index, (name, color, y) in enumerate(sorted(ends, key=lambda end: -end[2])):
-        below = (len(ends) - 1 - index) * gap
-        at = min(max((y - low) / (high - low), below), ceiling)
+    heights = [gap * (1 + name.count("\n")) for name, _, _ in ends]
+    below, ceiling = sum(heights), 1 + gap / 2
+    for (name, color, y), height in sorted(zip(ends, heights, strict=True), key=lambda pair: -pair[0][2]):
+        below -= height
+        at = min(max((y - low) / (high - low), below), ceiling - height / 2)
         axes.text(1.02, at, name, color=color, transform=axes.transAxes, va="center", fontsize=8)
-        ceiling = at - gap
+        ceiling = at - height / 2
 
 
 # -- two weights ------------------------------------------------------------------------------------------------------
@@ -691,7 +692,7 @@ def couplings(shown: str) -> None:
             end = round(sizes[-1], 3)
             ends[end] = coupling if end not in ends else f"{coupling},\n{ends[end]}"
         axes.set(title=title, xlabel="step", xlim=(0, STEPS), ylim=(0, 1.05), xticks=(0, 100, 200), yticks=(0, 0.5, 1))
-        _label_ends(axes, [(name, BLUE if shown in name else FAINT, end) for end, name in ends.items()], gap=0.16)
+        _label_ends(axes, [(name, BLUE if shown in name else FAINT, end) for end, name in ends.items()])
 
 
 # -- anything else ----------------------------------------------------------------------------------------------------
@@ -727,6 +728,7 @@ def lines(
     axes = figure(f"{title}: {', '.join(series)}", *size)
     for (x, y), color in zip(series.values(), colors, strict=False):
         axes.plot(x, y, color=color)
+    axes.locator_params(nbins=5)
     axes.set(title=title, **settings)
     axes.margins(x=0)
     if labels:

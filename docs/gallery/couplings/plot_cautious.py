@@ -23,15 +23,15 @@ settings = {"gradient": lambda w: w - 2, "lr": 0.05, "weight_decay": 0.5}
 colors = (pictures.BLUE, pictures.FAINT)
 for start in (1.0, 3.0):
     paths = {
-        f"{cautious}": (range(201), pictures.decayed(cautious=cautious, start=start, **settings))
-        for cautious in (True, False)
+        name: (range(121), pictures.decayed(cautious=cautious, start=start, **settings)[:121])
+        for name, cautious in {"cautious": True, "ordinary": False}.items()
     }
-    axes = pictures.lines("cautious=", paths, colors=colors, xlabel="step", ylim=(0, 3.2))
+    axes = pictures.lines(f"a weight that begins at {start:g}", paths, colors=colors, xlabel="step", ylim=(0, 3.2))
     axes.axhline(2, color=pictures.INK, linewidth=0.8, linestyle="dashed")
-    axes.text(195, 2.05, "minimum of the loss", ha="right", va="bottom")
+    axes.text(118, 2.05, "minimum of the loss", ha="right", va="bottom")
 
 # %%
-# A weight that begins at 1 (left) or at 3 (right), with a loss that is least at 2. Ordinary decay ends below 2 in both.
+# A weight with a loss that is least at 2. Ordinary decay ends below 2 in both.
 # Cautious decay does not act on a weight that grows, and helps one that shrinks until the loss pulls it back.
 #
 # In a model:

@@ -17,6 +17,8 @@ until the end of training.
 **Reference:** :class:`torchreg.optim.DecoupledDecay`.
 """
 
+# sphinx_gallery_thumbnail_number = 3
+
 import pictures
 
 pictures.couplings("corrected")
@@ -51,7 +53,7 @@ for coupling in ("lr", "corrected"):
 
 pictures.lines(
     "size of the gradient over size of the weights",
-    {name: (range(970), ratio) for name, ratio in ratios.items()},
+    {name: (range(0, 970, 10), torch.tensor(ratio).view(-1, 10).mean(1)) for name, ratio in ratios.items()},
     size=(4.4, 2.6),
     colors=(pictures.FAINT, pictures.BLUE),
     xlabel="step",

@@ -18,6 +18,8 @@ Society B, 1996, in the manner of Ilya Loshchilov, Frank Hutter, "Decoupled Weig
 **Reference:** :class:`torchreg.optim.DecoupledDecay`.
 """
 
+# sphinx_gallery_thumbnail_number = 2
+
 import pictures
 
 for decay, color in (("L2", pictures.FAINT), ("L1", pictures.BLUE)):

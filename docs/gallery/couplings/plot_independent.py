@@ -17,6 +17,8 @@ given.
 **Reference:** :class:`torchreg.optim.DecoupledDecay`.
 """
 
+# sphinx_gallery_thumbnail_number = 3
+
 import pictures
 
 pictures.couplings("independent")

@@ -17,6 +17,8 @@ where :math:`\eta_t` is the learning rate and :math:`\lambda` is ``weight_decay`
 2019. **Reference:** :class:`torchreg.optim.DecoupledDecay`.
 """
 
+# sphinx_gallery_thumbnail_number = 3
+
 import pictures
 
 pictures.couplings("lr")

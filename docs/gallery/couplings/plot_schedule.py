@@ -16,6 +16,8 @@ where :math:`\eta_t` is the learning rate now, :math:`\eta_{\max}` its peak and 
 :class:`torchreg.optim.DecoupledDecay`.
 """
 
+# sphinx_gallery_thumbnail_number = 3
+
 import pictures
 
 pictures.couplings("schedule")

@@ -16,6 +16,8 @@ with :math:`\alpha' \approx -1.7581`, :math:`a = ((1 - p)(1 + p \alpha'^2))^{-1/
 NIPS 2017. **Reference:** :class:`torchreg.nn.AlphaDropout`.
 """
 
+# sphinx_gallery_thumbnail_number = 2
+
 import pictures
 import torch
 from torch import nn

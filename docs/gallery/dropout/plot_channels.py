@@ -19,6 +19,8 @@ Using Convolutional Networks", CVPR 2015. **Reference:** :class:`torchreg.nn.Dro
 :class:`torchreg.nn.Dropout2d`, :class:`torchreg.nn.Dropout3d`.
 """
 
+# sphinx_gallery_thumbnail_number = 2
+
 import pictures
 import torch
 

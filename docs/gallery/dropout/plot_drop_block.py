@@ -20,6 +20,8 @@ NeurIPS 2018. **Reference:** :class:`torchreg.nn.DropBlock1d`, :class:`torchreg.
 :class:`torchreg.nn.DropBlock3d`.
 """
 
+# sphinx_gallery_thumbnail_number = 2
+
 import pictures
 import torch
 

@@ -19,6 +19,8 @@ DropConnect", ICML 2013. For recurrent layers: Stephen Merity, Nitish Shirish Ke
 Optimizing LSTM Language Models", ICLR 2018. **Reference:** :class:`torchreg.nn.DropConnect`.
 """
 
+# sphinx_gallery_thumbnail_number = 2
+
 import pictures
 import torch
 from torch import nn

@@ -18,6 +18,8 @@ Simple Way to Prevent Neural Networks from Overfitting", Journal of Machine Lear
 :class:`torchreg.nn.Dropout`.
 """
 
+# sphinx_gallery_thumbnail_number = 2
+
 import pictures
 
 from torchreg.nn import Dropout

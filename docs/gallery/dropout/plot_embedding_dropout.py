@@ -17,6 +17,8 @@ Networks", NIPS 2016. Stephen Merity, Nitish Shirish Keskar, Richard Socher, "Re
 Models", ICLR 2018. **Reference:** :class:`torchreg.nn.EmbeddingDropout`.
 """
 
+# sphinx_gallery_thumbnail_number = 2
+
 import pictures
 import torch
 from torch import nn

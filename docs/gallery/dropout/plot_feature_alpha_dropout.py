@@ -18,6 +18,8 @@ NIPS 2017; for channels: Jonathan Tompson, Ross Goroshin, Arjun Jain, Yann LeCun
 Localization Using Convolutional Networks", CVPR 2015. **Reference:** :class:`torchreg.nn.FeatureAlphaDropout`.
 """
 
+# sphinx_gallery_thumbnail_number = 2
+
 import pictures
 
 from torchreg.nn import FeatureAlphaDropout

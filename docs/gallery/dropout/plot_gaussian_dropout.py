@@ -17,6 +17,8 @@ Simple Way to Prevent Neural Networks from Overfitting", Journal of Machine Lear
 **Reference:** :class:`torchreg.nn.GaussianDropout`.
 """
 
+# sphinx_gallery_thumbnail_number = 2
+
 import pictures
 import torch
 

@@ -17,6 +17,8 @@ HardConcrete learns a gate for each input or output of a layer. A gate can be ex
 Regularization", ICLR 2018. **Reference:** :class:`torchreg.nn.HardConcrete`.
 """
 
+# sphinx_gallery_thumbnail_number = 2
+
 import pictures
 import torch
 import torch.nn.functional as F

@@ -18,6 +18,8 @@ operator in closed form.
 Deep CNNs?", NeurIPS 2018. **Reference:** :class:`torchreg.DoubleSoftOrthogonality`.
 """
 
+# sphinx_gallery_thumbnail_number = 3
+
 import pictures
 import torch
 

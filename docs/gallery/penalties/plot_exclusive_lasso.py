@@ -17,6 +17,8 @@ The threshold :math:`\tau_g` is :math:`ts` times the 1-norm that the group has a
 **Reference:** :class:`torchreg.ExclusiveLasso`.
 """
 
+# sphinx_gallery_thumbnail_number = 3
+
 import pictures
 
 from torchreg import ExclusiveLasso, GroupLasso

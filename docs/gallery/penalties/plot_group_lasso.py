@@ -19,6 +19,8 @@ Royal Statistical Society B, 2006. For networks: Wei Wen, Chunpeng Wu, Yandan Wa
 Structured Sparsity in Deep Neural Networks", NeurIPS 2016. **Reference:** :class:`torchreg.GroupLasso`.
 """
 
+# sphinx_gallery_thumbnail_number = 3
+
 import pictures
 
 from torchreg import L1, GroupLasso

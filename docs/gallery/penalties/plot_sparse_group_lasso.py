@@ -18,6 +18,8 @@ one number less to choose.
 Computational and Graphical Statistics, 2013. **Reference:** :class:`torchreg.SparseGroupLasso`.
 """
 
+# sphinx_gallery_thumbnail_number = 3
+
 import pictures
 
 from torchreg import GroupLasso, SparseGroupLasso
