@@ -21,7 +21,7 @@ class Proximal(StepWrapper):
     """Mixin that ends a step with the proximal operator of a penalty, in the metric of the step.
 
     An optimizer minimizes loss + R only if its proximal step scales the penalty as its gradient step scales the
-    gradient. Subclasses say how that is, in :meth:`_take_proximal_step_`.
+    gradient. Subclasses say how that is, in ``_take_proximal_step_``.
     """
 
     penalty: ProximalPenalty

@@ -57,7 +57,7 @@ class Regularizer:
         model: any module, built and not lazy.
         penalty: a penalty, or a dict of name patterns to penalties, of which the first that matches is taken.
         mode: ``"loss"``, ``"grad"``, ``"decoupled"`` or ``"prox"``.
-        select: which parameters; by default :data:`~torchreg.selectors.weights`, so no biases, no normalization.
+        select: which parameters; by default :data:`~torchreg.weights`, so no biases, no normalization.
         schedule: a function from the number of steps made to ``scale``; see :mod:`torchreg.schedules`.
         compile: whether :func:`torch.compile` shall make one kernel of what an elementwise penalty does to a large
             weight, one pass over memory instead of several, for the networks whose steps take ten milliseconds and
