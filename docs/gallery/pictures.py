@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -39,6 +40,9 @@ SHADES = {
 }
 INK, FAINT, BLUE, ORANGE, GREEN, PURPLE = SHADES
 HUES = (BLUE, ORANGE, GREEN, PURPLE)
+
+ElementTree.register_namespace("", "http://www.w3.org/2000/svg")
+ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 
 STYLE = {
     "figure.facecolor": "none",
@@ -77,13 +81,35 @@ def figure(description: str, width: float = 3.4, height: float = 2.9) -> Axes:
     return axes
 
 
+class Taught:
+    """For sphinx-gallery's ``within_subsection_order``: the well-known first, and beside each what is like it."""
+
+    ORDER = (
+        *("l1", "l2", "elastic_net", "huber", "lp", "log_sum", "mcp", "scad", "hoyer_square", "l2sp", "l1sp"),
+        *("group_lasso", "sparse_group_lasso", "exclusive_lasso", "nuclear", "spectral_norm", "convolution_norm"),
+        *("soft_orthogonality", "double_soft_orthogonality", "srip", "kl_sparsity", "complexity"),
+        *("max_norm", "unit_norm", "non_negative", "simplex", "l1_ball", "l2_ball", "linf_ball"),
+        *("dropout", "channels", "drop_block", "gaussian_dropout", "alpha_dropout", "feature_alpha_dropout"),
+        *("stochastic_depth", "drop_connect", "locked_dropout", "embedding_dropout", "word_dropout"),
+        *("concrete_dropout", "variational_dropout", "hard_concrete"),
+        *("lr", "schedule", "independent", "corrected", "decay_l1", "towards_start", "cautious"),
+    )
+
+    def __init__(self, folder: str) -> None:
+        pass
+
+    def __call__(self, name: str) -> int:
+        return self.ORDER.index(Path(name).stem.removeprefix("plot_"))
+
+
 def scraper(block: Any, variables: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """For sphinx-gallery's ``image_scrapers``: each open figure in mid-tones (its thumbnail), light and dark."""
+    """For sphinx-gallery's ``image_scrapers``: each open figure without text (its thumbnail), light and dark."""
     images = []
     for number, path in zip(plt.get_fignums(), variables["image_path_iterator"], strict=False):
         shown = plt.figure(number)
-        for suffix, text in {"": drawing(), "_light": shaded(0), "_dark": shaded(1)}.items():
-            Path(path).with_name(Path(path).stem + suffix).with_suffix(".svg").write_text(text)
+        text = drawing()
+        for suffix, copy in {"": silent(text), "_light": shaded(text, 0), "_dark": shaded(text, 1)}.items():
+            Path(path).with_name(Path(path).stem + suffix).with_suffix(".svg").write_text(copy)
         place = Path(path).relative_to(config["src_dir"]).with_suffix("").as_posix()
         images += [
             f".. image:: /{place}_{name}.svg\n   :alt: {shown.get_label()}\n   :class: only-{name}\n"
@@ -105,9 +131,19 @@ def drawing() -> str:
     return text.getvalue()
 
 
-def shaded(page: int, text: str | None = None) -> str:
-    """The current figure as SVG, in the colors of a light page (0) or a dark one (1)."""
-    return re.sub("|".join(SHADES), lambda found: SHADES[found[0]][page], drawing() if text is None else text)
+def silent(svg: str) -> str:
+    """A figure without its text, which cannot be read at the size of a thumbnail."""
+    root = ElementTree.fromstring(svg)
+    for parent in root.iter():
+        for child in list(parent):
+            if child.get("id", "").startswith("text_"):
+                parent.remove(child)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def shaded(svg: str, page: int) -> str:
+    """A figure in the colors of a light page (0) or a dark one (1)."""
+    return re.sub("|".join(SHADES), lambda found: SHADES[found[0]][page], svg)
 
 
 # -- one weight -------------------------------------------------------------------------------------------------------
@@ -131,19 +167,14 @@ def curves(penalties: Penalty | Mapping[str, Penalty], panels: int = 3) -> None:
             axes.plot(w, w, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
         ends = []
         for (name, penalty), color in zip(named.items(), HUES, strict=False):
-            y = compute(penalty).flatten().clone()
+            y = compute(penalty).flatten()
             jumps = (y.diff().abs() > 0.1).nonzero().flatten()
-            joined = y.clone()
-            y[jumps], y[jumps + 1] = torch.nan, torch.nan
-            axes.plot(w, y, color=color)
-            axes.plot(w, joined.where(y.isnan() | _beside(y.isnan()), torch.nan), color=color, linewidth=0.9)
-            ends.append((name, color, joined[-1].item()))
+            axes.plot(w, y.index_fill(0, jumps + 1, torch.nan), color=color)
+            for k in jumps.tolist():
+                axes.plot(w[k : k + 3], y[k : k + 3], color=color, linewidth=0.9)
+            ends.append((name, color, y[-1].item()))
         axes.set(xlim=(-3, 3), ylim=limits, title=title, xticks=(-2, 0, 2), xlabel="$w$")
         _label_ends(axes, [end for end in ends if end[0]])
-
-
-def _beside(hole: Tensor) -> Tensor:
-    return torch.cat([hole[1:], hole[-1:]]) | torch.cat([hole[:1], hole[:-1]])
 
 
 def _label_ends(axes: Axes, ends: Sequence[tuple[str, str, float]], gap: float = 0.085) -> None:
@@ -570,7 +601,8 @@ def sentences(draws: Mapping[str, Sequence[str]], replaced: str) -> None:
     for column, (name, words) in enumerate(draws.items()):
         axes.text(column, -1.3, name, ha="center", va="center")
         for place, word in enumerate(words):
-            axes.text(column, place, word, ha="center", va="center", color=ORANGE if word == replaced else FAINT)
+            color = ORANGE if word == replaced else FAINT
+            axes.text(column, place, word, ha="center", va="center", color=color, gid="word")  # which thumbnails keep
     axes.set(xlim=(-0.5, len(draws) - 0.5), ylim=(len(SENTENCE) - 0.5, -1.8))
     axes.axis("off")
 

@@ -5,14 +5,17 @@ L1Ball: the lasso with a bound
 L1Ball bounds the sum of the magnitudes. It makes zeros as the lasso does, but the bound is given and the strength is
 found.
 
-.. math:: \sum_i |w_i| \le r, \qquad
-          P(w) = \operatorname*{argmin}_{\|u\|_1 \le r} \|u - w\|_2 = \operatorname{sign}(w) \max(|w| - \tau, 0)
+.. math::
+
+    C &= \{ w : \textstyle\sum_i |w_i| \le r \} \\
+    P(w) &= \operatorname*{argmin}_{u \in C} \|u - w\|_2 \\
+    &= \operatorname{sign}(w) \max(|w| - \tau, 0)
 
 The threshold :math:`\tau` is 0 inside the ball; outside, it is the one that puts the weights on the surface.
 
-**Take it** where a budget for the weights is known, or where the same bound must hold in every run.
+**Take L1Ball** where a budget for the weights is known, or where the same bound must hold in every run.
 
-**Do not take it** to reach a given share of zeros: take :class:`torchreg.optim.TargetSparsity`.
+**Do not take L1Ball** to reach a given share of zeros: take :class:`torchreg.optim.TargetSparsity`.
 
 **Source:** Robert Tibshirani, "Regression Shrinkage and Selection via the Lasso", Journal of the Royal Statistical
 Society B, 1996. **Reference:** :class:`torchreg.L1Ball`.

@@ -5,12 +5,16 @@ L2Ball: the ridge with a bound
 L2Ball bounds the Euclidean norm of a weight tensor. It shrinks as the ridge does, but the bound is given and the
 strength is found.
 
-.. math:: \|w\|_2 \le r, \qquad
-          P(w) = \operatorname*{argmin}_{\|u\|_2 \le r} \|u - w\|_2 = w \min(1, r / \|w\|_2)
+.. math::
 
-**Take it** where the norm of a layer as a whole must not grow.
+    C &= \{ w : \|w\|_2 \le r \} \\
+    P(w) &= \operatorname*{argmin}_{u \in C} \|u - w\|_2 \\
+    &= w \min(1, r / \|w\|_2)
 
-**Do not take it** to bound each unit by itself: that is :doc:`MaxNorm <plot_max_norm>`, the same set with other groups.
+**Take L2Ball** where the norm of a layer as a whole must not grow.
+
+**Do not take L2Ball** to bound each unit by itself: that is :doc:`MaxNorm <plot_max_norm>`, the same set with other
+groups.
 
 **Source:** Neal Parikh, Stephen Boyd, "Proximal Algorithms", Foundations and Trends in Optimization, 2014, section
 6.5.1. **Reference:** :class:`torchreg.L2Ball`.

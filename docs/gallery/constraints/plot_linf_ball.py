@@ -4,12 +4,15 @@ LinfBall: clipped weights
 
 LinfBall bounds every single weight: weight clipping.
 
-.. math:: |w_i| \le r, \qquad
-          P(w) = \operatorname*{argmin}_{\|u\|_\infty \le r} \|u - w\|_2 = \operatorname{sign}(w) \min(|w|, r)
+.. math::
 
-**Take it** where a range is given, for numbers of few bits or for a critic with a bounded slope.
+    C &= \{ w : |w_i| \le r \} \\
+    P(w) &= \operatorname*{argmin}_{u \in C} \|u - w\|_2 \\
+    &= \operatorname{sign}(w) \min(|w|, r)
 
-**Do not take it** to make weights small on average: it moves only the largest.
+**Take LinfBall** where a range is given, for numbers of few bits or for a critic with a bounded slope.
+
+**Do not take LinfBall** to make weights small on average: it moves only the largest.
 
 **Source:** Martin Arjovsky, Soumith Chintala, Leon Bottou, "Wasserstein Generative Adversarial Networks", ICML 2017.
 **Reference:** :class:`torchreg.LinfBall`.

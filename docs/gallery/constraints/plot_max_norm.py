@@ -4,14 +4,17 @@ MaxNorm: no unit's weights are longer than a bound
 
 MaxNorm scales the incoming weights of a unit back where they are longer than the bound. Shorter ones stay as they are.
 
-.. math:: \|w_g\|_2 \le c \text{ for every group } g, \qquad
-          P(w)_g = \operatorname*{argmin}_{\|u\|_2 \le c} \|u - w_g\|_2 = w_g \min(1, c / \|w_g\|_2)
+.. math::
+
+    C &= \{ w : \|w_g\|_2 \le c \text{ for every group } g \} \\
+    P(w) &= \operatorname*{argmin}_{u \in C} \|u - w\|_2 \\
+    P(w)_g &= w_g \min(1, c / \|w_g\|_2)
 
 By default a group is the weights into an output unit.
 
-**Take it** together with dropout and large learning rates: weights cannot run away.
+**Take MaxNorm** together with dropout and large learning rates: weights cannot run away.
 
-**Do not take it** to make all weights smaller: those within the bound are not touched (:class:`torchreg.L2`).
+**Do not take MaxNorm** to make all weights smaller: those within the bound are not touched (:class:`torchreg.L2`).
 
 **Source:** Nitish Srivastava, Geoffrey Hinton, Alex Krizhevsky, Ilya Sutskever, Ruslan Salakhutdinov, "Dropout: A
 Simple Way to Prevent Neural Networks from Overfitting", Journal of Machine Learning Research 15, 2014, section 5.1.

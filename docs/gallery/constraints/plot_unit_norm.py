@@ -4,15 +4,18 @@ UnitNorm: every unit's weights have length 1
 
 UnitNorm scales the incoming weights of every unit to length 1, so that only their direction is learned.
 
-.. math:: \|w_g\|_2 = 1 \text{ for every group } g, \qquad
-          P(w)_g = \operatorname*{argmin}_{\|u\|_2 = 1} \|u - w_g\|_2 = w_g / \|w_g\|_2
+.. math::
+
+    C &= \{ w : \|w_g\|_2 = 1 \text{ for every group } g \} \\
+    P(w) &= \operatorname*{argmin}_{u \in C} \|u - w\|_2 \\
+    P(w)_g &= w_g / \|w_g\|_2
 
 The set is a sphere, so it is not convex. A zero vector has no direction and is left alone.
 
-**Take it** where the length of the weights means nothing: dictionaries, cosine similarity, layers before a
+**Take UnitNorm** where the length of the weights means nothing: dictionaries, cosine similarity, layers before a
 normalization.
 
-**Do not take it** for layers whose outputs must have a scale of their own (:doc:`MaxNorm <plot_max_norm>`).
+**Do not take UnitNorm** for layers whose outputs must have a scale of their own (:doc:`MaxNorm <plot_max_norm>`).
 
 **Source:** P.-A. Absil, R. Mahony, R. Sepulchre, "Optimization Algorithms on Matrix Manifolds", Princeton University
 Press, 2008. **Reference:** :class:`torchreg.UnitNorm`.

@@ -9,9 +9,9 @@ With ``cautious=True`` a weight decays only in steps whose update moves it towar
 where :math:`u` is the optimizer's update of the step, :math:`r_t` follows from the coupling and :math:`\lambda` is
 ``weight_decay``.
 
-**Take it** to keep decay from working against the loss.
+**Take cautious decay** to keep decay from working against the loss.
 
-**Do not take it** to make weights small: where the loss wants a weight to be large, it stays large.
+**Do not take cautious decay** to make weights small: where the loss wants a weight to be large, it stays large.
 
 **Source:** Lizhang Chen, Jonathan Li, Kaizhao Liang and others, "Cautious Weight Decay", ICLR 2026. **Reference:**
 :class:`torchreg.optim.DecoupledDecay`.

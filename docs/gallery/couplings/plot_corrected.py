@@ -8,10 +8,10 @@ With ``coupling="corrected"`` the decay is multiplied by the square of the learn
 
 where :math:`\eta_t` is the learning rate now, :math:`\eta_{\max}` its peak and :math:`\lambda` is ``weight_decay``.
 
-**Take it** for layers that a normalization follows, with a learning rate that falls: their gradients keep their size
-until the end of training.
+**Take this coupling** for layers that a normalization follows, with a learning rate that falls: their gradients keep
+their size until the end of training.
 
-**Do not take it** for other layers, whose gradients do not depend on the size of the weights in this way.
+**Do not take this coupling** for other layers, whose gradients do not depend on the size of the weights in this way.
 
 **Source:** Aaron Defazio, "Why Gradients Rapidly Increase Near the End of Training", arXiv:2506.02285, 2025.
 **Reference:** :class:`torchreg.optim.DecoupledDecay`.
@@ -62,6 +62,8 @@ pictures.lines(
 
 # %%
 # In a model:
+
+from torch import nn
 
 from torchreg.optim import AdamW
 

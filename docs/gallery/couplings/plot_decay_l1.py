@@ -9,9 +9,10 @@ With ``decay="L1"`` each step takes the same amount from every weight instead of
 where :math:`r_t` follows from the coupling and :math:`\lambda` is ``weight_decay``. It comes after the optimizer's
 update.
 
-**Take it** for exact zeros with the optimizer that you have.
+**Take this decay** for exact zeros with the optimizer that you have.
 
-**Do not take it** to solve the lasso exactly under Adam: :class:`torchreg.optim.ProxAdam` uses Adam's own step sizes.
+**Do not take this decay** to solve the lasso exactly under Adam: :class:`torchreg.optim.ProxAdam` uses Adam's own step
+sizes.
 
 **Source:** Robert Tibshirani, "Regression Shrinkage and Selection via the Lasso", Journal of the Royal Statistical
 Society B, 1996, in the manner of Ilya Loshchilov, Frank Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.

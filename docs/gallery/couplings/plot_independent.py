@@ -8,10 +8,11 @@ With ``coupling="independent"`` each step takes the same share of the weight, wh
 
 where :math:`\lambda` is ``weight_decay``.
 
-**Take it** to have one number for the decay across learning rates and schedules. A ``decay_schedule`` of its own can be
-given.
+**Take this coupling** to have one number for the decay across learning rates and schedules. A ``decay_schedule`` of its
+own can be given.
 
-**Do not take it** with a learning rate that ends at zero and without a ``decay_schedule``: the last steps only decay.
+**Do not take this coupling** with a learning rate that ends at zero and without a ``decay_schedule``: the last steps
+only decay.
 
 **Source:** the constant case of Ilya Loshchilov, Frank Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
 **Reference:** :class:`torchreg.optim.DecoupledDecay`.

@@ -8,9 +8,9 @@ With ``coupling="lr"`` the decay is multiplied by the learning rate of the step,
 
 where :math:`\eta_t` is the learning rate and :math:`\lambda` is ``weight_decay``.
 
-**Take it** to reproduce runs of ``torch.optim.AdamW``: it is the default.
+**Take this coupling** to reproduce runs of ``torch.optim.AdamW``: it is the default.
 
-**Do not take it** where the learning rate is still to be tuned: each change of it changes the decay as well
+**Do not take this coupling** where the learning rate is still to be tuned: each change of it changes the decay as well
 (:doc:`"schedule" <plot_schedule>`, :doc:`"independent" <plot_independent>`).
 
 **Source:** ``torch.optim.AdamW``, after Ilya Loshchilov, Frank Hutter, "Decoupled Weight Decay Regularization", ICLR

@@ -4,13 +4,16 @@ AlphaDropout: for self-normalizing networks
 
 AlphaDropout sets elements to the value that a SELU has far below zero, and keeps mean 0 and variance 1.
 
-.. math:: y = a (m x + (1 - m) \alpha') + b, \qquad m \sim \operatorname{Bernoulli}(1 - p)
+.. math::
+
+    y &= a (m x + (1 - m) \alpha') + b \\
+    m &\sim \operatorname{Bernoulli}(1 - p)
 
 with :math:`\alpha' \approx -1.7581`, :math:`a = ((1 - p)(1 + p \alpha'^2))^{-1/2}` and :math:`b = -a p \alpha'`.
 
-**Take it** in networks of SELUs.
+**Take AlphaDropout** in networks of SELUs.
 
-**Do not take it** anywhere else: the value of what is dropped is made for SELUs.
+**Do not take AlphaDropout** anywhere else: the value of what is dropped is made for SELUs.
 
 **Source:** Günter Klambauer, Thomas Unterthiner, Andreas Mayr, Sepp Hochreiter, "Self-Normalizing Neural Networks",
 NIPS 2017. **Reference:** :class:`torchreg.nn.AlphaDropout`.
@@ -49,6 +52,8 @@ for title, values, limits in (("standard deviation", deviation, (0, 2)), ("mean"
 
 # %%
 # In a model:
+
+from torch import nn
 
 from torchreg.nn import AlphaDropout
 

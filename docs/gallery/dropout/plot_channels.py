@@ -5,14 +5,17 @@ Dropout1d, Dropout2d, Dropout3d: whole channels
 These layers drop whole channels of sequences, images and volumes, each channel of each example with probability
 :math:`p`.
 
-.. math:: y_c = \frac{m_c}{1 - p} x_c, \qquad m_c \sim \operatorname{Bernoulli}(1 - p) \text{ for each channel } c
+.. math::
+
+    y_c &= \frac{m_c}{1 - p} x_c \\
+    m_c &\sim \operatorname{Bernoulli}(1 - p) \text{ for each channel } c
 
 In evaluation mode they are the identity.
 
-**Take them** after convolutions, where the elements of a channel are so alike that dropping some hides nothing.
+**Take these layers** after convolutions, where the elements of a channel are so alike that dropping some hides nothing.
 
-**Do not take them** where there are few channels: then each draw hides much. :doc:`DropBlock2d <plot_drop_block>` hides
-parts of channels.
+**Do not take these layers** where there are few channels: then each draw hides much. :doc:`DropBlock2d
+<plot_drop_block>` hides parts of channels.
 
 **Source:** Jonathan Tompson, Ross Goroshin, Arjun Jain, Yann LeCun, Christoph Bregler, "Efficient Object Localization
 Using Convolutional Networks", CVPR 2015. **Reference:** :class:`torchreg.nn.Dropout1d`,

@@ -11,9 +11,10 @@ A position is dropped if a seed lies in the block around it. Seeds are drawn ind
 
 where :math:`b` is the number of positions in a block. What is kept is scaled by :math:`1 / (1 - p)`.
 
-**Take them** after convolutions: neighbors tell nearly the same, so only a hole that is wide enough hides something.
+**Take these layers** after convolutions: neighbors tell nearly the same, so only a hole that is wide enough hides
+something.
 
-**Do not take them** on small maps with large blocks: a block as wide as the map drops all of it.
+**Do not take these layers** on small maps with large blocks: a block as wide as the map drops most of it or nothing.
 
 **Source:** Golnaz Ghiasi, Tsung-Yi Lin, Quoc V. Le, "DropBlock: A regularization method for convolutional networks",
 NeurIPS 2018. **Reference:** :class:`torchreg.nn.DropBlock1d`, :class:`torchreg.nn.DropBlock2d`,

@@ -4,14 +4,16 @@ FeatureAlphaDropout: whole channels of self-normalizing networks
 
 FeatureAlphaDropout is alpha dropout of whole channels.
 
-.. math:: y_c = a (m_c x_c + (1 - m_c) \alpha') + b, \qquad
-          m_c \sim \operatorname{Bernoulli}(1 - p) \text{ for each channel } c
+.. math::
+
+    y_c &= a (m_c x_c + (1 - m_c) \alpha') + b \\
+    m_c &\sim \operatorname{Bernoulli}(1 - p) \text{ for each channel } c
 
 with the constants of :doc:`AlphaDropout <plot_alpha_dropout>`.
 
-**Take it** after convolutions in networks of SELUs.
+**Take FeatureAlphaDropout** after convolutions in networks of SELUs.
 
-**Do not take it** anywhere else: take :doc:`Dropout2d <plot_channels>`.
+**Do not take FeatureAlphaDropout** anywhere else: take :doc:`Dropout2d <plot_channels>`.
 
 **Source:** Günter Klambauer, Thomas Unterthiner, Andreas Mayr, Sepp Hochreiter, "Self-Normalizing Neural Networks",
 NIPS 2017; for channels: Jonathan Tompson, Ross Goroshin, Arjun Jain, Yann LeCun, Christoph Bregler, "Efficient Object

@@ -4,13 +4,16 @@ GaussianDropout: noise instead of zeros
 
 GaussianDropout multiplies each element by normal noise with the mean and variance that dropout's factors have.
 
-.. math:: y = \epsilon x, \qquad \epsilon \sim N\left(1, \frac{p}{1 - p}\right)
+.. math::
+
+    y &= \epsilon x \\
+    \epsilon &\sim N\left(1, \frac{p}{1 - p}\right)
 
 In evaluation mode it is the identity.
 
-**Take it** in the place of dropout where zeros hurt, such as before a logarithm's or a norm's gradient.
+**Take GaussianDropout** in the place of dropout where exact zeros hurt.
 
-**Do not take it** at high rates: the factors can be negative, at :math:`p = 0.5` one in six is.
+**Do not take GaussianDropout** at high rates: the factors can be negative, at :math:`p = 0.5` one in six is.
 
 **Source:** Nitish Srivastava, Geoffrey Hinton, Alex Krizhevsky, Ilya Sutskever, Ruslan Salakhutdinov, "Dropout: A
 Simple Way to Prevent Neural Networks from Overfitting", Journal of Machine Learning Research 15, 2014, section 10.

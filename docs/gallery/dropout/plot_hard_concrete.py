@@ -4,14 +4,16 @@ HardConcrete: gates on whole units
 
 HardConcrete learns a gate for each input or output of a layer. A gate can be exactly closed, in training too.
 
-.. math:: z = \min\big(1, \max(0, s (\zeta - \gamma) + \gamma)\big), \qquad
-          s = \sigma\left(\frac{\log \alpha + \operatorname{logit} u}{\beta}\right), \quad u \sim U(0, 1)
+.. math::
+
+    z &= \min\big(1, \max(0, s (\zeta - \gamma) + \gamma)\big) \\
+    s &= \sigma\left(\frac{\log \alpha + \operatorname{logit} u}{\beta}\right), \quad u \sim U(0, 1)
 
 :class:`torchreg.Complexity` adds the expected number of weights behind open gates to the loss.
 
-**Take it** to learn which inputs or units a layer needs, with zeros that are exact.
+**Take HardConcrete** to learn which inputs or units a layer needs, with zeros that are exact.
 
-**Do not take it** where the group lasso does: it has no random gates and one number less to choose.
+**Do not take HardConcrete** where the group lasso does: it has no random gates and one number less to choose.
 
 **Source:** Christos Louizos, Max Welling, Diederik P. Kingma, "Learning Sparse Neural Networks through L0
 Regularization", ICLR 2018. **Reference:** :class:`torchreg.nn.HardConcrete`.
@@ -50,6 +52,12 @@ print(f"{(layer.gates == 0).sum()} of 64 gates are closed, {accuracy:.0%} of the
 # borders, where all digits are empty, and some that tell what others tell.
 #
 # In a model:
+
+import torch
+from torch import nn
+
+from torchreg import Complexity, Regularizer
+from torchreg.nn import HardConcrete
 
 model = nn.Sequential(HardConcrete(nn.Linear(64, 32)), nn.ReLU(), HardConcrete(nn.Linear(32, 10)))
 optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)

@@ -4,13 +4,16 @@ LockedDropout: the same features at each time
 
 LockedDropout draws one mask for each sequence and keeps it over time.
 
-.. math:: y_{tnf} = \frac{m_{nf}}{1 - p} x_{tnf}, \qquad m_{nf} \sim \operatorname{Bernoulli}(1 - p)
+.. math::
+
+    y_{tnf} &= \frac{m_{nf}}{1 - p} x_{tnf} \\
+    m_{nf} &\sim \operatorname{Bernoulli}(1 - p)
 
 for time :math:`t`, sequence :math:`n` and feature :math:`f`. In evaluation mode it is the identity.
 
-**Take it** around recurrent networks, which would otherwise get the dropped features back at the next time.
+**Take LockedDropout** around recurrent networks, which would otherwise get the dropped features back at the next time.
 
-**Do not take it** where the positions of a sequence are independent examples.
+**Do not take LockedDropout** where the positions of a sequence are independent examples.
 
 **Source:** Yarin Gal, Zoubin Ghahramani, "A Theoretically Grounded Application of Dropout in Recurrent Neural
 Networks", NIPS 2016. Stephen Merity, Nitish Shirish Keskar, Richard Socher, "Regularizing and Optimizing LSTM Language

@@ -4,14 +4,17 @@ StochasticDepth: whole residual branches
 
 StochasticDepth drops the output of a residual branch, for each example on its own. It is also known as drop path.
 
-.. math:: y = x + \frac{m}{1 - p} F(x), \qquad m \sim \operatorname{Bernoulli}(1 - p)
+.. math::
+
+    y &= x + \frac{m}{1 - p} F(x) \\
+    m &\sim \operatorname{Bernoulli}(1 - p)
 
 In evaluation mode it is the branch itself. :func:`torchreg.nn.set_linear_depth` gives the branches of a model rates
 that grow with their depth.
 
-**Take it** in deep residual networks and transformers.
+**Take StochasticDepth** in deep residual networks and transformers.
 
-**Do not take it** without a shortcut around the branch: nothing would be left.
+**Do not take StochasticDepth** without a shortcut around the branch: nothing would be left.
 
 **Source:** Gao Huang, Yu Sun, Zhuang Liu, Daniel Sedra, Kilian Q. Weinberger, "Deep Networks with Stochastic Depth",
 ECCV 2016. **Reference:** :class:`torchreg.nn.StochasticDepth`.
@@ -42,6 +45,10 @@ for mode in ("row", "batch"):
 # deeper. Right: the whole batch together. Kept branches are scaled up, the more the deeper (blue).
 #
 # In a model:
+
+from torch import nn
+
+from torchreg.nn import StochasticDepth, set_linear_depth
 
 
 class Block(nn.Module):

@@ -4,15 +4,18 @@ VariationalDropout: weights that drown in noise
 
 VariationalDropout learns a noise level for each weight. Weights that drown in their noise are dropped.
 
-.. math:: y_i \sim N\Big(\sum_j \theta_{ij} x_j + b_i, \; \sum_j \sigma_{ij}^2 x_j^2\Big), \qquad
-          \alpha = \frac{\sigma^2}{\theta^2}
+.. math::
+
+    y_i &\sim N\Big(\sum_j \theta_{ij} x_j + b_i, \; \sum_j \sigma_{ij}^2 x_j^2\Big) \\
+    \alpha &= \frac{\sigma^2}{\theta^2}
 
 Noise makes a weight cheaper: the cost that :class:`torchreg.Complexity` adds to the loss is least where a weight is all
 noise. In evaluation mode weights with :math:`\log \alpha > 3` are zero.
 
-**Take it** for very sparse layers without a strength to choose.
+**Take VariationalDropout** for very sparse layers without a strength to choose.
 
-**Do not take it** at full strength from the start: a schedule must bring the complexity in. It needs many examples.
+**Do not take VariationalDropout** at full strength from the start: a schedule must bring the complexity in. It needs
+many examples.
 
 **Source:** Dmitry Molchanov, Arsenii Ashukha, Dmitry Vetrov, "Variational Dropout Sparsifies Deep Neural Networks",
 ICML 2017. Diederik P. Kingma, Tim Salimans, Max Welling, "Variational Dropout and the Local Reparameterization Trick",
@@ -51,6 +54,12 @@ print(f"{(weights == 0).float().mean():.0%} of the weights are zero, {accuracy:.
 # negative). The pixels that stay white were dropped. Right: how many weights are left while it is trained.
 #
 # In a model:
+
+import torch
+from torch import nn
+
+from torchreg import Complexity, Regularizer, linear
+from torchreg.nn import VariationalDropout
 
 model = nn.Sequential(VariationalDropout(nn.Linear(64, 32)), nn.ReLU(), VariationalDropout(nn.Linear(32, 10)))
 optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)

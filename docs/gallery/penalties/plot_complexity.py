@@ -9,10 +9,10 @@ Complexity is the cost of layers that learn what to drop. It needs no choice of 
 where :math:`C_l` is the layer's own cost: a divergence from a prior for :class:`~torchreg.nn.ConcreteDropout` and
 :class:`~torchreg.nn.VariationalDropout`, the expected number of weights for :class:`~torchreg.nn.HardConcrete`.
 
-**Take it** with those layers, always: without it they learn to drop nothing. For a divergence take :math:`s = 1 / N`
-with :math:`N` training examples.
+**Take Complexity** with those layers, always: without Complexity the layers learn to drop nothing. For a divergence take
+:math:`s = 1 / N` with :math:`N` training examples.
 
-**Do not take it** for ordinary layers, which have no such cost.
+**Do not take Complexity** for ordinary layers, which have no such cost.
 
 **Source:** the sources of the layers: Yarin Gal, Jiri Hron, Alex Kendall, "Concrete Dropout", NIPS 2017; Dmitry
 Molchanov, Arsenii Ashukha, Dmitry Vetrov, "Variational Dropout Sparsifies Deep Neural Networks", ICML 2017; Christos
@@ -51,7 +51,11 @@ for (name, (x, costs)), xlabel, color in zip(curves.items(), xlabels, pictures.H
 #
 # In a model:
 
+import torch
+from torch import nn
+
 from torchreg import Complexity, Regularizer
+from torchreg.nn import HardConcrete
 
 model = nn.Sequential(HardConcrete(nn.Linear(64, 32)), nn.ReLU(), HardConcrete(nn.Linear(32, 10)))
 optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)

@@ -4,14 +4,16 @@ ConvolutionNorm: how much a convolution can stretch
 
 ConvolutionNorm shrinks the norm of a convolution as an operator on images. It is exact for circular padding.
 
-.. math:: R(K) = \frac{s}{2} \max_\omega \sigma_1\big(\hat K(\omega)\big)^2, \qquad
-          \hat K(\omega)_{oi} = \sum_x K_{oix} \, e^{-2 \pi \mathrm{i} \langle \omega, x \rangle}
+.. math::
+
+    R(K) &= \frac{s}{2} \max_\omega \sigma_1\big(\hat K(\omega)\big)^2 \\
+    \hat K(\omega)_{oi} &= \sum_x K_{oix} \, e^{-2 \pi \mathrm{i} \langle \omega, x \rangle}
 
 over the frequencies :math:`\omega` of images of the given size. It has no proximal operator in closed form.
 
-**Take it** for convolutions whose Lipschitz constant matters.
+**Take ConvolutionNorm** for convolutions whose Lipschitz constant matters.
 
-**Do not take it** for strides above 1 where the value must be exact: there it is an upper bound. Take
+**Do not take ConvolutionNorm** for strides above 1 where the value must be exact: there it is an upper bound. Take
 :doc:`SpectralNorm <plot_spectral_norm>` for linear layers.
 
 **Source:** Hanie Sedghi, Vineet Gupta, Philip M. Long, "The Singular Values of Convolutional Layers", ICLR 2019.
@@ -53,6 +55,7 @@ pictures.lines(
 #
 # In a model:
 
+import torch
 from torch import nn
 
 from torchreg import ConvolutionNorm, Regularizer, in_modules

@@ -10,9 +10,9 @@ The two terms differ by a constant, the difference of the sides. So the gradient
 :doc:`SoftOrthogonality <plot_soft_orthogonality>` with twice the strength. It is not convex and has no proximal
 operator in closed form.
 
-**Take it** to compare with papers that use it.
+**Take DoubleSoftOrthogonality** to compare with papers that use it.
 
-**Do not take it** where SoftOrthogonality with twice the strength does: training is the same.
+**Do not take DoubleSoftOrthogonality** where SoftOrthogonality with twice the strength does: training is the same.
 
 **Source:** Nitin Bansal, Xiaohan Chen, Zhangyang Wang, "Can We Gain More from Orthogonality Regularizations in Training
 Deep CNNs?", NeurIPS 2018. **Reference:** :class:`torchreg.DoubleSoftOrthogonality`.
@@ -46,6 +46,7 @@ pictures.singular_values(DoubleSoftOrthogonality)
 # %%
 # In a model:
 
+import torch
 from torch import nn
 
 from torchreg import DoubleSoftOrthogonality, Regularizer

@@ -4,15 +4,17 @@ ElasticNet: lasso and ridge
 
 ElasticNet makes zeros as the lasso does, and keeps inputs together that carry the same information.
 
-.. math:: R(w) = s \Big( \alpha \|w\|_1 + \frac{1 - \alpha}{2} \|w\|_2^2 \Big), \qquad
-          \operatorname{prox}_{tR}(w) = \operatorname*{argmin}_u \tfrac12 \|u - w\|_2^2 + t R(u)
-          = \frac{\operatorname{sign}(w) \max(|w| - ts\alpha, 0)}{1 + ts(1 - \alpha)}
+.. math::
+
+    R(w) &= s \Big( \alpha \|w\|_1 + \frac{1 - \alpha}{2} \|w\|_2^2 \Big) \\
+    \operatorname{prox}_{tR}(w) &= \operatorname*{argmin}_u \tfrac12 \|u - w\|_2^2 + t R(u) \\
+    &= \frac{\operatorname{sign}(w) \max(|w| - ts\alpha, 0)}{1 + ts(1 - \alpha)}
 
 where :math:`\alpha` is ``l1_ratio``. Strength and ratio are scikit-learn's.
 
-**Take it** for zeros among correlated inputs.
+**Take ElasticNet** for zeros among correlated inputs.
 
-**Do not take it** where inputs are nearly uncorrelated: :doc:`L1 <plot_l1>` has one number less to choose.
+**Do not take ElasticNet** where inputs are nearly uncorrelated: :doc:`L1 <plot_l1>` has one number less to choose.
 
 **Source:** Hui Zou, Trevor Hastie, "Regularization and Variable Selection via the Elastic Net", Journal of the Royal
 Statistical Society B, 2005. **Reference:** :class:`torchreg.ElasticNet`.

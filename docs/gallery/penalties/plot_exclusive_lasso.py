@@ -4,14 +4,16 @@ ExclusiveLasso: weights compete within groups
 
 ExclusiveLasso makes zeros within every group and empties none: the opposite of the group lasso.
 
-.. math:: R(w) = \frac{s}{2} \sum_g \|w_g\|_1^2, \qquad
-          \operatorname{prox}_{tR}(w)_i = \operatorname{sign}(w_i) \max(|w_i| - \tau_g, 0)
+.. math::
+
+    R(w) &= \frac{s}{2} \sum_g \|w_g\|_1^2 \\
+    \operatorname{prox}_{tR}(w)_i &= \operatorname{sign}(w_i) \max(|w_i| - \tau_g, 0)
 
 The threshold :math:`\tau_g` is :math:`ts` times the 1-norm that the group has afterwards. It is found by sorting.
 
-**Take it** where each unit shall choose a few inputs, and each unit shall keep some.
+**Take ExclusiveLasso** where each unit shall choose a few inputs, and each unit shall keep some.
 
-**Do not take it** to remove units: a group that shrinks is pulled less and less.
+**Do not take ExclusiveLasso** to remove units: a group that shrinks is pulled less and less.
 
 **Source:** Yang Zhou, Rong Jin, Steven C. H. Hoi, "Exclusive Lasso for Multi-task Feature Selection", AISTATS 2010.
 **Reference:** :class:`torchreg.ExclusiveLasso`.

@@ -4,15 +4,18 @@ GroupLasso: whole units go
 
 GroupLasso pulls groups of weights towards zero, such as all weights into one unit. A group goes as a whole, or stays.
 
-.. math:: R(w) = s \sum_g \sqrt{n_g} \, \|w_g\|_2, \qquad
-          \operatorname{prox}_{tR}(w)_g = w_g \max\!\left(1 - \frac{ts \sqrt{n_g}}{\|w_g\|_2}, 0\right)
+.. math::
+
+    R(w) &= s \sum_g \sqrt{n_g} \, \|w_g\|_2 \\
+    \operatorname{prox}_{tR}(w)_g &= w_g \max\!\left(1 - \frac{ts \sqrt{n_g}}{\|w_g\|_2}, 0\right)
 
 where :math:`n_g` is the size of group :math:`g`. A group is the weights into an output unit, out of an input, a filter,
 an attention head, or what an index tensor says.
 
-**Take it** to remove units, filters, heads or inputs: :func:`torchreg.compress` makes the model smaller afterwards.
+**Take GroupLasso** to remove units, filters, heads or inputs: :func:`torchreg.compress` makes the model smaller
+afterwards.
 
-**Do not take it** for single zeros within groups: :doc:`SparseGroupLasso <plot_sparse_group_lasso>`.
+**Do not take GroupLasso** for single zeros within groups: :doc:`SparseGroupLasso <plot_sparse_group_lasso>`.
 
 **Source:** Ming Yuan, Yi Lin, "Model Selection and Estimation in Regression with Grouped Variables", Journal of the
 Royal Statistical Society B, 2006. For networks: Wei Wen, Chunpeng Wu, Yandan Wang, Yiran Chen, Hai Li, "Learning

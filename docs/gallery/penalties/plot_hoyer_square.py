@@ -5,15 +5,17 @@ HoyerSquare: counting weights at any scale
 HoyerSquare measures how many weights are not zero, without regard to their scale. Small weights are pulled to zero,
 large ones are pushed up.
 
-.. math:: R(w) = s \frac{\left(\sum_i |w_i|\right)^2}{\sum_i w_i^2}, \qquad R(0) = 0
+.. math::
+
+    R(w) = s \frac{\left(\sum_i |w_i|\right)^2}{\sum_i w_i^2}, \qquad R(0) = 0
 
 It lies between :math:`s`, where one weight is not zero, and :math:`s` times the number of weights, where all are
 equally large. It has no proximal operator in closed form.
 
-**Take it** for sparse weights whose overall scale shall stay free.
+**Take HoyerSquare** for sparse weights whose overall scale shall stay free.
 
-**Do not take it** to make weights small: twice the weights cost the same. It makes no exact zeros by itself, so cut
-what is nearly zero after training.
+**Do not take HoyerSquare** to make weights small: twice the weights cost the same. It makes no exact zeros by itself,
+so cut what is nearly zero after training.
 
 **Source:** Huanrui Yang, Wei Wen, Hai Li, "DeepHoyer: Learning Sparser Neural Network with Differentiable
 Scale-Invariant Sparsity Measures", ICLR 2020. **Reference:** :class:`torchreg.HoyerSquare`.
@@ -29,7 +31,8 @@ pictures.coefficients(HoyerSquare)
 
 # %%
 # The level sets are cones along the axes: only the direction of the weights counts. The minimum goes to an axis and
-# does not shrink there. The coefficients that are truly zero approach zero, and the others keep their overall scale.
+# does not shrink there. In the regression one coefficient after another approaches zero, and the largest keeps its
+# size.
 
 w = torch.linspace(-3, 3, 1200)
 pair = torch.stack([w, torch.ones_like(w)], -1)
@@ -45,6 +48,7 @@ pictures.lines(
 #
 # In a model:
 
+import torch
 from torch import nn
 
 from torchreg import HoyerSquare, Regularizer

@@ -4,17 +4,19 @@ KLSparsity: units that are rarely active
 
 KLSparsity draws the mean activation of each unit over a batch towards a small target. It is a penalty on activations.
 
-.. math:: R(a) = s \, n \sum_j \operatorname{KL}(t \,\|\, \hat\rho_j), \qquad
-          \hat\rho_j = \frac1n \sum_{i=1}^n a_{ij}, \qquad
-          \operatorname{KL}(t \,\|\, \rho) = t \log\frac{t}{\rho} + (1 - t) \log\frac{1 - t}{1 - \rho}
+.. math::
+
+    R(a) &= s \, n \sum_j \operatorname{KL}(t \,\|\, \hat\rho_j) \\
+    \hat\rho_j &= \frac1n \sum_{i=1}^n a_{ij} \\
+    \operatorname{KL}(t \,\|\, \rho) &= t \log\frac{t}{\rho} + (1 - t) \log\frac{1 - t}{1 - \rho}
 
 An :class:`torchreg.ActivityRegularizer` divides by the batch size :math:`n`, so it adds
 :math:`s \sum_j \operatorname{KL}`.
 
-**Take it** for autoencoders whose units shall each stand for something rare.
+**Take KLSparsity** for autoencoders whose units shall each stand for something rare.
 
-**Do not take it** on weights, or for exact zeros: it is about the mean of each unit, not about single activations
-(:doc:`L1 <plot_l1>` with an ``ActivityRegularizer``).
+**Do not take KLSparsity** on weights, or for exact zeros: it is about the mean of each unit, not about single
+activations (:doc:`L1 <plot_l1>` with an ``ActivityRegularizer``).
 
 **Source:** Andrew Ng, "Sparse autoencoder", CS294A lecture notes, Stanford University, 2011. **Reference:**
 :class:`torchreg.KLSparsity`.
@@ -63,6 +65,8 @@ pictures.lines(
 
 # %%
 # In a model:
+
+from torch import nn
 
 from torchreg import ActivityRegularizer, KLSparsity
 

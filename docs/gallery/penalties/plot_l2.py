@@ -4,14 +4,16 @@ L2: the ridge
 
 L2 pulls every weight towards zero in proportion to its size. Weights become small, and none becomes exactly zero.
 
-.. math:: R(w) = \frac{s}{2} \sum_i w_i^2, \qquad
-          \operatorname{prox}_{tR}(w) = \operatorname*{argmin}_u \tfrac12 \|u - w\|_2^2 + t R(u)
-          = \frac{w}{1 + ts}
+.. math::
 
-**Take it** as the first penalty against overfitting. With plain SGD it is weight decay. With Adam take mode
+    R(w) &= \frac{s}{2} \sum_i w_i^2 \\
+    \operatorname{prox}_{tR}(w) &= \operatorname*{argmin}_u \tfrac12 \|u - w\|_2^2 + t R(u) \\
+    &= \frac{w}{1 + ts}
+
+**Take L2** as the first penalty against overfitting. With plain SGD it is weight decay. With Adam take mode
 ``"decoupled"``, which is AdamW's weight decay.
 
-**Do not take it** to get zeros (:doc:`L1 <plot_l1>`), or where a few large weights carry the signal
+**Do not take L2** to get zeros (:doc:`L1 <plot_l1>`), or where a few large weights carry the signal
 (:doc:`Huber <plot_huber>`).
 
 **Source:** Arthur E. Hoerl, Robert W. Kennard, "Ridge Regression: Biased Estimation for Nonorthogonal Problems",

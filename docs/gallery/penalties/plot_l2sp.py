@@ -4,16 +4,18 @@ L2SP: a ridge towards a starting point
 
 L2SP pulls every weight towards a reference instead of zero, in proportion to the distance.
 
-.. math:: R(w) = \frac{s}{2} \|w - w^0\|_2^2, \qquad
-          \operatorname{prox}_{tR}(w) = \operatorname*{argmin}_u \tfrac12 \|u - w\|_2^2 + t R(u)
-          = \frac{w + ts\, w^0}{1 + ts}
+.. math::
+
+    R(w) &= \frac{s}{2} \|w - w^0\|_2^2 \\
+    \operatorname{prox}_{tR}(w) &= \operatorname*{argmin}_u \tfrac12 \|u - w\|_2^2 + t R(u) \\
+    &= \frac{w + ts\, w^0}{1 + ts}
 
 The reference :math:`w^0` is the weights that the model has when the regularizer is made, or a ``state_dict``, or a
 tensor.
 
-**Take it** for fine-tuning: the weights stay near the pretrained ones.
+**Take L2SP** for fine-tuning: the weights stay near the pretrained ones.
 
-**Do not take it** for layers that are new: there is nothing to stay near. Give those layers :doc:`L2 <plot_l2>` by a
+**Do not take L2SP** for layers that are new: there is nothing to stay near. Give those layers :doc:`L2 <plot_l2>` by a
 dict of patterns.
 
 **Source:** Xuhong Li, Yves Grandvalet, Franck Davoine, "Explicit Inductive Bias for Transfer Learning with
@@ -44,6 +46,7 @@ pictures.curves(L2SP(1.0, reference=torch.tensor(1.0)))
 #
 # In a model:
 
+import torch
 from torch import nn
 
 from torchreg import L2, L2SP, Regularizer

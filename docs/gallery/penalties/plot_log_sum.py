@@ -4,15 +4,17 @@ LogSum: zeros, and large weights nearly free
 
 LogSum is a strong lasso near zero. Its force falls as one over the weight, so large weights hardly feel it.
 
-.. math:: R(w) = s \sum_i \log\Big(1 + \frac{|w_i|}{\epsilon}\Big), \qquad
-          \operatorname{prox}_{tR}(w) = \operatorname*{argmin}_u \tfrac12 \|u - w\|_2^2 + t R(u)
+.. math::
+
+    R(w) &= s \sum_i \log\Big(1 + \frac{|w_i|}{\epsilon}\Big) \\
+    \operatorname{prox}_{tR}(w) &= \operatorname*{argmin}_u \tfrac12 \|u - w\|_2^2 + t R(u)
 
 Near zero it acts like the lasso with strength :math:`s / \epsilon`. The proximal operator is 0 or the larger root of a
 quadratic equation, whichever is better.
 
-**Take it** for sparse weights of which the large ones keep their size.
+**Take LogSum** for sparse weights of which the large ones keep their size.
 
-**Do not take it** where the result must not depend on the start: it is not convex.
+**Do not take LogSum** where the result must not depend on the start: it is not convex.
 
 **Source:** Emmanuel J. Candès, Michael B. Wakin, Stephen P. Boyd, "Enhancing Sparsity by Reweighted l1 Minimization",
 Journal of Fourier Analysis and Applications, 2008. **Reference:** :class:`torchreg.LogSum`.

@@ -4,14 +4,16 @@ Lp: bridge penalties
 
 Lp takes any power of the weights. Below 1 it makes more zeros than the lasso and pulls large weights less.
 
-.. math:: R(w) = s \sum_i |w_i|^p, \quad p > 0, \qquad
-          \operatorname{prox}_{tR}(w) = \operatorname*{argmin}_u \tfrac12 \|u - w\|_2^2 + t R(u)
+.. math::
+
+    R(w) &= s \sum_i |w_i|^p, \quad p > 0 \\
+    \operatorname{prox}_{tR}(w) &= \operatorname*{argmin}_u \tfrac12 \|u - w\|_2^2 + t R(u)
 
 The proximal operator is the root of a scalar equation. For :math:`p < 1` it jumps from zero to a positive size.
 
-**Take it** with :math:`p < 1` in mode ``"prox"`` for very sparse weights.
+**Take Lp** with :math:`p < 1` in mode ``"prox"`` for very sparse weights.
 
-**Do not take it** with :math:`p < 1` in another mode, as its slope at zero is infinite, or where the result must not
+**Do not take Lp** with :math:`p < 1` in another mode, as its slope at zero is infinite, or where the result must not
 depend on the start: below 1 it is not convex.
 
 **Source:** Ildiko E. Frank, Jerome H. Friedman, "A Statistical View of Some Chemometrics Regression Tools",

@@ -4,15 +4,17 @@ MCP: the minimax concave penalty
 
 MCP starts as the lasso, and its force falls to nothing along a straight line. Large weights are not pulled at all.
 
-.. math:: R(w) = \sum_i r(|w_i|), \qquad
-          r(u) = \begin{cases} s u - u^2 / (2 \gamma) & u \le \gamma s \\ \gamma s^2 / 2 & u > \gamma s \end{cases}
+.. math::
+
+    R(w) &= \sum_i r(|w_i|) \\
+    r(u) &= \begin{cases} s u - u^2 / (2 \gamma) & u \le \gamma s \\ \gamma s^2 / 2 & u > \gamma s \end{cases}
 
 With a step :math:`t < \gamma` the proximal operator is
 :math:`\operatorname{sign}(w) \max(|w| - ts, 0) / (1 - t / \gamma)` up to :math:`\gamma s`, and the identity from there.
 
-**Take it** for the zeros of the lasso without its bias: what is kept has the size that it has without a penalty.
+**Take MCP** for the zeros of the lasso without its bias: what is kept has the size that it has without a penalty.
 
-**Do not take it** where the result must not depend on the start: it is not convex.
+**Do not take MCP** where the result must not depend on the start: it is not convex.
 
 **Source:** Cun-Hui Zhang, "Nearly Unbiased Variable Selection under Minimax Concave Penalty", Annals of Statistics,
 2010. **Reference:** :class:`torchreg.MCP`.

@@ -4,15 +4,17 @@ Nuclear: low rank
 
 Nuclear is the lasso of the singular values. Small ones become exactly zero, so the matrix gets a low rank.
 
-.. math:: R(W) = s \sum_i \sigma_i(W), \qquad
-          \operatorname{prox}_{tR}(W) = \operatorname*{argmin}_U \tfrac12 \|U - W\|_F^2 + t R(U)
-          = U \max(\Sigma - ts, 0) V^H
+.. math::
+
+    R(W) &= s \sum_i \sigma_i(W) \\
+    \operatorname{prox}_{tR}(W) &= \operatorname*{argmin}_U \tfrac12 \|U - W\|_F^2 + t R(U) \\
+    &= U \max(\Sigma - ts, 0) V^H
 
 with the singular value decomposition :math:`W = U \Sigma V^H`.
 
-**Take it** for layers that shall be a product of two thin matrices.
+**Take Nuclear** for layers that shall be a product of two thin matrices.
 
-**Do not take it** for very large layers: each step needs a singular value decomposition.
+**Do not take Nuclear** for very large layers: each step needs a singular value decomposition.
 
 **Source:** Jian-Feng Cai, Emmanuel J. Candès, Zuowei Shen, "A Singular Value Thresholding Algorithm for Matrix
 Completion", SIAM Journal on Optimization, 2010. **Reference:** :class:`torchreg.Nuclear`.
@@ -40,6 +42,7 @@ for strength in (0.001, 0.1, 0.7):
 #
 # In a model:
 
+import torch
 from torch import nn
 
 from torchreg import Nuclear, Regularizer

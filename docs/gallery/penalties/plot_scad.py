@@ -4,15 +4,17 @@ SCAD: smoothly clipped absolute deviation
 
 SCAD is the lasso for small weights, fades out, and does not pull large weights at all.
 
-.. math:: R(w) = \sum_i r(|w_i|), \qquad r(0) = 0, \qquad
-          r'(u) = \begin{cases} s & u \le s \\ (as - u) / (a - 1) & s < u \le as \\ 0 & u > as \end{cases}
+.. math::
+
+    R(w) &= \sum_i r(|w_i|), \quad r(0) = 0 \\
+    r'(u) &= \begin{cases} s & u \le s \\ (as - u) / (a - 1) & s < u \le as \\ 0 & u > as \end{cases}
 
 The proximal operator with step 1 is the lasso's up to :math:`2s`, then a steeper line, and the identity from
 :math:`as`.
 
-**Take it** for the zeros of the lasso without its bias, with the authors' :math:`a = 3.7`.
+**Take SCAD** for the zeros of the lasso without its bias, with the authors' :math:`a = 3.7`.
 
-**Do not take it** where the result must not depend on the start: it is not convex.
+**Do not take SCAD** where the result must not depend on the start: it is not convex.
 
 **Source:** Jianqing Fan, Runze Li, "Variable Selection via Nonconcave Penalized Likelihood and its Oracle Properties",
 Journal of the American Statistical Association, 2001. **Reference:** :class:`torchreg.SCAD`.

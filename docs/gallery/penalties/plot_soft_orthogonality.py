@@ -4,14 +4,18 @@ SoftOrthogonality: orthonormal units
 
 SoftOrthogonality draws the weight vectors of the output units towards length 1 and right angles.
 
-.. math:: R(W) = s \|W W^H - I\|_F^2 = s \sum_i (\sigma_i^2 - 1)^2
+.. math::
+
+    R(W) &= s \|W W^H - I\|_F^2 \\
+    &= s \sum_i (\sigma_i^2 - 1)^2
 
 (the second form where there are at least as many inputs as outputs). It is not convex and has no proximal operator in
 closed form.
 
-**Take it** so that units differ from each other, and signals and gradients keep their size through many layers.
+**Take SoftOrthogonality** so that units differ from each other, and signals and gradients keep their size through many
+layers.
 
-**Do not take it** for layers with more outputs than inputs, which cannot be orthonormal; there
+**Do not take SoftOrthogonality** for layers with more outputs than inputs, which cannot be orthonormal; there
 :doc:`SRIP <plot_srip>` asks only for what is possible.
 
 **Source:** Nitin Bansal, Xiaohan Chen, Zhangyang Wang, "Can We Gain More from Orthogonality Regularizations in Training

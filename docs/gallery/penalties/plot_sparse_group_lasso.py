@@ -9,10 +9,10 @@ SparseGroupLasso is lasso and group lasso under one strength. Whole groups go, a
 where :math:`\alpha` is ``l1_ratio`` and :math:`n_g` the size of group :math:`g`. The proximal operator applies the
 lasso's threshold to the weights, then the group lasso's to the groups.
 
-**Take it** where groups matter but not all of their weights do.
+**Take SparseGroupLasso** where groups matter but not all of their weights do.
 
-**Do not take it** where one kind of zeros is enough: :doc:`L1 <plot_l1>` and :doc:`GroupLasso <plot_group_lasso>` have
-one number less to choose.
+**Do not take SparseGroupLasso** where one kind of zeros is enough: :doc:`L1 <plot_l1>` and :doc:`GroupLasso
+<plot_group_lasso>` have one number less to choose.
 
 **Source:** Noah Simon, Jerome Friedman, Trevor Hastie, Robert Tibshirani, "A Sparse-Group Lasso", Journal of
 Computational and Graphical Statistics, 2013. **Reference:** :class:`torchreg.SparseGroupLasso`.

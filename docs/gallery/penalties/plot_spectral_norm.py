@@ -4,15 +4,18 @@ SpectralNorm: how much a layer can stretch
 
 SpectralNorm shrinks the largest singular value: the most that a layer can stretch its input.
 
-.. math:: R(W) = \frac{s}{2} \sigma_1(W)^2, \qquad
-          \operatorname{prox}_{tR}(W) = \operatorname*{argmin}_U \tfrac12 \|U - W\|_F^2 + t R(U)
-          = U \min(\Sigma, \tau) V^H
+.. math::
+
+    R(W) &= \frac{s}{2} \sigma_1(W)^2 \\
+    \operatorname{prox}_{tR}(W) &= \operatorname*{argmin}_U \tfrac12 \|U - W\|_F^2 + t R(U) \\
+    &= U \min(\Sigma, \tau) V^H
 
 with :math:`W = U \Sigma V^H` and :math:`\tau = \max_k (\sigma_1 + \dots + \sigma_k) / (k + ts)`.
 
-**Take it** so that small changes of the input make small changes of the output.
+**Take SpectralNorm** so that small changes of the input make small changes of the output.
 
-**Do not take it** for convolutions where the bound must be exact: :doc:`ConvolutionNorm <plot_convolution_norm>`.
+**Do not take SpectralNorm** for convolutions where the bound must be exact: :doc:`ConvolutionNorm
+<plot_convolution_norm>`.
 
 **Source:** Yuichi Yoshida, Takeru Miyato, "Spectral Norm Regularization for Improving the Generalizability of Deep
 Learning", arXiv:1705.10941, 2017. **Reference:** :class:`torchreg.SpectralNorm`.

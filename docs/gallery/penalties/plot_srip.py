@@ -9,9 +9,9 @@ SRIP looks at the singular value that is farthest from 1 and draws that one towa
 It is the spectral norm of :math:`W W^H - I` or of :math:`W^H W - I`, whichever Gram matrix is smaller. It is not convex
 and has no proximal operator in closed form.
 
-**Take it** for orthogonal weights where layers have more outputs than inputs, or where the worst direction matters.
+**Take SRIP** for orthogonal weights where layers have more outputs than inputs, or where the worst direction matters.
 
-**Do not take it** where all directions shall move at once: only one does at each step
+**Do not take SRIP** where all directions shall move at once: only one does at each step
 (:doc:`SoftOrthogonality <plot_soft_orthogonality>`).
 
 **Source:** Nitin Bansal, Xiaohan Chen, Zhangyang Wang, "Can We Gain More from Orthogonality Regularizations in Training
