@@ -47,13 +47,17 @@ myst_heading_anchors = 3
 
 autosummary_generate = False
 autodoc_class_signature = "mixed"
-autodoc_default_options = {"members": True, "member-order": "bysource"}
+autodoc_default_options = {
+    "members": True,
+    "member-order": "bysource",
+    "exclude-members": "forward, no_weight_decay, shares_mask",  # for torch, for selectors, for stacks
+}
 autodoc_inherit_docstrings = False  # so that a class shows the methods that are its own, not what all penalties have
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 napoleon_use_param = False  # names that share a line of Args stay together
 napoleon_use_rtype = False
-napoleon_custom_sections = [("Attributes", "params_style")]
+napoleon_custom_sections = ["Shape", ("Attributes", "params_style")]
 python_display_short_literal_types = True
 python_maximum_signature_line_length = 96
 add_module_names = False

@@ -18,6 +18,7 @@ from experiments.running import search, study
 from tests.docs.pages import PAGES, ROOT, Block, blocks, name_of
 
 HIDDEN = {"code", "code-block", "code-cell", "doctest", "parsed-literal", "prompt", "sourcecode", "testcode"}
+BUILT = "gallery_built"  # what the build of the documentation writes: it tells of what is not there
 OTHERS = ("cd", "git", "venv")  # commands that a page may name; also .venv/bin/activate and the like
 PLAIN = """
 name = "plain"
@@ -27,7 +28,7 @@ optimizer = { name = "AdamW", lr = 1e-3 }
 train = { epochs = 1, batch_size = 50 }
 arms = [{ name = "none" }]
 """
-TARGETS = re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+TARGETS = re.findall(r"^\.PHONY:(.*)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)[0].split()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 NUMBER = r"-?\d+\.\d+(?:e[+-]?\d+)?"  # one that may round otherwise on another machine
 
@@ -125,7 +126,7 @@ class Page:
                 assert extra in PROJECT["optional-dependencies"], f"{block.place}: unknown extra {extra}"
 
     def diff(self, block: Block) -> None:
-        """A recipe: the code before and after the marked lines; what it does is for test_trainers."""
+        """A recipe: the code before and after the marked lines; what it does is for tests/clients/test_recipes.py."""
         lines = [line or " " for line in block.text.splitlines()]
         assert {line[0] for line in lines} == {" ", "+"}, f"{block.place}: some lines must be marked +, none otherwise"
         for marks in (" ", " +"):
@@ -134,7 +135,7 @@ class Page:
     def directive(self, block: Block) -> None:
         name, _, argument = block.language[1:].partition("}")
         assert name not in HIDDEN, f"{block.place}: code in a directive {name} is not tested: use a plain fence"
-        if name in ("figure", "image", "literalinclude"):
+        if name in ("figure", "image", "literalinclude") and BUILT not in argument:
             assert (block.page.parent / argument.strip()).is_file(), f"{block.place}: no file {argument.strip()}"
 
 
@@ -176,4 +177,10 @@ def test_a_page_is_true(page, tmp_path, monkeypatch, capsys):
     reader = Page(module, lambda: capsys.readouterr().out)
     for block in blocks(page):
         reader.follow(block)
-    assert "@@" not in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_files_that_a_page_links_to_exist(page):
+    links = re.findall(r"(?:\]\(|^\[[^\]]+\]: )([^\s)#]+)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    inner = [link for link in links if "://" not in link and BUILT not in link]
+    assert [link for link in inner if not (page.parent / link).exists()] == []

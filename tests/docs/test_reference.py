@@ -101,8 +101,8 @@ def test_each_constraint_has_pictures():
 
 
 def test_each_layer_has_pictures():
-    names = classes(torchreg.nn, nn.Module)
-    assert len(names) >= 19
+    names = [name for name in classes(torchreg.nn, nn.Module) if name != "Gated"]  # what three of the layers share
+    assert len(names) >= 18
     assert [name for name in names if not is_pictured(f"torchreg.nn.{name}", "dropout")] == []
 
 
