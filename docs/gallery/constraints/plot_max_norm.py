@@ -2,7 +2,8 @@ r"""
 MaxNorm: no unit's weights are longer than a bound
 ==================================================
 
-MaxNorm scales the incoming weights of a unit back where they are longer than the bound. Shorter ones stay as they are.
+MaxNorm scales the incoming weights of a unit back where they are longer than the bound. Shorter
+ones stay as they are.
 
 .. math::
 
@@ -14,11 +15,12 @@ By default a group is the weights into an output unit.
 
 **Take MaxNorm** together with dropout and large learning rates: weights cannot run away.
 
-**Do not take MaxNorm** to make all weights smaller: those within the bound are not touched (:class:`torchreg.L2`).
+**Do not take MaxNorm** to make all weights smaller: those within the bound are not touched
+(:class:`torchreg.L2`).
 
-**Source:** Nitish Srivastava, Geoffrey Hinton, Alex Krizhevsky, Ilya Sutskever, Ruslan Salakhutdinov, "Dropout: A
-Simple Way to Prevent Neural Networks from Overfitting", Journal of Machine Learning Research 15, 2014, section 5.1.
-**Reference:** :class:`torchreg.MaxNorm`.
+**Source:** Nitish Srivastava, Geoffrey Hinton, Alex Krizhevsky, Ilya Sutskever, Ruslan
+Salakhutdinov, "Dropout: A Simple Way to Prevent Neural Networks from Overfitting", Journal of
+Machine Learning Research 15, 2014, section 5.1. **Reference:** :class:`torchreg.MaxNorm`.
 """
 
 import pictures
@@ -29,14 +31,16 @@ pictures.projections(MaxNorm(1.0))
 pictures.coefficients(MaxNorm, bounds=[5 - 0.1 * k for k in range(50)])
 
 # %%
-# Left: the two weights into one unit. Right: the coefficients of a regression, which is one unit with twelve inputs, as
-# the bound gets smaller. Below the length of the least squares fit all coefficients shrink together.
+# Left: the two weights into one unit. Right: the coefficients of a regression, which is one
+# unit with twelve inputs, as the bound gets smaller. Below the length of the least squares fit
+# all coefficients shrink together.
 
 pictures.before_and_after({"MaxNorm(1.5)": MaxNorm(1.5), "L2Ball(3)": L2Ball(3.0)})
 
 # %%
-# Weights of six units (blue: positive, orange: negative). MaxNorm shortens the units that are longer than 1.5.
-# :doc:`L2Ball <plot_l2_ball>` bounds the matrix as a whole, so it shortens all.
+# Weights of six units (blue: positive, orange: negative). MaxNorm shortens the units that are
+# longer than 1.5. :doc:`L2Ball <plot_l2_ball>` bounds the matrix as a whole, so it shortens
+# all.
 #
 # In a model:
 

@@ -2,7 +2,8 @@ r"""
 Simplex: weights that are proportions
 =====================================
 
-Simplex makes every unit's incoming weights proportions: not negative, and of a given sum. Many become exactly zero.
+Simplex makes every unit's incoming weights proportions: not negative, and of a given sum. Many
+become exactly zero.
 
 .. math::
 
@@ -16,8 +17,9 @@ with the threshold :math:`\tau_g` that makes the sum right.
 
 **Do not take Simplex** where all proportions must be positive: a softmax does that.
 
-**Source:** John Duchi, Shai Shalev-Shwartz, Yoram Singer, Tushar Chandra, "Efficient Projections onto the l1-Ball for
-Learning in High Dimensions", ICML 2008. **Reference:** :class:`torchreg.Simplex`.
+**Source:** John Duchi, Shai Shalev-Shwartz, Yoram Singer, Tushar Chandra, "Efficient
+Projections onto the l1-Ball for Learning in High Dimensions", ICML 2008. **Reference:**
+:class:`torchreg.Simplex`.
 """
 
 import pictures
@@ -28,9 +30,10 @@ pictures.projections(Simplex(1.0))
 pictures.coefficients(Simplex, bounds=[8 - 0.1 * k for k in range(80)])
 
 # %%
-# Left: with two weights the set is the line from (1, 0) to (0, 1); most points go to an end of it, where one weight is
-# exactly zero. Right: the coefficients of a regression that must not be negative and have a given sum, as the sum gets
-# smaller. Where it is too large, coefficients that are truly zero must take a share.
+# Left: with two weights the set is the line from (1, 0) to (0, 1); most points go to an end of
+# it, where one weight is exactly zero. Right: the coefficients of a regression that must not be
+# negative and have a given sum, as the sum gets smaller. Where it is too large, coefficients
+# that are truly zero must take a share.
 #
 # In a model:
 

@@ -2,7 +2,8 @@ r"""
 AlphaDropout: for self-normalizing networks
 ===========================================
 
-AlphaDropout sets elements to the value that a SELU has far below zero, and keeps mean 0 and variance 1.
+AlphaDropout sets elements to the value that a SELU has far below zero, and keeps mean 0 and
+variance 1.
 
 .. math::
 
@@ -15,8 +16,8 @@ with :math:`\alpha' \approx -1.7581`, :math:`a = ((1 - p)(1 + p \alpha'^2))^{-1/
 
 **Do not take AlphaDropout** anywhere else: the value of what is dropped is made for SELUs.
 
-**Source:** Günter Klambauer, Thomas Unterthiner, Andreas Mayr, Sepp Hochreiter, "Self-Normalizing Neural Networks",
-NIPS 2017. **Reference:** :class:`torchreg.nn.AlphaDropout`.
+**Source:** Günter Klambauer, Thomas Unterthiner, Andreas Mayr, Sepp Hochreiter,
+"Self-Normalizing Neural Networks", NIPS 2017. **Reference:** :class:`torchreg.nn.AlphaDropout`.
 """
 
 # sphinx_gallery_thumbnail_number = 2
@@ -31,9 +32,9 @@ gray = pictures.photo().mean(0)
 pictures.masks(AlphaDropout(0.3), (gray - gray.mean()) / gray.std())
 
 # %%
-# An image of mean 0 and variance 1. The mean of many draws has less contrast than the input: part of the variance is
-# the noise's. Below, the standard deviation and the mean of the activations behind each of 20 layers of SELUs, with
-# either dropout at a rate of 0.2:
+# An image of mean 0 and variance 1. The mean of many draws has less contrast than the input:
+# part of the variance is the noise's. Below, the standard deviation and the mean of the
+# activations behind each of 20 layers of SELUs, with either dropout at a rate of 0.2:
 
 deviation, mean = {}, {}
 for layer in (AlphaDropout(0.2), Dropout(0.2)):
@@ -47,8 +48,13 @@ for layer in (AlphaDropout(0.2), Dropout(0.2)):
 
 depth = range(1, 21)
 panel = {"xlabel": "layer", "xticks": (1, 10, 20), "size": (3.3, 2.5)}
-for title, values, limits in (("standard deviation", deviation, (0, 2)), ("mean", mean, (-0.2, 0.2))):
-    pictures.lines(title, {name: (depth, y) for name, y in values.items()}, ylim=limits, **panel)
+for title, values, limits in (
+    ("standard deviation", deviation, (0, 2)),
+    ("mean", mean, (-0.2, 0.2)),
+):
+    pictures.lines(
+        title, {name: (depth, y) for name, y in values.items()}, ylim=limits, **panel
+    )
 
 # %%
 # In a model:

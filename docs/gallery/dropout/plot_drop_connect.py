@@ -12,15 +12,16 @@ DropConnect drops weights of a layer instead of activations, other ones for each
 where :math:`i` counts examples. In evaluation mode it is the layer itself or, with ``inference="moments"``, the mean
 over the masks of the activation.
 
-**Take DropConnect** in the place of dropout in fully connected layers, and for the weights between the hidden states of
-an LSTM.
+**Take DropConnect** in the place of dropout in fully connected layers, and for the weights
+between the hidden states of an LSTM.
 
-**Do not take DropConnect** for large layers with large batches: each example needs a mask of the weight's size. With
-``per_example=False`` the batch shares one.
+**Do not take DropConnect** for large layers with large batches: each example needs a mask of
+the weight's size. With ``per_example=False`` the batch shares one.
 
-**Source:** Li Wan, Matthew Zeiler, Sixin Zhang, Yann LeCun, Rob Fergus, "Regularization of Neural Networks using
-DropConnect", ICML 2013. For recurrent layers: Stephen Merity, Nitish Shirish Keskar, Richard Socher, "Regularizing and
-Optimizing LSTM Language Models", ICLR 2018. **Reference:** :class:`torchreg.nn.DropConnect`.
+**Source:** Li Wan, Matthew Zeiler, Sixin Zhang, Yann LeCun, Rob Fergus, "Regularization of
+Neural Networks using DropConnect", ICML 2013. For recurrent layers: Stephen Merity, Nitish
+Shirish Keskar, Richard Socher, "Regularizing and Optimizing LSTM Language Models", ICLR 2018.
+**Reference:** :class:`torchreg.nn.DropConnect`.
 """
 
 # sphinx_gallery_thumbnail_number = 2

@@ -2,7 +2,8 @@ r"""
 L1SP: a lasso towards a starting point
 ======================================
 
-L1SP pulls every weight towards a reference with the same force. Many weights stay exactly where they were.
+L1SP pulls every weight towards a reference with the same force. Many weights stay exactly where
+they were.
 
 .. math::
 
@@ -10,16 +11,17 @@ L1SP pulls every weight towards a reference with the same force. Many weights st
     \operatorname{prox}_{tR}(w) &= \operatorname*{argmin}_u \tfrac12 \|u - w\|_2^2 + t R(u) \\
     &= w^0 + \operatorname{sign}(w - w^0) \max(|w - w^0| - ts, 0)
 
-The reference :math:`w^0` is the weights that the model has when the regularizer is made, or a ``state_dict``, or a
-tensor.
+The reference :math:`w^0` is the weights that the model has when the regularizer is made, or a
+``state_dict``, or a tensor.
 
-**Take L1SP** for fine-tuning that changes few weights, so that the change is small to store. Mode ``"prox"`` leaves the
-others exact.
+**Take L1SP** for fine-tuning that changes few weights, so that the change is small to store.
+Mode ``"prox"`` leaves the others exact.
 
-**Do not take L1SP** where all weights must move a little: :doc:`L2SP <plot_l2sp>` spreads the change.
+**Do not take L1SP** where all weights must move a little: :doc:`L2SP <plot_l2sp>` spreads the
+change.
 
-**Source:** Xuhong Li, Yves Grandvalet, Franck Davoine, "Explicit Inductive Bias for Transfer Learning with
-Convolutional Networks", ICML 2018. **Reference:** :class:`torchreg.L1SP`.
+**Source:** Xuhong Li, Yves Grandvalet, Franck Davoine, "Explicit Inductive Bias for Transfer
+Learning with Convolutional Networks", ICML 2018. **Reference:** :class:`torchreg.L1SP`.
 """
 
 from functools import partial
@@ -36,8 +38,8 @@ pictures.plane(partial(L1SP, reference=start), through=diamonds)
 pictures.coefficients(partial(L1SP, reference=pretrained), towards=pretrained)
 
 # %%
-# The level sets are diamonds around the reference. Each coefficient stops at its reference (strokes at the right) and
-# stays there exactly.
+# The level sets are diamonds around the reference. Each coefficient stops at its reference
+# (strokes at the right) and stays there exactly.
 
 pictures.curves(L1SP(1.0, reference=torch.tensor(1.0)))
 

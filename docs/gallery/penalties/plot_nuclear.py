@@ -2,7 +2,8 @@ r"""
 Nuclear: low rank
 =================
 
-Nuclear is the lasso of the singular values. Small ones become exactly zero, so the matrix gets a low rank.
+Nuclear is the lasso of the singular values. Small ones become exactly zero, so the matrix gets
+a low rank.
 
 .. math::
 
@@ -16,8 +17,9 @@ with the singular value decomposition :math:`W = U \Sigma V^H`.
 
 **Do not take Nuclear** for very large layers: each step needs a singular value decomposition.
 
-**Source:** Jian-Feng Cai, Emmanuel J. Candès, Zuowei Shen, "A Singular Value Thresholding Algorithm for Matrix
-Completion", SIAM Journal on Optimization, 2010. **Reference:** :class:`torchreg.Nuclear`.
+**Source:** Jian-Feng Cai, Emmanuel J. Candès, Zuowei Shen, "A Singular Value Thresholding
+Algorithm for Matrix Completion", SIAM Journal on Optimization, 2010. **Reference:**
+:class:`torchreg.Nuclear`.
 """
 
 import pictures
@@ -29,9 +31,9 @@ pictures.plane(Nuclear, pictures.diagonal)
 pictures.singular_values(Nuclear)
 
 # %%
-# Left: a matrix of two rows with the singular values :math:`\sigma_1, \sigma_2`. The level sets are the lasso's. Right:
-# a regression with eight outputs, whose true weights have rank 3 (blue; strokes at the left). The singular values that
-# are truly zero (orange) vanish first.
+# Left: a matrix of two rows with the singular values :math:`\sigma_1, \sigma_2`. The level sets
+# are the lasso's. Right: a regression with eight outputs, whose true weights have rank 3 (blue;
+# strokes at the left). The singular values that are truly zero (orange) vanish first.
 
 for strength in (0.001, 0.1, 0.7):
     weights = pictures.fitted(Nuclear(strength))

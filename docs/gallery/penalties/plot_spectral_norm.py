@@ -14,11 +14,12 @@ with :math:`W = U \Sigma V^H` and :math:`\tau = \max_k (\sigma_1 + \dots + \sigm
 
 **Take SpectralNorm** so that small changes of the input make small changes of the output.
 
-**Do not take SpectralNorm** for convolutions where the bound must be exact: :doc:`ConvolutionNorm
-<plot_convolution_norm>`.
+**Do not take SpectralNorm** for convolutions where the bound must be exact:
+:doc:`ConvolutionNorm <plot_convolution_norm>`.
 
-**Source:** Yuichi Yoshida, Takeru Miyato, "Spectral Norm Regularization for Improving the Generalizability of Deep
-Learning", arXiv:1705.10941, 2017. **Reference:** :class:`torchreg.SpectralNorm`.
+**Source:** Yuichi Yoshida, Takeru Miyato, "Spectral Norm Regularization for Improving the
+Generalizability of Deep Learning", arXiv:1705.10941, 2017. **Reference:**
+:class:`torchreg.SpectralNorm`.
 """
 
 import pictures
@@ -29,9 +30,10 @@ pictures.plane(SpectralNorm, pictures.diagonal)
 pictures.singular_values(SpectralNorm)
 
 # %%
-# Left: a matrix with the singular values :math:`\sigma_1, \sigma_2`. The level sets are squares: only the larger one
-# counts, and the minimum goes to where both are equal. Right: a regression with eight outputs. The largest singular
-# value is pressed down on the next one, then both go down together. The small ones are left alone.
+# Left: a matrix with the singular values :math:`\sigma_1, \sigma_2`. The level sets are
+# squares: only the larger one counts, and the minimum goes to where both are equal. Right: a
+# regression with eight outputs. The largest singular value is pressed down on the next one,
+# then both go down together. The small ones are left alone.
 #
 # In a model:
 
