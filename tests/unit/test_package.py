@@ -68,7 +68,9 @@ def on_the_index(readme: str) -> str:
 
 
 def test_on_a_package_index_pictures_are_their_descriptions_and_no_link_is_broken():
-    shown = on_the_index("See ![a curve](docs/a.png), [the guide](docs/x.md#part) and [it](https://a.b/c.md): `f[0](a.b)`.")
+    shown = on_the_index(
+        "See ![a curve](docs/a.png), [the guide](docs/x.md#part) and [it](https://a.b/c.md): `f[0](a.b)`."
+    )
     assert shown == "See *a curve*, the guide and [it](https://a.b/c.md): `f[0](a.b)`."
     readme = text_of("README.md")
     assert not re.search(r"\]\((?!https?:|#)[\w./-]+\.\w+|<(img|source|a)\b", on_the_index(readme))
