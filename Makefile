@@ -1,8 +1,8 @@
-# Two commands, each with all its own set-up in .venv: `make demo` and `make test`.
+# Each command makes all its own set-up in .venv: `make demo`, `make test`, `make docs`.
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip install -q --disable-pip-version-check -c .venv/constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: .venv/demo
 	.venv/bin/python -m experiments run configs/quickstart.toml --resume
@@ -15,8 +15,13 @@ lint: .venv/dev
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
+# Warnings are errors, and so is a page that would load anything from the network.
+docs: .venv/docs
+	.venv/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "The documentation lies in $(CURDIR)/docs/_build/html/index.html"
+
 clean:
-	rm -rf .venv
+	rm -rf .venv docs/_build docs/gallery_built
 
 # A torch that $(PYTHON) already has is used: the environment is shown where it lies, and pip is held to its version.
 .venv/python:
@@ -32,6 +37,10 @@ clean:
 .venv/dev: .venv/python pyproject.toml
 	$(PIP) -e '.[dev,clients]'
 	touch $@ .venv/demo
+
+.venv/docs: .venv/python pyproject.toml
+	$(PIP) -e '.[docs]'
+	touch $@
 
 define FIND_TORCH
 import glob, pathlib
