@@ -27,7 +27,8 @@ lint: .venv/dev  ## checks style and types
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-docs: .venv/docs  ## builds the documentation; a warning is an error
+# Warnings are errors, and so is a page that would load anything from the network.
+docs: .venv/docs  ## builds the documentation site
 	.venv/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "The documentation is $(CURDIR)/docs/_build/html/index.html"
 

@@ -1,4 +1,4 @@
-"""What choosing a strength costs: many networks in each way, and one that tunes its strength."""
+"""What choosing a strength costs: many networks, by each executor, and one that tunes its strength."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from experiments.benches.timing import Table, race
 from torchreg import L1, L2, Penalty, Regularizer, Stacked, weights
 from torchreg.regularizer import Mode
 from torchreg.tuning import AutoStrength
-from torchreg.tuning.path.executors import Way, fastest, train_all
+from torchreg.tuning.path.executors import Executor, fastest, train_all
 from torchreg.tuning.path.fit import fit
 from torchreg.tuning.path.problem import Problem
 
@@ -41,7 +41,7 @@ def auto_strength() -> list[Table]:
 
 
 def _race(title: str, members: int, widths: Sequence[int], examples: int, epochs: int, rounds: int) -> Table:
-    """Seconds to train all members in each way, by the median ratio to ordinary loops one after another."""
+    """Seconds to train all members by each executor, by the median ratio to ordinary loops one after another."""
     torch.manual_seed(0)
     x, y = torch.rand(examples, widths[0]), torch.randint(widths[-1], (examples,))
     batch = 100 if members > 4 else 128
@@ -55,8 +55,8 @@ def _race(title: str, members: int, widths: Sequence[int], examples: int, epochs
     contenders: dict[str, Callable[[], object]] = {
         "ordinary loops": lambda: list(map(partial(_alone, problem), models, strengths))
     }
-    for way in get_args(Way):
-        contenders[way] = partial(train_all, models, strengths, job, way, jobs)
+    for executor in get_args(Executor):
+        contenders[executor] = partial(train_all, models, strengths, job, executor, jobs)
     chosen, _ = fastest(models, strengths, lambda s, at: fit(s, at, problem, steps=1), jobs)
     return race(title, contenders, rounds, warmup=1, note=f"strength_path takes: {chosen}")
 

@@ -154,9 +154,9 @@ def test_a_warm_path_is_a_cold_one():
     assert coefficients(warm) == pytest.approx(coefficients(cold), abs=1e-6)
 
 
-@pytest.mark.parametrize("way", ["stacked", "processes", "one after another"])
-def test_all_ways_lead_to_the_same_path(way):
+@pytest.mark.parametrize("executor", ["stacked", "processes", "one after another"])
+def test_all_ways_lead_to_the_same_path(executor):
     x, y = wide()
-    path = path_of(x, y, L1(1.0), count=5, way=way, jobs=2)
-    assert path.way == way
+    path = path_of(x, y, L1(1.0), count=5, executor=executor, jobs=2)
+    assert path.executor == executor
     assert coefficients(path) == pytest.approx(coefficients(path_of(x, y, L1(1.0), count=5)), abs=1e-6)

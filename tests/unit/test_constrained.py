@@ -93,7 +93,7 @@ def test_the_bound_holds_in_the_end():
 
 def test_intercepts_are_exempt_unless_they_are_asked_for():
     model, touched = make_model(), make_model()
-    for net, options in ((model, {}), (touched, {"intercepts": True})):
+    for net, options in ((model, {}), (touched, {"biases": True})):
         train(net, BoundedSGD(net.parameters(), lr=0.0, bound=1e-4, **options), steps=1)
     start = weights_of(make_model())
     assert_bit_equal(weights_of(model)["0.bias"], start["0.bias"])

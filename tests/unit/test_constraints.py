@@ -306,7 +306,7 @@ def test_the_gradient_is_zero_and_the_value_has_none(case):
 @each_constraint
 def test_constraints_survive_copies_and_their_repr_is_the_call(case):
     constraint = case.constraint
-    names = dict(vars(torchreg.constraints))
+    names = dict(vars(torchreg.penalties.constraints))
     for other in (copy.deepcopy(constraint), pickle.loads(pickle.dumps(constraint)), eval(repr(constraint), names)):
         assert other == constraint
         assert hash(other) == hash(constraint)

@@ -159,7 +159,7 @@ def test_the_repr_of_a_replacement_says_what_became_what():
         "  1.0  nn.AlphaDropout(p=0.1, inplace=False) -> AlphaDropout(p=0.1, inplace=False)",
     ]
     with pytest.raises(AttributeError):
-        changes.swaps = ()
+        changes._swaps = ()
 
 
 def patched():

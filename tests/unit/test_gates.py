@@ -147,8 +147,8 @@ def test_the_written_out_gradient_is_autograds(index):
         layer.layer.weight[0, :5] = 0
     tensors = layer.log_sigma2, layer.layer.weight
     with torch.no_grad():
-        written_out = layer.complexity_gradient(index, *tensors)
-    assert_close(written_out, layer.complexity_gradient(index, *tensors).detach(), tolerance=1e-11)
+        written_out = layer._complexity_gradient(index, *tensors)
+    assert_close(written_out, layer._complexity_gradient(index, *tensors).detach(), tolerance=1e-11)
     assert (written_out == 0).any()  # where log alpha is beyond its limits
 
 
@@ -336,7 +336,7 @@ def test_half_precision_has_finite_gradients_everywhere(dtype):
     y.sum().backward()
     assert y.dtype == dtype
     with torch.no_grad():
-        written_out = [layer.complexity_gradient(i, layer.log_sigma2, layer.layer.weight) for i in (0, 1)]
+        written_out = [layer._complexity_gradient(i, layer.log_sigma2, layer.layer.weight) for i in (0, 1)]
     for gradient in (x.grad, *(param.grad for param in layer.parameters()), *written_out):
         assert gradient.dtype == dtype
         assert gradient.isfinite().all()

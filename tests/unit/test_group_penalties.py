@@ -149,8 +149,8 @@ def test_prox_with_step_or_strength_zero_is_the_identity(penalty, w, tiny):
 def test_a_step_given_as_tensor_is_the_number(penalty, w, step):
     tensor = torch.tensor(step, dtype=torch.float64)
     assert_close(penalty.prox(w, tensor), penalty.prox(w, step))
-    assert_close(penalty.descend_(w.clone(), tensor), penalty.descend_(w.clone(), step))
-    assert_close(penalty.add_gradient_(w.clone(), w, tensor), penalty.add_gradient_(w.clone(), w, step))
+    assert_close(penalty._descend_(w.clone(), tensor), penalty._descend_(w.clone(), step))
+    assert_close(penalty._add_gradient_(w.clone(), w, tensor), penalty._add_gradient_(w.clone(), w, step))
 
 
 @each_unequal
@@ -158,10 +158,10 @@ def test_a_step_given_as_tensor_is_the_number(penalty, w, step):
 @given(w=weights, scale=st.floats(-5, 5))
 def test_the_in_place_forms_are_their_definitions(penalty, w, scale):
     grad, gradient = torch.ones_like(w), penalty.gradient(w)
-    assert penalty.add_gradient_(grad, w, scale) is grad
+    assert penalty._add_gradient_(grad, w, scale) is grad
     assert_close(grad, 1 + scale * gradient, tolerance=1e-10)
     moved = w.clone()
-    assert penalty.descend_(moved, scale) is moved
+    assert penalty._descend_(moved, scale) is moved
     assert_close(moved, w - scale * gradient, tolerance=1e-10)
 
 
@@ -239,7 +239,7 @@ def test_low_precision_is_double_precision_rounded(penalty, dtype):
     assert_close(penalty.value(w), penalty.value(wide).to(dtype), tolerance)
     assert_close(penalty.gradient(w), penalty.gradient(wide).to(dtype), tolerance)
     assert_close(penalty.prox(w, 0.5), penalty.prox(wide, 0.5).to(dtype), tolerance)
-    assert_close(penalty.add_gradient_(w.clone(), w), (wide + penalty.gradient(wide)).to(dtype), tolerance)
+    assert_close(penalty._add_gradient_(w.clone(), w), (wide + penalty.gradient(wide)).to(dtype), tolerance)
     assert_close(penalty.strength_max(w).item(), penalty.strength_max(wide).item(), tolerance)
     for result in (penalty.value(w), penalty.optimality(w, w)):
         assert result.dtype == dtype
@@ -287,7 +287,7 @@ def test_layout_does_not_matter(penalty):
     assert_close(penalty.value(turned), penalty.value(w))
     assert_close(penalty.gradient(turned), penalty.gradient(w))
     assert_close(penalty.prox(turned, 0.5), penalty.prox(w, 0.5))
-    assert_close(penalty.add_gradient_(w.clone(), turned), penalty.add_gradient_(turned.clone(), w))
+    assert_close(penalty._add_gradient_(w.clone(), turned), penalty._add_gradient_(turned.clone(), w))
 
 
 @each_kind
@@ -302,7 +302,7 @@ def test_images_channels_last_are_kernels_like_any_other(penalty):
 def test_nothing_is_computed_on_the_meta_device(penalty):
     w = torch.empty(4, 3, device="meta")
     assert penalty.value(w).shape == ()
-    for result in (penalty.gradient(w), penalty.prox(w, 0.5), penalty.add_gradient_(w.clone(), w)):
+    for result in (penalty.gradient(w), penalty.prox(w, 0.5), penalty._add_gradient_(w.clone(), w)):
         assert result.is_meta
         assert result.shape == w.shape
 

@@ -43,7 +43,7 @@ def test_results_keep_the_dtype_and_shape_of_the_weights(case, dtype):
     w = torch.randn(4, 3, dtype=dtype)
     assert case.penalty.value(w).dtype == dtype
     assert case.penalty.value(w).shape == ()
-    results = [case.penalty.gradient(w), case.penalty.gradient_times(w, 0.5)]
+    results = [case.penalty.gradient(w), case.penalty._gradient_times(w, 0.5)]
     if case.is_proximal:
         results += [case.penalty.prox(w, 0.1), case.penalty.prox(w, torch.tensor(0.1))]
     for same in results:

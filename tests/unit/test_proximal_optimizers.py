@@ -32,7 +32,7 @@ each_kind = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
 def test_intercepts_are_exempt_unless_they_are_asked_for(make):
     exempt, asked = make_model(), make_model()
     train(exempt, make(exempt.parameters(), L1(50.0)), steps=3)
-    train(asked, make(asked.parameters(), L1(50.0), intercepts=True), steps=3)
+    train(asked, make(asked.parameters(), L1(50.0), biases=True), steps=3)
     assert not exempt[0].weight.any()
     assert exempt[0].bias.all()
     assert not asked[0].bias.any()

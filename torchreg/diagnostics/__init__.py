@@ -4,3 +4,7 @@ from torchreg.diagnostics.counts import Compression, compression, norms, sparsit
 from torchreg.diagnostics.dead_units import compress
 
 __all__ = ["Compression", "compress", "compression", "norms", "sparsity", "weights_of"]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__doc__"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torchreg.diagnostics.dead_units import compress
-from torchreg.functional.sharding import plain
+from torchreg.functional.sharding import as_plain
 from torchreg.nn import pruned
 from torchreg.selection.parameters import each_parameter
 from torchreg.selection.selectors import weights
@@ -17,7 +17,7 @@ from torchreg.selection.selectors import weights
 
 @torch.no_grad()
 def sparsity(model: nn.Module) -> dict[str, float]:
-    """The fraction of exact zeros in each weight that :data:`~torchreg.selectors.weights` selects.
+    """The fraction of exact zeros in each weight that :data:`~torchreg.weights` selects.
 
     Example:
         >>> layer = nn.Linear(4, 1)
@@ -30,7 +30,7 @@ def sparsity(model: nn.Module) -> dict[str, float]:
 
 @torch.no_grad()
 def norms(model: nn.Module) -> dict[str, float]:
-    """The Euclidean norm of each weight that :data:`~torchreg.selectors.weights` selects.
+    """The Euclidean norm of each weight that :data:`~torchreg.weights` selects.
 
     Example:
         >>> layer = nn.Linear(2, 1)
@@ -62,7 +62,7 @@ def compression(model: nn.Module) -> Compression:
     Papers count each in a way of their own. In a tensor with :math:`k` of :math:`n` weights not zero, these take
     :math:`32 k + \log_2 \binom{n}{k}` bits, the least that any code needs for their places. Layers that learn what to
     drop count as what they have become (:func:`torchreg.nn.pruned`), and only what
-    :data:`~torchreg.selectors.weights` selects counts.
+    :data:`~torchreg.weights` selects counts.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -89,9 +89,9 @@ def _ratio(whole: float, part: float) -> float:
 
 
 def weights_of(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters, by name, that :data:`~torchreg.selectors.weights` selects."""
+    """The parameters, by name, that :data:`~torchreg.weights` selects."""
     return {places[0].name: places[0].param for places in each_parameter(model) if any(map(weights, places))}
 
 
 def _number(result: Tensor) -> float:
-    return plain(result, alone=False).item()  # of a weight spread over processes, the parts must be joined first
+    return as_plain(result, local=False).item()  # of a weight spread over processes, the parts must be joined first

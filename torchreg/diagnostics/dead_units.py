@@ -95,14 +95,14 @@ def compress(model: nn.Sequential) -> nn.Sequential:
             "compress its sequential parts one by one"
         )
     small = copy.deepcopy(model)
-    joints = list(_joints(small))
-    while any(joint.shrink() for joint in joints):
+    pairs = list(_layer_pairs(small))
+    while any(pair.shrink() for pair in pairs):
         pass
     return small
 
 
 @dataclass(frozen=True)
-class _Joint:
+class _LayerPair:
     """Two layers of which the second reads the first, through modules that keep units apart."""
 
     writer: Layer
@@ -175,21 +175,21 @@ class _Joint:
                 layer.out_channels, layer.in_channels = outputs, inputs
 
 
-# -- finding the joints -------------------------------------------------------------------------------------------
+# -- finding the pairs -------------------------------------------------------------------------------------------
 
 
-def _joints(model: nn.Sequential) -> Iterator[_Joint]:
+def _layer_pairs(model: nn.Sequential) -> Iterator[_LayerPair]:
     modules = list(_leaves(model))
     places = Counter(module for _, module in model.named_modules(remove_duplicate=False))
     tied = {place.module for where in each_parameter(model) if len(where) > 1 for place in where}
     tied |= {module for module in modules if isinstance(module, Norm) and places[module] > 1}
     known = {module for module in modules if module not in tied and _is_known(module)}
     for start, module in enumerate(modules):
-        if module in known and _is_layer(module) and (joint := _joint(module, modules[start + 1 :], known)):
-            yield joint
+        if module in known and _is_layer(module) and (pair := _layer_pair(module, modules[start + 1 :], known)):
+            yield pair
 
 
-def _joint(writer: Layer, following: Sequence[nn.Module], known: set[nn.Module]) -> _Joint | None:
+def _layer_pair(writer: Layer, following: Sequence[nn.Module], known: set[nn.Module]) -> _LayerPair | None:
     """The layer with the one that reads it, if all that lies between is known."""
     units, dims, is_flat = len(writer.weight), _LAYERS[type(writer)], False
 
@@ -202,7 +202,7 @@ def _joint(writer: Layer, following: Sequence[nn.Module], known: set[nn.Module])
             return None
         if _is_layer(module):
             is_reader = _LAYERS[kind] == dims and fits(module.weight.shape[1])
-            return _Joint(writer, following[:index], module) if is_reader else None
+            return _LayerPair(writer, following[:index], module) if is_reader else None
         if isinstance(module, nn.Flatten):
             dims, is_flat = 0, True
         if isinstance(module, Norm) and not (_NORMS[kind] == max(dims, 1) and fits(module.num_features)):

@@ -3,3 +3,7 @@
 from torchreg.ensemble.stacked import Stacked
 
 __all__ = ["Stacked"]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__doc__"]

@@ -20,7 +20,7 @@ def plain_layers(model: nn.Module, args: Sequence[Any], kwargs: Any) -> list[nn.
     return layers if is_flat and not _is_hooked(model) and all(map(_is_plain, layers)) else None
 
 
-def products(layers: Sequence[nn.Module], x: Tensor, members: int) -> Tensor:
+def batched_forward(layers: Sequence[nn.Module], x: Tensor, members: int) -> Tensor:
     """What the layers, with stacked weights, make of inputs that all members share: ``(members, batch, outputs)``."""
     y = x.expand(members, *x.shape)
     for layer in layers:

@@ -14,7 +14,7 @@ from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_map
 
 from torchreg import functional as f
-from torchreg.ensemble.batched import plain_layers, products
+from torchreg.ensemble.batched import batched_forward, plain_layers
 from torchreg.ensemble.matching import check_equal
 from torchreg.nn.dropout import Seeded
 
@@ -142,7 +142,7 @@ class Stacked(nn.Module):
         (template,) = self._template
         layers = plain_layers(template, args, kwargs)
         if layers is not None:
-            return products(layers, args[0], self._count)
+            return batched_forward(layers, args[0], self._count)
         state = {**dict(template.named_parameters()), **dict(template.named_buffers())}
         device = next((value.device for value in state.values()), None)
         return vmap(one, randomness="different")(state, torch.arange(self._count, device=device))

@@ -99,3 +99,7 @@ __all__ = [
     "soft_threshold_towards",
     "wide",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__doc__"]

@@ -9,22 +9,22 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-PIECE = 1 << 18  # elements: a megabyte in single precision
+CHUNK = 1 << 18  # elements: a megabyte in single precision
 
 
-def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def chunks_of(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Views of tensors of one shape, which together are all of them; small or strided ones as they are.
 
     Example:
         >>> w = torch.zeros(600_000)
-        >>> [len(piece) for (piece,) in pieces(w)]
+        >>> [len(chunk) for (chunk,) in chunks_of(w)]
         [262144, 262144, 75712]
     """
     first = tensors[0]
-    if first.numel() <= PIECE or first.device.type != "cpu" or torch.compiler.is_compiling():
+    if first.numel() <= CHUNK or first.device.type != "cpu" or torch.compiler.is_compiling():
         yield tensors
     elif all(tensor.is_contiguous() for tensor in tensors):
-        yield from zip(*(tensor.view(-1).split(PIECE) for tensor in tensors), strict=True)
+        yield from zip(*(tensor.view(-1).split(CHUNK) for tensor in tensors), strict=True)
     else:
         yield tensors
 
@@ -37,13 +37,13 @@ def bundles(keys: Iterable[object], weights: Sequence[Tensor]) -> list[list[int]
         [[0, 1], [2]]
     """
     found: list[list[int]] = []
-    last, room = None, 0
+    last, left = None, 0
     for position, (key, w) in enumerate(zip(keys, weights, strict=True)):
-        alike = (key, w.dtype, w.device) if type(w) in (Tensor, Parameter) else object()
-        if alike == last and w.numel() <= room:
+        shared = (key, w.dtype, w.device) if type(w) in (Tensor, Parameter) else object()
+        if shared == last and w.numel() <= left:
             found[-1].append(position)
-            room -= w.numel()
+            left -= w.numel()
         else:
             found.append([position])
-            last, room = alike, PIECE - w.numel()
+            last, left = shared, CHUNK - w.numel()
     return found

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchreg.functional.chunks import CHUNK
 from torchreg.functional.masks import (
-    PIECE,
     check_generator,
     check_probability,
     draws_bits,
@@ -111,8 +111,8 @@ def keep(x: Tensor, mask: Tensor, scale: float, inplace: bool = False) -> Tensor
         mask = mask.to(x.dtype)  # small, and of one dtype the product is faster
     if inplace:
         return _times_(x.mul_(mask), scale)
-    if x.numel() > PIECE and is_plain(x) and mask.shape == x.shape and mask.stride() == x.stride():
-        result: Tensor = _InPieces.apply(x, mask, scale)
+    if x.numel() > CHUNK and is_plain(x) and mask.shape == x.shape and mask.stride() == x.stride():
+        result: Tensor = _MaskedInChunks.apply(x, mask, scale)
         return result
     return _times_(x.mul(mask), scale)
 
@@ -121,7 +121,7 @@ def _times_(x: Tensor, scale: float) -> Tensor:
     return x if scale == 1 else x.mul_(scale)
 
 
-class _InPieces(torch.autograd.Function):
+class _MaskedInChunks(torch.autograd.Function):
     """``x * mask * scale`` of large tensors with nothing allocated but the result: new memory is the slowest."""
 
     @staticmethod
@@ -131,7 +131,7 @@ class _InPieces(torch.autograd.Function):
         ctx.scale = scale
         out = torch.empty_like(x)
         flat = (tensor.as_strided((x.numel(),), (1,)) for tensor in (x, mask, out))
-        for some, kept, result in zip(*(tensor.split(PIECE) for tensor in flat), strict=True):
+        for some, kept, result in zip(*(tensor.split(CHUNK) for tensor in flat), strict=True):
             _times_(torch.mul(some, kept, out=result), scale)
         return out
 

@@ -11,9 +11,8 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import Parameter
 
+from torchreg.functional.chunks import CHUNK
 from torchreg.functional.members import Generators, Source
-
-PIECE = 1 << 18  # elements that are worked on at once: what is computed on the way stays in the cache
 
 _SHARING = 16  # elements that share eight random bits
 _UNSEEDED = Generator().initial_seed()  # of every generator that nobody has seeded: nothing is lost with its upper bits
@@ -131,7 +130,7 @@ def _kept_by_bytes(count: int, p: float, source: Generator | None) -> Tensor:
     level, rest = divmod(round(float(1 - p if inverse else p) * (1 << 16)), 1 << 8)
     compare = torch.lt if inverse else torch.ge
     keep = torch.empty(-(-count // _SHARING) * _SHARING, dtype=torch.uint8)
-    for part in keep.split(PIECE) if count > PIECE else (keep,):
+    for part in keep.split(CHUNK) if count > CHUNK else (keep,):
         columns = len(part) // _SHARING
         bits = _bits(len(part) + (columns if rest else 0), source).view(torch.int8)
         threshold: int | Tensor = level - 128

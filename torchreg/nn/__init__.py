@@ -53,3 +53,7 @@ __all__ = [
     "seed_dropout",
     "set_linear_depth",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__doc__"]

@@ -59,7 +59,7 @@ class Gated(Seeded):
     def complexity_of(self, *tensors: Tensor) -> Tensor:
         """:meth:`complexity` for other values of the parameters it depends on."""
 
-    def complexity_gradient(self, index: int, *tensors: Tensor) -> Tensor:
+    def _complexity_gradient(self, index: int, *tensors: Tensor) -> Tensor:
         """The derivative of :meth:`complexity_of` in one of its tensors, differentiable if gradients are enabled."""
         again = torch.is_grad_enabled()
         with torch.enable_grad():

@@ -81,9 +81,9 @@ class VariationalDropout(Gated):
         log_alpha = _log_alpha(log_sigma2, weight)
         return (_K1 - _K1 * torch.sigmoid(_K2 + _K3 * log_alpha) + 0.5 * F.softplus(-log_alpha)).sum()
 
-    def complexity_gradient(self, index: int, *tensors: Tensor) -> Tensor:
+    def _complexity_gradient(self, index: int, *tensors: Tensor) -> Tensor:
         if torch.is_grad_enabled():
-            return super().complexity_gradient(index, *tensors)
+            return super()._complexity_gradient(index, *tensors)
         log_sigma2, weight = tensors  # written out, for there are as many as weights
         weight = f.wide(weight)
         signal = weight.square().add_(_TINY)

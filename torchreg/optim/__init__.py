@@ -26,3 +26,7 @@ __all__ = [
     "TargetSparsity",
     "decoupled",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__doc__"]

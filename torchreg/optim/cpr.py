@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Unpack, get_args
 
 import torch
 from torch import Tensor
@@ -11,14 +11,13 @@ from torch.optim.optimizer import ParamsT
 
 from torchreg import functional as f
 from torchreg.hooks import Group, step_size
-from torchreg.optim.step_wrapper import AroundStep, Plan, Weights
-
-Bound = Literal["inflection", "warm_start", "initial"] | float
+from torchreg.optim.options import AdamCPROptions, Bound
+from torchreg.optim.step_wrapper import Plan, StepWrapper, Weights
 
 _MULTIPLIER, _BOUND, _SIZE, _GROWTH, _COUNT = range(5)  # columns of a group's table
 
 
-class ConstrainedNorm(AroundStep):
+class ConstrainedNorm(StepWrapper):
     r"""Mixin that bounds the mean square of each weight: constrained parameter regularization (CPR).
 
     After the base's update, with :math:`R(w) = \frac1n \sum_i w_i^2`, its bound :math:`\kappa` and a multiplier
@@ -28,7 +27,7 @@ class ConstrainedNorm(AroundStep):
 
     Each weight has a bound and a multiplier of its own, so there is no strength to choose: a weight is only held back
     while it is larger than its bound. Weights without a gradient are left alone, as are parameters with fewer than two
-    dimensions, unless ``intercepts``. Options are per group; the multipliers are in the groups, so in the checkpoint.
+    dimensions, unless ``biases``. Options are per group; the multipliers are in the groups, so in the checkpoint.
 
     Args:
         bound: where the bound comes from; it acts from the step after the one that finds it.
@@ -40,7 +39,7 @@ class ConstrainedNorm(AroundStep):
         warm_start: steps, for ``"warm_start"``.
         factor: for ``"initial"``.
         update_rate: :math:`\mu`, how fast the multiplier moves.
-        intercepts: whether parameters with fewer than two dimensions are bounded too.
+        biases: whether parameters with fewer than two dimensions are bounded too.
 
     Raises:
         ValueError: an option out of its range, or a ``weight_decay`` beside the bound.
@@ -60,10 +59,10 @@ class ConstrainedNorm(AroundStep):
         warm_start: int = 1000,
         factor: float = 1.0,
         update_rate: float = 1.0,
-        intercepts: bool = False,
+        biases: bool = False,
         **kwargs: Any,
     ) -> None:
-        self._own(bound=bound, warm_start=warm_start, factor=factor, update_rate=update_rate, intercepts=intercepts)
+        self._add_options(bound=bound, warm_start=warm_start, factor=factor, update_rate=update_rate, biases=biases)
         super().__init__(*args, **kwargs)
 
     def add_param_group(self, param_group: Group) -> None:
@@ -128,7 +127,7 @@ def _moved(rows: Tensor, sizes: Tensor, group: Group) -> Tensor:
 
 
 def _is_bounded(group: Group, param: Tensor) -> bool:
-    return param.grad is not None and param.numel() > 0 and bool(group["intercepts"] or param.ndim >= 2)
+    return param.grad is not None and param.numel() > 0 and bool(group["biases"] or param.ndim >= 2)
 
 
 def _mean_squares(params: list[Tensor]) -> Tensor:
@@ -141,7 +140,7 @@ class AdamCPR(ConstrainedNorm, torch.optim.Adam):
 
     Args:
         params: parameters, named parameters or groups, as in ``torch.optim``.
-        bound, warm_start, factor, update_rate, intercepts: see :class:`ConstrainedNorm`.
+        bound, warm_start, factor, update_rate, biases: see :class:`ConstrainedNorm`.
         lr, betas, eps, amsgrad, maximize, foreach, capturable, differentiable, fused: as in :class:`torch.optim.Adam`.
 
     Example:
@@ -160,23 +159,4 @@ class AdamCPR(ConstrainedNorm, torch.optim.Adam):
 
     if TYPE_CHECKING:
 
-        def __init__(
-            self,
-            params: ParamsT,
-            lr: float | Tensor = 1e-3,
-            betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
-            eps: float = 1e-8,
-            weight_decay: float = 0,
-            amsgrad: bool = False,
-            *,
-            foreach: bool | None = None,
-            maximize: bool = False,
-            capturable: bool = False,
-            differentiable: bool = False,
-            fused: bool | None = None,
-            bound: Bound = "inflection",
-            warm_start: int = 1000,
-            factor: float = 1.0,
-            update_rate: float = 1.0,
-            intercepts: bool = False,
-        ) -> None: ...
+        def __init__(self, params: ParamsT, lr: float | Tensor = 1e-3, **options: Unpack[AdamCPROptions]) -> None: ...

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from torchreg import functional as f
-from torchreg.functional.chunks import pieces
+from torchreg.functional.chunks import chunks_of
 from torchreg.hooks import Group, scalar, step_size
-from torchreg.optim.step_wrapper import AroundStep, Weights, base_of, moving, takes
+from torchreg.optim.options import Coupling, Decay, Target
+from torchreg.optim.step_wrapper import StepWrapper, Weights, base_optimizer, has_option, with_gradients
 from torchreg.schedules import Schedule, check_scale
 
-Coupling = Literal["lr", "schedule", "independent", "corrected"]
-Decay = Literal["L2", "L1"]
-Target = Literal["zero", "start"]
 Amounts = list[float | Tensor]
 
 _LR_COUPLED = (torch.optim.AdamW, torch.optim.Adafactor, torch.optim.Muon)  # their own decay is this rule "lr"
 _TAKE_SPARSE = (torch.optim.SGD, torch.optim.Adagrad, torch.optim.SparseAdam)
 
 
-class DecoupledDecay(AroundStep):
+class DecoupledDecay(StepWrapper):
     r"""Mixin that decouples an optimizer's ``weight_decay``: ``class SGDW(DecoupledDecay, torch.optim.SGD)``.
 
     Each step draws the weights that have a gradient towards 0, apart from the base optimizer's update, which is made
@@ -99,7 +97,7 @@ class DecoupledDecay(AroundStep):
         decay_schedule: Schedule | None = None,
         **kwargs: Any,
     ) -> None:
-        owner, base = type(self).__name__, base_of(type(self))
+        owner, base = type(self).__name__, base_optimizer(type(self))
         if base is None:
             raise TypeError(f"{owner}: must be mixed into an optimizer class, as in SGDW: use decoupled(cls)")
         if "decoupled_weight_decay" in kwargs:
@@ -111,13 +109,13 @@ class DecoupledDecay(AroundStep):
             raise TypeError(f"{owner}: decay_schedule must be a function of the step number, got {decay_schedule!r}")
         self.decay_schedule = decay_schedule
         self._starts: dict[Tensor, Tensor] = {}
-        self._own(coupling=coupling, decay=decay, towards=towards, cautious=cautious)
+        self._add_options(coupling=coupling, decay=decay, towards=towards, cautious=cautious)
         if decay_schedule is not None:
-            self._own(decay_steps=0)
-        if takes(base, "decoupled_weight_decay"):
+            self._add_options(decay_steps=0)
+        if has_option(base, "decoupled_weight_decay"):
             kwargs["decoupled_weight_decay"] = True  # so that the base's kernel can do it
-        if not takes(base, "weight_decay"):
-            self._own(weight_decay=kwargs.pop("weight_decay", 0.0))
+        if not has_option(base, "weight_decay"):
+            self._add_options(weight_decay=kwargs.pop("weight_decay", 0.0))
         super().__init__(*args, **kwargs)
 
     def add_param_group(self, param_group: Group) -> None:
@@ -162,8 +160,8 @@ class DecoupledDecay(AroundStep):
                 group["decay_steps"] += 1
         return loss
 
-    def _remembers(self, group: Group) -> bool:
-        return super()._remembers(group) or (group["cautious"] and _is_on(group))
+    def _needs_old_weights(self, group: Group) -> bool:
+        return super()._needs_old_weights(group) or (group["cautious"] and _is_on(group))
 
     def _before_update(self) -> Amounts:
         for group in filter(_is_on, self.param_groups):
@@ -175,7 +173,7 @@ class DecoupledDecay(AroundStep):
             amounts.append(_rate(group, step_size(self, group), one) * decay)
             kernels = self._kernels_part(group, decay)
             if _is_on(group) and _is_first(group) and kernels == 0:
-                self._shrink_(moving(group), amounts[-1], group)
+                self._shrink_(with_gradients(group), amounts[-1], group)
             group["weight_decay"] = kernels
         return amounts
 
@@ -183,9 +181,9 @@ class DecoupledDecay(AroundStep):
         for group, amount in zip(self.param_groups, plan, strict=True):
             on = isinstance(amount, Tensor) or amount > 0
             if on and group["cautious"]:
-                self._shrink_cautiously_(moving(group), amount, group, old)
+                self._shrink_cautiously_(with_gradients(group), amount, group, old)
             elif on and not _is_first(group):
-                self._threshold_(moving(group), amount, group)
+                self._threshold_(with_gradients(group), amount, group)
 
     def _decay(self, group: Group) -> float | Tensor:
         """The weight decay of this step, before the coupling."""
@@ -226,8 +224,8 @@ class DecoupledDecay(AroundStep):
     def _shrink_cautiously_(self, params: list[Tensor], amount: float | Tensor, group: Group, old: Weights) -> None:
         for param in params:
             start = [self._start(param)] if group["towards"] == "start" else []
-            for piece in pieces(param, old[param], *start):
-                _shrink_where_it_agrees_(*piece, amount=amount, decay=group["decay"])
+            for chunk in chunks_of(param, old[param], *start):
+                _shrink_where_it_agrees_(*chunk, amount=amount, decay=group["decay"])
 
     def _start(self, param: Tensor) -> Tensor:
         if param not in self._starts:  # the group was not added as one that needs it
@@ -235,7 +233,7 @@ class DecoupledDecay(AroundStep):
         return self._starts[param]
 
     def _refuse_sparse(self, group: Group) -> None:
-        for param in moving(group):
+        for param in with_gradients(group):
             sparse = param.grad is not None and param.grad.layout != torch.strided
             if sparse and not isinstance(self, _TAKE_SPARSE):
                 raise ValueError(

@@ -9,7 +9,7 @@ from functools import cache
 from torch.optim import Optimizer
 
 from torchreg.optim.decoupled import DecoupledDecay
-from torchreg.optim.step_wrapper import AroundStep, base_of, takes
+from torchreg.optim.step_wrapper import StepWrapper, base_optimizer, has_option
 
 
 def decoupled(cls: type[Optimizer]) -> type[DecoupledDecay]:
@@ -37,11 +37,11 @@ def decoupled(cls: type[Optimizer]) -> type[DecoupledDecay]:
         tensor([0.5000, 0.5000])
     """
     concrete = isinstance(cls, type) and issubclass(cls, Optimizer) and cls is not Optimizer
-    if not concrete or (issubclass(cls, AroundStep) and base_of(cls) is None):
+    if not concrete or (issubclass(cls, StepWrapper) and base_optimizer(cls) is None):
         raise TypeError(f"decoupled: cls must be a class of optimizers such as torch.optim.Adagrad, got {cls!r}")
     if issubclass(cls, DecoupledDecay):
         return cls
-    if not takes(cls, "lr") and not takes(cls, "kwargs"):
+    if not has_option(cls, "lr") and not has_option(cls, "kwargs"):
         raise ValueError(f"decoupled: cls must have an lr, which couples the decay, got {cls.__name__} without one")
     return _made_from(cls)  # type: ignore[arg-type]  # mypy takes a class for what does not hash
 

@@ -10,16 +10,16 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from torchreg import functional as f
-from torchreg.functional.sharding import is_spread
+from torchreg.functional.sharding import is_sharded
 from torchreg.hooks import Group, step_size
 from torchreg.optim.decoupled import DecoupledDecay
 from torchreg.optim.kernels import AdamKernel, adam_kernel, adam_numbers
-from torchreg.optim.named import DecayOptions
-from torchreg.optim.proximal import Proximal, take_prox_
-from torchreg.optim.step_wrapper import Weights, moving
+from torchreg.optim.options import ProxAdamOptions
+from torchreg.optim.proximal import Proximal, apply_prox_
+from torchreg.optim.step_wrapper import Weights, with_gradients
 from torchreg.penalties import ProximalPenalty
 from torchreg.steps.kernels import at_unit_strength
-from torchreg.steps.updates import act_
+from torchreg.steps.updates import update_
 
 _INNER_STEPS = 10
 _KERNEL_FROM = 1 << 15  # weights
@@ -49,7 +49,7 @@ class ProxAdam(Proximal, DecoupledDecay, torch.optim.Adam):
         weight_decay, coupling, decay, towards, cautious, decay_schedule: decoupled decay beside the penalty; see
             :class:`~torchreg.optim.DecoupledDecay`.
         scale: multiplies the penalty, in each group.
-        intercepts: whether parameters with fewer than two dimensions carry the penalty too, in each group.
+        biases: whether parameters with fewer than two dimensions carry the penalty too, in each group.
 
     Raises:
         TypeError: the penalty has no proximal operator.
@@ -83,20 +83,7 @@ class ProxAdam(Proximal, DecoupledDecay, torch.optim.Adam):
             params: ParamsT,
             penalty: ProximalPenalty,
             lr: float | Tensor = 1e-3,
-            betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
-            eps: float = 1e-8,
-            weight_decay: float = 0,
-            amsgrad: bool = False,
-            *,
-            maximize: bool = False,
-            foreach: bool | None = None,
-            capturable: bool = False,
-            differentiable: bool = False,
-            fused: bool | None = None,
-            compile: bool = False,
-            scale: float | Tensor = 1.0,
-            intercepts: bool = False,
-            **options: Unpack[DecayOptions],
+            **options: Unpack[ProxAdamOptions],
         ) -> None: ...
 
     else:
@@ -121,8 +108,8 @@ class ProxAdam(Proximal, DecoupledDecay, torch.optim.Adam):
                 "got complex ones: use ProxSGD"
             )
 
-    def _remembers(self, group: Group) -> bool:
-        return super()._remembers(group) or not self.penalty.takes_steps
+    def _needs_old_weights(self, group: Group) -> bool:
+        return super()._needs_old_weights(group) or not self.penalty._takes_steps
 
     def _update(self, *closure: Callable[[], Any]) -> Any:
         kernel = self._kernel
@@ -133,7 +120,7 @@ class ProxAdam(Proximal, DecoupledDecay, torch.optim.Adam):
             with torch.enable_grad():
                 loss = closure[0]()
         everything = [group["params"] for group in self.param_groups]
-        shares = [[p for p in moving(group) if self._is_for_kernel(group, p)] for group in self.param_groups]
+        shares = [[p for p in with_gradients(group) if self._is_for_kernel(group, p)] for group in self.param_groups]
         try:
             for group, share in zip(self.param_groups, shares, strict=True):
                 taken = set(share)
@@ -164,18 +151,18 @@ class ProxAdam(Proximal, DecoupledDecay, torch.optim.Adam):
         # None where a scaler leaves it to a fused optimizer to unscale gradients, or to skip the step.
         return adam_kernel(self._unit) if self.compile and getattr(self, "found_inf", None) is None else None
 
-    def _has_taken(self, group: Group, param: Tensor) -> bool:
+    def _has_taken_proximal_step(self, group: Group, param: Tensor) -> bool:
         return self.compile and self._is_for_kernel(group, param) and self._kernel is not None
 
     def _is_for_kernel(self, group: Group, param: Tensor) -> bool:
         """Whether the kernel makes the parameter's whole step: of few weights its call costs more than it saves."""
         is_plain = group["decay"] == "L2" and not group["cautious"] and not group["support_fixed"]
         is_fit = (
-            param.numel() >= _KERNEL_FROM and param.dtype in (torch.float32, torch.float64) and not is_spread(param)
+            param.numel() >= _KERNEL_FROM and param.dtype in (torch.float32, torch.float64) and not is_sharded(param)
         )
         return is_plain and is_fit and param in self._bound
 
-    def _take_proximal_point_(self, penalty: ProximalPenalty, param: Tensor, group: Group, old: Weights) -> None:
+    def _take_proximal_step_(self, penalty: ProximalPenalty, param: Tensor, group: Group, old: Weights) -> None:
         state = self.state[param]
         second_moment = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
         correction = (1 - group["betas"][1] ** state["step"].clamp(min=1).double()).sqrt()
@@ -188,11 +175,13 @@ class ProxAdam(Proximal, DecoupledDecay, torch.optim.Adam):
                 root + group["eps"] * correction if torch.is_grad_enabled() else root.add_(group["eps"] * correction)
             )
             if start is None:
-                take_prox_(penalty, w, lr * correction / metric)
+                apply_prox_(penalty, w, lr * correction / metric)
             else:
                 w.copy_(_prox_in_metric(penalty, w, metric, lr * correction, start))
 
-        act_(penalty, take_, *((param, second_moment) if penalty.takes_steps else (param, second_moment, old[param])))
+        update_(
+            penalty, take_, *((param, second_moment) if penalty._takes_steps else (param, second_moment, old[param]))
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "compile": self.compile, "_unit": self._unit, "_strength": self._strength}

@@ -11,11 +11,11 @@ from torch.optim.optimizer import ParamsT
 
 from torchreg.hooks import Group, step_size
 from torchreg.optim.decoupled import DecoupledDecay
-from torchreg.optim.named import DecayOptions
-from torchreg.optim.proximal import Proximal, take_prox_
+from torchreg.optim.options import ProxSGDOptions
+from torchreg.optim.proximal import Proximal, apply_prox_
 from torchreg.optim.step_wrapper import Weights
 from torchreg.penalties import ProximalPenalty
-from torchreg.steps.updates import act_
+from torchreg.steps.updates import update_
 
 
 class ProxSGD(Proximal, DecoupledDecay, torch.optim.SGD):
@@ -38,7 +38,7 @@ class ProxSGD(Proximal, DecoupledDecay, torch.optim.SGD):
         weight_decay, coupling, decay, towards, cautious, decay_schedule: decoupled decay beside the penalty; see
             :class:`~torchreg.optim.DecoupledDecay`.
         scale: multiplies the penalty, in each group.
-        intercepts: whether parameters with fewer than two dimensions carry the penalty too, in each group.
+        biases: whether parameters with fewer than two dimensions carry the penalty too, in each group.
 
     Raises:
         TypeError: the penalty has no proximal operator.
@@ -67,18 +67,7 @@ class ProxSGD(Proximal, DecoupledDecay, torch.optim.SGD):
             params: ParamsT,
             penalty: ProximalPenalty,
             lr: float | Tensor = 1e-3,
-            momentum: float = 0,
-            dampening: float = 0,
-            weight_decay: float | Tensor = 0,
-            nesterov: bool = False,
-            *,
-            maximize: bool = False,
-            foreach: bool | None = None,
-            differentiable: bool = False,
-            fused: bool | None = None,
-            scale: float | Tensor = 1.0,
-            intercepts: bool = False,
-            **options: Unpack[DecayOptions],
+            **options: Unpack[ProxSGDOptions],
         ) -> None: ...
 
     def _check_group(self, group: Group) -> None:
@@ -90,7 +79,7 @@ class ProxSGD(Proximal, DecoupledDecay, torch.optim.SGD):
                     f"penalty can follow, got {group[key]!r}"
                 )
 
-    def _take_proximal_point_(self, penalty: ProximalPenalty, param: Tensor, group: Group, old: Weights) -> None:
+    def _take_proximal_step_(self, penalty: ProximalPenalty, param: Tensor, group: Group, old: Weights) -> None:
         momentum = group["momentum"]
         total = (1 - group["dampening"]) / (1 - momentum) if momentum else 1.0
-        act_(penalty, partial(take_prox_, penalty, step=step_size(self, group) * group["scale"] * total), param)
+        update_(penalty, partial(apply_prox_, penalty, step=step_size(self, group) * group["scale"] * total), param)

@@ -16,7 +16,7 @@ Weights = Mapping[Tensor, Tensor]
 Plan = Any
 
 
-class AroundStep(Optimizer):
+class StepWrapper(Optimizer):
     """Mixin that acts around the step of the class it is mixed into: ``class SGDW(DecoupledDecay, torch.optim.SGD)``.
 
     Subclasses say in :meth:`_before_update` what happens between the gradients and the base's update, and in
@@ -24,11 +24,11 @@ class AroundStep(Optimizer):
     the step fire once. The options of a subclass are options of each parameter group, beside the base's own.
     """
 
-    _owned: Mapping[str, Any]  # what a group has of ours, unless it says otherwise
+    _own_options: Mapping[str, Any]  # what a group has of ours, unless it says otherwise
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        base, own = base_of(cls), inspect.signature(cls.__init__)
+        base, own = base_optimizer(cls), inspect.signature(cls.__init__)
         kinds = {parameter.kind for parameter in own.parameters.values()}
         if base is not None and inspect.Parameter.VAR_KEYWORD in kinds:  # it passes on what it does not name
             own = _signature(cls, base)
@@ -38,18 +38,18 @@ class AroundStep(Optimizer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)  # adds the groups, so what they own has been set before
-        self.defaults.update(self._owned)
+        self.defaults.update(self._own_options)
 
-    def _own(self, **options: Any) -> None:
-        self._owned = {**getattr(self, "_owned", {}), **options}
+    def _add_options(self, **options: Any) -> None:
+        self._own_options = {**getattr(self, "_own_options", {}), **options}
 
     def add_param_group(self, param_group: Group) -> None:
         """Adds a group. One that is refused leaves nothing behind."""
         if isinstance(param_group, dict) and "params" in param_group:  # else the base says what is wrong
             if isinstance(param_group["params"], Iterator):  # to be looked at more than once
                 param_group["params"] = list(param_group["params"])
-            self._check_group({**self.defaults, **self._owned, **param_group})
-            for name, value in self._owned.items():
+            self._check_group({**self.defaults, **self._own_options, **param_group})
+            for name, value in self._own_options.items():
                 param_group.setdefault(name, value)
         super().add_param_group(param_group)
 
@@ -63,7 +63,12 @@ class AroundStep(Optimizer):
 
         def begin() -> tuple[Weights, Plan]:
             with torch.set_grad_enabled(differentiable):
-                old = {p: p.clone() for group in self.param_groups if self._remembers(group) for p in moving(group)}
+                old = {
+                    p: p.clone()
+                    for group in self.param_groups
+                    if self._needs_old_weights(group)
+                    for p in with_gradients(group)
+                }
                 return old, self._before_update()
 
         def evaluate() -> Any:
@@ -84,7 +89,7 @@ class AroundStep(Optimizer):
                 self._after_update(*begun)
         return loss
 
-    def _remembers(self, group: Group) -> bool:
+    def _needs_old_weights(self, group: Group) -> bool:
         """Whether :meth:`_after_update` shall know the group's weights as they were."""
         return False
 
@@ -102,7 +107,7 @@ class AroundStep(Optimizer):
     # -- saving and copying ---------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_owned": self._owned}
+        return {**super().__getstate__(), "_own_options": self._own_options}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         before = self.__dict__.get("param_groups", ())
@@ -112,14 +117,14 @@ class AroundStep(Optimizer):
                 group.setdefault(key, value)
 
 
-def base_of(cls: type[Optimizer]) -> type[Optimizer] | None:
+def base_optimizer(cls: type[Optimizer]) -> type[Optimizer] | None:
     """The optimizer class that a mixin was mixed into: the first in line that is not of this kind."""
-    line = cls.__mro__[cls.__mro__.index(AroundStep) + 1 :] if AroundStep in cls.__mro__ else ()
+    line = cls.__mro__[cls.__mro__.index(StepWrapper) + 1 :] if StepWrapper in cls.__mro__ else ()
     return next((base for base in line if issubclass(base, Optimizer) and base is not Optimizer), None)
 
 
-def _base(optimizer: AroundStep) -> type[Optimizer]:
-    base = base_of(type(optimizer))
+def _base(optimizer: StepWrapper) -> type[Optimizer]:
+    base = base_optimizer(type(optimizer))
     if base is None:
         raise TypeError(
             f"{type(optimizer).__name__}: must be mixed into an optimizer class, as in class SGDW(..., SGD)"
@@ -127,12 +132,12 @@ def _base(optimizer: AroundStep) -> type[Optimizer]:
     return base
 
 
-def takes(cls: type[Optimizer], option: str) -> bool:
+def has_option(cls: type[Optimizer], option: str) -> bool:
     """Whether the class's constructor has an argument of that name."""
     return option in inspect.signature(cls).parameters
 
 
-def moving(group: Group) -> list[Tensor]:
+def with_gradients(group: Group) -> list[Tensor]:
     """The parameters that the step moves: those with a gradient."""
     return [param for param in group["params"] if param.grad is not None]
 
@@ -142,7 +147,7 @@ def _signature(cls: type[Optimizer], base: type[Optimizer]) -> inspect.Signature
     mixins = [
         mixin
         for mixin in cls.__mro__
-        if issubclass(mixin, AroundStep) and mixin is not AroundStep and "__init__" in vars(mixin)
+        if issubclass(mixin, StepWrapper) and mixin is not StepWrapper and "__init__" in vars(mixin)
     ]
     ours = [p for mixin in mixins for p in list(inspect.signature(vars(mixin)["__init__"]).parameters.values())[1:]]
     first, *theirs = inspect.signature(base).parameters.values()

@@ -16,7 +16,7 @@ from torchreg.ensemble.stacked import Stacked
 from torchreg.penalties import Penalty
 from torchreg.regularizer.regularizer import PenalizedLoss
 from torchreg.schedules import check_scale
-from torchreg.selection.modules import Choice, chosen
+from torchreg.selection.modules import ModuleFilter, select_modules
 
 
 class ActivityRegularizer:
@@ -72,7 +72,12 @@ class ActivityRegularizer:
     _handles: tuple[RemovableHandle, ...] = ()
 
     def __init__(
-        self, model: nn.Module, penalty: Penalty, modules: Choice | Iterable[Choice] = "*", *, batch_dim: int = 0
+        self,
+        model: nn.Module,
+        penalty: Penalty,
+        modules: ModuleFilter | Iterable[ModuleFilter] = "*",
+        *,
+        batch_dim: int = 0,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"ActivityRegularizer: model must be a torch.nn.Module, got {type(model).__name__}")
@@ -84,7 +89,7 @@ class ActivityRegularizer:
             raise TypeError(f"ActivityRegularizer: penalty must be a Penalty such as L1(1e-6), got {penalty!r}")
         self.model = model
         self.penalty = penalty
-        self.modules = chosen("ActivityRegularizer", model, modules)
+        self.modules = select_modules("ActivityRegularizer", model, modules)
         self.batch_dim = batch_dim
         self.scale = 1.0
         self._listen()

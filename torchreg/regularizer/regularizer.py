@@ -11,19 +11,19 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 from torchreg.ensemble.stacked import Stacked
-from torchreg.functional.sharding import is_spread
+from torchreg.functional.sharding import is_sharded
 from torchreg.hooks import Group, StepHooks
 from torchreg.penalties import Penalty
 from torchreg.penalties.constraints import Constraint
-from torchreg.regularizer.assignment import Entry, as_rules, references, survey, with_references
-from torchreg.regularizer.compatibility import check_decay, check_hosts
+from torchreg.regularizer.assignment import Assignment, as_rules, assign, references, with_references
+from torchreg.regularizer.compatibility import check_decay, check_optimizers
 from torchreg.regularizer.summary import table
-from torchreg.regularizer.value import total
+from torchreg.regularizer.value import penalty_value
 from torchreg.schedules import Schedule, check_scale
 from torchreg.selection.modules import listed
 from torchreg.selection.parameters import ParamInfo
 from torchreg.selection.selectors import Selector, as_selector, weights
-from torchreg.steps.updates import add_gradients, descend, moving, take_proximal_points
+from torchreg.steps.updates import add_gradients, descend, stepped, take_proximal_steps
 
 Mode = Literal["loss", "grad", "decoupled", "prox"]
 Scale: TypeAlias = float | Tensor | Mapping[str, float | Tensor]
@@ -57,7 +57,7 @@ class Regularizer:
         model: any module, built and not lazy.
         penalty: a penalty, or a dict of name patterns to penalties, of which the first that matches is taken.
         mode: ``"loss"``, ``"grad"``, ``"decoupled"`` or ``"prox"``.
-        select: which parameters; by default :data:`~torchreg.selectors.weights`, so no biases, no normalization.
+        select: which parameters; by default :data:`~torchreg.weights`, so no biases, no normalization.
         schedule: a function from the number of steps made to ``scale``; see :mod:`torchreg.schedules`.
         compile: whether :func:`torch.compile` shall make one kernel of what an elementwise penalty does to a large
             weight, one pass over memory instead of several, for the networks whose steps take ten milliseconds and
@@ -68,7 +68,6 @@ class Regularizer:
         scale: multiplies every penalty; a number, or a 0-d tensor; for a :class:`~torchreg.Stacked` model also a tensor
             of one scale a member; or a dict of names to scales, for each penalized parameter its own. A schedule
             overwrites it each step.
-        listeners: functions of the regularizer and the optimizer, called each step before the regularizer acts.
 
     Raises:
         ValueError: nothing is selected, a pattern matches no parameter, an unknown mode, a lazy parameter, or mode
@@ -110,9 +109,10 @@ class Regularizer:
         self.schedule = schedule
         self.compile = compile
         self._scale: Scale = 1.0
-        self.listeners: list[Callable[[Regularizer, Optimizer], object]] = []
-        self.entries = survey(model, as_rules(penalty, mode), as_selector(select))
-        if schedule is not None and any(isinstance(term, Constraint) for entry in self.entries for term in entry.terms):
+        # called with the regularizer and the optimizer in each step, before the regularizer acts
+        self._listeners: list[Callable[[Regularizer, Optimizer], object]] = []
+        self._take(assign(model, as_rules(penalty, mode), as_selector(select)))
+        if schedule is not None and any(isinstance(term, Constraint) for a in self.assignments for term in a.terms):
             raise ValueError(
                 "Regularizer: a constraint has no strength that a schedule could change: make one Regularizer for the "
                 "constraint, without a schedule, and one for the rest"
@@ -123,15 +123,14 @@ class Regularizer:
         self._follow_schedule()
 
     @property
-    def entries(self) -> Sequence[Entry]:
+    def assignments(self) -> Sequence[Assignment]:
         """Each parameter of the model once, with its penalty or the reason why it has none."""
-        return self._entries
+        return self._assignments
 
-    @entries.setter
-    def entries(self, entries: Sequence[Entry]) -> None:
-        self._entries = tuple(entries)
-        self._penalties = {e.param: e.acting for e in entries if e.acting is not None}
-        self._places = _places(self.model, [e for e in entries if e.penalty is not None])
+    def _take(self, assignments: Sequence[Assignment]) -> None:
+        self._assignments = tuple(assignments)
+        self._penalties = {a.param: a.acting for a in assignments if a.acting is not None}
+        self._places = _places(self.model, [a for a in assignments if a.penalty is not None])
         self.scale = self._scale
 
     @property
@@ -143,7 +142,7 @@ class Regularizer:
     def scale(self, scale: Scale) -> None:
         members = len(self.model) if isinstance(self.model, Stacked) else None
         if isinstance(scale, Mapping):
-            names = {entry.name: entry.param for entry in self.entries if entry.acting is not None}
+            names = {a.name: a.param for a in self.assignments if a.acting is not None}
             if scale.keys() != names.keys():
                 raise ValueError(
                     f"Regularizer: scale must name each penalized parameter, {listed(list(names))}, "
@@ -187,8 +186,10 @@ class Regularizer:
     def _scaled_total(self, pairs: Sequence[tuple[Penalty, nn.Parameter]]) -> Tensor:
         if not isinstance(self.scale, Mapping):
             penalties, params = zip(*pairs, strict=True)
-            return self.scale * total(penalties, params, self.compile)
-        first, *others = (self._scales[param] * total([penalty], [param], self.compile) for penalty, param in pairs)
+            return self.scale * penalty_value(penalties, params, self.compile)
+        first, *others = (
+            self._scales[param] * penalty_value([penalty], [param], self.compile) for penalty, param in pairs
+        )
         for other in others:
             first = first + other.to(first.device)
         return first
@@ -243,9 +244,9 @@ class Regularizer:
             )
         self._check_parameters()
         if self.mode != "loss":
-            check_hosts(optimizers, self.entries, self.mode)
+            check_optimizers(optimizers, self.assignments, self.mode)
         for optimizer in optimizers:
-            check_decay(optimizer, self.entries)
+            check_decay(optimizer, self.assignments)
         self._register(optimizers)
         return self
 
@@ -287,22 +288,17 @@ class Regularizer:
     def _after_step(self, optimizer: Optimizer) -> None:
         if self.mode == "prox":
             self._tell(optimizer)
-            take_proximal_points(optimizer, self._penalties, self._scales, self.compile)
+            take_proximal_steps(optimizer, self._penalties, self._scales, self.compile)
         if optimizer is self._optimizers[-1]:
             self.step()
 
-    @property
-    def optimizers(self) -> tuple[Optimizer, ...]:
-        """Those it is attached to."""
-        return self._optimizers
-
-    def acting_in(self, optimizer: Optimizer) -> Iterator[tuple[Group, nn.Parameter, Penalty, float | Tensor]]:
+    def _acting_in(self, optimizer: Optimizer) -> Iterator[tuple[Group, nn.Parameter, Penalty, float | Tensor]]:
         """The weights that it acts on in the coming step: their group, the penalty bound to them, and its scale."""
-        for param, _, penalty, group in moving(optimizer, self._penalties):
+        for param, _, penalty, group in stepped(optimizer, self._penalties):
             yield group, param, penalty, self._scales[param]
 
     def _tell(self, optimizer: Optimizer) -> None:
-        for listener in self.listeners:
+        for listener in self._listeners:
             listener(self, optimizer)
 
     def _check_parameters(self) -> None:
@@ -310,7 +306,9 @@ class Regularizer:
         if torch.compiler.is_compiling() or all(held.get(name) is what for held, name, what in self._places):
             return
         held = set(self.model.parameters())
-        replaced = [e.name for e in self.entries if e.is_penalized and e.param not in held and not is_spread(e.param)]
+        replaced = [
+            a.name for a in self.assignments if a.is_penalized and a.param not in held and not is_sharded(a.param)
+        ]
         if replaced:
             raise ValueError(
                 f"Regularizer: the model must hold the parameters it had, {listed(replaced)} were replaced: make the "
@@ -334,7 +332,7 @@ class Regularizer:
 
         It loads with ``torch.load(weights_only=True)``.
         """
-        taken = references(self.entries)
+        taken = references(self.assignments)
         scale = tree_map_only(Tensor, lambda own: own.detach().clone(), self.scale)
         return {"steps": self._steps, "scale": scale} | ({"references": taken} if taken else {})
 
@@ -347,16 +345,16 @@ class Regularizer:
         if isinstance(state["steps"], bool) or not isinstance(state["steps"], int) or state["steps"] < 0:
             raise ValueError(f"Regularizer: steps must be a whole number >= 0, got {state['steps']!r}")
         if "references" in state:
-            self.entries = [with_references(entry, state["references"]) for entry in self.entries]
+            self._take([with_references(a, state["references"]) for a in self.assignments])
         self.scale, self._steps = state["scale"], state["steps"]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_hooks": (), "listeners": []}
+        return {**self.__dict__, "_hooks": (), "_listeners": []}
 
     def __copy__(self) -> Self:
         """A detached one: two on the same optimizer would count the penalty twice."""
         twin = type(self).__new__(type(self))
-        twin.__dict__.update(self.__dict__, _optimizers=(), _hooks=(), listeners=[])
+        twin.__dict__.update(self.__dict__, _optimizers=(), _hooks=(), _listeners=[])
         return twin
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -364,20 +362,20 @@ class Regularizer:
         self._register(self._optimizers)  # a copied optimizer has lost its hooks
 
     def __repr__(self) -> str:
-        return f"Regularizer(mode={self.mode!r}, scale={self.scale!r}): {table(self.entries)}"
+        return f"Regularizer(mode={self.mode!r}, scale={self.scale!r}): {table(self.assignments)}"
 
 
-def _places(model: nn.Module, entries: Sequence[Entry]) -> list[tuple[Mapping[str, object], str, object]]:
-    """Where the model holds the entries: each module on the way to a parameter, and the parameter, by its name."""
+def _places(model: nn.Module, assignments: Sequence[Assignment]) -> list[tuple[Mapping[str, object], str, object]]:
+    """Where the model holds the assignments: each module on the way to a parameter, and the parameter, by its name."""
     places: dict[tuple[int, str], tuple[Mapping[str, object], str, object]] = {}
-    for entry in entries:
-        module, *path = model, *entry.name.split(".")
+    for assignment in assignments:
+        module, *path = model, *assignment.name.split(".")
         for name in path[:-1]:
             child = module._modules[name]
             assert child is not None
             places[id(module), name] = module._modules, name, child
             module = child
-        places[id(module), path[-1]] = module._parameters, path[-1], entry.param
+        places[id(module), path[-1]] = module._parameters, path[-1], assignment.param
     return list(places.values())
 
 

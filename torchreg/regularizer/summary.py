@@ -6,24 +6,24 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from torchreg.regularizer.assignment import Entry
+from torchreg.regularizer.assignment import Assignment
 
 _SHORT = 16  # so many rows are shown as they are
 
 
-def table(entries: Sequence[Entry]) -> str:
+def table(assignments: Sequence[Assignment]) -> str:
     """How many are penalized, and a line for each: name, shape, number of values, penalty or why it has none.
 
     In a long table rows that differ in one part of the name only become one: ``layer.{0-11}.attention.{q,k,v}.weight``.
     """
-    chosen = [e.param.numel() for e in entries if e.is_penalized]
-    count = sum(e.param.numel() for e in entries)
-    lines = [Line.of(e.name, _shape(e), e.param.numel(), e.status) for e in entries]
+    chosen = [a.param.numel() for a in assignments if a.is_penalized]
+    count = sum(a.param.numel() for a in assignments)
+    lines = [Line.of(a.name, _shape(a), a.param.numel(), a.status) for a in assignments]
     cells = [("parameter", "shape", "values", "penalty")]
     cells += [(line.name, line.shape, f"{line.values:,}", line.status) for line in folded(lines)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
-        [f"{len(chosen)} of {len(entries)} parameters penalized, {sum(chosen):,} of {count:,} values"]
+        [f"{len(chosen)} of {len(assignments)} parameters penalized, {sum(chosen):,} of {count:,} values"]
         + [
             f"  {name:<{widths[0]}}  {shape:<{widths[1]}}  {values:>{widths[2]}}  {status}"
             for name, shape, values, status in cells
@@ -84,5 +84,5 @@ def _listed(parts: Sequence[str]) -> str:
     return ",".join(parts)
 
 
-def _shape(entry: Entry) -> str:
-    return " x ".join(map(str, entry.param.shape))
+def _shape(assignment: Assignment) -> str:
+    return " x ".join(map(str, assignment.param.shape))

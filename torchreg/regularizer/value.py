@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchreg.functional.chunks import bundles, pieces
-from torchreg.functional.sharding import Layout, joined, layout_of_sum, placed, plain
+from torchreg.functional.chunks import bundles, chunks_of
+from torchreg.functional.sharding import Layout, as_plain, layout_of_sum, reduced, sharded_like
 from torchreg.penalties import Penalty
 from torchreg.steps.kernels import kernel_for
 
 
-def total(penalties: Sequence[Penalty], params: Sequence[Tensor], compile: bool = False) -> Tensor:
+def penalty_value(penalties: Sequence[Penalty], params: Sequence[Tensor], compile: bool = False) -> Tensor:
     """``sum_j R_j(w_j)``: 0-d on the first parameter's device, differentiable in reverse as often as they are.
 
     Args:
@@ -24,7 +24,7 @@ def total(penalties: Sequence[Penalty], params: Sequence[Tensor], compile: bool 
     """
     if torch.is_autocast_enabled(params[0].device.type):
         with torch.autocast(params[0].device.type, enabled=False):  # matrix penalties would lose half their digits
-            return total(penalties, params, compile)
+            return penalty_value(penalties, params, compile)
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return _sum(penalties, params)  # they trace, or transform, the formulas themselves
     value: Tensor = PenaltySum.apply(penalties, compile, *params)
@@ -66,7 +66,7 @@ def _sum(penalties: Sequence[Penalty], params: Sequence[Tensor], compile: bool =
         value, layout = _value(penalty, weights, compile), layout_of_sum(weights[0], penalty.is_separable)
         value = value.to(torch.promote_types(value.dtype, torch.float32))  # many small values outgrow half precision
         sums[layout] = sums[layout] + value.to(sums[layout].device) if layout in sums else value
-    first, *others = (joined(value, layout) for layout, value in sums.items())
+    first, *others = (reduced(value, layout) for layout, value in sums.items())
     for value in others:
         first = first + value.to(first.device)
     return first
@@ -82,29 +82,29 @@ def _bundles(penalties: Sequence[Penalty], params: Sequence[Tensor]) -> list[lis
 def _value(penalty: Penalty, weights: Sequence[Tensor], compile: bool) -> Tensor:
     if len(weights) > 1:
         return penalty.value(torch.cat([w.reshape(-1) for w in weights]))
-    w = plain(weights[0], penalty.is_separable)
+    w = as_plain(weights[0], penalty.is_separable)
     if not penalty.is_uniform or torch.is_grad_enabled() or w.dtype not in (torch.float32, torch.float64):
         return penalty.value(w)  # in one sum, for the derivatives of the formula and for what half precision holds
     kernel = kernel_for(penalty, "value", 1.0, w) if compile else None
     if kernel is not None:
         value: Tensor = kernel(w)
         return value
-    first, *others = (penalty.value(some) for (some,) in pieces(w))
+    first, *others = (penalty.value(some) for (some,) in chunks_of(w))
     return torch.stack([first, *others]).sum() if others else first
 
 
 def _gradients(penalty: Penalty, weights: Sequence[Tensor], scale: float | Tensor, compile: bool) -> Sequence[Tensor]:
     if len(weights) > 1:
-        return penalty.foreach_gradient_times(list(weights), scale)
+        return penalty._foreach_gradient_times(list(weights), scale)
     (w,) = weights
-    alone = penalty.is_separable
-    own = plain(w, alone)
+    local = penalty.is_separable
+    own = as_plain(w, local)
     if isinstance(scale, Tensor) or not penalty.is_uniform:
-        return [placed(penalty.gradient_times(own, scale), w, alone)]
+        return [sharded_like(penalty._gradient_times(own, scale), w, local)]
     kernel = kernel_for(penalty, "gradient", scale, own) if compile else None
     if kernel is not None:
-        return [placed(kernel(own).view(own.shape), w, alone)]
+        return [sharded_like(kernel(own).view(own.shape), w, local)]
     result = torch.empty_like(own)
-    for part, some in pieces(result, own):
-        part.copy_(penalty.gradient_times(some, scale))
-    return [placed(result, w, alone)]
+    for part, some in chunks_of(result, own):
+        part.copy_(penalty._gradient_times(some, scale))
+    return [sharded_like(result, w, local)]

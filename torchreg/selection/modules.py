@@ -7,17 +7,17 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-Choice = str | nn.Module | type[nn.Module] | Callable[[str, nn.Module], bool]
+ModuleFilter = str | nn.Module | type[nn.Module] | Callable[[str, nn.Module], bool]
 
 
-def chosen(
-    owner: str, model: nn.Module, modules: Choice | Iterable[Choice], argument: str = "modules"
+def select_modules(
+    owner: str, model: nn.Module, modules: ModuleFilter | Iterable[ModuleFilter], argument: str = "modules"
 ) -> dict[str, nn.Module]:
     """The modules that any of the choices matches, each once, under its first name.
 
     Args:
         owner: whose errors these are.
-        model: any module; it is among the choices, under the name ``""``.
+        model: any module; it is among the filters, under the name ``""``.
         modules: a pattern on full names, a module, a type, a predicate ``(name, module) -> bool``, or several of these.
         argument: what the owner calls them.
 
@@ -25,32 +25,32 @@ def chosen(
         ValueError: one of the choices matches no module.
         TypeError: ``modules`` are none of the above.
     """
-    choices = [modules] if isinstance(modules, str) or callable(modules) else modules
-    if not isinstance(choices, Iterable):
+    filters = [modules] if isinstance(modules, str) or callable(modules) else modules
+    if not isinstance(filters, Iterable):
         raise TypeError(f"{owner}: {argument} must be a pattern, type or predicate, got {modules!r}")
     places = list(model.named_modules(remove_duplicate=False))
     names = listed([name or "'' (the model)" for name, _ in places])
     found: set[nn.Module] = set()
-    for choice in choices:
-        matched = {module for name, module in places if _matches(choice, name, module, f"{owner}: {argument}")}
+    for wanted in filters:
+        matched = {module for name, module in places if _matches(wanted, name, module, f"{owner}: {argument}")}
         if not matched:
-            raise ValueError(f"{owner}: {argument} must choose some, {choice!r} matches none of {names}")
+            raise ValueError(f"{owner}: {argument} must choose some, {wanted!r} matches none of {names}")
         found |= matched
     if not found:
         raise ValueError(f"{owner}: {argument} must choose some of {names}, got {modules!r}")
     return {name: module for name, module in model.named_modules() if module in found}
 
 
-def _matches(choice: Choice, name: str, module: nn.Module, what: str) -> bool:
-    if isinstance(choice, str):
-        return fnmatchcase(name, choice)
-    if isinstance(choice, nn.Module):
-        return module is choice
-    if isinstance(choice, type):
-        return isinstance(module, choice)
-    if callable(choice):
-        return choice(name, module)
-    raise TypeError(f"{what} must be patterns, types or predicates, got {choice!r}")
+def _matches(wanted: ModuleFilter, name: str, module: nn.Module, what: str) -> bool:
+    if isinstance(wanted, str):
+        return fnmatchcase(name, wanted)
+    if isinstance(wanted, nn.Module):
+        return module is wanted
+    if isinstance(wanted, type):
+        return isinstance(module, wanted)
+    if callable(wanted):
+        return wanted(name, module)
+    raise TypeError(f"{what} must be patterns, types or predicates, got {wanted!r}")
 
 
 def listed(names: list[str], most: int = 12) -> str:

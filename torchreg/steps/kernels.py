@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from torchreg.functional.chunks import PIECE
+from torchreg.functional.chunks import CHUNK
 from torchreg.penalties import Penalty, ProximalPenalty, Term
 
-Form = Literal["value", "gradient", "add_gradient_", "descend_", "prox_"]
+Form = Literal["value", "gradient", "add_gradient", "descend", "prox"]
 Kernel = Callable[..., Any]
 
 _PROBE = 1 << 20  # elements of the first call, by which the compiler judges whether threads pay
@@ -37,7 +37,7 @@ def fits(*tensors: Tensor) -> bool:
     """Whether tensors are such as kernels are for: of fewer elements the call costs more than it saves."""
     w = tensors[0]
     is_plain = type(w) in (Tensor, Parameter) and w.dtype in (torch.float32, torch.float64)
-    if not is_plain or w.numel() < PIECE or torch.compiler.is_compiling():
+    if not is_plain or w.numel() < CHUNK or torch.compiler.is_compiling():
         return False
     return all(t.is_contiguous() and t.dtype == w.dtype and t.device == w.device for t in tensors)
 
@@ -68,24 +68,24 @@ def _kernel(penalty: Penalty, form: Form, device: str) -> Kernel | None:
         return (penalty.value(w.double()) * number).to(w.dtype)  # a kernel adds up one by one, which costs digits
 
     def gradient(number: Tensor, w: Tensor) -> Tensor:
-        return penalty.gradient_times(w, number.to(w.dtype))
+        return penalty._gradient_times(w, number.to(w.dtype))
 
-    def add_gradient_(number: Tensor, grad: Tensor, w: Tensor) -> None:
-        grad.add_(penalty.gradient_times(w, number.to(w.dtype)))
+    def add_gradient(number: Tensor, grad: Tensor, w: Tensor) -> None:
+        grad.add_(penalty._gradient_times(w, number.to(w.dtype)))
 
-    def descend_(number: Tensor, w: Tensor) -> None:
-        w.sub_(penalty.gradient_times(w, number.to(w.dtype)))
+    def descend(number: Tensor, w: Tensor) -> None:
+        w.sub_(penalty._gradient_times(w, number.to(w.dtype)))
 
-    def prox_(number: Tensor, w: Tensor) -> None:
+    def prox(number: Tensor, w: Tensor) -> None:
         assert isinstance(penalty, ProximalPenalty)
         w.copy_(penalty.prox(w, number.to(w.dtype)))
 
     kernels: dict[Form, tuple[Kernel, int]] = {
         "value": (value, 1),
         "gradient": (gradient, 1),
-        "add_gradient_": (add_gradient_, 2),
-        "descend_": (descend_, 1),
-        "prox_": (prox_, 1),
+        "add_gradient": (add_gradient, 2),
+        "descend": (descend, 1),
+        "prox": (prox, 1),
     }
     kernel, count = kernels[form]
     return compiled("Regularizer", kernel, torch.ones((), dtype=torch.float64, device=device), count)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from torchreg.functional.chunks import PIECE, pieces
+from torchreg.functional.chunks import CHUNK, chunks_of
 from torchreg.functional.sharding import on_plain_
 from torchreg.hooks import Group, gradient_scale, step_size
 from torchreg.penalties import Penalty, ProximalPenalty
@@ -28,39 +28,39 @@ def add_gradients(optimizer: Optimizer, penalties: Penalties, scales: Scales, co
         ValueError: a gradient is sparse, where a penalty's would not be.
     """
     unscaled = gradient_scale(optimizer)
-    for share in shares(optimizer, penalties, scales):
-        for param, grad in zip(share.params, share.grads, strict=True):
+    for batch in param_batches(optimizer, penalties, scales):
+        for param, grad in zip(batch.params, batch.grads, strict=True):
             if grad.layout != torch.strided:
                 raise ValueError(
                     "Regularizer: mode 'grad' needs dense gradients, got a sparse one for the parameter of shape "
                     f"{tuple(param.shape)}: use mode 'decoupled' or 'prox'"
                 )
-        penalty = share.penalty
-        times = share.scale * (-unscaled if share.group.get("maximize") else unscaled)
-        one, many = partial(penalty.add_gradient_, scale=times), partial(penalty.foreach_add_gradient_, scale=times)
-        _act_on(penalty, one, many, (share.grads, share.params), ("add_gradient_", times) if compile else None)
+        penalty = batch.penalty
+        times = batch.scale * (-unscaled if batch.group.get("maximize") else unscaled)
+        one, many = partial(penalty._add_gradient_, scale=times), partial(penalty._foreach_add_gradient_, scale=times)
+        _update_all(penalty, one, many, (batch.grads, batch.params), ("add_gradient", times) if compile else None)
 
 
 @torch.no_grad()
 def descend(optimizer: Optimizer, penalties: Penalties, scales: Scales, compile: bool = False) -> None:
     """Mode "decoupled", before the update: ``w -= lr * dR(w)``."""
-    for share in shares(optimizer, penalties, scales):
-        penalty, step = share.penalty, step_size(optimizer, share.group) * share.scale
-        one, many = partial(penalty.descend_, step=step), partial(penalty.foreach_descend_, step=step)
-        _act_on(penalty, one, many, (share.params,), ("descend_", step) if compile else None)
+    for batch in param_batches(optimizer, penalties, scales):
+        penalty, step = batch.penalty, step_size(optimizer, batch.group) * batch.scale
+        one, many = partial(penalty._descend_, step=step), partial(penalty._foreach_descend_, step=step)
+        _update_all(penalty, one, many, (batch.params,), ("descend", step) if compile else None)
 
 
 @torch.no_grad()
-def take_proximal_points(optimizer: Optimizer, penalties: Penalties, scales: Scales, compile: bool = False) -> None:
+def take_proximal_steps(optimizer: Optimizer, penalties: Penalties, scales: Scales, compile: bool = False) -> None:
     """Mode "prox", after the update: ``w = prox(w, lr)``."""
-    for share in shares(optimizer, penalties, scales):
-        penalty, step = share.penalty, step_size(optimizer, share.group) * share.scale
+    for batch in param_batches(optimizer, penalties, scales):
+        penalty, step = batch.penalty, step_size(optimizer, batch.group) * batch.scale
         assert isinstance(penalty, ProximalPenalty)
-        one, many = partial(penalty.prox_, step=step), partial(penalty.foreach_prox_, step=step)
-        _act_on(penalty, one, many, (share.params,), ("prox_", step) if compile else None)
+        one, many = partial(penalty._prox_, step=step), partial(penalty._foreach_prox_, step=step)
+        _update_all(penalty, one, many, (batch.params,), ("prox", step) if compile else None)
 
 
-class Share(NamedTuple):
+class ParamBatch(NamedTuple):
     """Parameters in a row, of one group, that a step moves, with one penalty and one scale."""
 
     group: Group
@@ -70,21 +70,21 @@ class Share(NamedTuple):
     grads: list[Tensor]
 
 
-def shares(optimizer: Optimizer, penalties: Penalties, scales: Scales) -> list[Share]:
+def param_batches(optimizer: Optimizer, penalties: Penalties, scales: Scales) -> list[ParamBatch]:
     """The penalized parameters that the coming (or just made) step moves, as few shares as there can be in order."""
-    found: list[Share] = []
+    found: list[ParamBatch] = []
     last: tuple[object, ...] = ()
-    for param, grad, penalty, group in moving(optimizer, penalties):
+    for param, grad, penalty, group in stepped(optimizer, penalties):
         scale = scales[param]
         if not last or last[0] is not penalty or last[1] is not scale or last[2] is not group:
-            found.append(Share(group, penalty, scale, [], []))
+            found.append(ParamBatch(group, penalty, scale, [], []))
             last = (penalty, scale, group)
         found[-1].params.append(param)
         found[-1].grads.append(grad)
     return found
 
 
-def _act_on(
+def _update_all(
     penalty: Penalty,
     one: Callable[..., object],
     many: Callable[..., object],
@@ -95,7 +95,7 @@ def _act_on(
     is_uniform, is_separable = penalty.is_uniform, penalty.is_separable
     kernels: dict[torch.device, Kernel | None] = {}
     small: tuple[list[Tensor], ...] = tuple([] for _ in lists)
-    room = PIECE
+    left = CHUNK
     for tensors in zip(*lists, strict=True):
         w = tensors[0]
         kernel = None
@@ -105,30 +105,30 @@ def _act_on(
             kernel = kernels[w.device]
         if kernel is not None:
             kernel(*tensors)
-        elif is_uniform and type(w) in _PLAIN and w.numel() < PIECE:
-            if w.numel() > room:
+        elif is_uniform and type(w) in _PLAIN and w.numel() < CHUNK:
+            if w.numel() > left:
                 many(*small)
-                small, room = tuple([] for _ in lists), PIECE
-            room -= w.numel()
+                small, left = tuple([] for _ in lists), CHUNK
+            left -= w.numel()
             for some, tensor in zip(small, tensors, strict=True):
                 some.append(tensor)
         else:
-            on_plain_(partial(_piecewise, one) if is_uniform else one, is_separable, *tensors)
+            on_plain_(partial(_chunk_by_chunk, one) if is_uniform else one, is_separable, *tensors)
     if small[0]:
         many(*small)
 
 
-def act_(penalty: Penalty, act: Callable[..., object], *tensors: Tensor) -> None:
+def update_(penalty: Penalty, act: Callable[..., object], *tensors: Tensor) -> None:
     """``act(*tensors)``, which changes the first of them, on as much of them at a time as the penalty needs to see."""
-    on_plain_(partial(_piecewise, act) if penalty.is_uniform else act, penalty.is_separable, *tensors)
+    on_plain_(partial(_chunk_by_chunk, act) if penalty.is_uniform else act, penalty.is_separable, *tensors)
 
 
-def _piecewise(act: Callable[..., object], *tensors: Tensor) -> None:
-    for some in pieces(*tensors):
+def _chunk_by_chunk(act: Callable[..., object], *tensors: Tensor) -> None:
+    for some in chunks_of(*tensors):
         act(*some)
 
 
-def moving(optimizer: Optimizer, penalties: Penalties) -> Iterator[tuple[nn.Parameter, Tensor, Penalty, Group]]:
+def stepped(optimizer: Optimizer, penalties: Penalties) -> Iterator[tuple[nn.Parameter, Tensor, Penalty, Group]]:
     """The penalized parameters that the coming (or just made) step moves."""
     for group in optimizer.param_groups:
         for param in group["params"]:

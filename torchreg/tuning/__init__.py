@@ -20,3 +20,7 @@ __all__ = [
     "strength_max",
     "strength_path",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__doc__"]

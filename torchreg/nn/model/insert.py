@@ -14,12 +14,12 @@ from torch.utils.hooks import RemovableHandle
 from torchreg import functional as f
 from torchreg.nn.dropout import Dropout, Seeded
 from torchreg.nn.model.replace import check_model, shown, table_of
-from torchreg.selection.modules import Choice, chosen
+from torchreg.selection.modules import ModuleFilter, select_modules
 
-_CHILD = "torchreg_dropout"  # what an inserted layer is called in its host
+_CHILD = "torchreg_dropout"  # what an inserted layer is called in the module that holds it
 
 
-class _Host(NamedTuple):
+class _Inserted(NamedTuple):
     name: str
     module: nn.Module
     layer: nn.Module
@@ -30,26 +30,30 @@ class _Host(NamedTuple):
 class Insertion:
     """What :func:`insert_dropout` has put in, and behind which modules."""
 
-    hosts: tuple[_Host, ...]
+    _inserted: tuple[_Inserted, ...]
 
     @property
     def names(self) -> tuple[str, ...]:
         """The modules that dropout was put behind, as full names in the model."""
-        return tuple(host.name for host in self.hosts)
+        return tuple(place.name for place in self._inserted)
 
     def undo(self) -> None:
         """Takes the layers out again, where they still stand."""
-        for host in self.hosts:
-            if host.module._modules.get(_CHILD) is host.layer:
-                del host.module._modules[_CHILD]
-                if host.hook is not None:
-                    host.hook.remove()
+        for place in self._inserted:
+            if place.module._modules.get(_CHILD) is place.layer:
+                del place.module._modules[_CHILD]
+                if place.hook is not None:
+                    place.hook.remove()
 
     def __repr__(self) -> str:
-        return table_of(self, {host.name: f"{type(host.module).__name__}, {shown(host.layer)}" for host in self.hosts})
+        return table_of(
+            self, {place.name: f"{type(place.module).__name__}, {shown(place.layer)}" for place in self._inserted}
+        )
 
 
-def insert_dropout(model: nn.Module, layer: nn.Module | float = 0.5, *, after: Choice | Iterable[Choice]) -> Insertion:
+def insert_dropout(
+    model: nn.Module, layer: nn.Module | float = 0.5, *, after: ModuleFilter | Iterable[ModuleFilter]
+) -> Insertion:
     """Puts a copy of a dropout layer behind chosen modules of a model that exists, and leaves its ``state_dict``.
 
     Each copy becomes a child of its module, under the name ``torchreg_dropout``, so that ``train()``, ``eval()`` and
@@ -83,31 +87,33 @@ def insert_dropout(model: nn.Module, layer: nn.Module | float = 0.5, *, after: C
     """
     check_model("insert_dropout", model)
     layer = _checked_layer(layer)
-    hosts = chosen("insert_dropout", model, after, "after")
-    for name, host in hosts.items():
-        _check_host(name or "the model", host)
-    if len(hosts) > 1 and any(isinstance(part, Seeded) and part.generator is not None for part in layer.modules()):
+    targets = select_modules("insert_dropout", model, after, "after")
+    for name, target in targets.items():
+        _check_module(name or "the model", target)
+    if len(targets) > 1 and any(isinstance(part, Seeded) and part.generator is not None for part in layer.modules()):
         raise ValueError(
-            f"insert_dropout: layer must have no generator for {len(hosts)} places, which would draw the same masks: "
+            f"insert_dropout: layer must have no generator for {len(targets)} places, which would draw the same masks: "
             "call seed_dropout(model, seed) afterwards"
         )
-    return Insertion(tuple(_put_behind(name, host, copy.deepcopy(layer)) for name, host in hosts.items()))
+    return Insertion(tuple(_put_behind(name, target, copy.deepcopy(layer)) for name, target in targets.items()))
 
 
-def _put_behind(name: str, host: nn.Module, layer: nn.Module) -> _Host:
-    host.add_module(_CHILD, layer.train(host.training))
-    return _Host(name, host, layer, None if _runs_in_order(host) else host.register_forward_hook(_drop_output))
+def _put_behind(name: str, target: nn.Module, layer: nn.Module) -> _Inserted:
+    target.add_module(_CHILD, layer.train(target.training))
+    return _Inserted(
+        name, target, layer, None if _runs_in_order(target) else target.register_forward_hook(_drop_output)
+    )
 
 
-def _drop_output(host: nn.Module, args: Any, output: Any) -> Any:
+def _drop_output(target: nn.Module, args: Any, output: Any) -> Any:
     """The forward hook: a function without a state, so that a model can be copied and pickled with it."""
     if isinstance(output, Tensor):
-        return getattr(host, _CHILD)(output)
+        return getattr(target, _CHILD)(output)
     if isinstance(output, tuple) and output:
         make = getattr(type(output), "_make", tuple)  # named tuples, packed sequences among them
-        return make((_drop_output(host, args, output[0]), *output[1:]))
+        return make((_drop_output(target, args, output[0]), *output[1:]))
     raise TypeError(
-        f"insert_dropout: the output of {type(host).__name__} must be a tensor, or a tuple that begins with one, got "
+        f"insert_dropout: the output of {type(target).__name__} must be a tensor, or a tuple that begins with one, got "
         f"{type(output).__name__}: choose other modules"
     )
 
@@ -116,16 +122,16 @@ def _runs_in_order(module: nn.Module) -> bool:
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 
-def _check_host(name: str, host: nn.Module) -> None:
-    kind = type(host).__name__
-    if _CHILD in host._modules:
+def _check_module(name: str, target: nn.Module) -> None:
+    kind = type(target).__name__
+    if _CHILD in target._modules:
         raise ValueError(f"insert_dropout: after must choose modules without inserted dropout, {name} has it already")
-    if isinstance(host, nn.Sequential | nn.ModuleList | nn.ModuleDict) and not _runs_in_order(host):
+    if isinstance(target, nn.Sequential | nn.ModuleList | nn.ModuleDict) and not _runs_in_order(target):
         raise ValueError(
             f"insert_dropout: after must choose modules that are called as they are, {name} is a {kind}, a container "
             "with its own use for its children: choose some of these"
         )
-    if isinstance(host, NonDynamicallyQuantizableLinear):
+    if isinstance(target, NonDynamicallyQuantizableLinear):
         raise ValueError(
             f"insert_dropout: after must choose modules that are called, {name} is not: its MultiheadAttention only "
             "reads its weights, choose that instead"

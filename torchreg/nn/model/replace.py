@@ -22,7 +22,7 @@ from torchreg.nn.dropout import (
 from torchreg.nn.model.seeding import seed_dropout
 from torchreg.selection.modules import listed
 
-_TWINS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
+_REPLACEMENTS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     nn.Dropout: Dropout,
     nn.Dropout1d: Dropout1d,
     nn.Dropout2d: Dropout2d,
@@ -44,21 +44,21 @@ class _Swap(NamedTuple):
 class Replacement:
     """What :func:`replace_dropout` has changed, place by place."""
 
-    swaps: tuple[_Swap, ...]
+    _swaps: tuple[_Swap, ...]
 
     @property
     def names(self) -> tuple[str, ...]:
         """The places, as full names in the model."""
-        return tuple(swap.name for swap in self.swaps)
+        return tuple(swap.name for swap in self._swaps)
 
     def undo(self) -> None:
         """Puts the very same old layers back where the new ones still stand, in the training mode those have now."""
-        for swap in self.swaps:
+        for swap in self._swaps:
             if swap.parent._modules.get(swap.key) is swap.new:
                 swap.parent._modules[swap.key] = swap.old.train(swap.new.training)
 
     def __repr__(self) -> str:
-        return table_of(self, {swap.name: f"{shown(swap.old)} -> {shown(swap.new)}" for swap in self.swaps})
+        return table_of(self, {swap.name: f"{shown(swap.old)} -> {shown(swap.new)}" for swap in self._swaps})
 
 
 def replace_dropout(
@@ -97,8 +97,8 @@ def replace_dropout(
         >>> changes.undo()
     """
     check_model("replace_dropout", model)
-    twins = {**_TWINS, **(kinds or {})}
-    if _is_swappable(model, twins):
+    replacements = {**_REPLACEMENTS, **(kinds or {})}
+    if _is_replaceable(model, replacements):
         raise ValueError(
             f"replace_dropout: model must hold its dropout in a module, got {model!r} itself, which cannot be replaced "
             "in place: make torchreg.nn's"
@@ -107,12 +107,12 @@ def replace_dropout(
         (f"{name}.{key}" if name else key, parent, key, child)
         for name, parent in model.named_modules()
         for key, child in parent._modules.items()
-        if child is not None and _is_swappable(child, twins)
+        if child is not None and _is_replaceable(child, replacements)
     ]
     made: dict[nn.Module, nn.Module] = {}
     for *_, old in places:
         if old not in made:
-            made[old] = _successor(old, kinds or {})
+            made[old] = _replacement_for(old, kinds or {})
     swaps = tuple(_Swap(*place, made[place[-1]]) for place in places if made[place[-1]] is not place[-1])
     if not swaps:
         raise ValueError(
@@ -127,15 +127,15 @@ def replace_dropout(
     return Replacement(swaps)
 
 
-def _is_swappable(module: nn.Module, twins: Mapping[type[nn.Module], Any]) -> bool:
-    return type(module) in twins and "forward" not in vars(module)
+def _is_replaceable(module: nn.Module, replacements: Mapping[type[nn.Module], Any]) -> bool:
+    return type(module) in replacements and "forward" not in vars(module)
 
 
-def _successor(old: nn.Module, kinds: Mapping[type[nn.Module], Callable[[Any], nn.Module]]) -> nn.Module:
+def _replacement_for(old: nn.Module, kinds: Mapping[type[nn.Module], Callable[[Any], nn.Module]]) -> nn.Module:
     """What takes the layer's place; the dicts of hooks are shared, so that the handles of the hooks stay good."""
     kind = type(old)
     if kind not in kinds:
-        new = _TWINS[kind](old.p)
+        new = _REPLACEMENTS[kind](old.p)
         vars(new).update(vars(old))
         return new
     new = kinds[kind](old)

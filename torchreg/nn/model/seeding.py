@@ -46,8 +46,8 @@ def seed_dropout(
     """
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed_dropout: seed must be a whole number, got {seed!r}")
-    is_spread = torch.distributed.is_available() and torch.distributed.is_initialized() and not same_on_all_ranks
-    rank = torch.distributed.get_rank() if is_spread else 0
+    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized() and not same_on_all_ranks
+    rank = torch.distributed.get_rank() if is_distributed else 0
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Seeded)}
     if not layers:
         raise ValueError(
@@ -84,12 +84,12 @@ def same_masks(module: nn.Module) -> Callable[[], tuple[AbstractContextManager[N
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         layers = [layer for layer in module.modules() if isinstance(layer, Seeded)]
         generators = list({id(g): g for layer in layers if (g := layer.generator) is not None}.values())
-        return nullcontext(), _Again(generators, [generator.get_state() for generator in generators])
+        return nullcontext(), _Replay(generators, [generator.get_state() for generator in generators])
 
     return contexts
 
 
-class _Again(AbstractContextManager[None]):
+class _Replay(AbstractContextManager[None]):
     """``f.replaying``, to be entered once for each time that the backward pass computes the block."""
 
     def __init__(self, generators: list[Generator | f.Generators], states: list[torch.Tensor]) -> None:

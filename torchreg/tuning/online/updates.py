@@ -78,10 +78,10 @@ def updates_of(optimizer: Optimizer) -> Iterator[Update]:
     for group in optimizer.param_groups:
         for param in group["params"]:
             if param.grad is not None and param.requires_grad:
-                yield Update(**what_of(optimizer, group, param))
+                yield Update(**update_fields(optimizer, group, param))
 
 
-def what_of(optimizer: Optimizer, group: Group, param: nn.Parameter) -> dict[str, Any]:
+def update_fields(optimizer: Optimizer, group: Group, param: nn.Parameter) -> dict[str, Any]:
     """The fields of an :class:`Update`."""
     return {
         "optimizer": optimizer,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from torchreg.ensemble.stacked import Stacked
 
-Way = Literal["stacked", "processes", "one after another"]
+Executor = Literal["stacked", "processes", "one after another"]
 Job = Callable[[Stacked, Sequence[float]], None]  # trains a stack at its members' strengths
 State = dict[str, Tensor]
 
@@ -27,23 +27,25 @@ _LARGE, _WAITING = 1 << 19, 1.3  # weights, of which processes wait for the same
 _LOOKS = 3  # steps that are timed of each way
 
 
-def train_all(models: Sequence[nn.Module], strengths: Sequence[float], job: Job, way: Way, jobs: int) -> list[State]:
+def train_all(
+    models: Sequence[nn.Module], strengths: Sequence[float], job: Job, executor: Executor, jobs: int
+) -> list[State]:
     """Trains each model at its strength; returns their states, in order. The models stay as they are."""
-    if way == "processes":
+    if executor == "processes":
         return _in_processes(models, strengths, job, jobs)
-    if way == "stacked":
+    if executor == "stacked":
         return _stacked(models, strengths, job)
     return [state for pair in zip(models, strengths, strict=True) for state in _stacked([pair[0]], [pair[1]], job)]
 
 
-def fastest(models: Sequence[nn.Module], strengths: Sequence[float], step: Job, jobs: int) -> tuple[Way, str]:
+def fastest(models: Sequence[nn.Module], strengths: Sequence[float], step: Job, jobs: int) -> tuple[Executor, str]:
     """The way that is fastest by a few steps of each, and a line that says so.
 
     Args:
         step: makes one step of training.
     """
     count, share = len(models), -(-len(models) // jobs)
-    costs: dict[Way, float] = {
+    costs: dict[Executor, float] = {
         "stacked": _cost(models, strengths, step),
         "one after another": count * _cost(models[:1], strengths[:1], step),
     }
@@ -51,9 +53,9 @@ def fastest(models: Sequence[nn.Module], strengths: Sequence[float], step: Job, 
         with _one_thread():
             large = sum(param.numel() for param in models[0].parameters()) > _LARGE
             costs["processes"] = _cost(models[:share], strengths[:share], step) * (_WAITING if large else 1.0)
-    way = min(costs, key=lambda name: costs[name])
+    executor = min(costs, key=lambda name: costs[name])
     shown = ", ".join(f"{name} {1e3 * cost:.3g} ms" for name, cost in costs.items())
-    return way, f"{count} members {way} (a step of all: {shown})"
+    return executor, f"{count} members {executor} (a step of all: {shown})"
 
 
 def can_fork(models: Sequence[nn.Module]) -> bool:

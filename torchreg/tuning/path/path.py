@@ -19,11 +19,12 @@ from torchreg.ensemble.stacked import Stacked
 from torchreg.nn.dropout import Seeded
 from torchreg.nn.model.replace import replace_dropout
 from torchreg.nn.model.seeding import seed_dropout
-from torchreg.penalties import Anchored, Penalty
+from torchreg.penalties import Penalty
+from torchreg.penalties.reference import Anchored
 from torchreg.regularizer import Mode
 from torchreg.selection.parameters import ParamInfo
 from torchreg.selection.selectors import Selector, weights
-from torchreg.tuning.path.executors import Job, State, Way, can_fork, fastest, train_all
+from torchreg.tuning.path.executors import Executor, Job, State, can_fork, fastest, train_all
 from torchreg.tuning.path.fit import fit
 from torchreg.tuning.path.folds import splits
 from torchreg.tuning.path.outcome import outcomes, point
@@ -53,7 +54,7 @@ def strength_path(
     patience: int | None = None,
     tolerance: float = 1e-6,
     warm: bool = False,
-    way: Way | Literal["fastest"] = "fastest",
+    executor: Executor | Literal["fastest"] = "fastest",
     jobs: int | None = None,
     seed: int = 0,
     keep: bool = False,
@@ -89,19 +90,19 @@ def strength_path(
         tolerance: without an optimizer, the distance from the minimum to reach: the norm of the (sub)gradient, in units
             of the largest strength.
         warm: goes from the strongest to the weakest, each starting where the one before ended.
-        way: ``"stacked"``, ``"processes"`` (Linux, on the CPU), ``"one after another"``, or the fastest, which a few
-            steps of each tell.
+        executor: ``"stacked"``, ``"processes"`` (Linux, on the CPU), ``"one after another"``, or ``"fastest"``, which
+            times a few steps of each.
         jobs: how many processes; as many as torch has threads if None.
         seed: of the folds and of the batches.
         keep: keeps the models in the path.
-        verbose: prints which way was taken and why.
+        verbose: prints which executor was taken and why.
 
     Returns:
         The path, strongest first.
 
     Raises:
         ValueError: no examples, a fold with one class only, a strength that is not positive, a penalty that makes no
-            zeros and no ``strengths``, or a way that cannot be gone.
+            zeros and no ``strengths``, or an executor that is not available.
 
     Example:
         >>> from torchreg import L1
@@ -116,7 +117,7 @@ def strength_path(
         Coordinate Descent", Journal of Statistical Software, 2010.
     """
     started = time.perf_counter()
-    _check(epochs, batch_size, patience, tolerance, way, jobs, seeds, count, ratio)
+    _check(epochs, batch_size, patience, tolerance, executor, jobs, seeds, count, ratio)
     _check_penalty(penalty)
     if optimizer is None and (batch_size or patience):
         raise ValueError("strength_path: batch_size and patience need an optimizer, got none: give one, or drop them")
@@ -154,14 +155,16 @@ def strength_path(
     models = [model for _ in strengths for model in made]
     each = [strength for strength in strengths for _ in made]
     jobs = jobs or torch.get_num_threads()
-    way, why = _way(way, models if not warm else made, each if not warm else each[: len(made)], problem, jobs)
+    executor, why = _executor(
+        executor, models if not warm else made, each if not warm else each[: len(made)], problem, jobs
+    )
     if verbose:
         print(f"strength_path: {why}")
     folds_found = []
     for ours, theirs in found:
         own = replace(problem, train=ours, valid=theirs)
         job = partial(_fit, own)
-        states = _warm(made, strengths, job, way, jobs) if warm else train_all(models, each, job, way, jobs)
+        states = _warm(made, strengths, job, executor, jobs) if warm else train_all(models, each, job, executor, jobs)
         trained = [_loaded(model, state) for model, state in zip(models, states, strict=True)]
         folds_found.append(outcomes(trained, each, own, keep))
     several = len(seeds)
@@ -170,7 +173,7 @@ def strength_path(
         for k, strength in enumerate(strengths)
     ]
     _tell_the_unfinished(points, tolerance)
-    return StrengthPath(tuple(points), way, time.perf_counter() - started)
+    return StrengthPath(tuple(points), executor, time.perf_counter() - started)
 
 
 def _fit(problem: Problem, stack: Stacked, strengths: Sequence[float]) -> None:
@@ -191,23 +194,29 @@ def _tell_the_unfinished(points: Sequence[Point], tolerance: float) -> None:
         )
 
 
-def _warm(made: Sequence[nn.Module], strengths: Sequence[float], job: Job, way: Way, jobs: int) -> list[State]:
+def _warm(
+    made: Sequence[nn.Module], strengths: Sequence[float], job: Job, executor: Executor, jobs: int
+) -> list[State]:
     states: list[State] = []
     models = list(made)
     for strength in strengths:
-        found = train_all(models, [strength] * len(models), job, way, jobs)
+        found = train_all(models, [strength] * len(models), job, executor, jobs)
         models = [_loaded(model, state) for model, state in zip(made, found, strict=True)]
         states += found
     return states
 
 
-def _way(
-    way: Way | Literal["fastest"], models: Sequence[nn.Module], strengths: Sequence[float], problem: Problem, jobs: int
-) -> tuple[Way, str]:
-    if way == "processes" and not can_fork(models):
-        raise ValueError("strength_path: way 'processes' needs Linux and models on the CPU: take another")
-    if way != "fastest":
-        return way, f"{len(models)} members {way}, as asked"
+def _executor(
+    executor: Executor | Literal["fastest"],
+    models: Sequence[nn.Module],
+    strengths: Sequence[float],
+    problem: Problem,
+    jobs: int,
+) -> tuple[Executor, str]:
+    if executor == "processes" and not can_fork(models):
+        raise ValueError("strength_path: executor 'processes' needs Linux and models on the CPU: take another")
+    if executor != "fastest":
+        return executor, f"{len(models)} members {executor}, as asked"
     return fastest(models, strengths, partial(_step, problem), jobs)
 
 
@@ -259,7 +268,7 @@ def _check(
     batch_size: int | None,
     patience: int | None,
     tolerance: float,
-    way: str,
+    executor: str,
     jobs: int | None,
     seeds: Sequence[int],
     count: int,
@@ -273,7 +282,9 @@ def _check(
         raise ValueError(f"strength_path: tolerance must be finite and >= 0, got {tolerance!r}")
     if not 0 < ratio < 1:
         raise ValueError(f"strength_path: ratio must be in (0, 1), got {ratio!r}")
-    if way not in ("fastest", *get_args(Way)):
-        raise ValueError(f"strength_path: way must be one of fastest, {', '.join(get_args(Way))}, got {way!r}")
+    if executor not in ("fastest", *get_args(Executor)):
+        raise ValueError(
+            f"strength_path: executor must be one of fastest, {', '.join(get_args(Executor))}, got {executor!r}"
+        )
     if not seeds:
         raise ValueError("strength_path: seeds must be at least one, got none")

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from torchreg.ensemble.stacked import Stacked
-from torchreg.penalties import ByMember, ProximalPenalty
+from torchreg.penalties import ProximalPenalty
 from torchreg.penalties.groups import ByGroup
+from torchreg.penalties.members import ByMember
 from torchreg.tuning.path.problem import Problem
 
 _LOOK_EVERY, _POLISH_EVERY = 10, 20  # steps between two looks at how far the minimum is, and two Newton steps
@@ -73,7 +74,7 @@ class _Descent:
         self.stack, self.examples = stack.eval(), problem.train  # what is drawn at random has no minimum
         self.losses, self.regularizer = stack.per_member(problem.criterion), problem.regularizer(stack, strengths)
         self.params = [param for param in stack.parameters() if param.requires_grad]
-        self.penalties = {e.param: e.acting for e in self.regularizer.entries if e.acting is not None}
+        self.penalties = {a.param: a.acting for a in self.regularizer.assignments if a.acting is not None}
         self.scale = torch.tensor(strengths, dtype=torch.float64, device=self.params[0].device)
         self.points = [param.detach().clone() for param in self.params]  # where the gradient is taken
         self.curvature = torch.ones_like(self.scale)  # L
@@ -112,7 +113,7 @@ class _Descent:
             penalty = self.penalties.get(param)
             if penalty is not None:
                 assert isinstance(penalty, ProximalPenalty)
-                penalty.prox_(param, self.scale / self.curvature)
+                penalty._prox_(param, self.scale / self.curvature)
 
     @torch.no_grad()
     def distance(self) -> Tensor:
@@ -172,7 +173,7 @@ class _Descent:
         for param, old, part in zip(self.params, olds, step, strict=True):
             new = old + _rows(length, part) * part
             penalty = self.penalties.get(param)
-            if isinstance(penalty, ByMember) and penalty.is_alike:
+            if isinstance(penalty, ByMember) and penalty.is_shared:
                 new = new.masked_fill(new * old < 0, 0.0)
             param.copy_(new)
 

@@ -20,12 +20,12 @@ class StrengthPath(Sequence[Point]):
 
     Attributes:
         points: the points.
-        way: how the members were trained.
+        executor: how the members were trained.
         seconds: what it took.
     """
 
     points: tuple[Point, ...]
-    way: str
+    executor: str
     seconds: float
 
     def __getitem__(self, index: int) -> Point:  # type: ignore[override]
