@@ -19,7 +19,9 @@ Convolutional Networks", ICML 2018. **Reference:** :class:`torchreg.optim.Decoup
 import pictures
 
 settings = {"gradient": lambda w: w - 2, "lr": 0.05, "weight_decay": 0.5}
-paths = {f'towards="{towards}"': (range(201), pictures.decayed(towards=towards, **settings)) for towards in ("start", "zero")}
+paths = {
+    f'towards="{towards}"': (range(201), pictures.decayed(towards=towards, **settings)) for towards in ("start", "zero")
+}
 colors = (pictures.BLUE, pictures.FAINT)
 axes = pictures.lines("a weight that begins at 1", paths, colors=colors, size=(4.4, 2.6), xlabel="step", ylim=(0, 2.2))
 axes.axhline(2, color=pictures.INK, linewidth=0.8, linestyle="dashed")
