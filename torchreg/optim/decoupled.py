@@ -226,9 +226,7 @@ class DecoupledDecay(StepWrapper):
         if group["towards"] == "start":
             for param in params:
                 f.axpy_(param, param - self._start(param), -amount)
-        elif isinstance(
-            amount, Tensor
-        ):  # it may be on another device than the parameters, which foreach does not support
+        elif isinstance(amount, Tensor):  # perhaps on another device than the parameters, which foreach refuses
             for param in params:
                 param.mul_(1 - amount)
         elif params:
