@@ -232,7 +232,7 @@ def test_a_compiled_step_is_not_compiled_anew(options):
         ({"factor": 0.0}, "AdamCPR: factor must be a finite number > 0, got 0.0"),
         ({"update_rate": float("nan")}, "AdamCPR: update_rate must be a finite number > 0, got nan"),
         ({"warm_start": 0}, "AdamCPR: warm_start must be a whole number >= 1, got 0"),
-        ({"weight_decay": 0.1}, "AdamCPR: weight_decay must be 0, because the bound takes its place, got 0.1"),
+        ({"weight_decay": 0.1}, "AdamCPR: weight_decay must be 0, because the bound replaces it, got 0.1"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )

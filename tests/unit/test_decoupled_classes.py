@@ -239,7 +239,7 @@ def test_a_class_without_a_learning_rate_is_refused():
 
 
 def test_the_mixin_alone_is_refused():
-    with pytest.raises(TypeError, match=r"\ADecoupledDecay: must be mixed into an optimizer class, .*\Z"):
+    with pytest.raises(TypeError, match=r"\ADecoupledDecay: it must be mixed into an optimizer class, .*\Z"):
         DecoupledDecay([a_weight()])
 
 

@@ -275,13 +275,13 @@ def test_without_a_compiler_it_says_so_once_and_steps_as_usual(monkeypatch):
         (lambda w: ProxAdam([w], L2(1.0), weight_decay=0.1), r"ProxAdam: weights would decay twice, by L2\(1.0\)"),
         (
             lambda w: ProxAdam([w], L2SP(1.0)),
-            r"ProxAdam: penalty must say what it draws the weights to, got L2SP\(1.0\)",
+            r"ProxAdam: penalty must have a reference, got L2SP\(1.0\)",
         ),
         (lambda w: ProxAdam([w], L1(1.0), scale=-1.0), "ProxAdam: scale must be a finite number >= 0"),
         (lambda w: ProxAdam([w.to(torch.complex64)], L1(1.0)), "ProxAdam: parameters must be real"),
         (
             lambda w: ProxAdam([w], GroupLasso(1.0), compile=True),
-            "ProxAdam: compile=True needs a penalty that looks at",
+            "ProxAdam: compile=True needs a penalty that is a sum",
         ),
     ],
     ids=str,

@@ -1,4 +1,4 @@
-"""Every formula of torchreg, on plain tensors. Nothing here knows of models, optimizers or strengths."""
+"""FORMULAS on plain tensors, without models, optimizers or strengths."""
 
 from torchreg.functional.dropping import channel_dropout, drawn_rate, drop, dropout, is_small, mask_shape
 from torchreg.functional.losses import losses_at_once

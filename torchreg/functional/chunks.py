@@ -1,6 +1,6 @@
-"""Weights of any size in portions of about one: what is computed on the way stays in the cache, at few calls.
+"""Large weights in chunks and small weights in bundles of about the same size.
 
-Large weights are taken a piece at a time, small ones a bundle at a time.
+A chunk is small enough for intermediate results to stay in the cache; a bundle saves calls.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +13,7 @@ CHUNK = 1 << 18  # elements: a megabyte in single precision
 
 
 def chunks_of(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Views of tensors of one shape, which together are all of them; small or strided ones as they are.
+    """The tensors, all of one shape, as views of up to ``CHUNK`` elements; small or strided tensors as a whole.
 
     Example:
         >>> w = torch.zeros(600_000)
@@ -30,7 +30,7 @@ def chunks_of(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def bundles(keys: Iterable[object], weights: Sequence[Tensor]) -> list[list[int]]:
-    """The positions of the weights, those together that have one key, dtype and device, are small and lie in a row.
+    """The positions of the weights, in bundles of small consecutive weights with the same key, dtype and device.
 
     Example:
         >>> bundles("aab", [torch.zeros(2)] * 3)

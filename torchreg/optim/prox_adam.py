@@ -1,4 +1,4 @@
-"""Adam whose step ends with a penalty's proximal operator in Adam's own metric."""
+"""Adam with a proximal step for a penalty, in Adam's own metric."""
 
 from __future__ import annotations
 
@@ -26,36 +26,47 @@ _KERNEL_FROM = 1 << 15  # weights
 
 
 class ProxAdam(Proximal, DecoupledDecay, torch.optim.Adam):
-    r"""Adam with a penalty by its proximal operator in Adam's own metric: it minimizes loss + R, with exact zeros.
+    r"""Adam with a proximal step for a penalty, in Adam's own metric: it minimizes loss + R, with exact zeros.
 
-    .. math:: w \leftarrow \operatorname{argmin}_u \sum_i \frac{d_i}{2\eta} (u_i - z_i)^2 + R(u), \qquad
-              z = w - \eta\, \hat m_t / d, \qquad d = \sqrt{\hat v_t} + \epsilon
+    .. math::
+        \begin{aligned}
+            &\rule{110mm}{0.4pt} \\
+            &\textbf{input}: \eta \text{ (lr)},\ \beta_1, \beta_2 \text{ (betas)},\ \epsilon \text{ (eps)},\
+                w_0 \text{ (params)},\ R \text{ (penalty)},\ c \text{ (scale)} \\
+            &\rule{110mm}{0.4pt} \\
+            &\textbf{for}\ t = 1, 2, \dots \\
+            &\quad g_t \leftarrow \nabla L(w_{t-1}) \\
+            &\quad m_t \leftarrow \beta_1 m_{t-1} + (1 - \beta_1)\, g_t, \qquad
+                \hat m_t \leftarrow m_t / (1 - \beta_1^t) \\
+            &\quad v_t \leftarrow \beta_2 v_{t-1} + (1 - \beta_2)\, g_t^2, \qquad
+                \hat v_t \leftarrow v_t / (1 - \beta_2^t) \\
+            &\quad d \leftarrow \sqrt{\hat v_t} + \epsilon \\
+            &\quad w' \leftarrow w_{t-1} - \eta\, \hat m_t / d \\
+            &\quad w_t \leftarrow \operatorname{argmin}_u \tfrac{1}{2 \eta} \sum_i d_i (u_i - w'_i)^2 + c R(u) \\
+            &\rule{110mm}{0.4pt} \\
+        \end{aligned}
 
-    For L1 that is the soft threshold with :math:`\eta s / d_i`: a weight's threshold is scaled as its gradient is. With
-    one threshold for all, as a :class:`~torchreg.Regularizer` in mode "prox" has it, small and large gradients are
-    penalized unequally, and the minimum is another problem's.
+    For L1 with strength :math:`s` the last line is the soft threshold :math:`\eta c s / d_i`: the threshold of a weight
+    scales as its gradient does. With the same threshold for all weights, which a :class:`~torchreg.Regularizer` in mode
+    "prox" takes, Adam would minimize another function.
 
-    Elementwise penalties and group lassos are exact. Of others (spectral norms, norm balls) the minimum is approached
-    in ten accelerated proximal gradient steps from the weights before the update, which has the same stationary points.
+    The last line is exact for elementwise penalties and group lassos. For others (spectral norms, norm balls) it is
+    approximated by ten accelerated proximal gradient steps from :math:`w_{t-1}`, which have the same stationary points.
 
     Args:
-        params: parameters, named parameters or groups, as in ``torch.optim``; real.
-        penalty: any penalty with a proximal operator, or a constraint, on the parameters of two or more dimensions.
+        params, penalty, scale, biases: as in :class:`Proximal`; the parameters are real.
         lr, betas, eps, amsgrad, maximize, foreach, capturable, differentiable, fused: as in :class:`torch.optim.Adam`.
-        compile: whether :func:`torch.compile` shall make one kernel of the whole step, Adam's, the decay's and the
-            proximal one's, for a penalty that looks at one weight at a time. It takes some seconds at the first step
-            and needs a C++ compiler; without one, a warning says so and the step is made as usual, as it always is for
-            small parameters and under a scaler of a fused optimizer.
-        weight_decay, coupling, decay, towards, cautious, decay_schedule: decoupled decay beside the penalty; see
-            :class:`~torchreg.optim.DecoupledDecay`.
-        scale: multiplies the penalty, in each group.
-        biases: whether parameters with fewer than two dimensions carry the penalty too, in each group.
+        compile: whether :func:`torch.compile` makes one kernel of the whole step, for penalties that are a sum over
+            single weights. Compiling takes some seconds at the first step and needs a C++ compiler. Without a compiler
+            there is a warning, and the usual step. Small parameters, and all parameters under the scaler of a fused
+            optimizer, also take the usual step.
+        weight_decay, coupling, decay, towards, cautious, decay_schedule: decoupled decay beside the penalty; as in
+            :class:`DecoupledDecay`.
 
     Raises:
         TypeError: the penalty has no proximal operator.
-        ValueError: no parameter is penalized, a parameter is complex, ``compile`` for another penalty or beside
-            ``differentiable``, a ridge beside a ``weight_decay``, a penalty
-            towards a reference that it does not have.
+        ValueError: no parameter is penalized; a parameter is complex; ``compile`` with another penalty or with
+            ``differentiable``; a ridge beside a ``weight_decay``; a penalty towards a reference without one.
 
     Example:
         >>> import torch
@@ -96,16 +107,16 @@ class ProxAdam(Proximal, DecoupledDecay, torch.optim.Adam):
             self._unit = unit
             if compile and (self.defaults["differentiable"] or not self.penalty.is_uniform):
                 raise ValueError(
-                    "ProxAdam: compile=True needs a penalty that looks at one weight at a time and no derivatives, got "
-                    f"{self.penalty!r} with differentiable={self.defaults['differentiable']}"
+                    "ProxAdam: compile=True needs a penalty that is a sum over single weights, and differentiable="
+                    f"False, got {self.penalty!r} with differentiable={self.defaults['differentiable']}"
                 )
 
     def _check_group(self, group: Group) -> None:
         super()._check_group(group)
         if any(isinstance(p, Tensor) and p.is_complex() for p in group["params"]):
             raise ValueError(
-                f"{type(self).__name__}: parameters must be real, because Adam scales real and imaginary parts apart, "
-                "got complex ones: use ProxSGD"
+                f"{type(self).__name__}: parameters must be real, because Adam scales real and imaginary parts "
+                "separately, got complex ones: use ProxSGD"
             )
 
     def _needs_old_weights(self, group: Group) -> bool:
@@ -142,20 +153,20 @@ class ProxAdam(Proximal, DecoupledDecay, torch.optim.Adam):
         numbers = adam_numbers(torch.stack(steps).double(), group).to(params[0].device, non_blocking=True)
         for i, param in enumerate(params):
             tensors = [param, grads[i], first[i], second[i], *largest[i : i + 1]]
-            if all(tensor.is_contiguous() for tensor in tensors):  # so that one kernel does for all shapes
+            if all(tensor.is_contiguous() for tensor in tensors):  # so that one kernel serves all shapes
                 tensors = [tensor.view(-1) for tensor in tensors]
             kernel(numbers[i], *tensors)
 
     @property
     def _kernel(self) -> AdamKernel | None:
-        # None where a scaler leaves it to a fused optimizer to unscale gradients, or to skip the step.
+        # None if a scaler expects the optimizer's kernel to unscale gradients or to skip the step.
         return adam_kernel(self._unit) if self.compile and getattr(self, "found_inf", None) is None else None
 
     def _has_taken_proximal_step(self, group: Group, param: Tensor) -> bool:
         return self.compile and self._is_for_kernel(group, param) and self._kernel is not None
 
     def _is_for_kernel(self, group: Group, param: Tensor) -> bool:
-        """Whether the kernel makes the parameter's whole step: of few weights its call costs more than it saves."""
+        """Whether the kernel makes the parameter's whole step; for few weights its call costs more than it saves."""
         is_plain = group["decay"] == "L2" and not group["cautious"] and not group["support_fixed"]
         is_fit = (
             param.numel() >= _KERNEL_FROM and param.dtype in (torch.float32, torch.float64) and not is_sharded(param)
@@ -188,9 +199,9 @@ class ProxAdam(Proximal, DecoupledDecay, torch.optim.Adam):
 
 
 def _prox_in_metric(penalty: ProximalPenalty, w: Tensor, metric: Tensor, lr: float | Tensor, start: Tensor) -> Tensor:
-    """Nears ``argmin_u sum(metric * (u - w)**2) / 2 + lr * R(u)`` by Nesterov's accelerated proximal gradient method.
+    """Approximates ``argmin_u sum(metric * (u - w)**2) / 2 + lr * R(u)`` by accelerated proximal gradient steps.
 
-    However few the steps, a stationary point of loss + R stays where it is: there ``w`` is Adam's update of ``start``.
+    A stationary point ``start`` of loss + R does not move, whatever the number of steps is.
     """
     if not w.numel():
         return w

@@ -1,4 +1,4 @@
-"""Ending an optimizer's step with a penalty's proximal operator, so that weights become exactly zero."""
+"""A mixin that ends an optimizer's step with a penalty's proximal operator, which makes exact zeros."""
 
 from __future__ import annotations
 
@@ -18,10 +18,32 @@ from torchreg.selection.parameters import ParamInfo
 
 
 class Proximal(StepWrapper):
-    """Mixin that ends a step with the proximal operator of a penalty, in the metric of the step.
+    r"""Mixin that ends a step with the proximal operator of a penalty, in the metric of the step.
 
-    An optimizer minimizes loss + R only if its proximal step scales the penalty as its gradient step scales the
-    gradient. Subclasses say how that is, in ``_take_proximal_step_``.
+    .. math:: w_t = \operatorname{argmin}_u \tfrac12 \sum_i \frac{(u_i - w'_i)^2}{\alpha_i} + c R(u)
+
+    where :math:`w'` is the result of the base's update, :math:`\alpha_i` the step that it takes for the weight
+    :math:`i`, and :math:`c` the group's ``scale``. An optimizer minimizes loss + R only if the penalty has the same
+    steps as the gradient. :class:`ProxSGD` and :class:`ProxAdam` define them for their base.
+
+    Args:
+        params: parameters, named parameters or groups, as in ``torch.optim``.
+        penalty: any penalty with a proximal operator, or a constraint. It acts on parameters with two or more
+            dimensions.
+        scale: :math:`c`, multiplies the penalty; an option of each group.
+        biases: whether parameters with fewer than two dimensions are penalized too; an option of each group.
+
+    Attributes:
+        penalty: the penalty.
+        penalized: the parameters that the penalty acts on.
+
+    Raises:
+        TypeError: the penalty has no proximal operator.
+        ValueError: no parameter is penalized; a ridge beside a ``weight_decay``; a penalty towards a reference without
+            one.
+
+    References:
+        Neal Parikh, Stephen Boyd, "Proximal Algorithms", Foundations and Trends in Optimization, 2014.
     """
 
     penalty: ProximalPenalty
@@ -44,7 +66,7 @@ class Proximal(StepWrapper):
         super().__init__(params, *args, **kwargs)
         if not self._bound:
             raise ValueError(
-                f"{owner}: a parameter must have two or more dimensions to be penalized, got none: say "
+                f"{owner}: a parameter must have two or more dimensions to be penalized, got none: set "
                 "biases=True to penalize the others too"
             )
 
@@ -57,7 +79,7 @@ class Proximal(StepWrapper):
             raise
 
     def _bind(self, group: Group) -> dict[Tensor, ProximalPenalty]:
-        """The penalty, for each of the group's parameters that carry it."""
+        """The bound penalty of each penalized parameter of the group."""
         names = group.get("param_names") or [f"a parameter of shape {tuple(p.shape)}" for p in group["params"]]
         bound = {}
         for name, param in zip(names, group["params"], strict=True):
@@ -79,19 +101,19 @@ class Proximal(StepWrapper):
             )
         if any(isinstance(term, Anchored) and term.reference is None for term in self.penalty.terms):
             raise ValueError(
-                f"{owner}: penalty must say what it draws the weights to, got {self.penalty!r}: give it a reference, "
-                "or use weight_decay with towards='start'"
+                f"{owner}: penalty must have a reference, got {self.penalty!r}: give it one, or use weight_decay with "
+                "towards='start'"
             )
 
     @property
     def penalized(self) -> list[Tensor]:
-        """The parameters that carry the penalty: those with two or more dimensions, unless ``biases``."""
+        """The penalized parameters: those with two or more dimensions; in groups with ``biases`` all."""
         return list(self._bound)
 
     def fix_support(self) -> None:
-        """From now on no penalty acts, and weights that are zero stay so: the rest is fitted anew, unshrunk.
+        """Ends the penalty and keeps the weights that are zero at zero.
 
-        The flag is in the checkpoint.
+        Further steps fit the other weights without shrinkage. Checkpoints contain this flag.
 
         References:
             Nicolai Meinshausen, "Relaxed Lasso", Computational Statistics & Data Analysis, 2007.
@@ -115,20 +137,20 @@ class Proximal(StepWrapper):
                     self._take_proximal_step_(penalty, param, group, old)
 
     def _has_taken_proximal_step(self, group: Group, param: Tensor) -> bool:
-        """Whether the update itself has ended with the proximal step."""
+        """Whether the update has included the proximal step."""
         return False
 
     @abstractmethod
     def _take_proximal_step_(self, penalty: ProximalPenalty, param: Tensor, group: Group, old: Weights) -> None:
-        """``param = prox(param)``, with the step that belongs to the base's update."""
+        """``param = prox(param)``, with the step of the base's update."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "penalty": self.penalty, "_bound": self._bound}
 
 
 def apply_prox_(penalty: ProximalPenalty, w: Tensor, step: float | Tensor) -> None:
-    """``w = prox(w, step)``, in place; differentiable where derivatives are wanted."""
-    if torch.is_grad_enabled():  # a differentiable step, whose formulas need w as it was
+    """``w = prox(w, step)``, in place; differentiable if gradients are enabled."""
+    if torch.is_grad_enabled():  # a differentiable step: its formulas need the old w
         w.copy_(penalty.prox(w.clone(), step))
     else:
         penalty._prox_(w, step)

@@ -1,4 +1,4 @@
-"""Which parameter of a model carries which penalty, or the reason why it carries none."""
+"""The penalty of each parameter of a model, or the reason why it has none."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from torchreg.selection.selectors import Selector
 
 @dataclass(frozen=True, eq=False)
 class Assignment:
-    """One parameter of the model, with the penalty it carries or the reason why it carries none.
+    """One parameter of the model with its penalty, or with the reason why it has none.
 
     Args:
-        places: where the parameter stands; several places if it is tied.
-        penalty: the penalty as the user gave it.
-        acting: the penalty bound to this parameter: it knows its groups, or its reference.
-        reason: why there is none.
+        places: where the parameter is in the model; several places if it is tied.
+        penalty: the penalty that the user gave.
+        acting: the penalty bound to this parameter, with its groups or its reference.
+        reason: why there is no penalty.
     """
 
     places: tuple[ParamInfo, ...]
@@ -56,7 +56,7 @@ class Assignment:
 
     @property
     def is_penalized(self) -> bool:
-        """Whether it carries a penalty and is not frozen at the moment."""
+        """Whether the parameter has a penalty and is not frozen now."""
         return self.penalty is not None and self.param.requires_grad
 
     @property
@@ -70,12 +70,12 @@ class Assignment:
 
 
 def as_rules(penalty: Penalty | Mapping[str, Penalty], mode: str) -> Mapping[str, Penalty]:
-    """Name patterns to penalties; a single penalty is for every name.
+    """A dict of name patterns to penalties; a single penalty gets the pattern ``"*"``.
 
     Raises:
-        TypeError: one of them is no penalty.
-        ValueError: there are none, a pattern is no string, or one of them has no proximal operator, in mode "prox",
-            or is a constraint, in another.
+        TypeError: one of the values is no penalty.
+        ValueError: the dict is empty, a pattern is no string, a penalty has no proximal operator in mode "prox", or is
+            a constraint in another mode.
     """
     rules = penalty if isinstance(penalty, Mapping) else {"*": penalty}
     if not rules or not all(isinstance(pattern, str) for pattern in rules):
@@ -87,7 +87,7 @@ def as_rules(penalty: Penalty | Mapping[str, Penalty], mode: str) -> Mapping[str
             raise TypeError(f"Regularizer: penalty must be a Penalty such as L2(1e-4), got {rule!r}")
         if not rule._selects_itself and any(term._selects_itself for term in rule.terms):
             raise ValueError(
-                f"Regularizer: a penalty that selects its parameters itself must be alone, got {rule!r}: "
+                f"Regularizer: a penalty that selects its parameters itself must not be part of a sum, got {rule!r}: "
                 "make one Regularizer for each term"
             )
         if mode == "prox" and not isinstance(rule, ProximalPenalty):
@@ -104,11 +104,11 @@ def as_rules(penalty: Penalty | Mapping[str, Penalty], mode: str) -> Mapping[str
 
 
 def assign(model: nn.Module, rules: Mapping[str, Penalty], select: Selector) -> list[Assignment]:
-    """Each parameter of the model once; of the rules (name patterns to penalties) the first that matches is taken.
+    """An assignment for each parameter of the model. The first rule (name pattern to penalty) that matches is used.
 
     Raises:
         ValueError: nothing is selected, a rule matches no parameter, a parameter is lazy or sparse, or a penalty does
-            not fit one.
+            not fit its parameter.
     """
     members = len(model) if isinstance(model, Stacked) else None
     if any(isinstance(module, Stacked) for module in model.modules() if module is not model):
@@ -129,7 +129,7 @@ def assign(model: nn.Module, rules: Mapping[str, Penalty], select: Selector) -> 
 
 
 def _check_companions(assignments: Sequence[Assignment]) -> None:
-    """``ValueError`` if a penalty that is a function of several parameters is not that of them all."""
+    """Raises ``ValueError`` if a penalty depends on several parameters and they do not all have it."""
     penalties: dict[Tensor, Penalty | None] = {a.param: a.penalty for a in assignments}
     for assignment in assignments:
         for other in assignment.acting._companions if assignment.acting is not None else ():
@@ -162,8 +162,8 @@ def _assigned(
     acting = _bound(found, places[reasons.index(None)], members)
     if is_sharded(param) and not acting.is_separable and any(isinstance(t, Anchored) for t in acting.terms):
         raise ValueError(
-            f"Regularizer: {name} is spread over processes, where a penalty towards a reference must be "
-            f"alone or with separable ones, got {found!r}: make one Regularizer for each term"
+            f"Regularizer: {name} is sharded over processes, where a penalty towards a reference can be added to "
+            f"separable penalties only, got {found!r}: make one Regularizer for each term"
         )
     return Assignment(places, found, acting)
 
@@ -173,7 +173,7 @@ def _bound(penalty: Penalty, place: ParamInfo, members: int | None) -> Penalty:
 
 
 def references(assignments: Sequence[Assignment]) -> dict[str, Tensor]:
-    """The starting points that penalties towards a reference have taken from the model themselves."""
+    """The references that penalties have taken from the model, by the parameter's name."""
     return {
         a.name: acting.reference
         for a in assignments
@@ -187,7 +187,7 @@ def references(assignments: Sequence[Assignment]) -> dict[str, Tensor]:
 
 
 def with_references(assignment: Assignment, saved: Mapping[str, Tensor]) -> Assignment:
-    """The assignment with the starting points that were saved."""
+    """The assignment with the saved references."""
     acting = assignment.acting
     if acting is None or not references([assignment]):
         return assignment

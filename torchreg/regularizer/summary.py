@@ -1,4 +1,4 @@
-"""The table that a regularizer prints: who is penalized, who is not, and why, with repeated layers folded."""
+"""The table that a regularizer prints: which parameters are penalized, and why the others are not."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 
 from torchreg.regularizer.assignment import Assignment
 
-_SHORT = 16  # so many rows are shown as they are
+_SHORT = 16  # tables of up to so many rows are not folded
 
 
 def table(assignments: Sequence[Assignment]) -> str:
-    """How many are penalized, and a line for each: name, shape, number of values, penalty or why it has none.
+    """The number of penalized parameters, and a line for each: name, shape, number of values, penalty or reason.
 
-    In a long table rows that differ in one part of the name only become one: ``layer.{0-11}.attention.{q,k,v}.weight``.
+    In a long table rows that differ in one part of the name become one row:
+    ``layer.{0-11}.attention.{q,k,v}.weight``.
     """
     chosen = [a.param.numel() for a in assignments if a.is_penalized]
     count = sum(a.param.numel() for a in assignments)
@@ -33,7 +34,7 @@ def table(assignments: Sequence[Assignment]) -> str:
 
 @dataclass(frozen=True)
 class Line:
-    """Parameters of one shape and status. Each part of their name is one of several."""
+    """Parameters with the same shape and status. Each part of their names has one or more variants."""
 
     parts: tuple[tuple[str, ...], ...]
     seams: tuple[str, ...]  # between the parts: dots, and underscores before a number, as in encoder_layer_0

@@ -1,4 +1,4 @@
-"""The penalties of many parameters as one number, in one autograd node however many there are."""
+"""The sum of the penalties of many parameters, in one autograd node."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from torchreg.steps.kernels import kernel_for
 
 
 def penalty_value(penalties: Sequence[Penalty], params: Sequence[Tensor], compile: bool = False) -> Tensor:
-    """``sum_j R_j(w_j)``: 0-d on the first parameter's device, differentiable in reverse as often as they are.
+    """``sum_j R_j(w_j)``, 0-d on the first parameter's device; it can be differentiated as often as the penalties.
 
     Args:
         penalties: one for each parameter.
         params: the parameters.
-        compile: whether to take the kernels of :mod:`torchreg.steps.kernels` where there is one.
+        compile: whether to use the kernels of :mod:`torchreg.steps.kernels`.
     """
     if torch.is_autocast_enabled(params[0].device.type):
-        with torch.autocast(params[0].device.type, enabled=False):  # matrix penalties would lose half their digits
+        with torch.autocast(params[0].device.type, enabled=False):  # it would cost matrix penalties half their digits
             return penalty_value(penalties, params, compile)
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return _sum(penalties, params)  # they trace, or transform, the formulas themselves
+        return _sum(penalties, params)  # a compiler or transform traces the formulas themselves
     value: Tensor = PenaltySum.apply(penalties, compile, *params)
     return value
 
 
 class PenaltySum(torch.autograd.Function):
-    """Autograd would make several nodes for each parameter, and more passes over the weights than the closed forms."""
+    """The sum as one node. Autograd would make several nodes for each parameter, and more passes over the weights."""
 
     @staticmethod
     def forward(ctx: Any, penalties: Sequence[Penalty], compile: bool, *params: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class PenaltySum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        # A number, where it costs nothing to read, keeps the gradient's arithmetic to fewer passes than a tensor does.
+        # With a number the gradient takes fewer passes than with a tensor; reading it is free on the CPU.
         batched = torch._C._functorch.is_legacy_batchedtensor(grad)
         readable = grad.device.type == "cpu" and grad.ndim == 0 and not torch.is_grad_enabled() and not batched
         scale = grad.item() if readable else grad
@@ -60,7 +60,7 @@ class PenaltySum(torch.autograd.Function):
 
 
 def _sum(penalties: Sequence[Penalty], params: Sequence[Tensor], compile: bool = False) -> Tensor:
-    sums: dict[Layout, Tensor] = {}  # one reduction over the processes for all weights that are spread alike
+    sums: dict[Layout, Tensor] = {}  # one reduction over the processes for all weights with the same layout
     for bundle in _bundles(penalties, params):
         penalty, weights = penalties[bundle[0]], [params[i] for i in bundle]
         value, layout = _value(penalty, weights, compile), layout_of_sum(weights[0], penalty.is_separable)
@@ -73,7 +73,7 @@ def _sum(penalties: Sequence[Penalty], params: Sequence[Tensor], compile: bool =
 
 
 def _bundles(penalties: Sequence[Penalty], params: Sequence[Tensor]) -> list[list[int]]:
-    """Which weights are worked on together: under autograd, which is to see the formulas, each is alone."""
+    """Which weights are processed in one call. Under autograd, which needs the formulas, each weight is alone."""
     if torch.is_grad_enabled():
         return [[i] for i in range(len(params))]
     return bundles([id(p) if p.is_uniform else object() for p in penalties], params)
@@ -84,7 +84,7 @@ def _value(penalty: Penalty, weights: Sequence[Tensor], compile: bool) -> Tensor
         return penalty.value(torch.cat([w.reshape(-1) for w in weights]))
     w = as_plain(weights[0], penalty.is_separable)
     if not penalty.is_uniform or torch.is_grad_enabled() or w.dtype not in (torch.float32, torch.float64):
-        return penalty.value(w)  # in one sum, for the derivatives of the formula and for what half precision holds
+        return penalty.value(w)  # in one sum: for the derivatives of the formula, and for the range of half precision
     kernel = kernel_for(penalty, "value", 1.0, w) if compile else None
     if kernel is not None:
         value: Tensor = kernel(w)

@@ -1,4 +1,4 @@
-"""WHICH parameters and modules a penalty is for."""
+"""WHICH parameters and modules are penalized."""
 
 from torchreg.selection.parameters import ParamInfo
 from torchreg.selection.selectors import Selector, everything, in_modules, named, weights

@@ -1,4 +1,4 @@
-"""Choosing modules of a model, and naming what there was to choose from."""
+"""Selecting modules of a model."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ ModuleFilter = str | nn.Module | type[nn.Module] | Callable[[str, nn.Module], bo
 def select_modules(
     owner: str, model: nn.Module, modules: ModuleFilter | Iterable[ModuleFilter], argument: str = "modules"
 ) -> dict[str, nn.Module]:
-    """The modules that any of the choices matches, each once, under its first name.
+    """The modules that any of the filters matches, each once, under its first name.
 
     Args:
-        owner: whose errors these are.
-        model: any module; it is among the filters, under the name ``""``.
+        owner: the name with which error messages begin.
+        model: any module; it can be selected itself, under the name ``""``.
         modules: a pattern on full names, a module, a type, a predicate ``(name, module) -> bool``, or several of these.
-        argument: what the owner calls them.
+        argument: the name of the owner's argument.
 
     Raises:
-        ValueError: one of the choices matches no module.
-        TypeError: ``modules`` are none of the above.
+        ValueError: one of the filters matches no module.
+        TypeError: ``modules`` is of another kind.
     """
     filters = [modules] if isinstance(modules, str) or callable(modules) else modules
     if not isinstance(filters, Iterable):
@@ -34,10 +34,10 @@ def select_modules(
     for wanted in filters:
         matched = {module for name, module in places if _matches(wanted, name, module, f"{owner}: {argument}")}
         if not matched:
-            raise ValueError(f"{owner}: {argument} must choose some, {wanted!r} matches none of {names}")
+            raise ValueError(f"{owner}: {argument} must select some, {wanted!r} matches none of {names}")
         found |= matched
     if not found:
-        raise ValueError(f"{owner}: {argument} must choose some of {names}, got {modules!r}")
+        raise ValueError(f"{owner}: {argument} must select some of {names}, got {modules!r}")
     return {name: module for name, module in model.named_modules() if module in found}
 
 
@@ -54,6 +54,6 @@ def _matches(wanted: ModuleFilter, name: str, module: nn.Module, what: str) -> b
 
 
 def listed(names: list[str], most: int = 12) -> str:
-    """The names, or the first of many."""
+    """The names in one line, of many only the first."""
     rest = f", ... ({len(names) - most} more)" if len(names) > most else ""
     return ", ".join(names[:most]) + rest if names else "a model without parameters"

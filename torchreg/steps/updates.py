@@ -1,4 +1,4 @@
-"""What a penalty does in an optimizer's step, in each of the modes that act there."""
+"""The updates that a penalty makes in an optimizer's step, in each mode."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -25,7 +25,7 @@ def add_gradients(optimizer: Optimizer, penalties: Penalties, scales: Scales, co
     """Mode "grad", before the update: ``grad += dR(w)``.
 
     Raises:
-        ValueError: a gradient is sparse, where a penalty's would not be.
+        ValueError: a gradient is sparse, but the penalty's gradient is dense.
     """
     unscaled = gradient_scale(optimizer)
     for batch in param_batches(optimizer, penalties, scales):
@@ -61,7 +61,7 @@ def take_proximal_steps(optimizer: Optimizer, penalties: Penalties, scales: Scal
 
 
 class ParamBatch(NamedTuple):
-    """Parameters in a row, of one group, that a step moves, with one penalty and one scale."""
+    """Consecutive parameters of one group that a step changes, with the same penalty and the same scale."""
 
     group: Group
     penalty: Penalty
@@ -71,7 +71,7 @@ class ParamBatch(NamedTuple):
 
 
 def param_batches(optimizer: Optimizer, penalties: Penalties, scales: Scales) -> list[ParamBatch]:
-    """The penalized parameters that the coming (or just made) step moves, as few shares as there can be in order."""
+    """The penalized parameters that the coming (or last) step changes, in as few batches as their order allows."""
     found: list[ParamBatch] = []
     last: tuple[object, ...] = ()
     for param, grad, penalty, group in stepped(optimizer, penalties):
@@ -91,7 +91,7 @@ def _update_all(
     lists: tuple[list[Tensor], ...],
     in_one_pass: tuple[Form, float | Tensor] | None,
 ) -> None:
-    """``one(*tensors)`` for the tensors of each weight, or ``many(*lists)`` for those of small ones together."""
+    """Calls ``one(*tensors)`` for each large weight, and ``many(*lists)`` for small weights together."""
     is_uniform, is_separable = penalty.is_uniform, penalty.is_separable
     kernels: dict[torch.device, Kernel | None] = {}
     small: tuple[list[Tensor], ...] = tuple([] for _ in lists)
@@ -119,7 +119,7 @@ def _update_all(
 
 
 def update_(penalty: Penalty, act: Callable[..., object], *tensors: Tensor) -> None:
-    """``act(*tensors)``, which changes the first of them, on as much of them at a time as the penalty needs to see."""
+    """``act(*tensors)``, which changes the first tensor: in chunks or on shards if the penalty allows that."""
     on_plain_(partial(_chunk_by_chunk, act) if penalty.is_uniform else act, penalty.is_separable, *tensors)
 
 
@@ -129,7 +129,7 @@ def _chunk_by_chunk(act: Callable[..., object], *tensors: Tensor) -> None:
 
 
 def stepped(optimizer: Optimizer, penalties: Penalties) -> Iterator[tuple[nn.Parameter, Tensor, Penalty, Group]]:
-    """The penalized parameters that the coming (or just made) step moves."""
+    """The penalized parameters that the coming (or last) step changes."""
     for group in optimizer.param_groups:
         for param in group["params"]:
             penalty = penalties.get(param)
