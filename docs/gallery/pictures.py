@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -39,6 +40,9 @@ SHADES = {
 }
 INK, FAINT, BLUE, ORANGE, GREEN, PURPLE = SHADES
 HUES = (BLUE, ORANGE, GREEN, PURPLE)
+
+ElementTree.register_namespace("", "http://www.w3.org/2000/svg")
+ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 
 STYLE = {
     "figure.facecolor": "none",
@@ -77,13 +81,93 @@ def figure(description: str, width: float = 3.4, height: float = 2.9) -> Axes:
     return axes
 
 
+class Taught:
+    """For sphinx-gallery's ``within_subsection_order``: the well-known first, and beside each what is like it."""
+
+    ORDER = (
+        *(
+            "l1",
+            "l2",
+            "elastic_net",
+            "huber",
+            "lp",
+            "log_sum",
+            "mcp",
+            "scad",
+            "hoyer_square",
+            "l2sp",
+            "l1sp",
+        ),
+        *(
+            "group_lasso",
+            "sparse_group_lasso",
+            "exclusive_lasso",
+            "nuclear",
+            "spectral_norm",
+            "convolution_norm",
+        ),
+        *(
+            "soft_orthogonality",
+            "double_soft_orthogonality",
+            "srip",
+            "kl_sparsity",
+            "complexity",
+        ),
+        *(
+            "max_norm",
+            "unit_norm",
+            "non_negative",
+            "simplex",
+            "l1_ball",
+            "l2_ball",
+            "linf_ball",
+        ),
+        *(
+            "dropout",
+            "channels",
+            "drop_block",
+            "gaussian_dropout",
+            "alpha_dropout",
+            "feature_alpha_dropout",
+        ),
+        *(
+            "stochastic_depth",
+            "drop_connect",
+            "locked_dropout",
+            "embedding_dropout",
+            "word_dropout",
+        ),
+        *("concrete_dropout", "variational_dropout", "hard_concrete"),
+        *(
+            "lr",
+            "schedule",
+            "independent",
+            "corrected",
+            "decay_l1",
+            "towards_start",
+            "cautious",
+        ),
+    )
+
+    def __init__(self, folder: str) -> None:
+        pass
+
+    def __call__(self, name: str) -> int:
+        return self.ORDER.index(Path(name).stem.removeprefix("plot_"))
+
+
 def scraper(block: Any, variables: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """For sphinx-gallery's ``image_scrapers``: each open figure in mid-tones (its thumbnail), light and dark."""
+    """For sphinx-gallery's ``image_scrapers``: each open figure without text (its thumbnail), light and dark."""
     images = []
     for number, path in zip(plt.get_fignums(), variables["image_path_iterator"], strict=False):
         shown = plt.figure(number)
-        for suffix, text in {"": drawing(), "_light": shaded(0), "_dark": shaded(1)}.items():
-            Path(path).with_name(Path(path).stem + suffix).with_suffix(".svg").write_text(text)
+        text = drawing()
+        for suffix, copy in {
+            "": silent(text),
+            "_light": shaded(text, 0),
+            "_dark": shaded(text, 1),
+        }.items():
+            Path(path).with_name(Path(path).stem + suffix).with_suffix(".svg").write_text(copy)
         place = Path(path).relative_to(config["src_dir"]).with_suffix("").as_posix()
         images += [
             f".. image:: /{place}_{name}.svg\n   :alt: {shown.get_label()}\n   :class: only-{name}\n"
@@ -105,9 +189,19 @@ def drawing() -> str:
     return text.getvalue()
 
 
-def shaded(page: int, text: str | None = None) -> str:
-    """The current figure as SVG, in the colors of a light page (0) or a dark one (1)."""
-    return re.sub("|".join(SHADES), lambda found: SHADES[found[0]][page], drawing() if text is None else text)
+def silent(svg: str) -> str:
+    """A figure without its text, which cannot be read at the size of a thumbnail."""
+    root = ElementTree.fromstring(svg)
+    for parent in root.iter():
+        for child in list(parent):
+            if child.get("id", "").startswith("text_"):
+                parent.remove(child)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def shaded(svg: str, page: int) -> str:
+    """A figure in the colors of a light page (0) or a dark one (1)."""
+    return re.sub("|".join(SHADES), lambda found: SHADES[found[0]][page], svg)
 
 
 # -- one weight -------------------------------------------------------------------------------------------------------
@@ -121,29 +215,29 @@ def curves(penalties: Penalty | Mapping[str, Penalty], panels: int = 3) -> None:
     kinds: dict[str, tuple[Callable[[Any], Tensor], tuple[float, float]]] = {
         "value $R(w)$": (lambda penalty: torch.vmap(penalty.value)(each), (-0.15, 4.15)),
         "gradient $R'(w)$": (lambda penalty: torch.vmap(penalty.gradient)(each), (-2.15, 2.15)),
-        "prox of $w$": (lambda penalty: torch.vmap(lambda x: penalty.prox(x, 1.0))(each), (-3, 3)),
+        "prox of $w$": (
+            lambda penalty: torch.vmap(lambda x: penalty.prox(x, 1.0))(each),
+            (-3, 3),
+        ),
     }
     for title, (compute, limits) in list(kinds.items())[:panels]:
-        axes = figure(f"{title} of one weight w, for {', '.join(map(repr, named.values()))}", 2.35, 2.3)
+        axes = figure(
+            f"{title} of one weight w, for {', '.join(map(repr, named.values()))}", 2.35, 2.3
+        )
         axes.axhline(0, color=FAINT, linewidth=0.7)
         axes.axvline(0, color=FAINT, linewidth=0.7)
         if title.startswith("prox"):
             axes.plot(w, w, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
         ends = []
         for (name, penalty), color in zip(named.items(), HUES, strict=False):
-            y = compute(penalty).flatten().clone()
+            y = compute(penalty).flatten()
             jumps = (y.diff().abs() > 0.1).nonzero().flatten()
-            joined = y.clone()
-            y[jumps], y[jumps + 1] = torch.nan, torch.nan
-            axes.plot(w, y, color=color)
-            axes.plot(w, joined.where(y.isnan() | _beside(y.isnan()), torch.nan), color=color, linewidth=0.9)
-            ends.append((name, color, joined[-1].item()))
+            axes.plot(w, y.index_fill(0, jumps + 1, torch.nan), color=color)
+            for k in jumps.tolist():
+                axes.plot(w[k : k + 3], y[k : k + 3], color=color, linewidth=0.9)
+            ends.append((name, color, y[-1].item()))
         axes.set(xlim=(-3, 3), ylim=limits, title=title, xticks=(-2, 0, 2), xlabel="$w$")
         _label_ends(axes, [end for end in ends if end[0]])
-
-
-def _beside(hole: Tensor) -> Tensor:
-    return torch.cat([hole[1:], hole[-1:]]) | torch.cat([hole[:1], hole[:-1]])
 
 
 def _label_ends(axes: Axes, ends: Sequence[tuple[str, str, float]], gap: float = 0.085) -> None:
@@ -151,10 +245,14 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[str, str, float]], gap: float =
     low, high = axes.get_ylim()
     heights = [gap * (1 + name.count("\n")) for name, _, _ in ends]
     below, ceiling = sum(heights), 1 + gap / 2
-    for (name, color, y), height in sorted(zip(ends, heights, strict=True), key=lambda pair: -pair[0][2]):
+    for (name, color, y), height in sorted(
+        zip(ends, heights, strict=True), key=lambda pair: -pair[0][2]
+    ):
         below -= height
         at = min(max((y - low) / (high - low), below), ceiling - height / 2)
-        axes.text(1.02, at, name, color=color, transform=axes.transAxes, va="center", fontsize=8)
+        axes.text(
+            1.02, at, name, color=color, transform=axes.transAxes, va="center", fontsize=8
+        )
         ceiling = at - height / 2
 
 
@@ -199,28 +297,38 @@ def plane(
     side = torch.linspace(-2, 2, 201)
     points = torch.stack(torch.meshgrid(side, side, indexing="xy"), -1)
     values = torch.vmap(torch.vmap(penalty.value))(weight(points))
-    for level in sorted({round(float(penalty.value(weight(torch.tensor(point)))), 5) for point in through}):
+    for level in sorted(
+        {round(float(penalty.value(weight(torch.tensor(point)))), 5) for point in through}
+    ):
         axes.contourf(side, side, values, [-np.inf, level], colors=[BLUE], alpha=0.1)
         axes.contour(side, side, values, [level], colors=[BLUE], linewidths=1)
     away = points - LEAST
     losses = (away @ CORRELATED * away).sum(-1) / 2
-    axes.contour(side, side, losses, [0.1, 0.4, 1.0], colors=[FAINT], linewidths=0.8, linestyles="dashed")
+    axes.contour(
+        side, side, losses, [0.1, 0.4, 1.0], colors=[FAINT], linewidths=0.8, linestyles="dashed"
+    )
     way = torch.stack([LEAST, *_minima(make, weight, steps)])
     axes.plot(*way.T, color=ORANGE, linewidth=2.2)
     axes.plot(*way[0], "o", color=ORANGE, markersize=5)
     axes.text(way[0][0] + 0.07, way[0][1] + 0.1, "$s = 0$", color=ORANGE)
     axes.plot(*way[-1], "o", color=ORANGE, markersize=5, markerfacecolor="none", clip_on=False)
-    axes.set(xlim=(-2, 2), ylim=(-2, 2), aspect="equal", xticks=range(-2, 3), yticks=range(-2, 3))
+    axes.set(
+        xlim=(-2, 2), ylim=(-2, 2), aspect="equal", xticks=range(-2, 3), yticks=range(-2, 3)
+    )
     axes.set(title="level sets, and the minimum along $s$", xlabel=symbols[0])
     axes.set_ylabel(symbols[1], rotation=0)
 
 
-def _minima(make: Callable[[float], Penalty], weight: Callable[[Tensor], Tensor], steps: int) -> list[Tensor]:
+def _minima(
+    make: Callable[[float], Penalty], weight: Callable[[Tensor], Tensor], steps: int
+) -> list[Tensor]:
     def gradient(w: Tensor) -> Tensor:
         two = w[0] if weight is row else w.diagonal()
         return weight((two - LEAST) @ CORRELATED)
 
-    found = follow(make, gradient, weight(LEAST), torch.logspace(-2.5, 1.5, steps).tolist(), 1.6)
+    found = follow(
+        make, gradient, weight(LEAST), torch.logspace(-2.5, 1.5, steps).tolist(), 1.6
+    )
     return [w[0] if weight is row else w.diagonal() for w in found]
 
 
@@ -263,8 +371,12 @@ def follow(
 
 
 TRUTH = torch.tensor([3.0, -2.0, 1.5, 1.0, 0, 0, 0, 0, 0, 0, 0, 0])
-TWINS = torch.tensor([1.5, -2.0, 1.5, 1.0, 0, 0, 0, 0, 0, 0, 0, 0])  # the third input is nearly the first
-TRIPLES = torch.arange(12).view(1, 12) // 3  # groups of three inputs: all in use, one in use, none, none
+TWINS = torch.tensor(
+    [1.5, -2.0, 1.5, 1.0, 0, 0, 0, 0, 0, 0, 0, 0]
+)  # the third input is nearly the first
+TRIPLES = (
+    torch.arange(12).view(1, 12) // 3
+)  # groups of three inputs: all in use, one in use, none, none
 
 
 @cache
@@ -303,8 +415,15 @@ def coefficients(
     gram, correlation, fit = regression(twins)
     strengths = list(bounds) if len(bounds) else np.logspace(-2, 1, count).tolist()
     curvature = torch.linalg.eigvalsh(gram).max().item()
-    minima = follow(make, lambda w: w @ gram - correlation, fit.view(1, -1), strengths, curvature)
-    axes = _along(strengths, len(bounds) > 0, title, f"Coefficients of a regression, for {make(strengths[0])!r} and on")
+    minima = follow(
+        make, lambda w: w @ gram - correlation, fit.view(1, -1), strengths, curvature
+    )
+    axes = _along(
+        strengths,
+        len(bounds) > 0,
+        title,
+        f"Coefficients of a regression, for {make(strengths[0])!r} and on",
+    )
     truth = TWINS if twins else TRUTH
     for number in reversed(range(12)):
         path = [w[0, number].item() for w in minima]
@@ -319,7 +438,15 @@ def coefficients(
     if groups:
         _label_ends(axes, [(f"group {k + 1}", HUES[k], 3.7 - 0.1 * k) for k in range(4)])
     else:
-        axes.text(0.02, 0.98, "true coefficient not 0", color=BLUE, transform=axes.transAxes, va="top", fontsize=8)
+        axes.text(
+            0.02,
+            0.98,
+            "true coefficient not 0",
+            color=BLUE,
+            transform=axes.transAxes,
+            va="top",
+            fontsize=8,
+        )
         if twins:
             axes.text(
                 0.98,
@@ -331,13 +458,25 @@ def coefficients(
                 va="top",
                 fontsize=8,
             )
-        axes.text(0.02, 0.3, "true coefficient 0", color=ORANGE, transform=axes.transAxes, va="top", fontsize=8)
+        axes.text(
+            0.02,
+            0.3,
+            "true coefficient 0",
+            color=ORANGE,
+            transform=axes.transAxes,
+            va="top",
+            fontsize=8,
+        )
 
 
 def _along(strengths: Sequence[float], bounded: bool, title: str, description: str) -> Axes:
     axes = figure(description)
     axes.axhline(0, color=FAINT, linewidth=0.7)
-    axes.set(xlim=(strengths[0], strengths[-1]), title=title, xlabel="bound" if bounded else "strength (log scale)")
+    axes.set(
+        xlim=(strengths[0], strengths[-1]),
+        title=title,
+        xlabel="bound" if bounded else "strength (log scale)",
+    )
     if not bounded:
         axes.set_xscale("log")
         axes.set_xticks([0.01, 0.1, 1, 10], ["0.01", "0.1", "1", "10"])
@@ -350,7 +489,14 @@ def _mark(axes: Axes, values: Tensor, at: float) -> None:
     """Short strokes beside the axes at the values that were to be found."""
     for value in values.tolist():
         place = axes.get_yaxis_transform()
-        axes.plot([at, at + 0.035], [value] * 2, color=INK, clip_on=False, transform=place, solid_capstyle="butt")
+        axes.plot(
+            [at, at + 0.035],
+            [value] * 2,
+            color=INK,
+            clip_on=False,
+            transform=place,
+            solid_capstyle="butt",
+        )
 
 
 @cache
@@ -372,12 +518,18 @@ def singular_values(make: Callable[[float], Penalty]) -> None:
     curvature = torch.linalg.eigvalsh(gram).max().item()
     minima = follow(make, lambda w: w @ gram - correlation, fit, strengths, curvature)
     axes = _along(
-        strengths, False, "singular values of a regression", f"Singular values along the strength, {make(1)!r}"
+        strengths,
+        False,
+        "singular values of a regression",
+        f"Singular values along the strength, {make(1)!r}",
     )
     paths = torch.stack([torch.linalg.svdvals(w) for w in minima])
     for number in reversed(range(8)):
         axes.plot(
-            strengths, paths[:, number], color=BLUE if number < 3 else ORANGE, linewidth=1.8 if number < 3 else 1.1
+            strengths,
+            paths[:, number],
+            color=BLUE if number < 3 else ORANGE,
+            linewidth=1.8 if number < 3 else 1.1,
         )
     _mark(axes, torch.tensor([3.0, 2.0, 1.0]), -0.045)
     axes.set(ylim=(-0.1, 3.6))
@@ -389,7 +541,14 @@ def fitted(penalty: Penalty) -> Tensor:
     curvature = torch.linalg.eigvalsh(gram).max().item()
     strengths = [penalty.strength * scale for scale in (0.01, 0.03, 0.1, 0.3, 1.0)]
     make = partial(replace, penalty)
-    return follow(lambda s: make(strength=s), lambda w: w @ gram - correlation, fit, strengths, curvature, 100)[-1]
+    return follow(
+        lambda s: make(strength=s),
+        lambda w: w @ gram - correlation,
+        fit,
+        strengths,
+        curvature,
+        100,
+    )[-1]
 
 
 # -- matrices and images ----------------------------------------------------------------------------------------------
@@ -422,13 +581,19 @@ def matrix(
     """
     axes = figure(title, *size)
     values = values.detach().float()
-    strength = (values.abs() / (most or values.abs().max().clamp(min=1e-12))).clamp(max=1).numpy()
+    strength = (
+        (values.abs() / (most or values.abs().max().clamp(min=1e-12))).clamp(max=1).numpy()
+    )
     cells = np.zeros((*values.shape, 4))
     cells[..., :3] = np.where((values < 0).numpy()[..., None], to_rgb(ORANGE), to_rgb(BLUE))
     cells[..., 3] = strength
     if dropped is not None:
         cells[dropped.numpy()] = (*to_rgb(ORANGE), 1)
-    axes.imshow(cells, interpolation="nearest", aspect="auto" if rows or columns or size[0] > 3 else "equal")
+    axes.imshow(
+        cells,
+        interpolation="nearest",
+        aspect="auto" if rows or columns or size[0] > 3 else "equal",
+    )
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
     axes.tick_params(length=0)
@@ -444,7 +609,9 @@ def _frame(axes: Axes) -> None:
 def weights() -> Tensor:
     """The weights of 6 output units with 8 inputs, some of them large and some small."""
     draw = torch.Generator().manual_seed(5)
-    return torch.randn(6, 8, generator=draw) * torch.tensor([1.4, 0.25, 0.9, 0.15, 0.6, 0.35]).view(6, 1)
+    return torch.randn(6, 8, generator=draw) * torch.tensor(
+        [1.4, 0.25, 0.9, 0.15, 0.6, 0.35]
+    ).view(6, 1)
 
 
 def before_and_after(penalties: Mapping[str, ProximalPenalty], step: float = 1.0) -> None:
@@ -460,7 +627,9 @@ def before_and_after(penalties: Mapping[str, ProximalPenalty], step: float = 1.0
 def photo(side: int = 56) -> Tensor:
     """A photograph of a flower, ``(3, side, side)``, in [0, 1]."""
     whole = torch.tensor(load_sample_image("flower.jpg")).permute(2, 0, 1).float() / 255
-    return nn.functional.interpolate(whole[None, :, 40:400, 150:510], size=(side, side), mode="area")[0]
+    return nn.functional.interpolate(
+        whole[None, :, 40:400, 150:510], size=(side, side), mode="area"
+    )[0]
 
 
 @cache
@@ -474,13 +643,22 @@ def feature_maps() -> Tensor:
 
 
 def picture(
-    image: Tensor, title: str, *, dropped: Tensor | None = None, white: float = 1.0, black: float = 0.0
+    image: Tensor,
+    title: str,
+    *,
+    dropped: Tensor | None = None,
+    white: float = 1.0,
+    black: float = 0.0,
 ) -> None:
     """An image ``(C, H, W)`` or ``(H, W)`` in gray or color, with what was dropped in orange."""
     axes = figure(title, 1.72, 1.9)
     image = image.detach()
     shown = ((image if image.ndim == 2 else image.movedim(0, -1)) - black) / (white - black)
-    shown = shown.clamp(0, 1) if shown.ndim == 3 else shown.clamp(0, 1).unsqueeze(-1).expand(-1, -1, 3)
+    shown = (
+        shown.clamp(0, 1)
+        if shown.ndim == 3
+        else shown.clamp(0, 1).unsqueeze(-1).expand(-1, -1, 3)
+    )
     shown = shown.clone()
     if dropped is not None:
         shown[dropped] = torch.tensor(to_rgb(ORANGE))
@@ -498,22 +676,37 @@ def drawn(layer: nn.Module, x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     return output.detach(), ones == ones.min()
 
 
-def masks(layer: nn.Module, image: Tensor | None = None, *, drops: bool = True, mean_of: int = 400) -> None:
+def masks(
+    layer: nn.Module, image: Tensor | None = None, *, drops: bool = True, mean_of: int = 400
+) -> None:
     """A gray image before a layer, two draws after it, and the mean of many draws."""
     image = photo().mean(0) if image is None else image
     batch = image[None, None]
     draws = [drawn(layer, batch, seed) for seed in range(2)]
     mean = torch.stack([layer(batch)[0, 0] for _ in range(mean_of)]).mean(0)
-    kept = torch.cat([output[~dropped] if drops else output.flatten() for output, dropped in draws])
-    tones = {"white": max(kept.quantile(0.99).item(), image.max().item()), "black": image.min().item()}
+    kept = torch.cat(
+        [output[~dropped] if drops else output.flatten() for output, dropped in draws]
+    )
+    tones = {
+        "white": max(kept.quantile(0.99).item(), image.max().item()),
+        "black": image.min().item(),
+    }
     picture(image, "input", **tones)
     for number, (output, dropped) in enumerate(draws, start=1):
-        picture(output[0, 0], f"draw {number}", dropped=dropped[0, 0] if drops else None, **tones)
+        picture(
+            output[0, 0], f"draw {number}", dropped=dropped[0, 0] if drops else None, **tones
+        )
     picture(mean, f"mean of {mean_of} draws", **tones)
 
 
 def montage(
-    images: Tensor, title: str, *, dropped: Tensor | None = None, white: float = 1.0, black: float = 0.0, height: float
+    images: Tensor,
+    title: str,
+    *,
+    dropped: Tensor | None = None,
+    white: float = 1.0,
+    black: float = 0.0,
+    height: float,
 ) -> None:
     """Images ``(rows, columns, H, W)`` beside each other, with what was dropped in orange."""
     axes = figure(title, 3.4, height)
@@ -553,7 +746,9 @@ def tokens() -> tuple[Tensor, Tensor]:
     """The sentence as numbers of words, and as vectors of 24 features that are not negative."""
     words = sorted(set(SENTENCE))
     numbers = torch.tensor([words.index(word) for word in SENTENCE])
-    vectors = 0.15 + 0.85 * torch.rand(len(words), 24, generator=torch.Generator().manual_seed(0))
+    vectors = 0.15 + 0.85 * torch.rand(
+        len(words), 24, generator=torch.Generator().manual_seed(0)
+    )
     return numbers, vectors[numbers]
 
 
@@ -566,11 +761,18 @@ def sequence(values: Tensor, title: str, dropped: Tensor | None = None) -> None:
 
 def sentences(draws: Mapping[str, Sequence[str]], replaced: str) -> None:
     """Sentences beside each other, one row a word, with a word that stands for others in orange."""
-    axes = figure("; ".join(f"{name}: {' '.join(words)}" for name, words in draws.items()), 0.8 * len(draws), 2.6)
+    axes = figure(
+        "; ".join(f"{name}: {' '.join(words)}" for name, words in draws.items()),
+        0.8 * len(draws),
+        2.6,
+    )
     for column, (name, words) in enumerate(draws.items()):
         axes.text(column, -1.3, name, ha="center", va="center")
         for place, word in enumerate(words):
-            axes.text(column, place, word, ha="center", va="center", color=ORANGE if word == replaced else FAINT)
+            color = ORANGE if word == replaced else FAINT
+            axes.text(
+                column, place, word, ha="center", va="center", color=color, gid="word"
+            )  # which thumbnails keep
     axes.set(xlim=(-0.5, len(draws) - 0.5), ylim=(len(SENTENCE) - 0.5, -1.8))
     axes.axis("off")
 
@@ -614,7 +816,9 @@ def train(
 
 def projections(constraint: Constraint, weight: Callable[[Tensor], Tensor] = row) -> None:
     """The set in two weights, and arrows from points to where the constraint takes them."""
-    axes = figure(f"The set of {constraint!r} in two weights, and the projections of points onto it")
+    axes = figure(
+        f"The set of {constraint!r} in two weights, and the projections of points onto it"
+    )
     side = torch.linspace(-2, 2, 401)
     points = torch.stack(torch.meshgrid(side, side, indexing="xy"), -1)
     project = torch.vmap(torch.vmap(lambda two: constraint.prox(weight(two), 1.0)))
@@ -625,9 +829,16 @@ def projections(constraint: Constraint, weight: Callable[[Tensor], Tensor] = row
     for start in torch.cartesian_prod(grid, grid):
         end = constraint.prox(weight(start), 1.0).flatten()
         if (end - start).norm() > 0.02:
-            axes.annotate("", end.tolist(), start.tolist(), arrowprops={"arrowstyle": "->", "color": ORANGE, "lw": 0.9})
+            axes.annotate(
+                "",
+                end.tolist(),
+                start.tolist(),
+                arrowprops={"arrowstyle": "->", "color": ORANGE, "lw": 0.9},
+            )
             axes.plot(*end, "o", color=ORANGE, markersize=2.5)
-    axes.set(xlim=(-2, 2), ylim=(-2, 2), aspect="equal", xticks=range(-2, 3), yticks=range(-2, 3))
+    axes.set(
+        xlim=(-2, 2), ylim=(-2, 2), aspect="equal", xticks=range(-2, 3), yticks=range(-2, 3)
+    )
     axes.set(title="the set, and projections onto it", xlabel="$w_1$")
     axes.set_ylabel("$w_2$", rotation=0)
 
@@ -636,17 +847,40 @@ def compare(constraint: Constraint, title: str) -> None:
     """The coefficients of a small regression by least squares, and within a set."""
     gram, correlation, fit = regression()
     curvature = torch.linalg.eigvalsh(gram).max().item()
-    (within,) = follow(lambda _: constraint, lambda w: w @ gram - correlation, fit.view(1, -1), [1.0], curvature, 500)
-    axes = figure(f"{title}: coefficients of a regression by least squares and with {constraint!r}")
+    (within,) = follow(
+        lambda _: constraint,
+        lambda w: w @ gram - correlation,
+        fit.view(1, -1),
+        [1.0],
+        curvature,
+        500,
+    )
+    axes = figure(
+        f"{title}: coefficients of a regression by least squares and with {constraint!r}"
+    )
     axes.axhline(0, color=FAINT, linewidth=0.7)
     places = torch.arange(12)
-    for name, values, shift, color in (("least squares", fit, -0.15, ORANGE), (title, within[0], 0.15, BLUE)):
+    for name, values, shift, color in (
+        ("least squares", fit, -0.15, ORANGE),
+        (title, within[0], 0.15, BLUE),
+    ):
         axes.vlines(places + shift, 0, values, color=color, linewidth=1)
         axes.plot(places + shift, values, "o", color=color, markersize=4)
         axes.text(
-            0.98, 0.97 if color == ORANGE else 0.89, name, color=color, ha="right", va="top", transform=axes.transAxes
+            0.98,
+            0.97 if color == ORANGE else 0.89,
+            name,
+            color=color,
+            ha="right",
+            va="top",
+            transform=axes.transAxes,
         )
-    axes.set(xlabel="coefficient", xticks=places[::2], ylim=(-2.9, 3.9), title="coefficients of a regression")
+    axes.set(
+        xlabel="coefficient",
+        xticks=places[::2],
+        ylim=(-2.9, 3.9),
+        title="coefficients of a regression",
+    )
 
 
 # -- couplings --------------------------------------------------------------------------------------------------------
@@ -684,15 +918,30 @@ def decayed(
 def couplings(shown: str) -> None:
     """What is left of a weight without a gradient, under three schedules; one coupling in blue, the others faint."""
     for title, rate in RATES.items():
-        axes = figure(f"A weight without a gradient by steps, {title}, with each coupling", 2.35, 2.3)
+        axes = figure(
+            f"A weight without a gradient by steps, {title}, with each coupling", 2.35, 2.3
+        )
         ends: dict[float, str] = {}
         for coupling in (*(each for each in COUPLINGS if each != shown), shown):
             sizes = decayed(rate, coupling=coupling)
-            axes.plot(sizes, color=BLUE if coupling == shown else FAINT, linewidth=2.2 if coupling == shown else 1.2)
+            axes.plot(
+                sizes,
+                color=BLUE if coupling == shown else FAINT,
+                linewidth=2.2 if coupling == shown else 1.2,
+            )
             end = round(sizes[-1], 3)
             ends[end] = coupling if end not in ends else f"{coupling},\n{ends[end]}"
-        axes.set(title=title, xlabel="step", xlim=(0, STEPS), ylim=(0, 1.05), xticks=(0, 100, 200), yticks=(0, 0.5, 1))
-        _label_ends(axes, [(name, BLUE if shown in name else FAINT, end) for end, name in ends.items()])
+        axes.set(
+            title=title,
+            xlabel="step",
+            xlim=(0, STEPS),
+            ylim=(0, 1.05),
+            xticks=(0, 100, 200),
+            yticks=(0, 0.5, 1),
+        )
+        _label_ends(
+            axes, [(name, BLUE if shown in name else FAINT, end) for end, name in ends.items()]
+        )
 
 
 # -- anything else ----------------------------------------------------------------------------------------------------
@@ -732,6 +981,9 @@ def lines(
     axes.set(title=title, **settings)
     axes.margins(x=0)
     if labels:
-        ends = [(name, color, float(y[-1])) for (name, (_, y)), color in zip(series.items(), colors, strict=False)]
+        ends = [
+            (name, color, float(y[-1]))
+            for (name, (_, y)), color in zip(series.items(), colors, strict=False)
+        ]
         _label_ends(axes, ends)
     return axes
