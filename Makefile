@@ -1,4 +1,4 @@
-# Every command installs what it needs into .venv first; none is needed where pip is used by hand.
+# Every command first installs what it needs into .venv. Without make: docs/start/install.md.
 PYTHON ?= python3
 PYTEST = .venv/bin/python -m pytest --numprocesses auto --dist loadfile
 

@@ -104,8 +104,8 @@ def _warn_of_namesake(package: _Path) -> None:
     """Warns if the unrelated distribution torchreg of the package index was installed into the same folder."""
     if any(package.parent.glob("torchreg-*.dist-info")) or (package / "syn.py").exists():
         _warn(
-            "the unrelated package 'torchreg' shares the folder of torch-regularizers, and each overwrites the other: run "
-            "'pip uninstall torchreg', then 'pip install --force-reinstall --no-deps torch-regularizers'",
+            "the unrelated package 'torchreg' is in the folder of torch-regularizers, and each overwrites the other: "
+            "run 'pip uninstall torchreg', then install torch-regularizers again with --force-reinstall",
             stacklevel=3,
         )
 

@@ -68,10 +68,13 @@ def on_the_index(readme: str) -> str:
 
 
 def test_on_a_package_index_pictures_are_their_descriptions_and_no_link_is_broken():
-    shown = on_the_index("See ![a curve](docs/a.png), [the guide](docs/x.md#part) and [it](https://a.b/c.md): `f[0](a.b)`.")
-    assert shown == "See *a curve*, the guide and [it](https://a.b/c.md): `f[0](a.b)`."
+    readme = "See ![a curve](a.png), [a guide](docs/x.md#part), [it](https://a.b/c.md), [a\nmode][modes]: `f[0](a.b)`."
+    shown = "See *a curve*, a guide, [it](https://a.b/c.md), a\nmode: `f[0](a.b)`."
+    assert on_the_index(readme + "\n\n[modes]: docs/guides/modes.md\n").strip() == shown
     readme = text_of("README.md")
-    assert not re.search(r"\]\((?!https?:|#)[\w./-]+\.\w+|<(img|source|a)\b", on_the_index(readme))
+    assert not re.search(
+        r"\]\((?!https?:|#)[\w./-]+\.\w+|<(img|source|a)\b|^\[[\w-]+\]: (?!https?:)", on_the_index(readme), re.MULTILINE
+    )
     fences = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
     assert fences.findall(on_the_index(readme)) == fences.findall(readme)
 
