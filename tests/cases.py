@@ -289,6 +289,9 @@ class NoProx(Penalty):
     def gradient(self, w: Tensor) -> Tensor:
         return 4 * w**3
 
+    def __repr__(self) -> str:
+        return "NoProx()"
+
 
 SILENT = [L1(0.0), L2(0.0), L1(0.0) + L2(0.0)]  # of strength 0: they must leave every bit alone
 

@@ -24,7 +24,7 @@ PROPERTIES = {
     "grad": "the same in mode `grad`, equal to mode `loss` under each optimizer; LBFGS",
     "decoupled": "the same in mode `decoupled`: one step is the formula",
     "prox step": "the same in mode `prox`",
-    "guest": "attached and removed is never attached, bit for bit",
+    "removal": "attached and removed is never attached, bit for bit",
     "compile": "`torch.compile` of the penalized loss without graph breaks or recompilation",
     "DDP": "two processes end with the weights of one",
     "FSDP2": "the same with sharded weights",

@@ -7,6 +7,7 @@ import hypothesis
 import pytest
 import torch
 
+pytest_plugins = ["tests.representatives"]
 pytest.register_assert_rewrite("tests.helpers")
 
 # The tensors are tiny: on a busy machine threads that wait for each other take 50 times as long.

@@ -45,6 +45,9 @@ Diagnostics: :mod:`torchreg.diagnostics`
     Norms, shares of zeros, compression. :func:`compress` removes dead units from a model.
 """
 
+from pathlib import Path as _Path
+from warnings import warn as _warn
+
 # Imported as themselves, so that they are attributes, but not in __all__: import * must not shadow torch's nn.
 from torchreg import diagnostics as diagnostics
 from torchreg import functional as functional
@@ -94,7 +97,20 @@ from torchreg.regularizer import PenalizedLoss as PenalizedLoss  # what penalize
 from torchreg.schedules import cosine, curriculum, early, late, linear
 from torchreg.selection import ParamInfo, Selector, everything, in_modules, named, weights
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
+
+
+def _warn_of_namesake(package: _Path) -> None:
+    """Warns if the unrelated distribution torchreg of the package index was installed into the same folder."""
+    if any(package.parent.glob("torchreg-*.dist-info")) or (package / "syn.py").exists():
+        _warn(
+            "the unrelated package 'torchreg' is in the folder of torch-regularizers, and each overwrites the other: "
+            "run 'pip uninstall torchreg', then install torch-regularizers again with --force-reinstall",
+            stacklevel=3,
+        )
+
+
+_warn_of_namesake(_Path(__file__).parent)
 
 __all__ = [
     "L1",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -11,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from experiments.config.names import slug, text_of
+from experiments.config.names import folder_name, slug, text_of
 from experiments.config.sections import Component, Name, Section, Seed, Size, Strength, Tree
 from experiments.config.sweep import Sweep
 from experiments.errors import UserError, did_you_mean, validated
@@ -134,9 +133,8 @@ class Run(Settings):
         """What all seeds have in common of :attr:`folder`."""
         if self.values:
             point = ",".join(f"{slug(key)}={slug(text_of(value))}" for key, value in self.values.items())
-            digest = hashlib.sha256(point.encode()).hexdigest()[:12]
-            return f"{slug(self.arm)}/{point if len(point) < 150 else f'{point[:120]}-{digest}'}"
-        return slug(self.arm) + ("" if self.strength is None else f"@{self.strength:g}")
+            return f"{folder_name(slug(self.arm))}/{folder_name(point)}"
+        return folder_name(slug(self.arm) + ("" if self.strength is None else f"@{self.strength:g}"))
 
     @property
     def folder(self) -> str:
@@ -204,7 +202,7 @@ def resolve(tree: Tree) -> Study:
     base = {key: value for key, value in tree.items() if key not in _Head.model_fields}
     validated(Settings, base, also=list(_Head.model_fields))  # its faults are told once, not once an arm
     _check_distinct("seeds", [str(seed) for seed in head.seeds])
-    _check_distinct("arms", [slug(arm.name).casefold() for arm in head.arms])
+    _check_distinct("arms", [folder_name(slug(arm.name)).casefold() for arm in head.arms])
     names = [arm.name for arm in head.arms]
     searched = (head.sweep.arms or names) if head.sweep else []
     for name in searched:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from experiments.config.names import slug, text_of
+from experiments.config.names import folder_name, slug, text_of
 from experiments.config.sections import Component, Section, Size, Tree
 
 
@@ -121,7 +121,7 @@ class Sweep(Section):
 
 
 def _check_told_apart(names: Sequence[str]) -> None:
-    slugs = [slug(name).casefold() for name in names]
+    folders = [folder_name(slug(name)).casefold() for name in names]
     for name in names:
-        if slugs.count(slug(name).casefold()) > 1:
+        if folders.count(folder_name(slug(name)).casefold()) > 1:
             raise ValueError(f"must be told apart, {name} cannot from another value")

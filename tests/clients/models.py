@@ -156,6 +156,7 @@ def adapted() -> nn.Module:
 
 
 NORM, POSITION, BIAS, SCALE = "normalization", "position embedding", "bias", "scale"
+DECLARED = "no_weight_decay()"  # the model's own method names the parameter
 
 CLIENTS = {
     "torchvision ResNet-18": Client(
@@ -224,9 +225,9 @@ CLIENTS = {
         deit,
         lambda model: to_scalar(model.eval()(images(16))),
         {
-            "cls_token": "cls token",
-            "dist_token": "dist token",
-            "pos_embed": POSITION,
+            "cls_token": DECLARED,
+            "dist_token": DECLARED,
+            "pos_embed": DECLARED,
             "patch_embed.proj.weight": None,
             "patch_embed.proj.bias": BIAS,
             "blocks.[01].norm[12].weight": NORM,

@@ -1,5 +1,7 @@
 """Studies of dropout: wrapped layers, scheduled rates, learned rates, and how far they compress."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -29,7 +31,7 @@ def test_every_layer_of_a_network_is_wrapped(name, network):
     assert all(type(module).__name__ == name for module in wrapped)
 
 
-@pytest.mark.parametrize("name", WRAPPED.keys() - {"DropConnect"})
+@pytest.mark.parametrize("name", sorted(WRAPPED.keys() - {"DropConnect"}))
 def test_what_has_learned_is_described_as_the_ordinary_layers_it_has_become(name, tmp_path):
     result = outcome(arm(model={"wrap": {"name": name, **WRAPPED[name]}}, regularizers=COMPLEXITY), tmp_path)
     assert set(result["norms"]) == {"linear1.weight", "output.weight"}
@@ -89,4 +91,4 @@ def test_what_is_wrong_names_its_key(changes, message, tmp_path):
 
 def test_shipped_studies_of_dropout_load():
     for name in ("dropout_family", "sparse_vd"):
-        assert config.load(config.Path(f"configs/mnist/{name}.toml")).runs
+        assert config.load(Path(f"configs/mnist/{name}.toml")).runs

@@ -284,7 +284,6 @@ def test_without_a_compiler_it_says_so_once_and_steps_as_usual(monkeypatch):
             "ProxAdam: compile=True needs a penalty that is a sum",
         ),
     ],
-    ids=str,
 )
 def test_what_cannot_work_gets_one_line(make, message):
     with pytest.raises((TypeError, ValueError), match=message) as caught:

@@ -83,7 +83,7 @@ CASES += [(case.constraint, "prox") for case in CONSTRAINTS]
 CASES += [(L1(0.2) + L2SP(0.3), mode) for mode in MODES if mode != "prox"] + [(NoProx(), "grad"), (L2SP(0.5), "prox")]
 
 
-@pytest.mark.parametrize(("penalty", "mode"), CASES, ids=lambda value: str(value))
+@pytest.mark.parametrize(("penalty", "mode"), CASES, ids=str)
 def test_each_penalty_acts_on_a_member_as_on_a_model_alone(penalty, mode):
     together, alone = both_ways(lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.5), penalty, mode)
     assert_close(together, alone, 1e-7)
@@ -272,7 +272,7 @@ class Looks(nn.Module):
         nn.functional.mse_loss,
         nn.functional.huber_loss,
     ],
-    ids=str,
+    ids=lambda criterion: getattr(criterion, "__name__", repr(criterion)),
 )
 def test_the_losses_are_those_of_the_criterion_for_each_member(criterion):
     outputs = torch.randn(4, 12, 3, dtype=torch.float64)
