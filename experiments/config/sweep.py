@@ -1,4 +1,4 @@
-"""The table [sweep]: which keys to search, and over what."""
+"""The table [sweep]: the keys of a search and their values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from experiments.config.sections import Component, Section, Size, Tree
 
 
 class Dimension(Section):
-    """What a swept key may be: one of ``values``, or between ``low`` and ``high``; with ``count``, on a grid there."""
+    """The values of a swept key: ``values``, or a range from ``low`` to ``high``; with ``count`` a grid in it."""
 
     values: Annotated[tuple[Any, ...], Field(strict=False, min_length=1)] | None = None
     low: int | float | None = None  # two whole numbers make a range of whole numbers
@@ -48,12 +48,12 @@ class Dimension(Section):
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is a range of whole numbers."""
+        """Whether this is a range of whole numbers."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     @property
     def finite(self) -> tuple[Any, ...] | None:
-        """All its values, in order; None for a range without a count."""
+        """All values in order; None for a range without a count."""
         if self.values is not None or self.count is None:
             return self.values
         assert self.low is not None
@@ -103,17 +103,17 @@ class Sweep(Section):
 
     @property
     def sampler_name(self) -> str:
-        """What samples unless the study says otherwise."""
+        """The sampler if the study names none."""
         return "GridSampler" if self.is_grid else "TPESampler"
 
     @property
     def points(self) -> int:
-        """How many points of an arm are tried."""
+        """The number of points that are tried for an arm."""
         return self.trials or math.prod(len(dimension.finite or ()) for dimension in self.space.values())
 
     @property
     def probes(self) -> list[Tree]:
-        """Points which between them have every value of every key, or the ends of its range."""
+        """Points that together contain every value of every key, or the ends of its range."""
         first = {key: dimension.ends[0] for key, dimension in self.space.items()}
         return [first] + [
             {**first, key: value} for key, dimension in self.space.items() for value in dimension.ends[1:]

@@ -1,4 +1,4 @@
-"""The report's pictures, as SVG."""
+"""The report's figures, as SVG."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from experiments.report.summary import Cell, Summary, mean
 
 
 class Picture(NamedTuple):
-    """A picture with its heading and a line on how to read it."""
+    """A figure with its heading and an explanation."""
 
     title: str
     text: str
@@ -25,7 +25,7 @@ class Picture(NamedTuple):
 
 
 def all_of(summary: Summary) -> list[Picture]:
-    """Every picture that the study has data for."""
+    """All figures for which the study has data."""
     cells = [cell for cell in summary.chosen if cell.is_done]
     if not cells:
         return []
@@ -152,7 +152,7 @@ def _layers(cells: Sequence[Cell]) -> Markup:
 
 
 def _top(cells: Sequence[Cell]) -> float:
-    """The largest error on the axes: one arm that under-fits must not flatten all the others."""
+    """The largest error on the axes, so that one arm that under-fits does not flatten all others."""
     return float(min(1.0, 3 * np.median([cell.mean("test_error").mean for cell in cells]) + 0.02))
 
 
