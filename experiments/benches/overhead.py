@@ -104,6 +104,6 @@ def _checked(table: Table, contenders: Mapping[str, Step]) -> Table:
     losses = [contenders[name].losses[-1].item() for name in same]
     apart = max(losses) - min(losses)
     if apart > 1e-3 * min(losses):
-        raise RuntimeError(f"bench: {', '.join(same)} must come to one loss, got {losses}")
-    note = f"after {CHECKED} steps the losses of {len(same)} equal ways, {losses[0]:.4f}, differ by {apart:.0e}"
+        raise RuntimeError(f"bench: {', '.join(same)} must have the same loss, got {losses}")
+    note = f"after {CHECKED} steps the losses of {len(same)} equivalent steps, {losses[0]:.4f}, differ by {apart:.0e}"
     return replace(table, note=note)

@@ -15,7 +15,7 @@ from torchreg import L1, L2, Penalty, Regularizer
 from torchreg.regularizer import Mode
 
 BATCH = 128
-CHECKED = 4  # steps whose losses are kept, before the batch is known by heart
+CHECKED = 4  # steps whose losses are kept, before the batch is memorized
 L1_STRENGTH, L2_STRENGTH = 1e-6, 1e-5
 
 

@@ -216,7 +216,7 @@ def resolve(tree: Tree) -> Study:
 def _check_distinct(key: str, names: Sequence[str]) -> None:
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"{key}: must be told apart, got {name!r} twice: rename or remove one")
+            raise UserError(f"{key}: must be distinct, got {name!r} twice: rename or remove one")
 
 
 def _runs(base: Tree, arm: _Arm, seeds: Sequence[int], values: Tree) -> Iterator[Run]:

@@ -35,7 +35,7 @@ class Dimension(Section):
         if self.values is not None:
             if self.low is not None or self.high is not None or self.log or self.count is not None:
                 raise ValueError("must be a list of values or a range, not both")
-            _check_told_apart([text_of(value) for value in self.values])
+            _check_distinct([text_of(value) for value in self.values])
             if any(isinstance(value, float) and not math.isfinite(value) for value in self.values):
                 raise ValueError("must be finite numbers")
             return self
@@ -43,7 +43,7 @@ class Dimension(Section):
             raise ValueError("low and high must be given, and low be less than high")
         if self.log and self.low <= 0:
             raise ValueError("low must be greater than 0 where log = true")
-        _check_told_apart([text_of(value) for value in self.finite or ()])
+        _check_distinct([text_of(value) for value in self.finite or ()])
         return self
 
     @property
@@ -91,7 +91,7 @@ class Sweep(Section):
         if self.is_grid and self.trials not in (None, points):
             raise ValueError(f"trials must be left out for a grid, whose {points} points are all tried")
         if not self.is_grid and self.trials is None:
-            raise ValueError("trials must say how many points to try")
+            raise ValueError("trials must be the number of points to try")
         return self
 
     @property
@@ -120,8 +120,8 @@ class Sweep(Section):
         ]
 
 
-def _check_told_apart(names: Sequence[str]) -> None:
+def _check_distinct(names: Sequence[str]) -> None:
     folders = [folder_name(slug(name)).casefold() for name in names]
     for name in names:
         if folders.count(folder_name(slug(name)).casefold()) > 1:
-            raise ValueError(f"must be told apart, {name} cannot from another value")
+            raise ValueError(f"must be distinct, {name} has the folder of another value")

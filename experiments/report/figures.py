@@ -46,7 +46,7 @@ def all_of(summary: Summary) -> list[Picture]:
 
 
 _ENDS = "Training error (open) and test error (filled), mean over seeds with one standard error; between them the gap."
-_NOISE = " The dotted line is the share of wrong training labels: an arm to the left of it has learned some by heart."
+_NOISE = " The dotted line is the share of wrong training labels: an arm to the left of it has memorized some of them."
 _CURVES = "Training and test error after each epoch, mean over seeds with one standard error, without the steep start."
 _PATHS = (
     "Errors, the norm of each layer's weights, and the share of exact zeros, mean over seeds with one standard error."

@@ -86,9 +86,9 @@ def claims(summary: Summary) -> list[Claim]:
     plain = summary.plain
     if plain is None:
         return _compressed(summary)
-    alike = [cell for cell in summary.cells if cell.is_done and cell.differs_only_by_regularization(plain)]
-    off = [cell for cell in alike if cell.is_off()]
-    on = [cell for cell in alike if not cell.is_off() and not cell.is_plain()]
+    comparable = [cell for cell in summary.cells if cell.is_done and cell.differs_only_by_regularization(plain)]
+    off = [cell for cell in comparable if cell.is_off()]
+    on = [cell for cell in comparable if not cell.is_off() and not cell.is_plain()]
     return [*_zero_is_plain(plain, off), *_between(plain, on), *_too_strong(plain, on), *_compressed(summary)]
 
 
@@ -127,8 +127,8 @@ def _too_strong(plain: Cell, on: list[Cell]) -> list[Claim]:
 
 def _compressed(summary: Summary) -> list[Claim]:
     """How much the arms with many zeros can be compressed."""
-    told = [cell for cell in summary.chosen if cell.is_done and cell.compression]
-    counted = [f"{cell.label} {cell.compression}" for cell in told if cell.mean("zeros").mean > 0.9]
+    compressed = [cell for cell in summary.chosen if cell.is_done and cell.compression]
+    counted = [f"{cell.label} {cell.compression}" for cell in compressed if cell.mean("zeros").mean > 0.9]
     if not counted:
         return []
     return [Claim("Compression by weights that are not zero / by units left / in bits.", f"{'; '.join(counted)}.")]

@@ -34,7 +34,7 @@ def along(paths: Sequence[Sequence[Cell]], summary: Summary) -> Markup:
     grid = figure.subplots(rows, len(paths), sharex="col", sharey="row", squeeze=False)
     for column, path in zip(grid.T, paths, strict=True):
         values = [float(cell.number or 0.0) for cell in path]
-        places = _ticks(column[-1], values, _is_log(values, path[0].is_strength), room=9 // len(paths))
+        places = _ticks(column[-1], values, _is_log(values, path[0].is_strength), most=9 // len(paths))
         _path_of_errors(column[0], places, path, summary)
         _path_of_layers(column[1], places, path, "norms")
         if has_zeros:
@@ -101,19 +101,19 @@ def _mark(column: Sequence[Axes], places: np.ndarray, path: Sequence[Cell], summ
         column[0].annotate(f"{name}: {cell.number:.3g}", (place, 1), xycoords=("data", "axes fraction"), **beside)
 
 
-def _ticks(axes: Axes, values: Sequence[float], is_log: bool, room: int) -> np.ndarray:
+def _ticks(axes: Axes, values: Sequence[float], is_log: bool, most: int) -> np.ndarray:
     """The positions of the values on the axis; on a logarithmic axis 0 is half a decade before the smallest value."""
     if not is_log:
         return np.array(values)
     smallest, largest = min(value for value in values if value > 0), max(values)
     places = np.array([np.log10(value) if value > 0 else np.log10(smallest) - 0.5 for value in values])
     decades = range(math.ceil(np.log10(smallest) - 1e-9), math.floor(np.log10(largest) + 1e-9) + 1)
-    if len(set(values)) <= room:
+    if len(set(values)) <= most:
         ticks = {place: f"{value:.3g}" for place, value in zip(places, values, strict=True)}
     elif len(decades) < 2:
         ticks = {np.log10(value): f"{value:.2g}" for value in (smallest, largest)}
     else:
-        ticks = {float(decade): f"{10.0**decade:g}" for decade in decades[:: -(-len(decades) // room)]}
+        ticks = {float(decade): f"{10.0**decade:g}" for decade in decades[:: -(-len(decades) // most)]}
         ticks |= {place: "0" for place, value in zip(places, values, strict=True) if value == 0}
     axes.set_xticks(list(ticks), list(ticks.values()))
     return places
@@ -159,7 +159,7 @@ def over(summary: Summary) -> Markup:
 def _cloud_ticks(axes: Axes, values: Sequence[Any], names: Sequence[str]) -> list[float]:
     """The positions of the values on the axis: numbers at their value, others side by side."""
     if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
-        return list(_ticks(axes, [float(value) for value in values], _is_log(values, is_strength=False), room=4))
+        return list(_ticks(axes, [float(value) for value in values], _is_log(values, is_strength=False), most=4))
     axes.set_xticks(range(len(names)), names)
     axes.set_xlim(-0.5, len(names) - 0.5)
     return [float(names.index(text_of(value))) for value in values]

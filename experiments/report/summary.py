@@ -113,8 +113,8 @@ class Cell:
     def compression(self) -> str:
         """The compression of the weights by each count; an empty string for records without it."""
         found = [result["compression"] for result in self.results if "compression" in result]
-        ways = {way: [one[way] for one in found] for way in (found[0] if found else ())}
-        return " / ".join("-" if None in ratios else f"{fmean(ratios):.0f}x" for ratios in ways.values())
+        counts = {count: [one[count] for one in found] for count in (found[0] if found else ())}
+        return " / ".join("-" if None in ratios else f"{fmean(ratios):.0f}x" for ratios in counts.values())
 
     def mean(self, key: str) -> Mean:
         """The mean of a figure of the results."""

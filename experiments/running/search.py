@@ -31,8 +31,8 @@ class Trial:
 class Search:
     """The search of one arm.
 
-    Samplers and pruners have a state of their own, such as their random generator, which the results do not tell. So a
-    search is its log: what was asked and told, in that order. To go on with it is to ask and tell all of it again.
+    Samplers and pruners have internal states, such as random generators, which the results do not contain. The log of
+    the search therefore records every question to Optuna and every answer, in order. To resume, all are repeated.
     """
 
     def __init__(self, arm: str, sweep: Sweep, log: Log) -> None:

@@ -77,7 +77,7 @@ def train_epoch(
 def train(run: Run, device: torch.device, record: Record, watch: Callable[[Row], bool] | None = None) -> Row:
     """Trains one run, from its checkpoint if it has one, and returns the result it recorded.
 
-    ``watch`` sees the figures of each epoch but the last, and may give up the run by returning True.
+    ``watch`` gets the figures of each epoch except the last; it prunes the run if it returns True.
 
     On the CPU a run that was killed and resumed ends with the bits of one that was not, given the same number of
     threads: a checkpoint holds the whole state, down to torch's random generators.

@@ -75,7 +75,7 @@ def describe(model: nn.Module) -> Row:
 
 def _finite(ratios: dict[str, float | None]) -> dict[str, float | None]:
     """The ratios as JSON values: infinite ones, of models without weights, become None."""
-    return {way: None if ratio is None or math.isinf(ratio) else ratio for way, ratio in ratios.items()}
+    return {count: None if ratio is None or math.isinf(ratio) else ratio for count, ratio in ratios.items()}
 
 
 def _digest(model: nn.Module) -> str:
