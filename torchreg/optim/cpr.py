@@ -58,6 +58,15 @@ class ConstrainedNorm(StepWrapper):
     Raises:
         ValueError: an option out of its range, or a ``weight_decay`` other than 0.
 
+    Example:
+        >>> class SGDCPR(ConstrainedNorm, torch.optim.SGD):
+        ...     pass
+        >>> w = torch.nn.Parameter(torch.full((1, 2), 2.0))
+        >>> w.grad = torch.zeros(1, 2)
+        >>> SGDCPR([w], lr=0.1, bound=3.9).step()
+        >>> w.data  # the mean square was 4
+        tensor([[1.6000, 1.6000]])
+
     References:
         Jörg K. H. Franke, Michael Hefenbrock, Gregor Koehler, Frank Hutter, "Improving Deep Learning Optimization
         through Constrained Parameter Regularization", NeurIPS 2024.
