@@ -166,9 +166,7 @@ def mc_dropout(model: nn.Module) -> Iterator[MonteCarlo]:
     modes = {module: module.training for module in model.modules()}
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
-        torch.backends.mha.set_fastpath_enabled(
-            False
-        )  # of transformer layers in evaluation mode, which calls no dropout
+        torch.backends.mha.set_fastpath_enabled(False)  # in evaluation mode it would skip the dropout
         for module in modes:
             module.training = module in layers  # not train(): the branch of a StochasticDepth stays in evaluation
         yield MonteCarlo(model, layers)
