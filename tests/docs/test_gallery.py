@@ -111,6 +111,7 @@ def test_pages_are_in_an_order(pictures):
 
 
 def test_the_site_gets_a_light_and_a_dark_copy_and_a_thumbnail_without_text(tmp_path, pictures):
+    shades = importlib.import_module("pictures.style").SHADES
     pictures.curves(torchreg.L1(1.0))
     paths = (str(tmp_path / "images" / f"picture_{number:03}.png") for number in range(1, 10))
     (tmp_path / "images").mkdir()
@@ -120,12 +121,12 @@ def test_the_site_gets_a_light_and_a_dark_copy_and_a_thumbnail_without_text(tmp_
         thumbnail, light, dark = (
             (tmp_path / "images" / f"picture_{number:03}{copy}.svg").read_text() for copy in ("", "_light", "_dark")
         )
-        for middle, (on_light, on_dark) in pictures.SHADES.items():
+        for middle, (on_light, on_dark) in shades.items():
             assert middle not in light + dark
             assert on_light not in dark
             assert on_dark not in light
-        assert pictures.SHADES[pictures.BLUE][0] in light
-        assert pictures.SHADES[pictures.BLUE][1] in dark
+        assert shades[pictures.BLUE][0] in light
+        assert shades[pictures.BLUE][1] in dark
         assert pictures.BLUE in thumbnail
         assert 'id="text_' in light
         assert 'id="text_' not in thumbnail

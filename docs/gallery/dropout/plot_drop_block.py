@@ -45,6 +45,7 @@ pictures.matrix(
     "DropBlock1d(0.4)",
     dropped=dropped[0],
     size=(3.4, 2.2),
+    square=False,
     xlabel="time",
     ylabel="channels",
 )

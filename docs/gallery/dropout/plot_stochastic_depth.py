@@ -38,6 +38,7 @@ def draws(mode: str) -> torch.Tensor:
 
 labels = {
     "size": (3.3, 2.9),
+    "square": False,
     "xlabel": "branches, from the first to the last",
     "ylabel": "examples",
 }

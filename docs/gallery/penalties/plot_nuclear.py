@@ -36,7 +36,7 @@ pictures.singular_values(Nuclear)
 # strokes at the left). The singular values that are truly zero (orange) vanish first.
 
 for strength in (0.001, 0.1, 0.7):
-    weights = pictures.fitted(Nuclear(strength))
+    weights = pictures.fitted(Nuclear, strength)
     pictures.matrix(weights, f"s = {strength}: rank {torch.linalg.matrix_rank(weights)}")
 
 # %%

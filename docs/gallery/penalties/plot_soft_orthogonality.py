@@ -37,7 +37,7 @@ pictures.singular_values(SoftOrthogonality)
 # Left: the penalty is least where both singular values are 1. Right: in a regression with eight
 # outputs all singular values go to 1 as the strength grows, those above and those below.
 
-free, tied = (pictures.fitted(SoftOrthogonality(s)) for s in (1e-4, 3.0))
+free, tied = (pictures.fitted(SoftOrthogonality, s) for s in (1e-4, 3.0))
 pictures.matrix(free @ free.T, "Gram matrix, s = 0.0001")
 pictures.matrix(tied @ tied.T, "Gram matrix, s = 3")
 
