@@ -23,9 +23,9 @@ mutants: .venv/dev  ## breaks one line after another and writes which tests see 
 	.venv/bin/python -m tests.mutants
 
 lint: .venv/dev  ## checks style and types
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
-	.venv/bin/mypy
+	.venv/bin/python -m ruff check .
+	.venv/bin/python -m ruff format --check .
+	.venv/bin/python -m mypy
 
 # Warnings are errors, and so is a page that would load anything from the network.
 docs: .venv/docs  ## builds the documentation site
