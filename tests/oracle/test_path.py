@@ -155,7 +155,10 @@ def cold():
 
 @pytest.mark.parametrize(
     "options",
-    [{"warm": True}, *({"executor": executor, "jobs": 2} for executor in ("stacked", "processes", "one after another"))],
+    [
+        {"warm": True},
+        *({"executor": executor, "jobs": 2} for executor in ("stacked", "processes", "one after another")),
+    ],
     ids=["warm", "stacked", "processes", "one after another"],
 )
 def test_a_warm_path_and_a_path_by_any_executor_is_the_cold_one(options, cold):
