@@ -61,6 +61,12 @@ class Compression(NamedTuple):
         units: the number of weights, divided by that of the model without its dead units; None if the model is no
             ``torch.nn.Sequential``.
         bits: 32 bits for each weight, divided by 32 bits for each nonzero weight plus the bits for their positions.
+
+    Example:
+        >>> layer = nn.Linear(4, 1)
+        >>> _ = layer.weight.data.copy_(torch.tensor([[0.0, 0.0, 0.0, 1.0]]))
+        >>> compression(layer).weights
+        4.0
     """
 
     weights: float
@@ -107,7 +113,12 @@ def _ratio(whole: float, part: float) -> float:
 
 
 def weights_of(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that :data:`~torchreg.weights` selects, by name."""
+    """The parameters that :data:`~torchreg.weights` selects, by name.
+
+    Example:
+        >>> list(weights_of(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))))
+        ['0.weight']
+    """
     return {places[0].name: places[0].param for places in each_parameter(model) if any(map(weights, places))}
 
 

@@ -33,17 +33,17 @@ def check_equal(models: Sequence[nn.Module]) -> None:
 
 def _description(model: nn.Module) -> dict[str, str]:
     """Everything that the members of a stack must have in common, by name."""
-    told = {}
+    described = {}
     for name, module in model.named_modules():
         mode = "in training" if module.training else "in evaluation"
         seeded = ", with a generator" if isinstance(module, Seeded) and module.generator is not None else ""
         hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
         hooked = f", with {hooks} forward hooks" if hooks else ""
-        told[name] = f"{type(module).__name__}({module.extra_repr()}) {mode}{seeded}{hooked}{_settings(module)}"
+        described[name] = f"{type(module).__name__}({module.extra_repr()}) {mode}{seeded}{hooked}{_settings(module)}"
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         frozen = "" if value.requires_grad or not isinstance(value, nn.Parameter) else ", frozen"
-        told[name] = f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)} on {value.device}{frozen}"
-    return told
+        described[name] = f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)} on {value.device}{frozen}"
+    return described
 
 
 def _settings(module: nn.Module) -> str:
