@@ -69,7 +69,6 @@ sphinx_gallery_conf = {
     "examples_dirs": "gallery",
     "gallery_dirs": "gallery_built",
     "subsection_order": [f"gallery/{name}" for name in ("penalties", "constraints", "dropout", "couplings")],
-    "ignore_pattern": r"pictures\.py",
     "within_subsection_order": "pictures.Taught",
     "download_all_examples": False,
     "show_memory": False,

@@ -29,9 +29,9 @@ pictures.couplings("corrected")
 # The learning rate begins at 0.5, and the decay is 0.01. As the learning rate falls, the decay
 # falls faster.
 #
-# The reason for it: the weights of a layer before a normalization can be scaled without any
-# effect, so the gradient is at right angles to them and the larger, the smaller they are. Here
-# such weights get random gradients, with a cosine learning rate:
+# The reason: a normalization undoes any scaling of the weights before it. So the gradient is at
+# right angles to the weights, and smaller weights get larger gradients. Here such weights get
+# random gradients, with a cosine learning rate:
 
 import math
 

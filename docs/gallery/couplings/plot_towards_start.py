@@ -25,17 +25,9 @@ paths = {
     f'towards="{towards}"': (range(201), pictures.decayed(towards=towards, **settings))
     for towards in ("start", "zero")
 }
-colors = (pictures.BLUE, pictures.FAINT)
-axes = pictures.lines(
-    "a weight that begins at 1",
-    paths,
-    colors=colors,
-    size=(4.4, 2.6),
-    xlabel="step",
-    ylim=(0, 2.2),
-)
-axes.axhline(2, color=pictures.INK, linewidth=0.8, linestyle="dashed")
-axes.text(100, 2.03, "minimum of the loss", ha="center", va="bottom")
+look = {"colors": (pictures.BLUE, pictures.FAINT), "xlabel": "step", "ylim": (0, 2.3)}
+level = ("minimum of the loss", 2)
+pictures.lines("a weight that begins at 1", paths, size=(4.4, 2.6), level=level, **look)
 
 # %%
 # A weight that begins at 1, with a loss that is least at 2. The decay draws it back to 1, or to

@@ -48,10 +48,8 @@ pictures.matrix(layer.gates.view(8, 8), "gates", dropped=layer.gates.view(8, 8) 
 pictures.lines(
     "closed gates", {"": (range(1, 201), closed)}, size=(2.35, 2.4), xlabel="step", ylim=(0, 64)
 )
-accuracy = (layer(images).argmax(1) == labels).float().mean()
-print(
-    f"{(layer.gates == 0).sum()} of 64 gates are closed, {accuracy:.0%} of the digits are right"
-)
+closed, right = layer.gates == 0, layer(images).argmax(1) == labels
+print(f"closed gates: {closed.sum()} of 64, right digits: {right.float().mean():.0%}")
 
 # %%
 # A linear classifier of handwritten digits of 8 x 8 pixels learns which pixels it needs. Closed

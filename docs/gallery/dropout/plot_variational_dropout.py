@@ -55,10 +55,8 @@ pictures.lines(
     ylabel="%",
     ylim=(0, 105),
 )
-accuracy = (layer(images).argmax(1) == labels).float().mean()
-print(
-    f"{(weights == 0).float().mean():.0%} of the weights are zero, {accuracy:.0%} of the digits are right"
-)
+zeros, right = weights == 0, layer(images).argmax(1) == labels
+print(f"zero weights: {zeros.float().mean():.0%}, right digits: {right.float().mean():.0%}")
 
 # %%
 # Left: a linear classifier of handwritten digits of 8 x 8 pixels, the weights of each class

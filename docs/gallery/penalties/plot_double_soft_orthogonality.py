@@ -30,16 +30,16 @@ from torchreg import DoubleSoftOrthogonality
 
 start = torch.randn(5, 9, generator=torch.Generator().manual_seed(0)) / 2
 end = pictures.follow(DoubleSoftOrthogonality, torch.zeros_like, start, [1.0], 40.0, 400)[-1]
-pictures.matrix(start @ start.T, "rows, before", most=2)
-pictures.matrix(start.T @ start, "columns, before", most=2)
+pictures.matrix(start @ start.T, "rows, before", most=1.5)
+pictures.matrix(start.T @ start, "columns, before", most=1.5)
 
 # %%
 # Gram matrices of a matrix of 5 rows and 9 columns. Below, after steps along the gradient of
 # the penalty alone. The rows are orthonormal. Nine columns in five dimensions cannot be; they
 # are as near to it as possible.
 
-pictures.matrix(end @ end.T, "rows, after", most=2)
-pictures.matrix(end.T @ end, "columns, after", most=2)
+pictures.matrix(end @ end.T, "rows, after", most=1.5)
+pictures.matrix(end.T @ end, "columns, after", most=1.5)
 
 # %%
 # The level sets and the path along the strength are those of SoftOrthogonality.

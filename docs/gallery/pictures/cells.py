@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -28,7 +29,7 @@ def matrix(
     square: bool = True,
     xlabel: str = "",
     ylabel: str = "",
-) -> Axes:
+) -> None:
     """Numbers as cells: blue above 0, orange below, the paler the smaller.
 
     Args:
@@ -55,7 +56,6 @@ def matrix(
     axes.tick_params(length=0)
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
     framed(axes)
-    return axes
 
 
 def framed(axes: Axes) -> None:
@@ -81,10 +81,10 @@ def digit_weights(values: Tensor, title: str) -> None:
     """The weights of a linear classifier of digits, ten images of 8 x 8 pixels."""
     parted = nn.functional.pad(values.detach().view(2, 5, 8, 8), (0, 1, 0, 1))
     grid = parted.permute(0, 2, 1, 3).reshape(18, 45)[:-1, :-1]
-    axes = matrix(grid, title, size=(3.4, 1.9))
-    axes.axhline(8, color=FAINT, lw=0.7)
+    matrix(grid, title, size=(3.4, 1.9))
+    plt.axhline(8, color=FAINT, lw=0.7)
     for edge in (8, 17, 26, 35):
-        axes.axvline(edge, color=FAINT, lw=0.7)
+        plt.axvline(edge, color=FAINT, lw=0.7)
 
 
 @cache

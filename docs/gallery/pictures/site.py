@@ -67,10 +67,11 @@ def raw(html: str) -> str:
 
 
 def drawing() -> str:
-    """The current figure as SVG."""
+    """The current figure as SVG, its paths to a hundredth of a point."""
     text = io.StringIO()
     plt.gcf().savefig(text, format="svg", dpi=200, metadata={"Date": None})
-    return text.getvalue()
+    paths = re.compile(r' d="[^"]*"')
+    return paths.sub(lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), text.getvalue())
 
 
 def silent(svg: str) -> str:

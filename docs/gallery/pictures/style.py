@@ -71,8 +71,9 @@ def lines(
     size: tuple[float, float] = (3.4, 2.9),
     colors: Sequence[str] = HUES,
     labels: bool = True,
+    level: tuple[str, float] | None = None,
     **settings: Any,
-) -> Axes:
+) -> None:
     """Lines with their names at their ends.
 
     Args:
@@ -81,6 +82,7 @@ def lines(
         size: of the figure, in inches.
         colors: one for each line.
         labels: whether the names are written.
+        level: the name and the height of a dashed line.
         settings: of the axes.
     """
     axes = figure(f"{title}: {', '.join(series)}" if any(series) else title, *size)
@@ -93,7 +95,11 @@ def lines(
     axes.set(title=title, **settings)
     if labels:
         label_ends(axes, ends)
-    return axes
+    if level is not None:
+        name, y = level
+        axes.axhline(y, color=INK, lw=0.8, linestyle="dashed")
+        beside = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points"}
+        axes.annotate(name, (0.98, y), (0, 3), ha="right", va="bottom", **beside)
 
 
 def histogram(title: str, values: Tensor, color: str = BLUE) -> None:
