@@ -69,8 +69,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "gallery",
     "gallery_dirs": "gallery_built",
     "subsection_order": [f"gallery/{name}" for name in ("penalties", "constraints", "dropout", "couplings")],
-    "ignore_pattern": r"pictures\.py",
-    "within_subsection_order": "FileNameSortKey",
+    "within_subsection_order": "pictures.Taught",
     "download_all_examples": False,
     "show_memory": False,
     "write_computation_times": False,
@@ -100,4 +99,4 @@ copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
 mathjax_path = "mathjax/tex-chtml.js"
-mathjax3_config = {"options": {"enableMenu": False}}
+mathjax3_config = {"options": {"enableMenu": False}, "chtml": {"matchFontHeight": False, "scale": 1.04}}

@@ -93,7 +93,7 @@ from torchreg.penalties import (
     UnitNorm,
 )
 from torchreg.regularizer import ActivityRegularizer, Regularizer
-from torchreg.regularizer import PenalizedLoss as PenalizedLoss  # what penalize() returns; nobody makes one
+from torchreg.regularizer import PenalizedLoss as PenalizedLoss  # the type that penalize() returns
 from torchreg.schedules import cosine, curriculum, early, late, linear
 from torchreg.selection import ParamInfo, Selector, everything, in_modules, named, weights
 

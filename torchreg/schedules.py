@@ -113,7 +113,9 @@ class cosine(_Ramp):
 
 @final
 class early(_Timed):
-    """1 for the first ``steps`` steps, then 0. Early dropout helps networks that underfit.
+    r"""1 for the first ``steps`` steps, then 0. Early dropout helps networks that underfit.
+
+    .. math:: c_t = 1 \text{ if } t < \text{steps}, \text{ else } 0
 
     Args:
         steps: how long the factor is 1, at least 1.
@@ -136,7 +138,9 @@ class early(_Timed):
 
 @final
 class late(_Timed):
-    """0 for the first ``steps`` steps, then 1. Late dropout helps networks that overfit.
+    r"""0 for the first ``steps`` steps, then 1. Late dropout helps networks that overfit.
+
+    .. math:: c_t = 0 \text{ if } t < \text{steps}, \text{ else } 1
 
     Args:
         steps: how long the factor is 0, at least 1.

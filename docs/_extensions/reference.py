@@ -9,16 +9,24 @@ from docutils import nodes
 from sphinx import addnodes
 from sphinx.util.docutils import SphinxDirective
 
+import torchreg
+
 _PARAMS = re.compile(r"(?<=params: ).*(?=, penalty: |, lr: )")
 _PRIVATE = re.compile(r"\b_[A-Z]\w+")
-_SCHEDULE = re.compile(r"(?<=: )Schedule\b")
 _ALIAS = re.compile(r"(?<=: )([A-Z]\w+)(?= = )")
+_SCHEDULE = re.compile(r"(?<=: )Schedule\b")
+_OWN = re.compile(r"~torchreg\.[\w.]+\.(\w+)")
+_TORCH = {
+    "~torch.nn.modules.module.Module": "~torch.nn.Module",
+    "~torch.nn.parameter.Parameter": "~torch.nn.Parameter",
+    "~torch.optim.optimizer.Optimizer": "~torch.optim.Optimizer",
+}
 
 
 def _sign(
     app: Any, what: str, name: str, what_is: Any, options: Any, signature: str | None, returns: str | None
 ) -> Any:
-    """Type aliases of a literal are written out, and what torch's optimizers take for parameters has its short name."""
+    """Types by their public names; aliases of literals are written out, that of what optimizers take is kept."""
     if not signature:
         return None
     if _PRIVATE.search(signature):  # made by a function, not by its reader
@@ -28,8 +36,17 @@ def _sign(
         alias = _alias(what_is, match[1])
         return match[1] if alias is None else f"Literal[{', '.join(map(repr, get_args(alias)))}]"
 
-    short = _SCHEDULE.sub("~torchreg.schedules.Schedule", _ALIAS.sub(literal, _PARAMS.sub("ParamsT", signature)))
-    return short, None if returns == "None" or inspect.isclass(what_is) else returns
+    short = _ALIAS.sub(literal, _PARAMS.sub("ParamsT", signature))
+    short = _SCHEDULE.sub("~torchreg.schedules.Schedule", short)
+    is_shown = returns not in (None, "None") and not inspect.isclass(what_is)
+    return _public(short), _public(str(returns)) if is_shown else None
+
+
+def _public(types: str) -> str:
+    """Types that are written with the module that defines them, with their public names, which are shorter."""
+    for inner, outer in _TORCH.items():
+        types = types.replace(inner, outer)
+    return _OWN.sub(lambda found: f"~torchreg.{found[1]}" if found[1] in torchreg.__all__ else found[0], types)
 
 
 def _alias(what: Any, name: str) -> Any:
@@ -73,20 +90,29 @@ def _show_colon(app: Any, what: str, name: str, what_is: Any, options: Any, line
 _PICTURED = re.compile(r":(?:class|func):`(torchreg[\w.]*)`")
 
 
-def pictures(gallery: Path) -> dict[str, str]:
-    """Of each name that a script of the gallery has under **Reference**, the page that is made of the script."""
-    found = {}
+def pictures(gallery: Path) -> dict[str, list[str]]:
+    """Of each name that scripts of the gallery have under **Reference**, the pages that are made of the scripts."""
+    found: dict[str, list[str]] = {}
     for script in sorted(gallery.glob("*/plot_*.py")):
         _, _, names = script.read_text(encoding="utf-8").partition("**Reference:**")
         for name in _PICTURED.findall(names.partition('"""')[0]):
-            found.setdefault(name, f"/gallery_built/{script.parent.name}/{script.stem}")
+            found.setdefault(name, []).append(f"/gallery_built/{script.parent.name}/{script.stem}")
     return found
 
 
 def _link_pictures(app: Any, what: str, name: str, what_is: Any, options: Any, lines: list[str]) -> None:
-    page = pictures(Path(app.srcdir) / "gallery").get(name)
-    if page is not None:
-        lines += ["", ".. rubric:: Gallery", "", f":doc:`{page}`", ""]
+    pages = pictures(Path(app.srcdir) / "gallery").get(name, [])
+    if pages:
+        lines += ["", ".. rubric:: Gallery", "", *(f"| :doc:`{page}`" for page in pages), ""]
+
+
+def _part_sources(app: Any, what: str, name: str, what_is: Any, options: Any, lines: list[str]) -> None:
+    """Each source is a paragraph of its own: one ends where a line ends with a year or another number."""
+    if ".. rubric:: References" in lines:
+        at = lines.index(".. rubric:: References")
+        ends = [number for number, line in enumerate(lines) if number > at and re.search(r"\d\.$", line)]
+        for number in reversed(ends):
+            lines.insert(number + 1, "")
 
 
 def _hide_final(app: Any, doctree: nodes.document) -> None:
@@ -157,6 +183,7 @@ def setup(app: Any) -> dict[str, bool]:
     app.connect("autodoc-process-signature", _sign)
     app.connect("autodoc-process-docstring", _hide_colon, priority=400)
     app.connect("autodoc-process-docstring", _show_colon, priority=600)
+    app.connect("autodoc-process-docstring", _part_sources, priority=650)
     app.connect("autodoc-process-docstring", _link_pictures, priority=700)
     app.connect("doctree-read", _wrap_formulas)
     app.connect("doctree-read", _hide_final)

@@ -1,6 +1,7 @@
 """Links names of torch to its documentation, by the form of its addresses: no inventory is fetched."""
 
 import importlib
+import re
 from types import ModuleType
 from typing import Any
 
@@ -18,31 +19,28 @@ _PAGES = {  # what stands on the page of its module, not on one of its own
     "torch.func": "func.html",
     "torch.utils.data.DataLoader": "data.html#torch.utils.data.DataLoader",
     "torch.utils.checkpoint.checkpoint": "checkpoint.html#torch.utils.checkpoint.checkpoint",
-    "torch.nn.parallel.DistributedDataParallel": "generated/torch.nn.parallel.DistributedDataParallel.html",
     "torch.distributed.fsdp.fully_shard": "distributed.fsdp.fully_shard.html#torch.distributed.fsdp.fully_shard",
 }
 # What signatures show a type by, and its public name.
-_PUBLIC = {
-    "Tensor": "torch.Tensor",
-    "Generator": "torch.Generator",
-    "Optimizer": "torch.optim.Optimizer",
-    "torch.optim.optimizer.Optimizer": "torch.optim.Optimizer",
-    "torch.nn.modules.module.Module": "torch.nn.Module",
-    "torch.nn.parameter.Parameter": "torch.nn.parameter.Parameter",
-    "torch.nn.Parameter": "torch.nn.parameter.Parameter",
-    "nn.Module": "torch.nn.Module",
-    "nn.Parameter": "torch.nn.parameter.Parameter",
-}
+_PUBLIC = (
+    (re.compile(r"^(Tensor|Generator)$"), r"torch.\1"),
+    (re.compile(r"^torch\._C\.(Generator)$"), r"torch.\1"),
+    (re.compile(r"^(?:nn|torch\.nn)\.Parameter$"), "torch.nn.parameter.Parameter"),
+    (re.compile(r"^nn\.(\w+)$"), r"torch.nn.\1"),
+    (re.compile(r"^torch\.nn\.modules\.\w+\.(\w+)$"), r"torch.nn.\1"),
+    (re.compile(r"^(?:torch\.optim\.optimizer\.)?Optimizer$"), "torch.optim.Optimizer"),
+)
 
 
 def address(name: str) -> str | None:
     """Where torch's documentation describes that name; None for what is not torch's, or does not exist."""
-    name = _PUBLIC.get(name, name)
+    for inner, outer in _PUBLIC:
+        name = inner.sub(outer, name)
     if name.split(".")[0] != "torch" or not _exists(name):
         return None
     if name in _PAGES:
         return f"{_SITE}/{_PAGES[name]}"
-    owner, _, _ = name.rpartition(".")
+    owner = name.rpartition(".")[0]
     is_member = isinstance(_find(owner), type)
     return f"{_SITE}/generated/{owner if is_member else name}.html#{name}"
 

@@ -1,4 +1,4 @@
-"""How settings are called in folders, tables and pictures."""
+"""The names of settings in folders, tables and figures."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def text_of(value: Any) -> str:
 
 
 def short(keys: Iterable[str]) -> list[str]:
-    """Keys by their last part, where that tells them apart."""
+    """The keys, shortened to their last part if that is unique."""
     keys = list(keys)
     lasts = [key.rpartition(".")[2] for key in keys]
     return [last if lasts.count(last) == 1 else key for last, key in zip(lasts, keys, strict=True)]
 
 
 def point_of(values: Mapping[str, Any]) -> str:
-    """Swept keys and their values, to be read."""
+    """Swept keys and their values as text."""
     shown = [f"{value:.4g}" if isinstance(value, float) else text_of(value) for value in values.values()]
     return ", ".join(f"{key} {value}" for key, value in zip(short(values), shown, strict=True))

@@ -254,7 +254,7 @@ class Refused:
             "no schedule": lambda: AutoStrength(
                 Regularizer(self.model, L2(0.1), mode="prox", schedule=linear(3)), HELD_OUT, nn.MSELoss()
             ),
-            "got a stack": lambda: AutoStrength(
+            "must not be a stack": lambda: AutoStrength(
                 Regularizer(Stacked([self.model]), L2(0.1), mode="prox"), HELD_OUT, nn.MSELoss()
             ),
             "of one model": lambda: AutoStrength(

@@ -227,14 +227,14 @@ def test_what_is_no_optimizer_class_is_refused(nonsense):
 
 
 def test_a_class_without_a_learning_rate_is_refused():
-    with pytest.raises(ValueError, match=r"\Adecoupled: cls must have an lr, .* got WithoutRate without one\Z"):
+    with pytest.raises(ValueError, match=r"\Adecoupled: cls must have an lr to .* got WithoutRate without one\Z"):
         decoupled(WithoutRate)
 
     class Hidden(WithoutRate):
         def __init__(self, params, **kwargs):
             super().__init__(params, **kwargs)
 
-    with pytest.raises(ValueError, match=r"\AHiddenW: the base class must have an lr, .*: use a Regularizer\Z"):
+    with pytest.raises(ValueError, match=r"\AHiddenW: the base class must have an lr to .*: use a Regularizer\Z"):
         decoupled(Hidden)([a_weight()])
 
 

@@ -300,7 +300,9 @@ def test_a_model_without_such_layers_and_sums_with_other_penalties_are_refused()
     with pytest.raises(ValueError, match=r"must choose at least one parameter, got none of .*not learned to drop"):
         Regularizer(nn.Linear(2, 2), Complexity(1.0))
     for model in (nn.Linear(2, 2), network()):
-        with pytest.raises(ValueError, match=r"must be alone, got Complexity\(1.0\) \+ L2\(1.0\): make one"):
+        with pytest.raises(
+            ValueError, match=r"must not be part of a sum, got Complexity\(1.0\) \+ L2\(1.0\): make one"
+        ):
             Regularizer(model, Complexity(1.0) + L2(1.0))
 
 
@@ -347,7 +349,7 @@ def test_half_precision_has_finite_gradients_everywhere(dtype):
 @each_kind
 def test_layers_whose_weight_is_no_parameter_are_refused(kind):
     for layer in (nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)), nn.LazyLinear(3)):
-        with pytest.raises(ValueError, match="must have its weight for a parameter, got a lazy or parametrized one"):
+        with pytest.raises(ValueError, match="weight must be a parameter, got a lazy or parametrized one"):
             kind(layer)
 
 

@@ -93,5 +93,5 @@ def test_long_names_that_begin_the_same_stay_apart():
 
 @pytest.mark.parametrize(("one", "other"), [("aux", "AUX_"), ("a.", "a_"), ("A", "a"), ("a:b", "a?b")])
 def test_names_that_would_share_a_folder_are_refused(one, other):
-    with pytest.raises(UserError, match="arms: must be told apart"):
+    with pytest.raises(UserError, match="arms: must be distinct"):
         places([{"name": one}, {"name": other}])

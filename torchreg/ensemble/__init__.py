@@ -1,4 +1,4 @@
-"""MANY equal models trained as one."""
+"""MANY models of one architecture trained as one."""
 
 from torchreg.ensemble.stacked import Stacked
 

@@ -21,19 +21,19 @@ class ConstrainedNorm(StepWrapper):
     r"""Mixin that bounds the mean square of each weight tensor: constrained parameter regularization (CPR).
 
     .. math::
-        \begin{aligned}
-            &\rule{110mm}{0.4pt} \\
-            &\textbf{input}: \text{the base optimizer},\ w_0 \text{ (params)},\ \kappa \text{ (bound)},\
-                \mu \text{ (update rate)},\ \lambda_0 = 0 \\
-            &\rule{110mm}{0.4pt} \\
-            &\textbf{for}\ t = 1, 2, \dots \\
-            &\quad w' \leftarrow \text{the base's update of } w_{t-1} \\
-            &\quad \textbf{for each}\ \text{weight tensor } w' \text{ with } n \text{ elements} \\
-            &\quad\quad R \leftarrow \tfrac1n \textstyle\sum_i w_i'^2 \\
-            &\quad\quad \lambda_t \leftarrow \max(0, \lambda_{t-1} + \mu (R - \kappa)) \\
-            &\quad\quad w_t \leftarrow (1 - 2\lambda_t)\, w' \\
-            &\rule{110mm}{0.4pt} \\
-        \end{aligned}
+        \begin{array}{l}
+            \hline
+            \textbf{input}: \text{the base optimizer},\ w_0 \text{ (params)}, \\
+            \quad \kappa \text{ (bound)},\ \mu \text{ (update rate)},\ \lambda_0 = 0 \\
+            \hline
+            \textbf{for}\ t = 1, 2, \dots \\
+            \quad w' \leftarrow \text{the base's update of } w_{t-1} \\
+            \quad \textbf{for each}\ \text{weight tensor } w' \text{ with } n \text{ elements} \\
+            \quad\quad R \leftarrow \tfrac1n \textstyle\sum_i w_i'^2 \\
+            \quad\quad \lambda_t \leftarrow \max(0, \lambda_{t-1} + \mu (R - \kappa)) \\
+            \quad\quad w_t \leftarrow (1 - 2\lambda_t)\, w' \\
+            \hline
+        \end{array}
 
     Each weight tensor has its own bound and multiplier :math:`\lambda`, so no strength is needed: a weight shrinks only
     while it is larger than its bound. Weights without a gradient do not change; neither do parameters with fewer than
@@ -57,6 +57,15 @@ class ConstrainedNorm(StepWrapper):
 
     Raises:
         ValueError: an option out of its range, or a ``weight_decay`` other than 0.
+
+    Example:
+        >>> class SGDCPR(ConstrainedNorm, torch.optim.SGD):
+        ...     pass
+        >>> w = torch.nn.Parameter(torch.full((1, 2), 2.0))
+        >>> w.grad = torch.zeros(1, 2)
+        >>> SGDCPR([w], lr=0.1, bound=3.9).step()
+        >>> w.data  # the mean square was 4
+        tensor([[1.6000, 1.6000]])
 
     References:
         Jörg K. H. Franke, Michael Hefenbrock, Gregor Koehler, Frank Hutter, "Improving Deep Learning Optimization

@@ -26,17 +26,17 @@ class DecoupledDecay(StepWrapper):
     r"""Mixin that decouples an optimizer's ``weight_decay``: ``class SGDW(DecoupledDecay, torch.optim.SGD)``.
 
     .. math::
-        \begin{aligned}
-            &\rule{110mm}{0.4pt} \\
-            &\textbf{input}: \text{the base optimizer},\ w_0 \text{ (params)},\ \lambda \text{ (weight decay)},\
-                r_t \text{ (coupling)},\ c_t \text{ (decay schedule)} \\
-            &\rule{110mm}{0.4pt} \\
-            &\textbf{for}\ t = 1, 2, \dots \\
-            &\quad g_t \leftarrow \nabla L(w_{t-1}) \\
-            &\quad w' \leftarrow (1 - r_t \lambda c_t)\, w_{t-1} \\
-            &\quad w_t \leftarrow w' + \text{the base's update for } g_t \text{, without decay} \\
-            &\rule{110mm}{0.4pt} \\
-        \end{aligned}
+        \begin{array}{l}
+            \hline
+            \textbf{input}: \text{the base optimizer},\ w_0 \text{ (params)},\ \lambda \text{ (weight decay)}, \\
+            \quad r_t \text{ (coupling)},\ c_t \text{ (decay schedule)} \\
+            \hline
+            \textbf{for}\ t = 1, 2, \dots \\
+            \quad g_t \leftarrow \nabla L(w_{t-1}) \\
+            \quad w' \leftarrow (1 - r_t \lambda c_t)\, w_{t-1} \\
+            \quad w_t \leftarrow w' + \text{the base's update for } g_t \text{, without decay} \\
+            \hline
+        \end{array}
 
     Gradients and moments do not contain the decay. Weights whose ``grad`` is None do not decay, as in ``torch.optim``.
     :math:`\lambda` is the group's ``weight_decay``, :math:`c_t` the value of ``decay_schedule`` (or 1). The group's
@@ -226,9 +226,7 @@ class DecoupledDecay(StepWrapper):
         if group["towards"] == "start":
             for param in params:
                 f.axpy_(param, param - self._start(param), -amount)
-        elif isinstance(
-            amount, Tensor
-        ):  # it may be on another device than the parameters, which foreach does not support
+        elif isinstance(amount, Tensor):  # perhaps on another device than the parameters, which foreach refuses
             for param in params:
                 param.mul_(1 - amount)
         elif params:

@@ -29,22 +29,22 @@ class ProxAdam(Proximal, DecoupledDecay, torch.optim.Adam):
     r"""Adam with a proximal step for a penalty, in Adam's own metric: it minimizes loss + R, with exact zeros.
 
     .. math::
-        \begin{aligned}
-            &\rule{110mm}{0.4pt} \\
-            &\textbf{input}: \eta \text{ (lr)},\ \beta_1, \beta_2 \text{ (betas)},\ \epsilon \text{ (eps)},\
-                w_0 \text{ (params)},\ R \text{ (penalty)},\ c \text{ (scale)} \\
-            &\rule{110mm}{0.4pt} \\
-            &\textbf{for}\ t = 1, 2, \dots \\
-            &\quad g_t \leftarrow \nabla L(w_{t-1}) \\
-            &\quad m_t \leftarrow \beta_1 m_{t-1} + (1 - \beta_1)\, g_t, \qquad
+        \begin{array}{l}
+            \hline
+            \textbf{input}: w_0 \text{ (params)},\ R \text{ (penalty)},\ c \text{ (scale)}, \\
+            \quad \eta \text{ (lr)},\ \beta_1, \beta_2 \text{ (betas)},\ \epsilon \text{ (eps)} \\
+            \hline
+            \textbf{for}\ t = 1, 2, \dots \\
+            \quad g_t \leftarrow \nabla L(w_{t-1}) \\
+            \quad m_t \leftarrow \beta_1 m_{t-1} + (1 - \beta_1)\, g_t, \qquad
                 \hat m_t \leftarrow m_t / (1 - \beta_1^t) \\
-            &\quad v_t \leftarrow \beta_2 v_{t-1} + (1 - \beta_2)\, g_t^2, \qquad
+            \quad v_t \leftarrow \beta_2 v_{t-1} + (1 - \beta_2)\, g_t^2, \qquad
                 \hat v_t \leftarrow v_t / (1 - \beta_2^t) \\
-            &\quad d \leftarrow \sqrt{\hat v_t} + \epsilon \\
-            &\quad w' \leftarrow w_{t-1} - \eta\, \hat m_t / d \\
-            &\quad w_t \leftarrow \operatorname{argmin}_u \tfrac{1}{2 \eta} \sum_i d_i (u_i - w'_i)^2 + c R(u) \\
-            &\rule{110mm}{0.4pt} \\
-        \end{aligned}
+            \quad d \leftarrow \sqrt{\hat v_t} + \epsilon \\
+            \quad w' \leftarrow w_{t-1} - \eta\, \hat m_t / d \\
+            \quad w_t \leftarrow \operatorname{argmin}_u \tfrac{1}{2 \eta} \sum_i d_i (u_i - w'_i)^2 + c R(u) \\
+            \hline
+        \end{array}
 
     For L1 with strength :math:`s` the last line is the soft threshold :math:`\eta c s / d_i`: the threshold of a weight
     scales as its gradient does. With the same threshold for all weights, which a :class:`~torchreg.Regularizer` in mode

@@ -22,24 +22,25 @@ class ProxSGD(Proximal, DecoupledDecay, torch.optim.SGD):
     r"""SGD with momentum and a proximal step for a penalty: it minimizes loss + R, with exact zeros.
 
     .. math::
-        \begin{aligned}
-            &\rule{110mm}{0.4pt} \\
-            &\textbf{input}: \eta \text{ (lr)},\ w_0 \text{ (params)},\ R \text{ (penalty)},\ c \text{ (scale)},\
-                \mu \text{ (momentum)},\ \tau \text{ (dampening)} \\
-            &\rule{110mm}{0.4pt} \\
-            &\textbf{for}\ t = 1, 2, \dots \\
-            &\quad g_t \leftarrow \nabla L(w_{t-1}) \\
-            &\quad m_t \leftarrow \mu\, m_{t-1} + (1 - \tau)\, g_t \\
-            &\quad w' \leftarrow w_{t-1} - \eta\, m_t \\
-            &\quad \alpha \leftarrow \eta\, (1 - \tau) / (1 - \mu) \\
-            &\quad w_t \leftarrow \operatorname{argmin}_u \tfrac{1}{2} \|u - w'\|_2^2 + \alpha\, c R(u) \\
-            &\rule{110mm}{0.4pt} \\
-        \end{aligned}
+        \begin{array}{l}
+            \hline
+            \textbf{input}: w_0 \text{ (params)},\ R \text{ (penalty)},\ c \text{ (scale)}, \\
+            \quad \eta \text{ (lr)},\ \mu \text{ (momentum)},\ \tau \text{ (dampening)} \\
+            \hline
+            \textbf{for}\ t = 1, 2, \dots \\
+            \quad g_t \leftarrow \nabla L(w_{t-1}) \\
+            \quad m_t \leftarrow \mu\, m_{t-1} + (1 - \tau)\, g_t \quad (m_1 \leftarrow g_1) \\
+            \quad w' \leftarrow w_{t-1} - \eta\, m_t \\
+            \quad \alpha \leftarrow \eta\, (1 - \tau) / (1 - \mu) \\
+            \quad w_t \leftarrow \operatorname{argmin}_u \tfrac{1}{2} \|u - w'\|_2^2 + \alpha\, c R(u) \\
+            \hline
+        \end{array}
 
-    Momentum adds up the gradients: a constant gradient ends as :math:`(1 - \tau) / (1 - \mu)` times itself. The penalty
-    therefore needs the step :math:`\alpha`. With the step :math:`\eta`, which a :class:`~torchreg.Regularizer` in mode
-    "prox" takes, the strength would be too small by the factor :math:`1 - \mu`. A weight stays zero if the *averaged*
-    gradient is smaller than the strength, so the noise of batches does not make it nonzero.
+    With Nesterov momentum the update is that of :class:`torch.optim.SGD`. Momentum adds up the gradients: a constant
+    gradient ends as :math:`(1 - \tau) / (1 - \mu)` times itself. The penalty therefore needs the step :math:`\alpha`.
+    With the step :math:`\eta`, which a :class:`~torchreg.Regularizer` in mode "prox" takes, the strength would be too
+    small by the factor :math:`1 - \mu`. A weight stays zero if the *averaged* gradient is smaller than the strength, so
+    the noise of batches does not make it nonzero.
 
     Args:
         params, penalty, scale, biases: as in :class:`Proximal`.

@@ -42,6 +42,14 @@ class Proximal(StepWrapper):
         ValueError: no parameter is penalized; a ridge beside a ``weight_decay``; a penalty towards a reference without
             one.
 
+    Example:
+        >>> from torchreg import L1
+        >>> from torchreg.optim import ProxSGD
+        >>> weight, bias = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = ProxSGD([weight, bias], L1(1e-3), lr=0.1)
+        >>> isinstance(optimizer, Proximal), optimizer.penalized[0] is weight, len(optimizer.penalized)
+        (True, True, 1)
+
     References:
         Neal Parikh, Stephen Boyd, "Proximal Algorithms", Foundations and Trends in Optimization, 2014.
     """

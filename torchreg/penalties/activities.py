@@ -85,7 +85,7 @@ class KLSparsity(Term):
         squashed, range_, hint = (
             (w.tanh(), ">= 0", "squash='sigmoid' takes any")
             if self.squash == "tanh"
-            else (w, "in [0, 1]", "say squash='sigmoid', or 'tanh' if they are not negative")
+            else (w, "in [0, 1]", "use squash='sigmoid', or 'tanh' if they are not negative")
         )
         if not torch.compiler.is_compiling() and ((squashed < 0) | (squashed > 1)).any():
             low, high = w.aminmax()

@@ -18,9 +18,11 @@ from torchreg.selection.parameters import ParamInfo
 
 
 class Penalty(ABC):
-    """A function ``R(w) >= 0`` of one tensor, added to the mean loss.
+    r"""A function :math:`R(w) \ge 0` of one tensor, which is added to the mean loss.
 
-    Penalties are immutable, compare by value, can be pickled, and form sums and multiples:
+    .. math:: \min_w L(w) + \sum_j R(w_j)
+
+    for weights :math:`w_j`. Penalties are immutable, compare by value, can be pickled, and form sums and multiples:
     ``L1(1e-5) + 0.5 * L2(1e-4)``. A penalty times a number ``c`` (from a schedule, for example) has the value
     ``c * R(w)``, the gradient ``c * dR(w)`` and the proximal operator ``prox(w, c * step)``.
 

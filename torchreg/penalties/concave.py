@@ -287,6 +287,9 @@ class HoyerSquare(Term):
     Args:
         strength: ``s``, finite and not negative.
 
+    Raises:
+        ValueError: ``strength`` is negative, infinite or NaN.
+
     Example:
         >>> import torch
         >>> HoyerSquare(1.0).value(torch.tensor([0.0, 5.0, -5.0, 0.0]))

@@ -23,6 +23,9 @@ class L1(Term, ProximalPenalty):
     Args:
         strength: ``s``, finite and not negative.
 
+    Raises:
+        ValueError: ``strength`` is negative, infinite or NaN.
+
     Example:
         >>> import torch
         >>> penalty = L1(0.1)
@@ -103,6 +106,9 @@ class L2(Term, ProximalPenalty):
 
     Args:
         strength: ``s``, finite and not negative.
+
+    Raises:
+        ValueError: ``strength`` is negative, infinite or NaN.
 
     Example:
         >>> import torch

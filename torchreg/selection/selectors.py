@@ -61,7 +61,14 @@ class Selector(ABC):
 
 @final
 class _Everything(Selector):
-    """Every parameter, also biases and those of normalization layers."""
+    """Selects every parameter, also biases and those of normalization layers.
+
+    Example:
+        >>> from torchreg import L2, Regularizer
+        >>> regularizer = Regularizer(nn.Linear(4, 3), L2(1.0), select=everything)
+        >>> [a.name for a in regularizer.assignments if a.penalty]
+        ['weight', 'bias']
+    """
 
     def reason(self, info: ParamInfo) -> str | None:
         return None
@@ -72,7 +79,18 @@ class _Everything(Selector):
 
 @final
 class _Weights(Selector):
-    """All parameters but biases, normalization, position embeddings, learned tokens, scales, and 0-D and 1-D ones."""
+    """The default: all parameters except those that usually must not be penalized.
+
+    Exempt are biases, parameters of normalization layers, position embeddings, learned tokens such as ``cls_token``,
+    scales, learned drop rates, everything with fewer than two dimensions, and what the model itself exempts by a method
+    ``no_weight_decay()`` or an attribute ``_no_weight_decay`` of the parameter.
+
+    Example:
+        >>> from torchreg import L2, Regularizer
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+        >>> {a.name: a.reason for a in Regularizer(model, L2(1.0), select=weights).assignments}
+        {'0.weight': None, '0.bias': 'bias', '1.weight': 'normalization', '1.bias': 'bias'}
+    """
 
     def reason(self, info: ParamInfo) -> str | None:
         if info.exemption is not None:

@@ -2,20 +2,26 @@ r"""
 L1Ball: the lasso with a bound
 ==============================
 
-L1Ball bounds the sum of the magnitudes. It makes zeros as the lasso does, but the bound is given and the strength is
-found.
+L1Ball bounds the sum of the magnitudes. It makes zeros as the lasso does, but the bound is
+given and the strength is found.
 
-.. math:: \sum_i |w_i| \le r, \qquad
-          P(w) = \operatorname*{argmin}_{\|u\|_1 \le r} \|u - w\|_2 = \operatorname{sign}(w) \max(|w| - \tau, 0)
+.. math::
 
-The threshold :math:`\tau` is 0 inside the ball; outside, it is the one that puts the weights on the surface.
+    C &= \{ w : \textstyle\sum_i |w_i| \le r \} \\
+    P(w) &= \operatorname*{argmin}_{u \in C} \|u - w\|_2 \\
+    &= \operatorname{sign}(w) \max(|w| - \tau, 0)
 
-**Take it** where a budget for the weights is known, or where the same bound must hold in every run.
+The threshold :math:`\tau` is 0 inside the ball; outside, it is the one that puts the weights on
+the surface.
 
-**Do not take it** to reach a given share of zeros: take :class:`torchreg.optim.TargetSparsity`.
+**Take L1Ball** where a budget for the weights is known, or where the same bound must hold in
+every run.
 
-**Source:** Robert Tibshirani, "Regression Shrinkage and Selection via the Lasso", Journal of the Royal Statistical
-Society B, 1996. **Reference:** :class:`torchreg.L1Ball`.
+**Do not take L1Ball** to reach a given share of zeros: take
+:class:`torchreg.optim.TargetSparsity`.
+
+**Source:** Robert Tibshirani, "Regression Shrinkage and Selection via the Lasso", Journal of
+the Royal Statistical Society B, 1996. **Reference:** :class:`torchreg.L1Ball`.
 """
 
 import pictures
@@ -26,8 +32,9 @@ pictures.projections(L1Ball(1.0))
 pictures.coefficients(L1Ball, bounds=[10.8 - 0.2 * k for k in range(54)])
 
 # %%
-# Left: points beside a corner go to the corner, where one weight is exactly zero. Right: the coefficients of a
-# regression as the bound gets smaller: the lasso's path, with the sum of magnitudes as its axis.
+# Left: points beside a corner go to the corner, where one weight is exactly zero. Right: the
+# coefficients of a regression as the bound gets smaller: the lasso's path, with the sum of
+# magnitudes as its axis.
 #
 # In a model:
 

@@ -4,15 +4,19 @@ LinfBall: clipped weights
 
 LinfBall bounds every single weight: weight clipping.
 
-.. math:: |w_i| \le r, \qquad
-          P(w) = \operatorname*{argmin}_{\|u\|_\infty \le r} \|u - w\|_2 = \operatorname{sign}(w) \min(|w|, r)
+.. math::
 
-**Take it** where a range is given, for numbers of few bits or for a critic with a bounded slope.
+    C &= \{ w : |w_i| \le r \} \\
+    P(w) &= \operatorname*{argmin}_{u \in C} \|u - w\|_2 \\
+    &= \operatorname{sign}(w) \min(|w|, r)
 
-**Do not take it** to make weights small on average: it moves only the largest.
+**Take LinfBall** where a range is given, for numbers of few bits or for a critic with a bounded
+slope.
 
-**Source:** Martin Arjovsky, Soumith Chintala, Leon Bottou, "Wasserstein Generative Adversarial Networks", ICML 2017.
-**Reference:** :class:`torchreg.LinfBall`.
+**Do not take LinfBall** to make weights small on average: it moves only the largest.
+
+**Source:** Martin Arjovsky, Soumith Chintala, Leon Bottou, "Wasserstein Generative Adversarial
+Networks", ICML 2017. **Reference:** :class:`torchreg.LinfBall`.
 """
 
 import pictures
@@ -23,8 +27,9 @@ pictures.projections(LinfBall(1.0))
 pictures.coefficients(LinfBall, bounds=[3.5 - 0.05 * k for k in range(70)])
 
 # %%
-# Left: the set is a square, and each weight is clipped by itself. Right: the coefficients of a regression as the bound
-# gets smaller. The largest are cut one after another, and the others move to make up for them.
+# Left: the set is a square, and each weight is clipped by itself. Right: the coefficients of a
+# regression as the bound gets smaller. The largest are cut one after another, and the others
+# move to make up for them.
 #
 # In a model:
 

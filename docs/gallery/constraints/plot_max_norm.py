@@ -2,20 +2,25 @@ r"""
 MaxNorm: no unit's weights are longer than a bound
 ==================================================
 
-MaxNorm scales the incoming weights of a unit back where they are longer than the bound. Shorter ones stay as they are.
+MaxNorm scales the incoming weights of a unit back where they are longer than the bound. Shorter
+ones stay as they are.
 
-.. math:: \|w_g\|_2 \le c \text{ for every group } g, \qquad
-          P(w)_g = \operatorname*{argmin}_{\|u\|_2 \le c} \|u - w_g\|_2 = w_g \min(1, c / \|w_g\|_2)
+.. math::
+
+    C &= \{ w : \|w_g\|_2 \le c \text{ for every group } g \} \\
+    P(w) &= \operatorname*{argmin}_{u \in C} \|u - w\|_2 \\
+    P(w)_g &= w_g \min(1, c / \|w_g\|_2)
 
 By default a group is the weights into an output unit.
 
-**Take it** together with dropout and large learning rates: weights cannot run away.
+**Take MaxNorm** together with dropout and large learning rates: weights cannot run away.
 
-**Do not take it** to make all weights smaller: those within the bound are not touched (:class:`torchreg.L2`).
+**Do not take MaxNorm** to make all weights smaller: those within the bound are not touched
+(:class:`torchreg.L2`).
 
-**Source:** Nitish Srivastava, Geoffrey Hinton, Alex Krizhevsky, Ilya Sutskever, Ruslan Salakhutdinov, "Dropout: A
-Simple Way to Prevent Neural Networks from Overfitting", Journal of Machine Learning Research 15, 2014, section 5.1.
-**Reference:** :class:`torchreg.MaxNorm`.
+**Source:** Nitish Srivastava, Geoffrey Hinton, Alex Krizhevsky, Ilya Sutskever, Ruslan
+Salakhutdinov, "Dropout: A Simple Way to Prevent Neural Networks from Overfitting", Journal of
+Machine Learning Research 15, 2014, section 5.1. **Reference:** :class:`torchreg.MaxNorm`.
 """
 
 import pictures
@@ -26,14 +31,16 @@ pictures.projections(MaxNorm(1.0))
 pictures.coefficients(MaxNorm, bounds=[5 - 0.1 * k for k in range(50)])
 
 # %%
-# Left: the two weights into one unit. Right: the coefficients of a regression, which is one unit with twelve inputs, as
-# the bound gets smaller. Below the length of the least squares fit all coefficients shrink together.
+# Left: the two weights into one unit. Right: the coefficients of a regression, which is one
+# unit with twelve inputs, as the bound gets smaller. Below the length of the least squares fit
+# all coefficients shrink together.
 
 pictures.before_and_after({"MaxNorm(1.5)": MaxNorm(1.5), "L2Ball(3)": L2Ball(3.0)})
 
 # %%
-# Weights of six units (blue: positive, orange: negative). MaxNorm shortens the units that are longer than 1.5.
-# :doc:`L2Ball <plot_l2_ball>` bounds the matrix as a whole, so it shortens all.
+# Weights of six units (blue: positive, orange: negative). MaxNorm shortens the units that are
+# longer than 1.5. :doc:`L2Ball <plot_l2_ball>` bounds the matrix as a whole, so it shortens
+# all.
 #
 # In a model:
 

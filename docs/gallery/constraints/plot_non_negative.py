@@ -4,15 +4,20 @@ NonNegative: no weight below zero
 
 NonNegative sets negative weights to exactly zero. The others stay as they are.
 
-.. math:: w \ge 0, \qquad P(w) = \operatorname*{argmin}_{u \ge 0} \|u - w\|_2 = \max(w, 0)
+.. math::
 
-**Take it** where weights are amounts, or where the model must be monotone in its inputs.
+    C &= \{ w : w_i \ge 0 \} \\
+    P(w) &= \operatorname*{argmin}_{u \in C} \|u - w\|_2 \\
+    &= \max(w, 0)
 
-**Do not take it** where inputs must be able to cancel each other.
+**Take NonNegative** where weights are amounts, or where the model must be monotone in its
+inputs.
 
-**Source:** Jan Chorowski, Jacek M. Zurada, "Learning Understandable Neural Networks With Nonnegative Weight
-Constraints", IEEE Transactions on Neural Networks and Learning Systems, 2015. **Reference:**
-:class:`torchreg.NonNegative`.
+**Do not take NonNegative** where inputs must be able to cancel each other.
+
+**Source:** Jan Chorowski, Jacek M. Zurada, "Learning Understandable Neural Networks With
+Nonnegative Weight Constraints", IEEE Transactions on Neural Networks and Learning Systems,
+2015. **Reference:** :class:`torchreg.NonNegative`.
 """
 
 import pictures
@@ -23,8 +28,9 @@ pictures.projections(NonNegative())
 pictures.compare(NonNegative(), "NonNegative")
 
 # %%
-# Right: the coefficients of a regression by least squares, and the best ones that are not negative. Coefficients that
-# would be negative are zero; the others change a little to make up for them.
+# Right: the coefficients of a regression by least squares, and the best ones that are not
+# negative. Coefficients that would be negative are zero; the others change a little to make up
+# for them.
 #
 # In a model:
 

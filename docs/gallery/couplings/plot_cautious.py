@@ -9,30 +9,30 @@ With ``cautious=True`` a weight decays only in steps whose update moves it towar
 where :math:`u` is the optimizer's update of the step, :math:`r_t` follows from the coupling and :math:`\lambda` is
 ``weight_decay``.
 
-**Take it** to keep decay from working against the loss.
+**Take cautious decay** to keep decay from working against the loss.
 
-**Do not take it** to make weights small: where the loss wants a weight to be large, it stays large.
+**Do not take cautious decay** to make weights small: where the loss wants a weight to be large,
+it stays large.
 
-**Source:** Lizhang Chen, Jonathan Li, Kaizhao Liang and others, "Cautious Weight Decay", ICLR 2026. **Reference:**
-:class:`torchreg.optim.DecoupledDecay`.
+**Source:** Lizhang Chen, Jonathan Li, Kaizhao Liang and others, "Cautious Weight Decay", ICLR
+2026. **Reference:** :class:`torchreg.optim.DecoupledDecay`.
 """
 
 import pictures
 
 settings = {"gradient": lambda w: w - 2, "lr": 0.05, "weight_decay": 0.5}
-colors = (pictures.BLUE, pictures.FAINT)
+look = {"colors": (pictures.BLUE, pictures.FAINT), "xlabel": "step", "ylim": (0, 3.2)}
 for start in (1.0, 3.0):
     paths = {
         name: (range(121), pictures.decayed(cautious=cautious, start=start, **settings)[:121])
         for name, cautious in {"cautious": True, "ordinary": False}.items()
     }
-    axes = pictures.lines(f"a weight that begins at {start:g}", paths, colors=colors, xlabel="step", ylim=(0, 3.2))
-    axes.axhline(2, color=pictures.INK, linewidth=0.8, linestyle="dashed")
-    axes.text(118, 2.05, "minimum of the loss", ha="right", va="bottom")
+    title = f"a weight that begins at {start:g}"
+    pictures.lines(title, paths, level=("minimum of the loss", 2), **look)
 
 # %%
-# A weight with a loss that is least at 2. Ordinary decay ends below 2 in both.
-# Cautious decay does not act on a weight that grows, and helps one that shrinks until the loss pulls it back.
+# A weight with a loss that is least at 2. Ordinary decay ends below 2 in both. Cautious decay
+# does not act on a weight that grows, and helps one that shrinks until the loss pulls it back.
 #
 # In a model:
 

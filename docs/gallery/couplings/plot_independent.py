@@ -2,19 +2,21 @@ r"""
 "independent": decay follows nothing
 ====================================
 
-With ``coupling="independent"`` each step takes the same share of the weight, whatever the learning rate.
+With ``coupling="independent"`` each step takes the same share of the weight, whatever the
+learning rate.
 
 .. math:: w \leftarrow (1 - \lambda) \, w
 
 where :math:`\lambda` is ``weight_decay``.
 
-**Take it** to have one number for the decay across learning rates and schedules. A ``decay_schedule`` of its own can be
-given.
+**Take this coupling** to have one number for the decay across learning rates and schedules. A
+``decay_schedule`` of its own can be given.
 
-**Do not take it** with a learning rate that ends at zero and without a ``decay_schedule``: the last steps only decay.
+**Do not take this coupling** with a learning rate that ends at zero and without a
+``decay_schedule``: the last steps only decay.
 
-**Source:** the constant case of Ilya Loshchilov, Frank Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
-**Reference:** :class:`torchreg.optim.DecoupledDecay`.
+**Source:** the constant case of Ilya Loshchilov, Frank Hutter, "Decoupled Weight Decay
+Regularization", ICLR 2019. **Reference:** :class:`torchreg.optim.DecoupledDecay`.
 """
 
 # sphinx_gallery_thumbnail_number = 3

@@ -8,12 +8,14 @@ With ``coupling="schedule"`` the decay is multiplied by the learning rate's shar
 
 where :math:`\eta_t` is the learning rate now, :math:`\eta_{\max}` its peak and :math:`\lambda` is ``weight_decay``.
 
-**Take it** to tune learning rate and decay one after the other: twice the learning rate leaves the decay as it is.
+**Take this coupling** to tune learning rate and decay one after the other: twice the learning
+rate leaves the decay as it is.
 
-**Do not take it** to reproduce runs of ``torch.optim.AdamW`` (:doc:`"lr" <plot_lr>`).
+**Do not take this coupling** to reproduce runs of ``torch.optim.AdamW`` (:doc:`"lr"
+<plot_lr>`).
 
-**Source:** Ilya Loshchilov, Frank Hutter, "Decoupled Weight Decay Regularization", ICLR 2019. **Reference:**
-:class:`torchreg.optim.DecoupledDecay`.
+**Source:** Ilya Loshchilov, Frank Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
+**Reference:** :class:`torchreg.optim.DecoupledDecay`.
 """
 
 # sphinx_gallery_thumbnail_number = 3
@@ -23,8 +25,8 @@ import pictures
 pictures.couplings("schedule")
 
 # %%
-# The learning rate begins at 0.5, and the decay is 0.01. The decay begins at full strength, whatever the learning rate
-# is, and then falls as the learning rate falls.
+# The learning rate begins at 0.5, and the decay is 0.01. The decay begins at full strength,
+# whatever the learning rate is, and then falls as the learning rate falls.
 #
 # In a model:
 

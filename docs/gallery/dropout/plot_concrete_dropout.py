@@ -4,15 +4,20 @@ ConcreteDropout: a rate that is learned
 
 ConcreteDropout drops the inputs of a layer with a rate that is trained with the weights.
 
-.. math:: y = F\left(\frac{1 - z}{1 - p} x\right), \qquad
-          z = \sigma\left(\frac{\operatorname{logit} p + \operatorname{logit} u}{t}\right), \quad u \sim U(0, 1)
+.. math::
 
-The rate has a cost, :math:`C = \frac{l^2}{2 (1 - p)} \|W\|^2 - K \operatorname{H}(p)` with :math:`K` inputs, which
-:class:`torchreg.Complexity` adds to the loss. Without it the rate would shrink to 0.
+    y &= F\left(\frac{1 - z}{1 - p} x\right) \\
+    z &= \sigma\left(\frac{\operatorname{logit} p + \operatorname{logit} u}{t}\right), \quad u \sim U(0, 1)
 
-**Take it** where the rate shall follow from the data, and for uncertainty by Monte Carlo.
+The rate has a cost, :math:`C = \frac{l^2}{2 (1 - p)} \|W\|^2 - K \operatorname{H}(p)` with
+:math:`K` inputs, which :class:`torchreg.Complexity` adds to the loss. Without it the rate would
+shrink to 0.
 
-**Do not take it** without ``Complexity(1 / N)``, :math:`N` the number of training examples.
+**Take ConcreteDropout** where the rate shall follow from the data, and for uncertainty by Monte
+Carlo.
+
+**Do not take ConcreteDropout** without ``Complexity(1 / N)``, :math:`N` the number of training
+examples.
 
 **Source:** Yarin Gal, Jiri Hron, Alex Kendall, "Concrete Dropout", NIPS 2017. **Reference:**
 :class:`torchreg.nn.ConcreteDropout`.
@@ -52,11 +57,19 @@ pictures.lines(
 )
 
 # %%
-# The drop rate of the 64 pixels of handwritten digits while a linear classifier is trained on few and on many examples.
-# The more examples, the less is dropped.
+# The drop rate of the 64 pixels of handwritten digits while a linear classifier is trained on
+# few and on many examples. The more examples, the less is dropped.
 #
 # In a model:
 
-model = nn.Sequential(ConcreteDropout(nn.Linear(64, 32)), nn.ReLU(), ConcreteDropout(nn.Linear(32, 10)))
+import torch
+from torch import nn
+
+from torchreg import Complexity, Regularizer
+from torchreg.nn import ConcreteDropout
+
+model = nn.Sequential(
+    ConcreteDropout(nn.Linear(64, 32)), nn.ReLU(), ConcreteDropout(nn.Linear(32, 10))
+)
 optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 regularizer = Regularizer(model, Complexity(1 / 1000), mode="grad").attach(optimizer)

@@ -2,20 +2,25 @@ r"""
 Dropout: single elements
 ========================
 
-Dropout sets each element to zero with probability :math:`p`, independently, and scales up the others.
+Dropout sets each element to zero with probability :math:`p`, independently, and scales up the
+others.
 
-.. math:: y_i = \frac{m_i}{1 - p} x_i, \qquad m_i \sim \operatorname{Bernoulli}(1 - p)
+.. math::
+
+    y_i &= \frac{m_i}{1 - p} x_i \\
+    m_i &\sim \operatorname{Bernoulli}(1 - p)
 
 In evaluation mode it is the identity.
 
-**Take it** after the activations of fully connected layers.
+**Take Dropout** after the activations of fully connected layers.
 
-**Do not take it** for images in the first layers of a convolutional network: the neighbors of a dropped pixel tell what
-it was (:doc:`DropBlock2d <plot_drop_block>`, :doc:`Dropout2d <plot_channels>`).
+**Do not take Dropout** for images in the first layers of a convolutional network: the neighbors
+of a dropped pixel tell what it was (:doc:`DropBlock2d <plot_drop_block>`, :doc:`Dropout2d
+<plot_channels>`).
 
-**Source:** Nitish Srivastava, Geoffrey Hinton, Alex Krizhevsky, Ilya Sutskever, Ruslan Salakhutdinov, "Dropout: A
-Simple Way to Prevent Neural Networks from Overfitting", Journal of Machine Learning Research 15, 2014. **Reference:**
-:class:`torchreg.nn.Dropout`.
+**Source:** Nitish Srivastava, Geoffrey Hinton, Alex Krizhevsky, Ilya Sutskever, Ruslan
+Salakhutdinov, "Dropout: A Simple Way to Prevent Neural Networks from Overfitting", Journal of
+Machine Learning Research 15, 2014. **Reference:** :class:`torchreg.nn.Dropout`.
 """
 
 # sphinx_gallery_thumbnail_number = 2

@@ -2,19 +2,25 @@ r"""
 GaussianDropout: noise instead of zeros
 =======================================
 
-GaussianDropout multiplies each element by normal noise with the mean and variance that dropout's factors have.
+GaussianDropout multiplies each element by normal noise with the mean and variance that
+dropout's factors have.
 
-.. math:: y = \epsilon x, \qquad \epsilon \sim N\left(1, \frac{p}{1 - p}\right)
+.. math::
+
+    y &= \epsilon x \\
+    \epsilon &\sim N\left(1, \frac{p}{1 - p}\right)
 
 In evaluation mode it is the identity.
 
-**Take it** in the place of dropout where zeros hurt, such as before a logarithm's or a norm's gradient.
+**Take GaussianDropout** in the place of dropout where exact zeros hurt.
 
-**Do not take it** at high rates: the factors can be negative, at :math:`p = 0.5` one in six is.
+**Do not take GaussianDropout** at high rates: the factors can be negative, at :math:`p = 0.5`
+one in six is.
 
-**Source:** Nitish Srivastava, Geoffrey Hinton, Alex Krizhevsky, Ilya Sutskever, Ruslan Salakhutdinov, "Dropout: A
-Simple Way to Prevent Neural Networks from Overfitting", Journal of Machine Learning Research 15, 2014, section 10.
-**Reference:** :class:`torchreg.nn.GaussianDropout`.
+**Source:** Nitish Srivastava, Geoffrey Hinton, Alex Krizhevsky, Ilya Sutskever, Ruslan
+Salakhutdinov, "Dropout: A Simple Way to Prevent Neural Networks from Overfitting", Journal of
+Machine Learning Research 15, 2014, section 10. **Reference:**
+:class:`torchreg.nn.GaussianDropout`.
 """
 
 # sphinx_gallery_thumbnail_number = 2
@@ -27,7 +33,8 @@ from torchreg.nn import Dropout, GaussianDropout
 pictures.masks(GaussianDropout(0.2), drops=False)
 
 # %%
-# Nothing is dropped; every pixel is darker or brighter. The factors of both layers have mean 1 and variance 1/4:
+# Nothing is dropped; every pixel is darker or brighter. The factors of both layers have mean 1
+# and variance 1/4:
 
 ones = torch.ones(100_000)
 pictures.histogram("factors of GaussianDropout", GaussianDropout(0.2)(ones))

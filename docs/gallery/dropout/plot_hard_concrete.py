@@ -2,19 +2,23 @@ r"""
 HardConcrete: gates on whole units
 ==================================
 
-HardConcrete learns a gate for each input or output of a layer. A gate can be exactly closed, in training too.
+HardConcrete learns a gate for each input or output of a layer. A gate can be exactly closed, in
+training too.
 
-.. math:: z = \min\big(1, \max(0, s (\zeta - \gamma) + \gamma)\big), \qquad
-          s = \sigma\left(\frac{\log \alpha + \operatorname{logit} u}{\beta}\right), \quad u \sim U(0, 1)
+.. math::
+
+    z &= \min\big(1, \max(0, s (\zeta - \gamma) + \gamma)\big) \\
+    s &= \sigma\left(\frac{\log \alpha + \operatorname{logit} u}{\beta}\right), \quad u \sim U(0, 1)
 
 :class:`torchreg.Complexity` adds the expected number of weights behind open gates to the loss.
 
-**Take it** to learn which inputs or units a layer needs, with zeros that are exact.
+**Take HardConcrete** to learn which inputs or units a layer needs, with zeros that are exact.
 
-**Do not take it** where the group lasso does: it has no random gates and one number less to choose.
+**Do not take HardConcrete** where the group lasso does: it has no random gates and one number
+less to choose.
 
-**Source:** Christos Louizos, Max Welling, Diederik P. Kingma, "Learning Sparse Neural Networks through L0
-Regularization", ICLR 2018. **Reference:** :class:`torchreg.nn.HardConcrete`.
+**Source:** Christos Louizos, Max Welling, Diederik P. Kingma, "Learning Sparse Neural Networks
+through L0 Regularization", ICLR 2018. **Reference:** :class:`torchreg.nn.HardConcrete`.
 """
 
 # sphinx_gallery_thumbnail_number = 2
@@ -41,16 +45,27 @@ closed = pictures.train(
 
 pictures.matrix(images.mean(0).view(8, 8), "mean of all digits")
 pictures.matrix(layer.gates.view(8, 8), "gates", dropped=layer.gates.view(8, 8) == 0, most=1.0)
-pictures.lines("closed gates", {"": (range(1, 201), closed)}, size=(2.35, 2.4), xlabel="step", ylim=(0, 64))
-accuracy = (layer(images).argmax(1) == labels).float().mean()
-print(f"{(layer.gates == 0).sum()} of 64 gates are closed, {accuracy:.0%} of the digits are right")
+pictures.lines(
+    "closed gates", {"": (range(1, 201), closed)}, size=(2.35, 2.4), xlabel="step", ylim=(0, 64)
+)
+closed, right = layer.gates == 0, layer(images).argmax(1) == labels
+print(f"closed gates: {closed.sum()} of 64, right digits: {right.float().mean():.0%}")
 
 # %%
-# A linear classifier of handwritten digits of 8 x 8 pixels learns which pixels it needs. Closed gates are orange: the
-# borders, where all digits are empty, and some that tell what others tell.
+# A linear classifier of handwritten digits of 8 x 8 pixels learns which pixels it needs. Closed
+# gates are orange: the borders, where all digits are empty, and some that tell what others
+# tell.
 #
 # In a model:
 
-model = nn.Sequential(HardConcrete(nn.Linear(64, 32)), nn.ReLU(), HardConcrete(nn.Linear(32, 10)))
+import torch
+from torch import nn
+
+from torchreg import Complexity, Regularizer
+from torchreg.nn import HardConcrete
+
+model = nn.Sequential(
+    HardConcrete(nn.Linear(64, 32)), nn.ReLU(), HardConcrete(nn.Linear(32, 10))
+)
 optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 regularizer = Regularizer(model, Complexity(1 / 1797), mode="grad").attach(optimizer)

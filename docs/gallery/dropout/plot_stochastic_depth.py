@@ -2,19 +2,23 @@ r"""
 StochasticDepth: whole residual branches
 ========================================
 
-StochasticDepth drops the output of a residual branch, for each example on its own. It is also known as drop path.
+StochasticDepth drops the output of a residual branch, for each example on its own. It is also
+known as drop path.
 
-.. math:: y = x + \frac{m}{1 - p} F(x), \qquad m \sim \operatorname{Bernoulli}(1 - p)
+.. math::
 
-In evaluation mode it is the branch itself. :func:`torchreg.nn.set_linear_depth` gives the branches of a model rates
-that grow with their depth.
+    y &= x + \frac{m}{1 - p} F(x) \\
+    m &\sim \operatorname{Bernoulli}(1 - p)
 
-**Take it** in deep residual networks and transformers.
+In evaluation mode it is the branch itself. :func:`torchreg.nn.set_linear_depth` gives the
+branches of a model rates that grow with their depth.
 
-**Do not take it** without a shortcut around the branch: nothing would be left.
+**Take StochasticDepth** in deep residual networks and transformers.
 
-**Source:** Gao Huang, Yu Sun, Zhuang Liu, Daniel Sedra, Kilian Q. Weinberger, "Deep Networks with Stochastic Depth",
-ECCV 2016. **Reference:** :class:`torchreg.nn.StochasticDepth`.
+**Do not take StochasticDepth** without a shortcut around the branch: nothing would be left.
+
+**Source:** Gao Huang, Yu Sun, Zhuang Liu, Daniel Sedra, Kilian Q. Weinberger, "Deep Networks
+with Stochastic Depth", ECCV 2016. **Reference:** :class:`torchreg.nn.StochasticDepth`.
 """
 
 import pictures
@@ -32,22 +36,34 @@ def draws(mode: str) -> torch.Tensor:
     return torch.cat([branch(torch.ones(12, 1)) for branch in branches], 1)
 
 
-labels = {"size": (3.3, 2.9), "xlabel": "branches, from the first to the last", "ylabel": "examples"}
+labels = {
+    "size": (3.3, 2.9),
+    "square": False,
+    "xlabel": "branches, from the first to the last",
+    "ylabel": "examples",
+}
 for mode in ("row", "batch"):
     left = draws(mode)
     pictures.matrix(left, f'mode="{mode}"', dropped=left == 0, most=2.0, **labels)
 
 # %%
-# Twelve branches with rates from 0.04 to 0.5. Left: each example on its own drops branches (orange), the more the
-# deeper. Right: the whole batch together. Kept branches are scaled up, the more the deeper (blue).
+# Twelve branches with rates from 0.04 to 0.5. Left: each example on its own drops branches
+# (orange), the more the deeper. Right: the whole batch together. Kept branches are scaled up,
+# the more the deeper (blue).
 #
 # In a model:
+
+from torch import nn
+
+from torchreg.nn import StochasticDepth, set_linear_depth
 
 
 class Block(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.branch = StochasticDepth(nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)))
+        self.branch = StochasticDepth(
+            nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+        )
 
     def forward(self, x):
         return x + self.branch(x)

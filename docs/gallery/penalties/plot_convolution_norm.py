@@ -2,20 +2,23 @@ r"""
 ConvolutionNorm: how much a convolution can stretch
 ===================================================
 
-ConvolutionNorm shrinks the norm of a convolution as an operator on images. It is exact for circular padding.
+ConvolutionNorm shrinks the norm of a convolution as an operator on images. It is exact for
+circular padding.
 
-.. math:: R(K) = \frac{s}{2} \max_\omega \sigma_1\big(\hat K(\omega)\big)^2, \qquad
-          \hat K(\omega)_{oi} = \sum_x K_{oix} \, e^{-2 \pi \mathrm{i} \langle \omega, x \rangle}
+.. math::
+
+    R(K) &= \frac{s}{2} \max_\omega \sigma_1\big(\hat K(\omega)\big)^2 \\
+    \hat K(\omega)_{oi} &= \sum_x K_{oix} \, e^{-2 \pi \mathrm{i} \langle \omega, x \rangle}
 
 over the frequencies :math:`\omega` of images of the given size. It has no proximal operator in closed form.
 
-**Take it** for convolutions whose Lipschitz constant matters.
+**Take ConvolutionNorm** for convolutions whose Lipschitz constant matters.
 
-**Do not take it** for strides above 1 where the value must be exact: there it is an upper bound. Take
-:doc:`SpectralNorm <plot_spectral_norm>` for linear layers.
+**Do not take ConvolutionNorm** for strides above 1 where the value must be exact: there it is
+an upper bound. Take :doc:`SpectralNorm <plot_spectral_norm>` for linear layers.
 
-**Source:** Hanie Sedghi, Vineet Gupta, Philip M. Long, "The Singular Values of Convolutional Layers", ICLR 2019.
-**Reference:** :class:`torchreg.ConvolutionNorm`.
+**Source:** Hanie Sedghi, Vineet Gupta, Philip M. Long, "The Singular Values of Convolutional
+Layers", ICLR 2019. **Reference:** :class:`torchreg.ConvolutionNorm`.
 """
 
 import pictures
@@ -33,12 +36,16 @@ def stretch(k):
     return torch.linalg.svdvals(spectrum.movedim((0, 1), (-2, -1)))[..., 0]
 
 
-along = pictures.follow(lambda s: ConvolutionNorm(s, (16, 16)), lambda k: k - kernel, kernel, strengths, 1.0, 30)
+along = pictures.follow(
+    lambda s: ConvolutionNorm(s, (16, 16)), lambda k: k - kernel, kernel, strengths, 1.0, 30
+)
 most = stretch(kernel).max().item()
 words = {"most": most, "xlabel": "horizontal frequency", "ylabel": "vertical frequency"}
 pictures.matrix(stretch(kernel), "stretch by frequency, s = 0", **words)
 pictures.matrix(stretch(along[5]), "stretch by frequency, s = 0.3", **words)
-largest, median = ([f(stretch(k)).item() for k in (kernel, *along)] for f in (torch.max, torch.median))
+largest, median = (
+    [f(stretch(k)).item() for k in (kernel, *along)] for f in (torch.max, torch.median)
+)
 pictures.lines(
     "stretch along the strength",
     {"largest": ([0, *strengths], largest), "median": ([0, *strengths], median)},
@@ -48,11 +55,13 @@ pictures.lines(
 )
 
 # %%
-# How much a convolution with four channels stretches images of each frequency (blue: the more, the darker), before and
-# after the minimum of :math:`\tfrac12 \|K - K_0\|^2 + R(K)` is found. The peaks are cut, the rest stays.
+# How much a convolution with four channels stretches images of each frequency (blue: the more,
+# the darker), before and after the minimum of :math:`\tfrac12 \|K - K_0\|^2 + R(K)` is found.
+# The peaks are cut, the rest stays.
 #
 # In a model:
 
+import torch
 from torch import nn
 
 from torchreg import ConvolutionNorm, Regularizer, in_modules
@@ -60,4 +69,6 @@ from torchreg import ConvolutionNorm, Regularizer, in_modules
 model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
 optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 penalty = ConvolutionNorm(1e-2, input_size=(28, 28))
-regularizer = Regularizer(model, penalty, mode="grad", select=in_modules(nn.Conv2d)).attach(optimizer)
+regularizer = Regularizer(model, penalty, mode="grad", select=in_modules(nn.Conv2d)).attach(
+    optimizer
+)

@@ -4,17 +4,21 @@ ExclusiveLasso: weights compete within groups
 
 ExclusiveLasso makes zeros within every group and empties none: the opposite of the group lasso.
 
-.. math:: R(w) = \frac{s}{2} \sum_g \|w_g\|_1^2, \qquad
-          \operatorname{prox}_{tR}(w)_i = \operatorname{sign}(w_i) \max(|w_i| - \tau_g, 0)
+.. math::
 
-The threshold :math:`\tau_g` is :math:`ts` times the 1-norm that the group has afterwards. It is found by sorting.
+    R(w) &= \frac{s}{2} \sum_g \|w_g\|_1^2 \\
+    \operatorname{prox}_{tR}(w)_i &= \operatorname{sign}(w_i) \max(|w_i| - \tau_g, 0)
 
-**Take it** where each unit shall choose a few inputs, and each unit shall keep some.
+The threshold :math:`\tau_g` is :math:`ts` times the 1-norm that the group has afterwards. It is
+found by sorting.
 
-**Do not take it** to remove units: a group that shrinks is pulled less and less.
+**Take ExclusiveLasso** where each unit shall choose a few inputs, and each unit shall keep
+some.
 
-**Source:** Yang Zhou, Rong Jin, Steven C. H. Hoi, "Exclusive Lasso for Multi-task Feature Selection", AISTATS 2010.
-**Reference:** :class:`torchreg.ExclusiveLasso`.
+**Do not take ExclusiveLasso** to remove units: a group that shrinks is pulled less and less.
+
+**Source:** Yang Zhou, Rong Jin, Steven C. H. Hoi, "Exclusive Lasso for Multi-task Feature
+Selection", AISTATS 2010. **Reference:** :class:`torchreg.ExclusiveLasso`.
 """
 
 # sphinx_gallery_thumbnail_number = 3
@@ -23,18 +27,21 @@ import pictures
 
 from torchreg import ExclusiveLasso, GroupLasso
 
-pictures.before_and_after({"prox of GroupLasso": GroupLasso(0.4), "prox of ExclusiveLasso": ExclusiveLasso(0.4)})
+pictures.before_and_after(
+    {"prox of GroupLasso": GroupLasso(0.4), "prox of ExclusiveLasso": ExclusiveLasso(0.4)}
+)
 
 # %%
-# Weights of six units (blue: positive, orange: negative) and what one proximal step makes of them. GroupLasso takes
-# three units. ExclusiveLasso takes the smaller weights of each unit and empties none.
+# Weights of six units (blue: positive, orange: negative) and what one proximal step makes of
+# them. GroupLasso takes three units. ExclusiveLasso takes the smaller weights of each unit and
+# empties none.
 
 pictures.plane(ExclusiveLasso)
 pictures.coefficients(lambda s: ExclusiveLasso(s, groups=pictures.TRIPLES), groups=True)
 
 # %%
-# Left: two weights of one group. The level sets are the lasso's; the farther out, the denser they are. Right: within
-# each group the largest coefficient survives.
+# Left: two weights of one group. The level sets are the lasso's; the farther out, the denser
+# they are. Right: within each group the largest coefficient survives.
 #
 # In a model:
 

@@ -2,20 +2,23 @@ r"""
 Huber: a ridge with a bounded force
 ===================================
 
-Huber is a ridge for small weights. For large weights its force stops growing, so large weights are spared.
+Huber is a ridge for small weights. For large weights its force stops growing, so large weights
+are spared.
 
-.. math:: R(w) = s \sum_i h(|w_i|), \qquad
-          h(u) = \begin{cases} u^2 / 2 & u \le \delta \\ \delta (u - \delta / 2) & u > \delta \end{cases}
+.. math::
+
+    R(w) &= s \sum_i h(|w_i|) \\
+    h(u) &= \begin{cases} u^2 / 2 & u \le \delta \\ \delta (u - \delta / 2) & u > \delta \end{cases}
 
 Its proximal operator is the ridge's up to :math:`\delta (1 + ts)`, and from there
 :math:`w - ts \delta \operatorname{sign}(w)`.
 
-**Take it** where most weights shall be small and a few may be large.
+**Take Huber** where most weights shall be small and a few may be large.
 
-**Do not take it** to get zeros: at zero it is flat (:doc:`L1 <plot_l1>`).
+**Do not take Huber** to get zeros: at zero it is flat (:doc:`L1 <plot_l1>`).
 
-**Source:** Peter J. Huber, "Robust Estimation of a Location Parameter", Annals of Mathematical Statistics, 1964.
-**Reference:** :class:`torchreg.Huber`.
+**Source:** Peter J. Huber, "Robust Estimation of a Location Parameter", Annals of Mathematical
+Statistics, 1964. **Reference:** :class:`torchreg.Huber`.
 """
 
 import pictures
@@ -26,10 +29,13 @@ pictures.plane(lambda s: Huber(s, delta=0.5))
 pictures.coefficients(lambda s: Huber(s, delta=0.5))
 
 # %%
-# The inner level sets are circles, as those of the ridge; the outer ones become the lasso's diamonds with round
-# corners. In the regression small coefficients shrink fast and large ones keep their distance.
+# The inner level sets are circles, as those of the ridge; the outer ones become the lasso's
+# diamonds with round corners. In the regression small coefficients shrink fast and large ones
+# keep their distance.
 
-pictures.curves({r"$\delta = 0.5$": Huber(1.0, delta=0.5), r"$\delta = 1.5$": Huber(1.0, delta=1.5)})
+pictures.curves(
+    {r"$\delta = 0.5$": Huber(1.0, delta=0.5), r"$\delta = 1.5$": Huber(1.0, delta=1.5)}
+)
 
 # %%
 # The gradient is that of the ridge, clipped at :math:`\pm s \delta`.

@@ -2,22 +2,26 @@ r"""
 L1SP: a lasso towards a starting point
 ======================================
 
-L1SP pulls every weight towards a reference with the same force. Many weights stay exactly where they were.
+L1SP pulls every weight towards a reference with the same force. Many weights stay exactly where
+they were.
 
-.. math:: R(w) = s \|w - w^0\|_1, \qquad
-          \operatorname{prox}_{tR}(w) = \operatorname*{argmin}_u \tfrac12 \|u - w\|_2^2 + t R(u)
-          = w^0 + \operatorname{sign}(w - w^0) \max(|w - w^0| - ts, 0)
+.. math::
 
-The reference :math:`w^0` is the weights that the model has when the regularizer is made, or a ``state_dict``, or a
-tensor.
+    R(w) &= s \|w - w^0\|_1 \\
+    \operatorname{prox}_{tR}(w) &= \operatorname*{argmin}_u \tfrac12 \|u - w\|_2^2 + t R(u) \\
+    &= w^0 + \operatorname{sign}(w - w^0) \max(|w - w^0| - ts, 0)
 
-**Take it** for fine-tuning that changes few weights, so that the change is small to store. Mode ``"prox"`` leaves the
-others exact.
+The reference :math:`w^0` is the weights that the model has when the regularizer is made, or a
+``state_dict``, or a tensor.
 
-**Do not take it** where all weights must move a little: :doc:`L2SP <plot_l2sp>` spreads the change.
+**Take L1SP** for fine-tuning that changes few weights, so that the change is small to store.
+Mode ``"prox"`` leaves the others exact.
 
-**Source:** Xuhong Li, Yves Grandvalet, Franck Davoine, "Explicit Inductive Bias for Transfer Learning with
-Convolutional Networks", ICML 2018. **Reference:** :class:`torchreg.L1SP`.
+**Do not take L1SP** where all weights must move a little: :doc:`L2SP <plot_l2sp>` spreads the
+change.
+
+**Source:** Xuhong Li, Yves Grandvalet, Franck Davoine, "Explicit Inductive Bias for Transfer
+Learning with Convolutional Networks", ICML 2018. **Reference:** :class:`torchreg.L1SP`.
 """
 
 from functools import partial
@@ -34,8 +38,8 @@ pictures.plane(partial(L1SP, reference=start), through=diamonds)
 pictures.coefficients(partial(L1SP, reference=pretrained), towards=pretrained)
 
 # %%
-# The level sets are diamonds around the reference. Each coefficient stops at its reference (strokes at the right) and
-# stays there exactly.
+# The level sets are diamonds around the reference. Each coefficient stops at its reference
+# (strokes at the right) and stays there exactly.
 
 pictures.curves(L1SP(1.0, reference=torch.tensor(1.0)))
 
@@ -44,6 +48,7 @@ pictures.curves(L1SP(1.0, reference=torch.tensor(1.0)))
 #
 # In a model:
 
+import torch
 from torch import nn
 
 from torchreg import L1SP, Regularizer

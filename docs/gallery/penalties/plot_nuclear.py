@@ -2,20 +2,24 @@ r"""
 Nuclear: low rank
 =================
 
-Nuclear is the lasso of the singular values. Small ones become exactly zero, so the matrix gets a low rank.
+Nuclear is the lasso of the singular values. Small ones become exactly zero, so the matrix gets
+a low rank.
 
-.. math:: R(W) = s \sum_i \sigma_i(W), \qquad
-          \operatorname{prox}_{tR}(W) = \operatorname*{argmin}_U \tfrac12 \|U - W\|_F^2 + t R(U)
-          = U \max(\Sigma - ts, 0) V^H
+.. math::
+
+    R(W) &= s \sum_i \sigma_i(W) \\
+    \operatorname{prox}_{tR}(W) &= \operatorname*{argmin}_U \tfrac12 \|U - W\|_F^2 + t R(U) \\
+    &= U \max(\Sigma - ts, 0) V^H
 
 with the singular value decomposition :math:`W = U \Sigma V^H`.
 
-**Take it** for layers that shall be a product of two thin matrices.
+**Take Nuclear** for layers that shall be a product of two thin matrices.
 
-**Do not take it** for very large layers: each step needs a singular value decomposition.
+**Do not take Nuclear** for very large layers: each step needs a singular value decomposition.
 
-**Source:** Jian-Feng Cai, Emmanuel J. Candès, Zuowei Shen, "A Singular Value Thresholding Algorithm for Matrix
-Completion", SIAM Journal on Optimization, 2010. **Reference:** :class:`torchreg.Nuclear`.
+**Source:** Jian-Feng Cai, Emmanuel J. Candès, Zuowei Shen, "A Singular Value Thresholding
+Algorithm for Matrix Completion", SIAM Journal on Optimization, 2010. **Reference:**
+:class:`torchreg.Nuclear`.
 """
 
 import pictures
@@ -27,12 +31,12 @@ pictures.plane(Nuclear, pictures.diagonal)
 pictures.singular_values(Nuclear)
 
 # %%
-# Left: a matrix of two rows with the singular values :math:`\sigma_1, \sigma_2`. The level sets are the lasso's. Right:
-# a regression with eight outputs, whose true weights have rank 3 (blue; strokes at the left). The singular values that
-# are truly zero (orange) vanish first.
+# Left: a matrix of two rows with the singular values :math:`\sigma_1, \sigma_2`. The level sets
+# are the lasso's. Right: a regression with eight outputs, whose true weights have rank 3 (blue;
+# strokes at the left). The singular values that are truly zero (orange) vanish first.
 
 for strength in (0.001, 0.1, 0.7):
-    weights = pictures.fitted(Nuclear(strength))
+    weights = pictures.fitted(Nuclear, strength)
     pictures.matrix(weights, f"s = {strength}: rank {torch.linalg.matrix_rank(weights)}")
 
 # %%
@@ -40,6 +44,7 @@ for strength in (0.001, 0.1, 0.7):
 #
 # In a model:
 
+import torch
 from torch import nn
 
 from torchreg import Nuclear, Regularizer

@@ -4,18 +4,22 @@ SpectralNorm: how much a layer can stretch
 
 SpectralNorm shrinks the largest singular value: the most that a layer can stretch its input.
 
-.. math:: R(W) = \frac{s}{2} \sigma_1(W)^2, \qquad
-          \operatorname{prox}_{tR}(W) = \operatorname*{argmin}_U \tfrac12 \|U - W\|_F^2 + t R(U)
-          = U \min(\Sigma, \tau) V^H
+.. math::
+
+    R(W) &= \frac{s}{2} \sigma_1(W)^2 \\
+    \operatorname{prox}_{tR}(W) &= \operatorname*{argmin}_U \tfrac12 \|U - W\|_F^2 + t R(U) \\
+    &= U \min(\Sigma, \tau) V^H
 
 with :math:`W = U \Sigma V^H` and :math:`\tau = \max_k (\sigma_1 + \dots + \sigma_k) / (k + ts)`.
 
-**Take it** so that small changes of the input make small changes of the output.
+**Take SpectralNorm** so that small changes of the input make small changes of the output.
 
-**Do not take it** for convolutions where the bound must be exact: :doc:`ConvolutionNorm <plot_convolution_norm>`.
+**Do not take SpectralNorm** for convolutions where the bound must be exact:
+:doc:`ConvolutionNorm <plot_convolution_norm>`.
 
-**Source:** Yuichi Yoshida, Takeru Miyato, "Spectral Norm Regularization for Improving the Generalizability of Deep
-Learning", arXiv:1705.10941, 2017. **Reference:** :class:`torchreg.SpectralNorm`.
+**Source:** Yuichi Yoshida, Takeru Miyato, "Spectral Norm Regularization for Improving the
+Generalizability of Deep Learning", arXiv:1705.10941, 2017. **Reference:**
+:class:`torchreg.SpectralNorm`.
 """
 
 import pictures
@@ -26,9 +30,10 @@ pictures.plane(SpectralNorm, pictures.diagonal)
 pictures.singular_values(SpectralNorm)
 
 # %%
-# Left: a matrix with the singular values :math:`\sigma_1, \sigma_2`. The level sets are squares: only the larger one
-# counts, and the minimum goes to where both are equal. Right: a regression with eight outputs. The largest singular
-# value is pressed down on the next one, then both go down together. The small ones are left alone.
+# Left: a matrix with the singular values :math:`\sigma_1, \sigma_2`. The level sets are
+# squares: only the larger one counts, and the minimum goes to where both are equal. Right: a
+# regression with eight outputs. The largest singular value is pressed down on the next one,
+# then both go down together. The small ones are left alone.
 #
 # In a model:
 

@@ -1,4 +1,4 @@
-"""What one optimizer step's weights owe to the strengths: derivatives of the step, in each of the modes."""
+"""Derivatives of an optimizer's step with respect to the strengths, in each mode."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from torchreg.tuning.online.updates import DIFFERENTIATED, Update, update_fields
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PenaltyUpdate(Update):
-    """A regularizer's act on one weight, in one step: what it saw, so that it can be differentiated afterwards."""
+    """What a regularizer does to one weight in one step, with everything needed to differentiate it later."""
 
     regularizer: Regularizer
     penalty: Penalty
     scale: float | Tensor
-    before: Tensor  # the weight as it was
+    before: Tensor  # the old weight
 
     @property
     def mode(self) -> Mode:
@@ -31,7 +31,7 @@ class PenaltyUpdate(Update):
 
 
 def penalty_updates_of(regularizer: Regularizer, optimizer: Optimizer) -> list[PenaltyUpdate]:
-    """What the regularizer is about to do to each weight that the step moves."""
+    """What the regularizer will do to each weight that the step changes."""
     return [
         PenaltyUpdate(
             **update_fields(optimizer, group, param),
@@ -45,9 +45,9 @@ def penalty_updates_of(regularizer: Regularizer, optimizer: Optimizer) -> list[P
 
 
 def check_differentiable(regularizer: Regularizer, optimizer: Optimizer) -> None:
-    """Raises ``ValueError`` unless a step of the optimizer can be differentiated by the strength, in the mode."""
+    """Raises ``ValueError`` unless the optimizer's step can be differentiated by the strength in the mode."""
     owner, name = "AutoStrength", type(optimizer).__name__
-    bare = isinstance(optimizer, DecoupledDecay) and isinstance(optimizer, DIFFERENTIATED)  # but for its decay
+    bare = isinstance(optimizer, DecoupledDecay) and isinstance(optimizer, DIFFERENTIATED)  # except for its decay
     if regularizer.mode != "prox" and isinstance(optimizer, Proximal):
         raise ValueError(
             f"{owner}: mode {regularizer.mode!r} needs an optimizer without a penalty of its own, got {name}"
@@ -62,13 +62,13 @@ def check_differentiable(regularizer: Regularizer, optimizer: Optimizer) -> None
             f"AdamW, got {name}: decay by another Regularizer"
         )
     if any(isinstance(term, Constraint) for a in regularizer.assignments for term in a.terms):
-        raise ValueError(f"{owner}: a constraint has no strength to tune: make one Regularizer for it, apart")
+        raise ValueError(f"{owner}: a constraint has no strength to tune: make a separate Regularizer for it")
 
 
 def hypergradients(updates: Sequence[PenaltyUpdate], gradient: Tensor) -> list[Tensor]:
-    r"""The derivatives of a loss after the step by the scales of the acts on one weight, in the order they acted.
+    r"""The derivatives of the loss after the step by the scales of the updates of one weight, in their order.
 
-    With :math:`v = \nabla L_{\text{val}}(w')` at the weight :math:`w'` that the step led to, they are
+    With :math:`v = \nabla L_{\text{val}}(w')` at the weight :math:`w'` after the step they are
 
     .. math:: \frac{\partial L_{\text{val}}}{\partial c} = \Big\langle v, \frac{\partial w'}{\partial c} \Big\rangle,
               \qquad \frac{\partial w'}{\partial c} =
@@ -78,11 +78,12 @@ def hypergradients(updates: Sequence[PenaltyUpdate], gradient: Tensor) -> list[T
                 \partial_c \operatorname{prox}_{\eta c R}(u) & \text{mode "prox"}
               \end{cases}
 
-    with :math:`J` the derivative of the optimizer's update by the gradient; what acts later is differentiated through.
+    where :math:`J` is the derivative of the optimizer's update by the gradient. The updates that follow an update are
+    differentiated through.
 
     Args:
-        updates: those on one weight, in order.
-        gradient: ``v``.
+        updates: the updates of one weight, in order.
+        gradient: :math:`v`.
 
     Returns:
         A 0-d tensor for each update.
@@ -92,7 +93,7 @@ def hypergradients(updates: Sequence[PenaltyUpdate], gradient: Tensor) -> list[T
         Regularization Hyperparameters", ICML 2016.
     """
     found = []
-    after, is_updated = updates[-1].param.detach(), False  # whether we are back before the optimizer's own update
+    after, is_updated = updates[-1].param.detach(), False  # whether the optimizer's own update has been passed
     carried = gradient
     for number, update in reversed(list(enumerate(updates))):
         if update.mode == "prox":
@@ -109,7 +110,7 @@ def hypergradients(updates: Sequence[PenaltyUpdate], gradient: Tensor) -> list[T
 
 @torch.no_grad()
 def _through_update(update: PenaltyUpdate, gradient: Tensor) -> Tensor:
-    """The derivative of ``<gradient, w'>`` by the weight that the optimizer was given, its gradient held."""
+    """The derivative of ``<gradient, w'>`` by the weight before the optimizer's update, with its gradient fixed."""
     if not update.group.get("weight_decay", 0):
         return gradient
     moves = update.mode == "decoupled"
@@ -166,14 +167,14 @@ def _by_autograd(
         moved = penalty.prox(u, update.step * scale)
         wanted = (scale, u) if further else (scale,)
         slopes, *through = torch.autograd.grad(moved, wanted, gradient, allow_unused=True, materialize_grads=True)
-    at_zero = moved == 0  # where some formulas, such as roots, have no derivative, and the weight stays zero
+    at_zero = moved == 0  # some formulas, such as roots, have no derivative there; the weight stays zero
     if slopes.ndim:
         slopes = slopes.masked_fill(at_zero & slopes.isnan(), 0.0)
     return slopes.sum(), through[0].masked_fill(at_zero & through[0].isnan(), 0.0) if further else gradient
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
-    """The inner product in one pass; of complex tensors its real part."""
+    """The real part of the inner product, in one pass."""
     if a.is_complex():
         a, b = torch.view_as_real(a), torch.view_as_real(b)
     return torch.dot(a.reshape(-1), b.reshape(-1).to(a.dtype))

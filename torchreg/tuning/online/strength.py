@@ -1,4 +1,4 @@
-"""Strengths that are tuned while the model trains."""
+"""Strengths that are tuned during training."""
 
 from __future__ import annotations
 
@@ -23,39 +23,38 @@ Per = Literal["regularizer", "parameter"]
 
 
 class AutoStrength:
-    r"""Tunes the strength of a regularizer in one run, by the gradient of the loss on examples held out.
-
-    After each step :math:`w \to w'(c)` it asks how the loss on a batch of held-out examples would change with the scale
-    :math:`c` of the penalty, and moves the scale the other way:
+    r"""Tunes the strength of a regularizer in one run, by the gradient of the loss on held-out examples.
 
     .. math:: \log c \leftarrow \log c - \eta_c \frac{\bar h}{\sqrt{\overline{h^2}}}, \qquad
               h = \Big\langle \nabla L_{\text{val}}(w'), \frac{\partial w'}{\partial c} \Big\rangle
 
-    where bars are averages over the last steps, as in Adam. So the strength moves by up to a factor of
-    :math:`e^{\eta_c}` a step, and where it starts matters little. It takes the place of a search over a grid, at the
-    price of about one more forward and backward pass a step.
+    where :math:`w'(c)` are the weights after a step of the optimizer with the scale :math:`c`, and bars are running
+    averages, as in Adam. A step changes the strength by a factor of at most about :math:`e^{\eta_c}`; the initial
+    strength matters little. This replaces a search over a grid and costs about one more forward and backward pass for
+    each step. It looks one step ahead only, so it favors strengths with an early benefit: use it with modes "decoupled"
+    and "prox", not with L1 in mode "grad" under Adam.
 
     Args:
-        regularizer: one in mode ``"grad"``, ``"decoupled"`` or ``"prox"``, or several, which share the held-out
-            batches. Mode ``"grad"`` needs SGD, Adam or AdamW, and mode ``"decoupled"`` one of them or an optimizer
-            without a decay of its own.
-        validation: held-out examples: two tensors, inputs and targets, or any iterable of such pairs, as a data loader,
-            which is gone through again and again.
-        criterion: the loss that is to become small on them: a function of outputs and targets.
+        regularizer: a regularizer in mode ``"grad"``, ``"decoupled"`` or ``"prox"``, or several that share the held-out
+            batches. Mode ``"grad"`` needs SGD, Adam or AdamW. Mode ``"decoupled"`` needs one of these or an optimizer
+            without its own decay.
+        validation: held-out examples: two tensors (inputs and targets), or any iterable of such pairs, such as a data
+            loader, which is repeated.
+        criterion: the loss of outputs and targets on the held-out examples.
         lr: :math:`\eta_c`, the size of a step of the log-strength.
-        every: so many steps of the optimizer for one of the strength.
-        per: one strength for each ``"regularizer"``, or one for each ``"parameter"``. Strengths for each parameter of
-            an L1 are greedy in the first layer.
-        bounds: the least and the largest strength. Of a sum, or of several penalties by patterns, it is the factor of
-            them all that is tuned and bounded.
-        batch_size: of batches from two tensors, which are shuffled in each pass.
-        seed: of that shuffling.
+        every: the number of steps of the optimizer for one step of the strength.
+        per: ``"regularizer"``: one strength for each regularizer; ``"parameter"``: one for each parameter. With L1 and
+            ``"parameter"`` the strength of the first layer becomes too large.
+        bounds: the smallest and the largest strength. For a sum, or for several penalties by patterns, they bound the
+            common factor that is tuned.
+        batch_size: the size of batches from two tensors, which are shuffled in each pass.
+        seed: of the shuffling.
 
     Attributes:
         strengths: the current strengths by name.
 
     Raises:
-        ValueError: mode "loss", a stack, no examples, a strength of 0, or an argument out of range; in :meth:`attach`,
+        ValueError: mode "loss", a stack, no examples, a strength of 0, or an argument out of range; in :meth:`attach`
             an optimizer whose steps cannot be differentiated.
 
     Example:
@@ -106,14 +105,14 @@ class AutoStrength:
 
     @property
     def strengths(self) -> dict[str, float]:
-        """The current strengths: of each regularizer by the name of its penalty, or of each of its parameters."""
+        """The current strengths by name: of each regularizer, or of each parameter."""
         return {item.name: item.strength for item in self._tuned}
 
     def attach(self, *optimizers: Optimizer) -> Self:
-        """Tunes in every step of the optimizer from now on; attaches the regularizers that are not attached yet.
+        """Tunes the strengths during the optimizer's steps from now on; attaches unattached regularizers.
 
         Returns:
-            Itself, which is a context manager too.
+            The object itself, which is also a context manager that detaches at the end.
         """
         if self._hooks:
             raise ValueError("AutoStrength: already attached: call remove() first")
@@ -141,7 +140,7 @@ class AutoStrength:
         self._hooks = tuple(StepHooks(o, _nothing, self._after_step) for o in optimizers)
 
     def remove(self) -> None:
-        """Leaves the strengths as they are now; detaches the regularizers that it has attached."""
+        """Detaches, also the regularizers that it has attached. The strengths keep their current values."""
         for hooks in self._hooks:
             hooks.remove()
         for regularizer in self.regularizers:
@@ -164,7 +163,7 @@ class AutoStrength:
         return (self._steps + 1) % self.every == 0
 
     def _note(self, regularizer: Regularizer, optimizer: Optimizer) -> None:
-        if optimizer in self._stepped:  # it steps more often than others: its latest step counts
+        if optimizer in self._stepped:  # it steps more often than the others: its last step counts
             self._updates.pop(optimizer, None)
             self._stepped.discard(optimizer)
         if self._is_due:
@@ -196,7 +195,7 @@ class AutoStrength:
         self._set_scales()
 
     def _gradients(self, params: list[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
-        """Of the held-out loss, in evaluation mode."""
+        """The gradients of the held-out loss, in evaluation mode."""
         inputs, targets = next(self._batches)
         with evaluating(self.model), torch.enable_grad():
             loss = self.criterion(self.model(inputs), targets)
@@ -204,7 +203,7 @@ class AutoStrength:
         return {param: gradient for param, gradient in zip(params, gradients, strict=True) if gradient is not None}
 
     def _set_scales(self) -> None:
-        """Hands the strengths to the regularizers."""
+        """Sets the scales of the regularizers."""
         for regularizer in self.regularizers:
             tuned = [item for item in self._tuned if item.regularizer is regularizer]
             if len(tuned) == 1:
@@ -216,15 +215,15 @@ class AutoStrength:
     # -- saving ---------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Strengths, averages and the place in the held-out tensors. It loads with ``torch.load(weights_only=True)``.
+        """The strengths, the averages and the position in the held-out tensors, but not in an iterable.
 
-        The place in an iterable of your own is not in it.
+        It can be loaded with ``torch.load(weights_only=True)``.
         """
         tuned = {item.name: [item.log_scale, item.unit, *item.moments] for item in self._tuned}
         return {"steps": self._steps, "batches": self._batches.count, "knobs": tuned}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up what :meth:`state_dict` saved."""
+        """Restores what :meth:`state_dict` saved."""
         names = [item.name for item in self._tuned]
         if set(state) != {"steps", "batches", "knobs"} or list(state["knobs"]) != names:
             raise ValueError(f"AutoStrength: state must be that of the strengths {', '.join(names)}, got {list(state)}")
@@ -267,7 +266,7 @@ class _TunedStrength:
     @torch.no_grad()
     def move(self, slope: float, lr: float, bounds: tuple[float, float]) -> None:
         if slope == 0 and not any(bool(param.any()) for param in self.params):
-            move = -1.0  # nothing is left that could tell more from less
+            move = -1.0  # all weights are zero: the slope would stay 0
         elif not math.isfinite(slope):
             warnings.warn(
                 f"AutoStrength: the held-out loss must have a finite gradient, got {slope}: {self.name} stays as it is",
@@ -317,9 +316,9 @@ def _check(regularizers: Sequence[Regularizer], lr: float, every: int, per: Per,
         if each.mode == "loss":
             raise ValueError("AutoStrength: mode must be 'grad', 'decoupled' or 'prox', got 'loss'")
         if each.schedule is not None:
-            raise ValueError("AutoStrength: the regularizer must have no schedule, which turns the same knob")
+            raise ValueError("AutoStrength: the regularizer must have no schedule, because both would set its scale")
         if isinstance(each.model, Stacked):
-            raise ValueError("AutoStrength: the model must be one, got a stack: use its members()")
+            raise ValueError("AutoStrength: the model must not be a stack: use its members()")
         if each.model is not regularizers[0].model:
             raise ValueError("AutoStrength: the regularizers must be of one model, got several")
     if not (isinstance(lr, (int, float)) and 0 < lr < math.inf):

@@ -1,4 +1,4 @@
-"""A path of strengths: trained together, validated on the same folds."""
+"""A path of strengths, trained together and validated on the same folds."""
 
 from __future__ import annotations
 
@@ -60,49 +60,54 @@ def strength_path(
     keep: bool = False,
     verbose: bool = True,
 ) -> StrengthPath:
-    r"""Trains a model at many strengths of a penalty and validates each, on folds that are the same for all.
+    r"""Trains a model at many strengths of a penalty and validates each strength on the same folds.
 
-    Each member of the path minimizes :math:`L(w) + s R(w)` from the same start, on the same batches; the path holds
-    what became of the loss, the error, the zeros and the norms. Choose from it with :func:`one_standard_error` or
+    .. math:: w(s) = \operatorname{argmin}_w L(w) + s R(w)
+
+    All members of the path have the same initial weights and the same batches. The path contains the loss, the error,
+    the share of zeros and the norms for each strength. Choose a strength with :func:`one_standard_error` or
     :func:`best`.
 
-    Without an ``optimizer`` each member is taken to its minimum, in double precision, by accelerated proximal gradient
-    steps over all examples (for linear models, whose minimum is the only one: this is the lasso's path), and each
-    point tells how far from it the minimum is. With one, members are trained in batches for so many epochs.
+    Without an ``optimizer`` each member is trained to its minimum, in double precision, by accelerated proximal
+    gradient steps over all examples; each point contains its distance from a stationary point. For linear models the
+    minimum is unique, so with :class:`~torchreg.L1` this is the path of the lasso. With an ``optimizer`` the members
+    are trained in batches for ``epochs`` epochs.
 
     Args:
-        make_model: makes a fresh model; called with torch's seed set to each of ``seeds``.
-        penalty: as for a :class:`~torchreg.Regularizer`, usually with strength 1: the path multiplies it.
+        make_model: a function that returns a new model. It is called once for each of ``seeds``, with torch's seed set.
+        penalty: as for a :class:`~torchreg.Regularizer`, usually with strength 1; the path multiplies it by :math:`s`.
         train: inputs and targets.
-        valid: inputs and targets to validate on, instead of folds.
-        strengths: positive numbers; by default ``count`` of them in geometric progression from :func:`strength_max`
-            down to ``ratio`` times it.
-        folds: how many, with each class spread evenly over them; or pairs of indices to train and to validate on.
-        seeds: of initial weights and dropout, for which torch's layers give way to torchreg's. The figures of a fold
-            are means over them.
+        valid: inputs and targets for validation instead of folds.
+        strengths: positive numbers; by default ``count`` numbers in geometric progression from :func:`strength_max`
+            to ``ratio`` times this.
+        folds: the number of folds, with the classes spread evenly over them; or pairs of indices for training and
+            validation.
+        seeds: of the initial weights and of dropout. Torch's dropout layers are replaced by torchreg's. The results of
+            a fold are means over the seeds.
         criterion: the mean loss of outputs and targets; cross entropy for whole-number targets, else the mean square.
-        mode: of the regularizer.
+        mode: the mode of the regularizer.
         select: which parameters are penalized.
-        optimizer: a function of parameters that makes the optimizer, such as ``partial(torch.optim.Adam, lr=1e-3)``.
-        epochs: passes over the training examples, 100 by default; without an optimizer at most so many steps, 3,000.
-        batch_size: examples a batch; all of them if None.
-        patience: ends a member's training after so many epochs without a lower validation loss, and takes its best.
-        tolerance: without an optimizer, the distance from the minimum to reach: the norm of the (sub)gradient, in units
+        optimizer: a function from parameters to an optimizer, such as ``partial(torch.optim.Adam, lr=1e-3)``.
+        epochs: passes over the training examples, by default 100; without an optimizer the maximal number of steps, by
+            default 3,000.
+        batch_size: examples in a batch; all examples if None.
+        patience: ends a member's training after so many epochs without a lower validation loss, with the best weights.
+        tolerance: without an optimizer the required distance from the minimum: the norm of the (sub)gradient, in units
             of the largest strength.
-        warm: goes from the strongest to the weakest, each starting where the one before ended.
+        warm: trains from the strongest to the weakest strength, each from the result of the one before.
         executor: ``"stacked"``, ``"processes"`` (Linux, on the CPU), ``"one after another"``, or ``"fastest"``, which
             times a few steps of each.
-        jobs: how many processes; as many as torch has threads if None.
+        jobs: the number of processes; the number of torch's threads if None.
         seed: of the folds and of the batches.
-        keep: keeps the models in the path.
-        verbose: prints which executor was taken and why.
+        keep: whether the path contains the trained models.
+        verbose: whether to print the executor and its time.
 
     Returns:
-        The path, strongest first.
+        The path, from the strongest to the weakest strength.
 
     Raises:
-        ValueError: no examples, a fold with one class only, a strength that is not positive, a penalty that makes no
-            zeros and no ``strengths``, or an executor that is not available.
+        ValueError: no examples, a fold with only one class, a strength that is not positive, no ``strengths`` for a
+            penalty that makes no zeros, or an executor that is not available.
 
     Example:
         >>> from torchreg import L1
@@ -135,7 +140,7 @@ def strength_path(
     for part in (train, *(theirs for _, theirs in found)):
         check_examples(made[0], part)
     if optimizer is None and mode != "prox":
-        raise ValueError(f"strength_path: mode must be 'prox' where there is no optimizer, got {mode!r}")
+        raise ValueError(f"strength_path: mode must be 'prox' without an optimizer, got {mode!r}")
     if strengths is None:
         largest = strength_max(
             made[0],
@@ -147,10 +152,10 @@ def strength_path(
             epochs=epochs,
             batch_size=batch_size,
             seed=seed,
-        ).strength * (1 + tolerance)  # which is how well the solver knows the intercept
+        ).strength * (1 + tolerance)  # the accuracy to which the solver fits the unpenalized parameters
         strengths = [largest * ratio ** (k / max(count - 1, 1)) for k in range(count)]
     strengths = _descending(strengths)
-    tolerance *= strengths[0]  # which is of the size of the gradient at 0
+    tolerance *= strengths[0]  # about the size of the gradient at 0
     problem = replace(problem, tolerance=tolerance)
     models = [model for _ in strengths for model in made]
     each = [strength for strength in strengths for _ in made]
@@ -172,7 +177,7 @@ def strength_path(
         point(strength, [fold[k * several : (k + 1) * several] for fold in folds_found])
         for k, strength in enumerate(strengths)
     ]
-    _tell_the_unfinished(points, tolerance)
+    _warn_of_unfinished(points, tolerance)
     return StrengthPath(tuple(points), executor, time.perf_counter() - started)
 
 
@@ -184,7 +189,7 @@ def _step(problem: Problem, stack: Stacked, strengths: Sequence[float]) -> None:
     fit(stack, strengths, problem, steps=1)
 
 
-def _tell_the_unfinished(points: Sequence[Point], tolerance: float) -> None:
+def _warn_of_unfinished(points: Sequence[Point], tolerance: float) -> None:
     far = [point.optimality for point in points if point.optimality > tolerance]
     if far:
         warnings.warn(
@@ -214,7 +219,7 @@ def _executor(
     jobs: int,
 ) -> tuple[Executor, str]:
     if executor == "processes" and not can_fork(models):
-        raise ValueError("strength_path: executor 'processes' needs Linux and models on the CPU: take another")
+        raise ValueError("strength_path: executor 'processes' needs Linux and models on the CPU: use another")
     if executor != "fastest":
         return executor, f"{len(models)} members {executor}, as asked"
     return fastest(models, strengths, partial(_step, problem), jobs)
@@ -226,8 +231,8 @@ def _made(make_model: Callable[[], nn.Module], seed: int) -> nn.Module:
         model = make_model()
     if not isinstance(model, nn.Module):
         raise TypeError(f"strength_path: make_model must make a torch.nn.Module, got {type(model).__name__}")
-    with suppress(ValueError):  # there is nothing to replace
-        replace_dropout(model)  # by layers that draw the same masks however the members are trained
+    with suppress(ValueError):  # if there is nothing to replace
+        replace_dropout(model)  # by layers whose masks do not depend on the executor
     layers = [module for module in model.modules() if isinstance(module, Seeded)]
     first = next(model.parameters(), None)
     given = [layer.generator for layer in layers]
