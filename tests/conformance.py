@@ -79,9 +79,8 @@ class Conformance:
 def _shown(shown: str | None, params: dict) -> tuple[str, str]:
     """The case's name and the property; by default that is the mode, or how the processes share the model."""
     case = params["case"]
-    if isinstance(case, str):  # penalty-mode-wrapper
-        name, _, shown = case.rsplit("-", 2) if case.count("-") > 1 else (case, "", case)
-        return name, shown
+    if isinstance(case, str):  # of two processes
+        return case, params["wrap"]
     if shown is None:
         shown = {"prox": "prox step"}.get(params["mode"], params["mode"])
     assert shown in PROPERTIES, f"{shown!r} is no property"

@@ -217,7 +217,7 @@ def _regularizer(
         regularizer = torchreg.Regularizer(net, penalty, mode=settings.mode, select=select, schedule=schedule)
         if settings.mode != "loss" or schedule is not None:
             return regularizer.attach(opt)
-        check_decay(opt, regularizer.assignments)
+        check_decay(opt, regularizer.entries)
     except ValueError as error:
         raise UserError(f"{key}: {error}") from None
     return regularizer

@@ -18,7 +18,7 @@ PENALTY = L1(LASSO) + L2(RIDGE)
 
 
 def reasons_of(model: nn.Module) -> dict[str, str | None]:
-    return {entry.name: entry.reason for entry in Regularizer(model, PENALTY).assignments}
+    return {entry.name: entry.reason for entry in Regularizer(model, PENALTY).entries}
 
 
 def expected(client: Client, name: str) -> str | None:
@@ -75,7 +75,7 @@ def test_the_default_selection_is_right_parameter_by_parameter(client):
 def test_of_a_resnet_all_convolutions_and_linear_layers_are_penalized_and_nothing_else():
     model = build(CLIENTS["torchvision ResNet-18"])
     layers = [module.weight for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    penalized = [entry.param for entry in Regularizer(model, PENALTY).assignments if entry.is_penalized]
+    penalized = [entry.param for entry in Regularizer(model, PENALTY).entries if entry.is_penalized]
     assert len(layers) == 21
     assert {*map(id, layers)} == {*map(id, penalized)}
 
@@ -101,12 +101,12 @@ def test_penalized_steps_are_the_hand_written_ones(client, mode):
 def test_the_table_shows_each_model_and_counts_it(client):
     model = build(client)
     regularizer = Regularizer(model, PENALTY)
-    chosen = [e.param for e in regularizer.assignments if e.is_penalized]
+    chosen = [e.param for e in regularizer.entries if e.is_penalized]
     values = sum(p.numel() for p in chosen), sum(p.numel() for p in model.parameters())
     first, *rest = str(regularizer).splitlines()
     assert f"{len(chosen)} of {len(list(model.parameters()))} parameters penalized" in first
     assert "{:,} of {:,} values".format(*values) in first
-    for reason in {e.reason for e in regularizer.assignments if e.reason}:
+    for reason in {e.reason for e in regularizer.entries if e.reason}:
         assert any(line.endswith(f"- {reason}") for line in rest)
 
 
@@ -114,7 +114,7 @@ def test_the_table_shows_each_model_and_counts_it(client):
 def test_a_tied_matrix_is_one_entry_that_is_shown_with_all_its_names(name):
     regularizer = Regularizer(build(CLIENTS[name]), PENALTY)
     for first, other in CLIENTS[name].tied.items():
-        (entry,) = (e for e in regularizer.assignments if first in e.names)
+        (entry,) = (e for e in regularizer.entries if first in e.names)
         assert entry.names == (first, other)
         assert f"(tied: {other})" in str(regularizer)
 

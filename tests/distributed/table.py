@@ -136,13 +136,13 @@ def halved(step: int) -> Tensor:
     return torch.tensor(0.5**step, dtype=torch.float64)
 
 
-EQUAL: dict[str, Callable[[], float]] = {
-    f"{case.penalty!r}-{mode}-{name}": partial(trains_as_one, case.penalty, mode, wrap)
+EQUAL: dict[tuple[str, str, str], Callable[[], float]] = {  # by what is compared, the mode, and how it is spread
+    (repr(case.penalty), mode, name): partial(trains_as_one, case.penalty, mode, wrap)
     for case in PENALTIES
     for mode in modes_of(case)
     for name, wrap in WRAPS.items()
 }
-WAYS: dict[str, dict[str, Any]] = {
+LOOPS: dict[str, dict[str, Any]] = {
     "AdamW": {"make_optimizer": OPTIMIZERS["AdamW-foreach"]},
     "a scaled and fused AdamW": {"make_optimizer": OPTIMIZERS["AdamW-fused"], "scaler": True},
     "accumulated gradients": {"micro_batches": 2},
@@ -150,13 +150,13 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 for _mode in MODES:
     for _wrap in WRAPS:
-        for _way, _options in WAYS.items():
-            EQUAL[f"{_way}-{_mode}-{_wrap}"] = partial(trains_as_one, SEPARABLE, _mode, WRAPS[_wrap], **_options)
-    EQUAL[f"made before wrapping-{_mode}-DDP"] = partial(trains_as_one, SEPARABLE, _mode, ddp, before=True)
+        for _loop, _options in LOOPS.items():
+            EQUAL[_loop, _mode, _wrap] = partial(trains_as_one, SEPARABLE, _mode, WRAPS[_wrap], **_options)
+    EQUAL["made before wrapping", _mode, "DDP"] = partial(trains_as_one, SEPARABLE, _mode, ddp, before=True)
     for _kind, _penalty in {"separable": SEPARABLE, "coupled": COUPLED}.items():
         if _mode != "prox" or _penalty is SEPARABLE:
-            EQUAL[f"{_kind}-{_mode}-replicated shards"] = partial(trains_as_one, _penalty, _mode, replicated)
-            EQUAL[f"{_kind}-{_mode}-tensor parallel"] = partial(tensor_parallel_trains_as_one, _penalty, _mode)
+            EQUAL[_kind, _mode, "replicated shards"] = partial(trains_as_one, _penalty, _mode, replicated)
+            EQUAL[_kind, _mode, "tensor parallel"] = partial(tensor_parallel_trains_as_one, _penalty, _mode)
 for _function in (
     terms_are_those_of_one,
     second_derivatives_are_those_of_one,
@@ -166,7 +166,7 @@ for _function in (
     a_reference_may_be_the_start,
     a_reference_is_resumed,
 ):
-    EQUAL[_function.__name__.replace("_", " ")] = _function
+    EQUAL[_function.__name__.replace("_", " "), "any", "FSDP2"] = _function
 
 REFUSED: dict[str, tuple[Callable[[], None], str]] = {  # with what the error must say
     "attached before sharding": (attached_before_sharding, "as after fully_shard(model)"),
@@ -174,3 +174,6 @@ REFUSED: dict[str, tuple[Callable[[], None], str]] = {  # with what the error mu
 }
 for _mode in MODES:
     REFUSED[f"made before sharding-{_mode}"] = partial(made_before_sharding, _mode), "as after fully_shard(model)"
+
+CASES: dict[str, Callable[[], float | None]] = {"-".join(key): case for key, case in EQUAL.items()}
+CASES |= {name: case for name, (case, _) in REFUSED.items()}

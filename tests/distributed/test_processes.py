@@ -1,17 +1,18 @@
-"""Two processes, under DDP or FSDP2, do what one does, or refuse: one start of both runs all cases of the table."""
+"""Two processes, under DDP or FSDP2, do what one does, or refuse: one start of both runs all cases that were chosen."""
 
 import json
 import math
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from tests.distributed.table import EQUAL, REFUSED
+from tests.distributed.table import CASES, EQUAL, REFUSED
 from tests.distributed.training import PROCESSES, difference
 from tests.distributed.worker import LIMIT, worst
 
@@ -25,22 +26,18 @@ ROOT = Path(__file__).parents[2]
 class Results:
     """What the processes wrote: a result for each case they came to, and what went wrong after it."""
 
-    def __init__(self, folder: Path) -> None:
-        file = folder / "results.jsonl"
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES)]
-        with subprocess.Popen(
-            [*launch, "-m", "tests.distributed.worker", str(file)],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        ) as process:
+    def __init__(self, folder: Path, cases: list[str]) -> None:
+        (folder / "cases.json").write_text(json.dumps(cases))
+        logs = [folder / f"{rank}.log" for rank in range(PROCESSES)]
+        with ExitStack() as stack:
+            processes = [stack.enter_context(_started(folder, rank, log)) for rank, log in enumerate(logs)]
             try:
-                self.output, _ = process.communicate(timeout=LIMIT + 60)
+                self.codes = [process.wait(timeout=LIMIT + 60) for process in processes]
             finally:
-                process.terminate()  # the launcher ends its processes; were it killed, they end by their own limit
-        self.code = process.returncode
+                for process in processes:
+                    process.kill()
+        self.output = "".join(log.read_text() for log in logs)
+        file = folder / "results.jsonl"
         lines = file.read_text().splitlines() if file.exists() else []
         self._results = {line["case"]: line["result"] for line in map(json.loads, lines)}
 
@@ -49,15 +46,29 @@ class Results:
         return self._results[case]
 
 
+def _started(folder: Path, rank: int, log: Path) -> subprocess.Popen:
+    with log.open("w") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.distributed.worker", str(folder), str(rank)],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+
+
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    return Results(tmp_path_factory.mktemp("processes"))
+def results(tmp_path_factory, request):
+    ids = {
+        item.callspec.id for item in request.session.items if item.path == request.path and hasattr(item, "callspec")
+    }
+    return Results(tmp_path_factory.mktemp("processes"), [name for name in CASES if name in ids])
 
 
 @pytest.mark.shows(None)
-@pytest.mark.parametrize("case", EQUAL)
-def test_two_processes_do_what_one_does(results, case):
-    result = results[case]
+@pytest.mark.parametrize(("case", "mode", "wrap"), EQUAL, ids=map("-".join, EQUAL))
+def test_two_processes_do_what_one_does(results, case, mode, wrap):
+    result = results[f"{case}-{mode}-{wrap}"]
     assert not isinstance(result, str), result
     assert result <= 1e-12  # in float64: the sum over a batch is taken in another order
 
@@ -72,7 +83,7 @@ def test_what_cannot_be_right_is_refused_in_one_line(results, case):
 
 
 def test_the_processes_end_without_a_word(results):
-    assert (results.code, results.output) == (0, "")
+    assert (results.codes, results.output) == ([0] * PROCESSES, "")
 
 
 def test_a_difference_is_seen():

@@ -1,6 +1,7 @@
-"""One of two processes, which run all cases: ``torchrun --nproc-per-node 2 -m tests.distributed.worker FILE``.
+"""One of two processes, which run the same cases: ``python -m tests.distributed.worker FOLDER RANK``.
 
-A case is a line of JSON in the file: its name, and how far two processes are from one, or the error.
+The folder holds the names of the cases, ``cases.json``. A case that was run is a line of JSON in ``results.jsonl``: its
+name, and how far two processes are from one, or the error.
 """
 
 import faulthandler
@@ -13,20 +14,27 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from tests.distributed.table import EQUAL, REFUSED
+from tests.distributed.table import CASES
+from tests.distributed.training import PROCESSES
 
 LIMIT = 240  # seconds until a process ends itself, whoever has forgotten it
 
 
-def main(path: Path) -> None:
+def main(folder: Path, rank: int) -> None:
     faulthandler.dump_traceback_later(LIMIT, exit=True)
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", timeout=timedelta(seconds=30))
-    for name, case in {**EQUAL, **{name: case for name, (case, _) in REFUSED.items()}}.items():
-        results: list[float | str] = [0.0] * dist.get_world_size()
-        dist.all_gather_object(results, outcome(case))
-        if dist.get_rank() == 0:
-            with path.open("a") as file:
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{(folder / 'store').resolve()}",
+        rank=rank,
+        world_size=PROCESSES,
+        timeout=timedelta(seconds=30),
+    )
+    for name in json.loads((folder / "cases.json").read_text()):
+        results: list[float | str] = [0.0] * PROCESSES
+        dist.all_gather_object(results, outcome(CASES[name]))
+        if rank == 0:
+            with (folder / "results.jsonl").open("a") as file:
                 file.write(json.dumps({"case": name, "result": worst(results)}) + "\n")
     dist.destroy_process_group()
 
@@ -46,4 +54,4 @@ def worst(results: list[float | str]) -> float | str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,9 +1,17 @@
-"""A study small enough to run in a second, as its TOML tree."""
+"""A study small enough to run in a second, as its TOML tree; and a process that runs one and is killed."""
 
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from functools import partial
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from experiments.config import Study, resolve
 from experiments.running.study import run_study
@@ -32,9 +40,9 @@ def arm(name: str = "arm", **changes: Any) -> Study:
     return small(arms=[{"name": name, **changes}])
 
 
-def outcome(study: Study, folder: Path) -> Row:
+def outcome(study: Study, folder: Path, **options: Any) -> Row:
     """The result of a study's only run, without how long it took."""
-    run_study(study, folder, CPU)
+    run_study(study, folder, CPU, **options)
     result = Record(folder / "runs" / study.runs[0].folder).result
     return {key: value for key, value in result.items() if key != "seconds"}
 
@@ -43,3 +51,40 @@ def history(study: Study, folder: Path) -> list[Row]:
     """The history of a study's only run."""
     run_study(study, folder, CPU)
     return Record(folder / "runs" / study.runs[0].folder).history
+
+
+class Fragile(nn.Sequential):
+    """Dies, or raises, as soon as it is trained in earnest."""
+
+    def __init__(self, fate: str) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(64, 10))
+        self.fate, self.calls = fate, 0
+
+    def forward(self, x):
+        self.calls += 1
+        if self.fate == "dies" and parent_process() is not None:
+            os._exit(3)
+        if self.fate == "raises" and self.calls > 2:
+            raise ValueError("no more")
+        return super().forward(x)
+
+
+# Processes start as forks of one that has imported everything already.
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload([__name__])
+
+
+def kill(run: Callable[..., object], study: Study, folder: Path, moment: Callable[[], bool], **options: Any) -> None:
+    """Runs the study in another process, which is killed at a moment before its end."""
+    process = _FORKS.Process(target=_alone, args=(partial(run, study, folder, CPU, resume=True, **options),))
+    process.start()
+    while process.is_alive() and not moment():
+        time.sleep(0.002)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def _alone(run: Callable[[], object]) -> None:
+    torch.set_num_threads(1)  # as in the tests, or it would be another environment
+    run()

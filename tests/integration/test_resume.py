@@ -1,12 +1,8 @@
 """Being stopped, killed, moved or damaged: a study goes on with the same bits, or says what is wrong."""
 
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
@@ -15,7 +11,7 @@ from experiments.errors import UserError
 from experiments.report import summarize
 from experiments.running.study import run_study
 from experiments.training.record import Record, open_study
-from tests.integration.studies import CPU, arm, outcome, small
+from tests.integration.studies import CPU, arm, kill, outcome, small
 
 
 class KilledError(Exception):
@@ -82,43 +78,27 @@ def test_a_resumed_run_is_the_uninterrupted_one(changes, epoch, tmp_path, monkey
     assert record.history == Record(tmp_path / "whole" / "runs" / "arm" / "seed0").history
 
 
-@pytest.mark.slow
 def test_a_run_killed_at_three_random_moments_ends_with_the_same_bits(tmp_path):
-    file = tmp_path / "study.toml"
-    file.write_text("""
-        name = "killed"
-        data = { train_size = 200, valid_size = 100 }
-        model = { name = "mlp", hidden = [64], dropout = { name = "Dropout", p = 0.5 } }
-        optimizer = { name = "AdamW", lr = 1e-3 }
-        train = { epochs = 150, batch_size = 10, checkpoint_seconds = 0.0 }
-        arms = [{ name = "L1", regularizers = [{ penalty = "L1", strength = 0.1, mode = "prox" }] }]
-    """)
+    study = arm(
+        data={"train_size": 200, "valid_size": 100},
+        model={"name": "mlp", "hidden": [64], "dropout": {"name": "Dropout", "p": 0.5}},
+        train={"epochs": 60, "batch_size": 10, "checkpoint_seconds": 0.0},
+        regularizers=[{"penalty": "L1", "strength": 0.1, "mode": "prox"}],
+    )
+    record = Record(tmp_path / "cut" / "runs" / study.runs[0].folder)
+    history, draw = record.folder / "history.jsonl", random.Random(0)
 
-    def start(out: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "experiments", "run", str(file), "--out", str(tmp_path / out), "--resume"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(command, env=environment, cwd=Path(__file__).parents[2], stdout=subprocess.DEVNULL)
+    def reached(epoch: int, later: float) -> bool:
+        if not history.exists() or history.read_text().count("\n") < epoch:
+            return False
+        time.sleep(later)  # anywhere in an epoch, also while a file is being written
+        return True
 
-    def lines(out: str) -> list[str]:
-        path = tmp_path / out / "runs" / "L1" / "seed0" / "history.jsonl"
-        return path.read_text().splitlines() if path.exists() else []
-
-    whole = start("whole")
-    draw, killed = random.Random(0), 0
-    for moment in sorted(draw.sample(range(1, 140), 3)):
-        process = start("cut")
-        while process.poll() is None and len(lines("cut")) < moment:
-            time.sleep(0.002)
-        time.sleep(draw.random() * 0.02)  # anywhere in an epoch, also while a file is being written
-        killed += process.poll() is None
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert killed == 3
-    assert start("cut").wait() == whole.wait() == 0
-    assert lines("cut") == lines("whole")
-    assert len(lines("whole")) == 150
-    results = [Record(tmp_path / out / "runs" / "L1" / "seed0").result for out in ("cut", "whole")]
-    assert results[0]["sha256"] == results[1]["sha256"]
+    for epoch in sorted(draw.sample(range(1, 50), 3)):
+        kill(run_study, study, tmp_path / "cut", partial(reached, epoch, draw.random() * 0.02))
+    assert outcome(study, tmp_path / "cut", resume=True) == outcome(study, tmp_path / "whole")
+    assert history.read_text() == (tmp_path / "whole" / history.relative_to(tmp_path / "cut")).read_text()
+    assert len(record.history) == 60
 
 
 def test_a_folder_takes_one_study(tmp_path):

@@ -1,13 +1,9 @@
 """Searches: their points, their pruning, being killed, several processes, and what the report makes of them."""
 
 import json
-import os
-import signal
-import subprocess
 import sys
 import time
 import tomllib
-from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +22,8 @@ from experiments.running.study import run_study
 from experiments.running.sweep import run_sweep
 from experiments.training.record import Log, Record, read_runs
 from tests.helpers import assert_close
-from tests.integration.studies import CPU, TREE, small
+from tests.integration.studies import CPU, TREE, Fragile, kill, small
 
-ROOT = Path(__file__).parents[2]
 QUICK = {"epochs": 1, "batch_size": 50}
 L1 = {"name": "L1", "regularizers": [{"penalty": "L1", "mode": "prox"}]}
 STRENGTH = "regularizers.0.strength"
@@ -202,14 +197,6 @@ def test_a_resumed_sampler_goes_on_with_the_values_it_would_have_had(name, tmp_p
         assert go_on(tmp_path / "cut") == whole
 
 
-def command(file: Path, out: Path, *options: str) -> subprocess.Popen:
-    arguments = [sys.executable, "-m", "experiments", "sweep", str(file), "--out", str(out), "--resume", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        arguments, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
 FILE = """
 name = "killed"
 seeds = [0, 1]
@@ -227,52 +214,34 @@ pruner = { name = "MedianPruner", n_startup_trials = 1 }
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize("jobs", [1, 2])
 def test_a_search_that_was_killed_goes_on_to_the_same_end(jobs, tmp_path, capsys):
-    text = FILE if jobs == "1" else FILE.replace("pruner = {", "sampler = { name = 'RandomSampler' } #")
-    file = tmp_path / "sweep.toml"
-    file.write_text(text)
-    assert run_sweep(resolve(tomllib.loads(text)), tmp_path / "whole", CPU) == []
-    process = command(file, tmp_path / "cut", "--jobs", jobs)
-    while process.poll() is None and len(results(tmp_path / "cut")) < 2:
-        time.sleep(0.01)
-    time.sleep(0.1)  # into the next run
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    text = FILE if jobs == 1 else FILE.replace("pruner = {", "sampler = { name = 'RandomSampler' } #")
+    study = resolve(tomllib.loads(text))
+    assert run_sweep(study, tmp_path / "whole", CPU) == []
+
+    def in_the_third_run() -> bool:
+        if len(results(tmp_path / "cut")) < 2:
+            return False
+        time.sleep(0.1)
+        return True
+
+    kill(run_sweep, study, tmp_path / "cut", in_the_third_run, jobs=jobs)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cut").glob("runs/**/result.json")}
-    assert process.returncode == -signal.SIGKILL
     assert 2 <= len(before) < len(results(tmp_path / "whole"))
-    assert run_sweep(resolve(tomllib.loads(text)), tmp_path / "cut", CPU, resume=True) == []
+    assert run_sweep(study, tmp_path / "cut", CPU, resume=True) == []
     assert capsys.readouterr().err == ""  # no note that anything was damaged, or is another environment
     assert results(tmp_path / "cut") == results(tmp_path / "whole")
     assert {path: path.stat().st_mtime_ns for path in before} == before  # what was finished is not made again
     assert len(asked(tmp_path / "cut")) == 4
 
 
-class Fragile(nn.Sequential):
-    """Dies, or raises, as soon as it is trained in earnest."""
-
-    def __init__(self, fate: str) -> None:
-        super().__init__(nn.Flatten(), nn.Linear(64, 10))
-        self.fate, self.calls = fate, 0
-
-    def forward(self, x):
-        self.calls += 1
-        if self.fate == "dies" and parent_process() is not None:
-            os._exit(3)
-        if self.fate == "raises" and self.calls > 2:
-            raise ValueError("no more")
-        return super().forward(x)
-
-
 FRAGILE = {
-    "model": {"class": "tests.integration.test_sweep:Fragile", "args": {"fate": "lives"}},
+    "model": {"class": "tests.integration.studies:Fragile", "args": {"fate": "lives"}},
     "train": {"epochs": 1, "batch_size": 20},
 }
 
 
-@pytest.mark.slow
 def test_two_jobs_make_what_one_makes_and_a_process_that_dies_is_told(tmp_path):
     arms = [{"name": "arm", **FRAGILE}, {"name": "L2", "strengths": [0.1, 1.0], "regularizers": [{"penalty": "L2"}]}]
     study = swept({"model.args.fate": ["lives", "dies", "raises"]}, arms, arms_searched=["arm"])

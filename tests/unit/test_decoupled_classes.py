@@ -17,7 +17,7 @@ from torch import nn
 from tests.cases import COUPLINGS, FORMS, each_form
 from tests.helpers import assert_bit_equal, assert_close, make_model, train
 from tests.unit.training import a_weight, one_step
-from torchreg import optim
+from torchreg import cosine, optim
 from torchreg.optim import SGDW, AdamaxW, AdamW, DecoupledDecay, decoupled, named
 from torchreg.optim import options as declared
 
@@ -57,7 +57,7 @@ def test_without_decay_it_is_its_base_to_the_bit_in_every_coupling_and_form(base
             group = {"params": [w], "weight_decay": 0} if "weight_decay" in kind([w]).defaults else {"params": [w]}
             groups.append({**group, **form, "coupling": COUPLINGS[i % 4]} if kind is not base else group)
         optimizer = kind(groups, lr=0.01)
-        for step in range(200):
+        for step in range(30):
             gradients(weights, step)
             with torch.sparse.check_sparse_tensor_invariants():
                 optimizer.step()
@@ -154,17 +154,34 @@ def test_a_class_is_copied_as_itself(base, duplicate):
     assert duplicate(decoupled(base)) is decoupled(base)
 
 
-def test_a_class_is_unpickled_in_a_new_process():
+def test_classes_and_their_optimizers_are_unpickled_in_a_new_process():
     made = [decoupled(base) for base in TORCHS if inspect.isclass(base)]
+    optimizers = [
+        kind([a_weight()], lr=0.1, weight_decay=0.1, towards="start", decay_schedule=cosine(steps=9))
+        for kind in (SGDW, AdamW, decoupled(torch.optim.Adadelta))
+    ]
+    for optimizer in optimizers:
+        optimizer.param_groups[0]["params"][0].data.add_(1)
+        one_step(optimizer)
     code = (
-        "import pickle, sys\n"
-        "made = pickle.load(sys.stdin.buffer)\n"
+        "import pickle, sys, torch\n"
+        "made, optimizers = pickle.load(sys.stdin.buffer)\n"
+        "for optimizer in optimizers:\n"
+        "    w = optimizer.param_groups[0]['params'][0]\n"
+        "    w.grad = torch.zeros_like(w)\n"
+        "    optimizer.step()\n"
+        "    print(repr(w.item()))\n"
         "from torchreg.optim import decoupled\n"
         "print(*(cls.__name__ for cls in made if decoupled(cls.__mro__[3]) is cls))\n"
+        "print(type(optimizers[-1]) is decoupled(torch.optim.Adadelta))\n"
     )
+    given = pickle.dumps((made, optimizers))
     run = [sys.executable, "-c", code]
-    text = subprocess.run(run, input=pickle.dumps(made), capture_output=True, check=True, timeout=120).stdout
-    assert text.decode().split() == [cls.__name__ for cls in made]
+    text = subprocess.run(run, input=given, capture_output=True, check=True, timeout=120).stdout.decode()
+    for optimizer in optimizers:
+        one_step(optimizer)
+    weights = [repr(optimizer.param_groups[0]["params"][0].item()) for optimizer in optimizers]
+    assert text.split() == [*weights, *(cls.__name__ for cls in made), "True"]
 
 
 class Halving(decoupled(torch.optim.Adadelta)):

@@ -36,7 +36,7 @@ def test_only_weights_are_measured_each_once(measure):
 def test_what_is_penalized_is_measured(measure):
     model = nn.ModuleDict({"table": nn.Embedding(3, 2), "norm": nn.LayerNorm((3, 2))})
     model["norm"].weight = model["table"].weight  # tied, and exempt in one of its places only
-    assert measure(model).keys() == {e.name for e in Regularizer(model, L2(1.0)).assignments if e.penalty}
+    assert measure(model).keys() == {e.name for e in Regularizer(model, L2(1.0)).entries if e.penalty}
 
 
 @pytest.mark.parametrize("measure", [sparsity, norms])

@@ -40,14 +40,14 @@ def test_l2_is_the_squared_norm():
 def test_weights_of_normalizations_are_not_decayed():
     norms = [nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.RMSNorm(4), nn.LayerNorm(4), nn.InstanceNorm2d(4, affine=True)]
     model = nn.Sequential(nn.Conv2d(3, 4, 3), *norms)
-    penalized = [entry.name for entry in Regularizer(model, L2(1.0)).assignments if entry.is_penalized]
+    penalized = [entry.name for entry in Regularizer(model, L2(1.0)).entries if entry.is_penalized]
     assert penalized == ["0.weight"]
 
 
 @pytest.mark.parametrize("name", ["unbiased_head", "bias_head", "normalizer", "debiased"])
 def test_a_name_that_contains_bias_or_norm_is_not_exempt(name):
     model = nn.ModuleDict({name: nn.Linear(3, 2)})
-    penalized = [entry.name for entry in Regularizer(model, L2(1.0)).assignments if entry.is_penalized]
+    penalized = [entry.name for entry in Regularizer(model, L2(1.0)).entries if entry.is_penalized]
     assert penalized == [f"{name}.weight"]
 
 

@@ -52,7 +52,7 @@ def test_every_system_takes_the_folders_of_any_name(name):
         assert len(place.encode()) <= 255  # Linux counts bytes
 
 
-def test_microsofts_rules_are_told():
+def test_the_checker_knows_microsofts_rules():
     assert not any(map(windows_takes, ["con", "Aux.txt", "a.", "a ", "a:b", "COM¹", "x" * 256, ""]))
     assert all(map(windows_takes, ["con_", "contrast", "a.b", "com10", "L1@0.1"]))
 

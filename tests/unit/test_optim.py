@@ -30,7 +30,7 @@ def test_without_decay_it_is_its_base_to_the_bit_in_every_coupling_and_form(ours
         if kind is ours:
             groups = [{**group, "coupling": COUPLINGS[i % 4], "weight_decay": 0} for i, group in enumerate(groups)]
         optimizer = kind(groups, **options)
-        for step in range(200):
+        for step in range(30):
             for w in weights:
                 w.grad = (w.detach() - math.sin(step)).tanh()
             optimizer.step()

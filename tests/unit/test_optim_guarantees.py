@@ -5,8 +5,6 @@ import inspect
 import io
 import math
 import pickle
-import subprocess
-import sys
 from functools import partial
 
 import pytest
@@ -238,37 +236,6 @@ def test_a_copy_goes_on_alike_and_apart(ours, base, options, form, duplicate):
     after = train(twin, its_optimizer, steps=3)
     assert_bit_equal(weights_of(model), before)
     assert_bit_equal(train(model, optimizer, steps=3), after)
-
-
-def test_an_optimizer_is_unpickled_in_a_new_process():
-    optimizers = [
-        kind([a_weight()], lr=0.1, weight_decay=0.1, towards="start", decay_schedule=cosine(steps=9))
-        for kind in (SGDW, AdamW, decoupled(torch.optim.Adadelta))
-    ]
-    for optimizer in optimizers:
-        optimizer.param_groups[0]["params"][0].data.add_(1)
-        one_step(optimizer)
-    code = (
-        "import pickle, sys, torch\n"
-        "made, optimizers = pickle.load(sys.stdin.buffer)\n"
-        "for optimizer in optimizers:\n"
-        "    w = optimizer.param_groups[0]['params'][0]\n"
-        "    w.grad = torch.zeros_like(w)\n"
-        "    optimizer.step()\n"
-        "    print(repr(w.item()))\n"
-        "print(made.__name__, made is type(optimizers[-1]))\n"
-    )
-    text = subprocess.run(
-        [sys.executable, "-c", code],
-        input=pickle.dumps((type(optimizers[-1]), optimizers)),
-        capture_output=True,
-        check=True,
-        timeout=120,
-    ).stdout.decode()
-    for optimizer in optimizers:
-        one_step(optimizer)
-    expected = [repr(optimizer.param_groups[0]["params"][0].item()) for optimizer in optimizers]
-    assert text.splitlines() == [*expected, "AdadeltaW True"]
 
 
 @each_decoupled_or_made

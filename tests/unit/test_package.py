@@ -29,7 +29,7 @@ def made_folder(site: Path, *names: str) -> Path:
 
 
 @pytest.mark.parametrize("names", [("torchreg-0.1.3.dist-info/METADATA",), [f"torchreg/{name}" for name in NAMESAKE]])
-def test_a_namesake_in_the_same_folder_is_told_in_one_line(tmp_path, names):
+def test_a_namesake_in_the_same_folder_gives_a_warning_of_one_line(tmp_path, names):
     with pytest.warns(UserWarning, match="^the unrelated package 'torchreg' .* 'pip uninstall torchreg', then .*$"):
         torchreg._warn_of_namesake(made_folder(tmp_path, *names))
 

@@ -124,7 +124,7 @@ EMBEDDINGS = {  # by the name of the module
 
 
 def reasons(model: nn.Module, **options) -> dict[str, str | None]:
-    return {entry.name: entry.reason for entry in Regularizer(model, L2(1.0), **options).assignments}
+    return {entry.name: entry.reason for entry in Regularizer(model, L2(1.0), **options).entries}
 
 
 def chosen(model: nn.Module, **options) -> set[str]:
@@ -217,18 +217,18 @@ def test_what_is_neither_selector_nor_predicate_is_refused(select):
 
 def test_of_several_patterns_the_first_that_matches_wins():
     rules = {"3.*": L1(1.0), "*weight": L2(1.0), "*": L2(2.0)}
-    penalties = {entry.name: entry.penalty for entry in Regularizer(a_network(), rules).assignments if entry.penalty}
+    penalties = {entry.name: entry.penalty for entry in Regularizer(a_network(), rules).entries if entry.penalty}
     assert penalties == {"3.weight": L1(1.0), "0.weight": L2(1.0)}
 
 
 def test_a_pattern_for_a_bias_does_not_lift_its_exemption():
-    entries = {e.name: e for e in Regularizer(a_network(), {"*bias": L1(1.0), "*": L2(1.0)}).assignments}
+    entries = {e.name: e for e in Regularizer(a_network(), {"*bias": L1(1.0), "*": L2(1.0)}).entries}
     assert entries["3.bias"].penalty is None
     assert entries["3.weight"].penalty == L2(1.0)
 
 
 def test_what_no_pattern_names_is_not_penalized():
-    assert {e.name: e.reason for e in Regularizer(a_network(), {"3.*": L1(1.0)}).assignments}["0.weight"] == (
+    assert {e.name: e.reason for e in Regularizer(a_network(), {"3.*": L1(1.0)}).entries}["0.weight"] == (
         "no pattern matches"
     )
 
@@ -262,16 +262,16 @@ def test_a_lazy_parameter_is_refused_until_it_has_a_shape():
 def test_tied_parameters_are_one_entry_with_all_their_names():
     model = nn.Sequential(nn.Embedding(4, 2), nn.Linear(2, 4, bias=False))
     model[1].weight = model[0].weight
-    (entry,) = Regularizer(model, L2(1.0)).assignments
+    (entry,) = Regularizer(model, L2(1.0)).entries
     assert entry.names == ("0.weight", "1.weight")
     for select in (named("1.*"), in_modules(nn.Linear), in_modules(nn.Embedding)):
         assert chosen(model, select=select) == {"0.weight"}
-    assert Regularizer(model, {"1.*": L1(1.0)}).assignments[0].penalty == L1(1.0)
+    assert Regularizer(model, {"1.*": L1(1.0)}).entries[0].penalty == L1(1.0)
 
 
 def test_a_module_used_twice_is_one_entry():
     layer = nn.Linear(2, 2)
-    entries = Regularizer(nn.Sequential(layer, nn.ReLU(), layer), L2(1.0)).assignments
+    entries = Regularizer(nn.Sequential(layer, nn.ReLU(), layer), L2(1.0)).entries
     assert [entry.names for entry in entries] == [("0.weight", "2.weight"), ("0.bias", "2.bias")]
 
 

@@ -185,7 +185,7 @@ def test_the_names_are_those_of_one_member_and_intercepts_stay_exempt():
         name for name, _ in network(0, nn.LayerNorm(8)).named_parameters()
     ]
     regularizer = Regularizer(stack, {"0.*": L1(1.0), "*": GroupLasso(1.0)})
-    reasons = {entry.name: entry.reason for entry in regularizer.assignments}
+    reasons = {entry.name: entry.reason for entry in regularizer.entries}
     assert reasons == {
         "0.weight": None,
         "0.bias": "bias",

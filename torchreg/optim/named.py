@@ -24,9 +24,6 @@ class SGDW(DecoupledDecay, torch.optim.SGD):
             :class:`torch.optim.SGD`.
         weight_decay, coupling, decay, towards, cautious, decay_schedule: as in :class:`DecoupledDecay`.
 
-    Raises:
-        ValueError: an option out of its range.
-
     Example:
         >>> w = torch.nn.Parameter(torch.ones(2))
         >>> w.grad = torch.zeros(2)
@@ -56,9 +53,6 @@ class AdamW(DecoupledDecay, torch.optim.AdamW):
             :class:`torch.optim.AdamW`.
         weight_decay, coupling, decay, towards, cautious, decay_schedule: as in :class:`DecoupledDecay`.
 
-    Raises:
-        ValueError: an option out of its range.
-
     Example:
         >>> w = torch.nn.Parameter(torch.ones(2))
         >>> w.grad = torch.zeros(2)
@@ -87,9 +81,6 @@ class RMSpropW(DecoupledDecay, torch.optim.RMSprop):
         params, lr, alpha, eps, momentum, centered, capturable, foreach, maximize, differentiable: as in
             :class:`torch.optim.RMSprop`.
         weight_decay, coupling, decay, towards, cautious, decay_schedule: as in :class:`DecoupledDecay`.
-
-    Raises:
-        ValueError: an option out of its range.
 
     Example:
         >>> w = torch.nn.Parameter(torch.tensor([1.0, 0.02]))
@@ -122,9 +113,6 @@ class AdagradW(DecoupledDecay, torch.optim.Adagrad):
         params, lr, lr_decay, initial_accumulator_value, eps, foreach, maximize, differentiable, fused: as in
             :class:`torch.optim.Adagrad`.
         weight_decay, coupling, decay, towards, cautious, decay_schedule: as in :class:`DecoupledDecay`.
-
-    Raises:
-        ValueError: an option out of its range.
 
     Example:
         >>> w = torch.nn.Parameter(torch.ones(2))
@@ -160,9 +148,6 @@ class NAdamW(DecoupledDecay, torch.optim.NAdam):
             :class:`torch.optim.NAdam`.
         weight_decay, coupling, decay, towards, cautious, decay_schedule: as in :class:`DecoupledDecay`.
 
-    Raises:
-        ValueError: an option out of its range.
-
     Example:
         >>> w = torch.nn.Parameter(torch.ones(2))
         >>> w.grad = torch.zeros(2)
@@ -190,9 +175,6 @@ class RAdamW(DecoupledDecay, torch.optim.RAdam):
     Args:
         params, lr, betas, eps, foreach, maximize, capturable, differentiable: as in :class:`torch.optim.RAdam`.
         weight_decay, coupling, decay, towards, cautious, decay_schedule: as in :class:`DecoupledDecay`.
-
-    Raises:
-        ValueError: an option out of its range.
 
     Example:
         >>> w = torch.nn.Parameter(torch.ones(2))
@@ -222,9 +204,6 @@ class AdamaxW(DecoupledDecay, torch.optim.Adamax):
     Args:
         params, lr, betas, eps, foreach, maximize, differentiable, capturable: as in :class:`torch.optim.Adamax`.
         weight_decay, coupling, decay, towards, cautious, decay_schedule: as in :class:`DecoupledDecay`.
-
-    Raises:
-        ValueError: an option out of its range.
 
     Example:
         >>> w = torch.nn.Parameter(torch.ones(2))

@@ -64,9 +64,8 @@ class ProxAdam(Proximal, DecoupledDecay, torch.optim.Adam):
             :class:`DecoupledDecay`.
 
     Raises:
-        TypeError: the penalty has no proximal operator.
-        ValueError: no parameter is penalized; a parameter is complex; ``compile`` with another penalty or with
-            ``differentiable``; a ridge beside a ``weight_decay``; a penalty towards a reference without one.
+        ValueError: a parameter is complex, or ``compile`` is set with another penalty or with ``differentiable``.
+        TypeError, ValueError: as for :class:`Proximal` and :class:`DecoupledDecay`.
 
     Example:
         >>> import torch

@@ -50,9 +50,8 @@ class ProxSGD(Proximal, DecoupledDecay, torch.optim.SGD):
             :class:`DecoupledDecay`.
 
     Raises:
-        TypeError: the penalty has no proximal operator.
-        ValueError: no parameter is penalized; a momentum or a dampening of 1; a ridge beside a ``weight_decay``; a
-            penalty towards a reference without one.
+        ValueError: a momentum or a dampening of 1.
+        TypeError, ValueError: as for :class:`Proximal` and :class:`DecoupledDecay`.
 
     Example:
         >>> import torch

@@ -29,7 +29,8 @@ class Penalty(ABC):
     A penalty of your own defines :meth:`value` and :meth:`gradient`. If it has a proximal operator, it derives from
     :class:`ProximalPenalty` instead and defines :meth:`~ProximalPenalty.prox` too. If it is a sum of the same function
     over all elements, it sets ``is_uniform = True``: large weights are then processed in chunks and many small weights
-    in one call.
+    in one call. If it depends on the module of a parameter (for example on the dimension of its outputs), its
+    :meth:`bind` returns a penalty for that parameter.
 
     Attributes:
         is_uniform: whether R(w) is a sum of one function over the elements of ``w``.
@@ -92,23 +93,11 @@ class Penalty(ABC):
             self._descend_(w, step)
 
     def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
-        """How far ``w`` is from a stationary point of loss + R: the distance of ``-gradient`` to the subdifferential.
-
-        Args:
-            w: the weight.
-            gradient: the loss's gradient at ``w``, without the penalty's.
-
-        Returns:
-            The Euclidean distance, 0-d. 0 certifies a stationary point; for a convex problem that is the minimum.
-        """
+        """The distance of minus the loss's ``gradient`` to R's subdifferential; where it is 0, ``w`` is stationary."""
         return f.l2_norm(gradient + self.gradient(w)).to(f.real_dtype(w))
 
     def bind(self, place: ParamInfo) -> Penalty:
-        """The penalty for one parameter of a model.
-
-        A :class:`~torchreg.Regularizer` calls it for each parameter. Most penalties return themselves. One that depends
-        on the module (where its outputs are, for example) returns a penalty with that information.
-        """
+        """The penalty for one parameter of a model; most penalties return themselves."""
         return self
 
     @property
@@ -247,14 +236,7 @@ class Term(Described):
         self._require("strength", "finite and >= 0", lambda strength: 0 <= strength < math.inf)
 
     def strength_max(self, gradient: Tensor) -> Tensor:
-        """The smallest strength at which ``w = 0`` is a stationary point.
-
-        Args:
-            gradient: the loss's gradient at 0.
-
-        Returns:
-            0-d. It is infinite for a penalty that is flat at 0, such as a ridge, unless the gradient is 0.
-        """
+        """The smallest strength at which 0 is stationary, given the loss's ``gradient`` at 0; for a ridge infinite."""
         return (f.largest(gradient) * 0).masked_fill(gradient.any(), math.inf)
 
     @property

@@ -145,8 +145,7 @@ class SpectralNorm(Matrix, Largest, ProximalPenalty):
     :class:`ConvolutionNorm`.
 
     Args:
-        strength: ``s``, finite and not negative.
-        dim: the dimension of the output units in the weight, if not the module's own.
+        strength, dim: as for :class:`Nuclear`.
 
     Raises:
         ValueError: the weight has no such dimension.
@@ -302,8 +301,7 @@ class SRIP(Matrix, Spectral):
     power iteration; here it is exact. The penalty is not convex and has no proximal operator in closed form.
 
     Args:
-        strength: ``s``, finite and not negative.
-        dim: the dimension of the output units in the weight, if not the module's own.
+        strength, dim: as for :class:`Nuclear`.
 
     Raises:
         ValueError: the weight has no such dimension.

@@ -68,7 +68,7 @@ class Regularizer:
         scale: multiplies every penalty. It is a number or a 0-d tensor; for a :class:`~torchreg.Stacked` model also a
             tensor with one scale for each member; or a dict with a scale for the name of each penalized parameter. A
             schedule overwrites it each step.
-        assignments: each parameter of the model with its penalty, or with the reason why it has none.
+        entries: each parameter of the model with its penalty, or with the reason why it has none.
 
     Raises:
         ValueError: nothing is selected, a pattern matches no parameter, the mode is unknown, a parameter is lazy, or
@@ -113,7 +113,7 @@ class Regularizer:
         # called with the regularizer and the optimizer in each step, before the regularizer acts
         self._listeners: list[Callable[[Regularizer, Optimizer], object]] = []
         self._take(assign(model, as_rules(penalty, mode), as_selector(select)))
-        if schedule is not None and any(isinstance(term, Constraint) for a in self.assignments for term in a.terms):
+        if schedule is not None and any(isinstance(term, Constraint) for a in self.entries for term in a.terms):
             raise ValueError(
                 "Regularizer: a constraint has no strength that a schedule could change: make one Regularizer for the "
                 "constraint, without a schedule, and one for the rest"
@@ -124,12 +124,12 @@ class Regularizer:
         self._follow_schedule()
 
     @property
-    def assignments(self) -> Sequence[Assignment]:
+    def entries(self) -> Sequence[Assignment]:
         """Each parameter of the model once, with its penalty or the reason why it has none."""
-        return self._assignments
+        return self._entries
 
     def _take(self, assignments: Sequence[Assignment]) -> None:
-        self._assignments = tuple(assignments)
+        self._entries = tuple(assignments)
         self._penalties = {a.param: a.acting for a in assignments if a.acting is not None}
         self._places = _places(self.model, [a for a in assignments if a.penalty is not None])
         self.scale = self._scale
@@ -143,7 +143,7 @@ class Regularizer:
     def scale(self, scale: Scale) -> None:
         members = len(self.model) if isinstance(self.model, Stacked) else None
         if isinstance(scale, Mapping):
-            names = {a.name: a.param for a in self.assignments if a.acting is not None}
+            names = {a.name: a.param for a in self.entries if a.acting is not None}
             if scale.keys() != names.keys():
                 raise ValueError(
                     f"Regularizer: scale must name each penalized parameter, {listed(list(names))}, "
@@ -246,9 +246,9 @@ class Regularizer:
             )
         self._check_parameters()
         if self.mode != "loss":
-            check_optimizers(optimizers, self.assignments, self.mode)
+            check_optimizers(optimizers, self.entries, self.mode)
         for optimizer in optimizers:
-            check_decay(optimizer, self.assignments)
+            check_decay(optimizer, self.entries)
         self._register(optimizers)
         return self
 
@@ -308,9 +308,7 @@ class Regularizer:
         if torch.compiler.is_compiling() or all(held.get(name) is what for held, name, what in self._places):
             return
         held = set(self.model.parameters())
-        replaced = [
-            a.name for a in self.assignments if a.is_penalized and a.param not in held and not is_sharded(a.param)
-        ]
+        replaced = [a.name for a in self.entries if a.is_penalized and a.param not in held and not is_sharded(a.param)]
         if replaced:
             raise ValueError(
                 f"Regularizer: the model must hold the parameters it had, {listed(replaced)} were replaced: make the "
@@ -334,7 +332,7 @@ class Regularizer:
 
         It can be loaded with ``torch.load(weights_only=True)``.
         """
-        taken = references(self.assignments)
+        taken = references(self.entries)
         scale = tree_map_only(Tensor, lambda own: own.detach().clone(), self.scale)
         return {"steps": self._steps, "scale": scale} | ({"references": taken} if taken else {})
 
@@ -347,7 +345,7 @@ class Regularizer:
         if isinstance(state["steps"], bool) or not isinstance(state["steps"], int) or state["steps"] < 0:
             raise ValueError(f"Regularizer: steps must be a whole number >= 0, got {state['steps']!r}")
         if "references" in state:
-            self._take([with_references(a, state["references"]) for a in self.assignments])
+            self._take([with_references(a, state["references"]) for a in self.entries])
         self.scale, self._steps = state["scale"], state["steps"]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -364,7 +362,7 @@ class Regularizer:
         self._register(self._optimizers)  # a copied optimizer has lost its hooks
 
     def __repr__(self) -> str:
-        return f"Regularizer(mode={self.mode!r}, scale={self.scale!r}): {table(self.assignments)}"
+        return f"Regularizer(mode={self.mode!r}, scale={self.scale!r}): {table(self.entries)}"
 
 
 def _places(model: nn.Module, assignments: Sequence[Assignment]) -> list[tuple[Mapping[str, object], str, object]]:

@@ -21,7 +21,7 @@ class ParamInfo:
         >>> from torchreg import L2, Regularizer
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
         >>> regularizer = Regularizer(model, L2(1.0), select=lambda info: info.name.startswith("1."))
-        >>> [a.name for a in regularizer.assignments if a.penalty]
+        >>> [a.name for a in regularizer.entries if a.penalty]
         ['1.weight', '1.bias']
     """
 

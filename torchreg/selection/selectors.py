@@ -47,7 +47,7 @@ class Selector(ABC):
         ...     def reason(self, info):
         ...         return None if info.param.numel() >= 10 else "small"
         >>> regularizer = Regularizer(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), L2(1.0), select=Large())
-        >>> [a.name for a in regularizer.assignments if a.penalty]
+        >>> [a.name for a in regularizer.entries if a.penalty]
         ['0.weight']
     """
 

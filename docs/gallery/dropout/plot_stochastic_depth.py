@@ -70,4 +70,4 @@ class Block(nn.Module):
 
 
 model = nn.Sequential(*(Block(64) for _ in range(6)), nn.Linear(64, 10))
-set_linear_depth(model, 0.2)
+rates = set_linear_depth(model, 0.2)

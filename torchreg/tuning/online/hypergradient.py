@@ -61,7 +61,7 @@ def check_differentiable(regularizer: Regularizer, optimizer: Optimizer) -> None
             f"{owner}: mode {regularizer.mode!r} needs an optimizer without a weight_decay of its own, or SGD, Adam or "
             f"AdamW, got {name}: decay by another Regularizer"
         )
-    if any(isinstance(term, Constraint) for a in regularizer.assignments for term in a.terms):
+    if any(isinstance(term, Constraint) for a in regularizer.entries for term in a.terms):
         raise ValueError(f"{owner}: a constraint has no strength to tune: make a separate Regularizer for it")
 
 

@@ -209,7 +209,7 @@ class AutoStrength:
             if len(tuned) == 1:
                 regularizer.scale = tuned[0].scale
             else:
-                names = {a.param: a.name for a in regularizer.assignments if a.acting is not None}
+                names = {a.param: a.name for a in regularizer.entries if a.acting is not None}
                 regularizer.scale = {names[param]: item.scale for item in tuned for param in item.params}
 
     # -- saving ---------------------------------------------------------------------------------------------------
@@ -290,7 +290,7 @@ def _told_apart(tuned: list[_TunedStrength]) -> list[_TunedStrength]:
 
 
 def _tuned(regularizer: Regularizer, per: Per) -> list[_TunedStrength]:
-    chosen = [a for a in regularizer.assignments if a.acting is not None]
+    chosen = [a for a in regularizer.entries if a.acting is not None]
     labels = list(dict.fromkeys(term.label for a in chosen for term in a.terms))
     units = {a.penalty.strength if isinstance(a.penalty, Term) else 1.0 for a in chosen}
     if 0 in units:

@@ -35,7 +35,7 @@ def outcomes(models: Sequence[nn.Module], strengths: Sequence[float], problem: P
         figures["optimality"] = optimality(stack, strengths, problem)
     found = []
     for member, model in enumerate(models):
-        chosen = Regularizer(model, problem.penalty, mode=problem.mode, select=problem.select).assignments
+        chosen = Regularizer(model, problem.penalty, mode=problem.mode, select=problem.select).entries
         params = {a.name: a.param.detach() for a in chosen if a.is_penalized}
         own = {name: values[member].item() for name, values in figures.items()}
         count = sum(param.numel() for param in params.values())

@@ -36,10 +36,10 @@ class Point:
         >>> import torch
         >>> from torchreg import L1
         >>> from torchreg.tuning import strength_path
-        >>> x = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
-        >>> path = strength_path(lambda: nn.Linear(5, 1), L1(1.0), (x, x[:, :1]), (x, x[:, :1]), count=3, verbose=False)
-        >>> path[0].zeros, path[0].valid_loss.mean > path[-1].valid_loss.mean
-        (1.0, True)
+        >>> data = torch.eye(6), torch.arange(6.0)[:, None]
+        >>> path = strength_path(lambda: nn.Linear(6, 1), L1(1.0), data, data, strengths=[10.0], verbose=False)
+        >>> path[0].strength, path[0].zeros
+        (10.0, 1.0)
     """
 
     strength: float
@@ -78,10 +78,10 @@ def best(path: Sequence[Point], by: By = "loss") -> Point:
         >>> import torch
         >>> from torchreg import L1
         >>> from torchreg.tuning import strength_path
-        >>> x = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
-        >>> path = strength_path(lambda: nn.Linear(5, 1), L1(1.0), (x, x[:, :1]), (x, x[:, :1]), count=3, verbose=False)
-        >>> best(path) is path[-1]
-        True
+        >>> data = torch.eye(6), torch.arange(6.0)[:, None]
+        >>> path = strength_path(lambda: nn.Linear(6, 1), L1(1.0), data, data, strengths=[0.5, 0.1], verbose=False)
+        >>> best(path).strength
+        0.1
     """
     _check_by(by)
     return min(_sound(path), key=lambda point: (point.valid(by).mean, -point.strength))

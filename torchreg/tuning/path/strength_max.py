@@ -102,7 +102,7 @@ def strength_max(
         model, train = model.double(), in_double(train)
     check_examples(model, train)
     regularizer = Regularizer(model, penalty, mode="prox", select=select)
-    penalized = {a.param: a.acting for a in regularizer.assignments if a.acting and a.is_penalized}
+    penalized = {a.param: a.acting for a in regularizer.entries if a.acting and a.is_penalized}
     _check_zeros(penalized)
     is_convex = not any(
         isinstance(term, Magnitudes | HoyerSquare) for rule in penalized.values() for term in rule.terms
@@ -201,5 +201,5 @@ def _bracketed(model: nn.Module, problem: Problem) -> StrengthMax:
 
 
 def _is_zero(model: nn.Module, problem: Problem) -> bool:
-    chosen = Regularizer(model, problem.penalty, mode="prox", select=problem.select).assignments
+    chosen = Regularizer(model, problem.penalty, mode="prox", select=problem.select).entries
     return not any(bool(a.param.any()) for a in chosen if a.is_penalized)
