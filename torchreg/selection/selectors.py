@@ -66,7 +66,7 @@ class _Everything(Selector):
     Example:
         >>> from torchreg import L2, Regularizer
         >>> regularizer = Regularizer(nn.Linear(4, 3), L2(1.0), select=everything)
-        >>> [a.name for a in regularizer.assignments if a.penalty]
+        >>> [a.name for a in regularizer.entries if a.penalty]
         ['weight', 'bias']
     """
 
@@ -88,7 +88,7 @@ class _Weights(Selector):
     Example:
         >>> from torchreg import L2, Regularizer
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
-        >>> {a.name: a.reason for a in Regularizer(model, L2(1.0), select=weights).assignments}
+        >>> {a.name: a.reason for a in Regularizer(model, L2(1.0), select=weights).entries}
         {'0.weight': None, '0.bias': 'bias', '1.weight': 'normalization', '1.bias': 'bias'}
     """
 
