@@ -95,7 +95,7 @@ class AutoStrength:
         self.criterion, self.lr, self.every, self.bounds = criterion, lr, every, bounds
         self.model = self.regularizers[0].model
         self._batches = Batches("AutoStrength", validation, batch_size, seed)
-        self._tuned = _told_apart([item for each in self.regularizers for item in _tuned(each, per)])
+        self._tuned = _with_distinct_names([item for each in self.regularizers for item in _tuned(each, per)])
         self._steps = 0
         self._updates: dict[Optimizer, list[PenaltyUpdate]] = {}
         self._stepped: set[Optimizer] = set()  # those whose last step is recorded
@@ -280,7 +280,7 @@ class _TunedStrength:
         self.log_scale = min(max(self.log_scale + lr * move, least), largest)
 
 
-def _told_apart(tuned: list[_TunedStrength]) -> list[_TunedStrength]:
+def _with_distinct_names(tuned: list[_TunedStrength]) -> list[_TunedStrength]:
     """The same strengths, with a number added to names that occur more than once."""
     names = [item.name for item in tuned]
     for number, item in enumerate(tuned):

@@ -23,7 +23,7 @@ _ROUNDING = 16  # differences of the loss below so many units in the last place 
 
 
 def solve(stack: Stacked, strengths: Sequence[float], problem: Problem, steps: int) -> None:
-    r"""Accelerated proximal gradient for all members at once, polished by Newton steps among what is not zero.
+    r"""Accelerated proximal gradient for all members at once, with Newton steps in the weights that are not zero.
 
     .. math:: w^+ = \operatorname{prox}_{R / L}\big(u - \nabla f(u) / L\big), \qquad u^+ = w^+ + \beta (w^+ - w)
 
