@@ -4,7 +4,7 @@ A new penalty is one row in ``PENALTIES``.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,6 +27,7 @@ from torchreg import (
     ElasticNet,
     ExclusiveLasso,
     GroupLasso,
+    Heads,
     HoyerSquare,
     Huber,
     L1Ball,
@@ -47,6 +48,7 @@ from torchreg import (
 )
 from torchreg.optim import SGDW, AdagradW, AdamaxW, AdamW, NAdamW, RAdamW, RMSpropW, decoupled
 from torchreg.penalties import Term
+from torchreg.penalties.partition import Groups
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,17 @@ class PenaltyCase:
     rest: float = 0.0  # what it pulls towards
     shrinks: bool = True  # whether it does so element by element
     least: float = 0.0  # its slopes are too large for a comparison at weights smaller than that, which are set to 0
+    shape: tuple[int, ...] | None = None  # the only one that it takes
 
     def sane(self, w: Tensor) -> Tensor:
         return torch.where(w.abs() < self.least, 0.0, w)
+
+    def fit(self, w: Tensor) -> Tensor:
+        """As many of the numbers as it takes, or zeros, in its shape."""
+        if self.shape is None:
+            return w
+        size = torch.Size(self.shape).numel()
+        return torch.cat([w.flatten(), w.new_zeros(size)])[:size].view(self.shape)
 
     @property
     def name(self) -> str:
@@ -102,8 +112,24 @@ def rows(w: Tensor) -> Tensor:
     return w.flatten(1) if w.ndim > 1 else w.reshape(-1, 1)
 
 
-def group_norms(w: Tensor) -> Tensor:
-    return sum((r.norm() * len(r) ** 0.5 for r in rows(w)), start=0 * w.sum())
+INDEX = torch.tensor([[0, 1, 0], [2, 2, 0], [1, 0, 2], [5, 5, 5]])  # groups of sizes 4, 2, 3 and 3
+
+
+def vectors(groups: Groups, w: Tensor) -> list[Tensor]:
+    """The groups of a weight."""
+    if isinstance(groups, Heads):
+        return [part.flatten() for part in w.chunk(groups.number)]
+    if isinstance(groups, str):
+        return {"output": list(rows(w)), "input": list(w.T) if w.ndim == 2 else [], "tensor": [w.flatten()]}[groups]
+    return [w[number == INDEX] for number in INDEX.unique()]
+
+
+def grouped_value(penalty: GroupLasso | SparseGroupLasso | ExclusiveLasso, w: Tensor) -> Tensor:
+    s, nothing, each = penalty.strength, 0 * w.abs().sum(), vectors(penalty.groups, w)
+    if isinstance(penalty, ExclusiveLasso):
+        return s / 2 * sum((v.abs().sum().square() for v in each), start=nothing)
+    lasso = getattr(penalty, "l1_ratio", 0.0)
+    return s * (lasso * w.abs().sum() + (1 - lasso) * sum((len(v) ** 0.5 * v.norm() for v in each), start=nothing))
 
 
 def singular_values(w: Tensor) -> Tensor:
@@ -115,7 +141,7 @@ def above_rounding(s: Tensor) -> Tensor:
 
 
 def largest_squared(s: Tensor) -> Tensor:
-    """Of equal ones the mean, whose gradient is the one that treats them alike."""
+    """Of equal ones the mean, whose gradient is the same for each of them."""
     return s[s >= (1 - 1e-13) * s.detach()[:1]].square().mean() if s.numel() else s.sum()
 
 
@@ -128,15 +154,15 @@ def smaller_gram(w: Tensor) -> Tensor:
     return m @ m.T if len(m) <= m.shape[1] else m.T @ m
 
 
-def held_groups(g: Tensor) -> Tensor:
-    return max((r.norm() / max(len(r), 1) ** 0.5 for r in rows(g)), default=0 * g.sum())
+def held_groups(groups: Groups, g: Tensor) -> Tensor:
+    return max((v.norm() / max(len(v), 1) ** 0.5 for v in vectors(groups, g)), default=0 * g.sum())
 
 
-def held_groups_and_elements(g: Tensor) -> Tensor:
+def held_groups_and_elements(groups: Groups, g: Tensor) -> Tensor:
     low, high = torch.zeros((), dtype=g.dtype), 10 * g.norm() + 1e-300
-    for _ in range(200):
+    for _ in range(80):
         s = (low + high) / 2
-        held = all((r.abs() - 0.3 * s).relu().norm() <= 0.7 * s * len(r) ** 0.5 for r in rows(g))
+        held = all((v.abs() - 0.3 * s).relu().norm() <= 0.7 * s * len(v) ** 0.5 for v in vectors(groups, g))
         low, high = (low, s) if held else (s, high)
     return high * bool(g.any())
 
@@ -147,6 +173,30 @@ def largest(g: Tensor) -> Tensor:
 
 def nothing(g: Tensor) -> Tensor:
     return torch.zeros((), dtype=g.dtype)
+
+
+def grouped(groups: Groups, **options: Any) -> list[PenaltyCase]:
+    """The penalties on groups, for one choice of the groups."""
+    lasso, sparse, exclusive = (
+        kind(strength, groups=groups, **more)
+        for kind, strength, more in (
+            (GroupLasso, 0.3, {}),
+            (SparseGroupLasso, 0.4, {"l1_ratio": 0.3}),
+            (ExclusiveLasso, 0.5, {}),
+        )
+    )
+    held = {lasso: held_groups, sparse: held_groups_and_elements}
+    return [
+        PenaltyCase(
+            penalty,
+            partial(grouped_value, penalty),
+            exact_zeros=penalty in held,
+            strength_max=partial(held[penalty], groups) if penalty in held else None,
+            least=1e-100,
+            **options,
+        )
+        for penalty in (lasso, sparse, exclusive)
+    ]
 
 
 PENALTIES = [
@@ -188,17 +238,7 @@ PENALTIES = [
         rest=0.2,
         shrinks=False,
     ),
-    PenaltyCase(
-        GroupLasso(0.3), lambda w: 0.3 * group_norms(w), exact_zeros=True, strength_max=held_groups, least=1e-100
-    ),
-    PenaltyCase(
-        SparseGroupLasso(0.4, l1_ratio=0.3),
-        lambda w: 0.12 * w.abs().sum() + 0.28 * group_norms(w),
-        exact_zeros=True,
-        strength_max=held_groups_and_elements,
-        least=1e-100,
-    ),
-    PenaltyCase(ExclusiveLasso(0.5), lambda w: 0.25 * rows(w).abs().sum(1).square().sum()),
+    *grouped("output"),
     PenaltyCase(
         Nuclear(0.3),
         lambda w: 0.3 * above_rounding(singular_values(w)).sum(),
@@ -229,6 +269,7 @@ PENALTIES = [
         exact_zeros=True,
     ),
 ]
+GROUPED = [case for groups in ("input", "tensor", Heads(2), INDEX) for case in grouped(groups, shape=(4, 3))]
 
 
 def lengths(w: Tensor) -> Tensor:
@@ -359,9 +400,9 @@ def undecayed(base: type[torch.optim.Optimizer], params: Any, **options: Any) ->
     return base(params, **options, **({"weight_decay": 0} if takes_decay else {}))
 
 
-def each_case(holds: Callable[[PenaltyCase], bool]) -> pytest.MarkDecorator:
+def each_case(holds: Callable[[PenaltyCase], bool], cases: Sequence[PenaltyCase] = PENALTIES) -> pytest.MarkDecorator:
     """Runs a test over the cases of which something holds."""
-    return pytest.mark.parametrize("case", list(filter(holds, PENALTIES)), ids=lambda case: repr(case.penalty))
+    return pytest.mark.parametrize("case", list(filter(holds, cases)), ids=lambda case: repr(case.penalty))
 
 
 each_constraint = pytest.mark.parametrize("case", CONSTRAINTS, ids=lambda case: case.name)

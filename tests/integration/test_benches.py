@@ -155,7 +155,7 @@ def test_the_loop_reads_one_number_an_epoch(split, mode):
     assert seen.count == 1  # the mean of the losses, after the last step
 
 
-def test_the_naive_loop_and_mode_grad_train_alike(split):
+def test_the_naive_loop_and_mode_grad_train_to_the_same_loss(split):
     ours, theirs = Loop(SMALL, split, mode="grad"), Loop(SMALL, split, naive=True)
     ours()
     theirs()

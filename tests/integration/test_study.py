@@ -57,7 +57,7 @@ def test_the_penalty_is_logged_apart_and_is_in_no_reported_loss(tmp_path):
         assert after == before
 
 
-def test_weight_decay_leaves_intercepts_alone(tmp_path):
+def test_weight_decay_leaves_biases_alone(tmp_path):
     # One step of size lr * weight_decay = 1 sets what is decayed to the bare gradient step.
     decay = arm(optimizer={"name": "SGDW", "lr": 0.5, "weight_decay": 2.0}, train={"epochs": 1, "batch_size": 100})
     bare = arm(optimizer={"name": "SGD", "lr": 0.5}, train={"epochs": 1, "batch_size": 100})

@@ -66,11 +66,11 @@ def solve(make, penalty, x, y, loss, steps):
     return model, penalty.optimality(model.weight.detach(), model.weight.grad).item()
 
 
-def assert_solves(model, gap, coefficients, intercept):
+def assert_solves(model, gap, coefficients, bias):
     weight = model.weight.detach().numpy()[0]
     assert gap <= 1e-7
     assert np.abs(weight - coefficients).max() <= 1e-6
-    assert abs(model.bias.item() - intercept) <= 1e-6
+    assert abs(model.bias.item() - bias) <= 1e-6
     assert ((weight == 0) == (coefficients == 0)).all()
     assert (weight == 0).any()
 
@@ -116,14 +116,14 @@ def test_logistic_regression_with_l1_is_scikit_learns(make):
 
 
 @pytest.mark.parametrize(
-    "host",
+    "make",
     [partial(torch.optim.SGD, lr=0.02, momentum=0.9), partial(torch.optim.Adam, lr=0.01)],
     ids=["SGD", "Adam"],
 )
-def test_a_guest_that_does_not_know_the_metric_solves_another_problem(host):
+def test_a_regularizer_that_does_not_know_the_metric_solves_another_problem(make):
     x, y = map(torch.from_numpy, diabetes())
     model = nn.Linear(10, 1, dtype=torch.float64)
-    optimizer = host(model.parameters())
+    optimizer = make(model.parameters())
     Regularizer(model, L1(0.05), mode="prox").attach(optimizer)
     for _ in range(1500):
         optimizer.zero_grad()

@@ -97,7 +97,7 @@ def assert_optimal(model: nn.Linear, penalty, tolerance: float = 1e-6) -> None:
     strengths = {type(term): term.strength for term in penalty.terms}
     gradient = FEATURES.T @ residual / COUNT + strengths.get(L2, 0.0) * w
     kink = strengths.get(L1, 0.0)
-    assert abs(residual.mean()) < tolerance  # the intercept is not penalized
+    assert abs(residual.mean()) < tolerance  # the bias is not penalized
     assert np.all(np.abs(gradient + kink * np.sign(w))[w != 0] < tolerance)
     assert np.all(np.abs(gradient)[w == 0] <= kink + tolerance)
 

@@ -24,7 +24,7 @@ def test_both_drop_equally_often(p):
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_both_scale_alike(p, dtype):
+def test_both_scale_by_the_same_factor(p, dtype):
     ours, theirs = (kind(p)(torch.ones(1000, dtype=dtype)).max() for kind in KINDS)
     assert ours.dtype == theirs.dtype
     assert_close(ours, theirs, tolerance=max(2 * torch.finfo(dtype).eps, 2**-15))

@@ -44,7 +44,7 @@ def outcome(layer: nn.Module, x: torch.Tensor) -> tuple[object, ...]:
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("rank", range(7))
-def test_every_rank_is_taken_warned_of_or_refused_alike(kind, inplace, training, rank):
+def test_every_rank_is_taken_warned_of_or_refused_as_by_torch(kind, inplace, training, rank):
     ours, theirs = (cls(0.5, inplace).train(training) for cls in pair(kind))
     shape = (2, 3, 4, 2, 3, 2)[:rank]
     if not training and "Feature" in kind:

@@ -1,24 +1,21 @@
 """What must hold of every penalty for every weight: hypothesis looks for a counterexample."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import wraps
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
-from tests.cases import (
-    each_convex,
-    each_convex_proximal,
-    each_penalty,
-    each_proximal,
-    each_proximal_separable,
-    each_shrinking,
-    each_term,
-)
+from tests.cases import GROUPED, PENALTIES, PenaltyCase, each_case
 from tests.helpers import assert_bit_equal, assert_close
+from torchreg.penalties import Term
 
 numbers = st.floats(-100, 100, allow_subnormal=False) | st.sampled_from([0.0, -0.0, 1e-300, -1e-9])
 shapes = array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
@@ -28,13 +25,35 @@ steps = st.floats(0, 10, allow_subnormal=False)
 scales = st.floats(-10, 10, allow_subnormal=False)
 
 
+def each(holds: Callable[[PenaltyCase], bool], **strategies: st.SearchStrategy) -> Callable:
+    """Runs a test over the cases of which something holds, and over what is drawn, in a shape that the case takes."""
+
+    def decorated(test):
+        @each_case(holds, PENALTIES + GROUPED)
+        @given(**strategies)
+        @wraps(test)
+        def fitting(case, **drawn):
+            test(case, **tree_map_only(Tensor, case.fit, drawn))
+
+        return fitting
+
+    return decorated
+
+
+def every(case):
+    return True
+
+
+def is_proximal(case):
+    return case.is_proximal
+
+
 def objective(case, u, w, step):
     return ((u - w).square().sum() / 2 + step * case.formula(u)).item()
 
 
 @pytest.mark.shows("value")
-@each_penalty
-@given(w=weights)
+@each(every, w=weights)
 def test_the_value_is_not_negative_and_is_its_formula(case, w):
     w = case.sane(w)
     assert case.penalty.value(w) >= 0
@@ -42,8 +61,7 @@ def test_the_value_is_not_negative_and_is_its_formula(case, w):
 
 
 @pytest.mark.shows("gradient")
-@each_penalty
-@given(w=weights)
+@each(every, w=weights)
 def test_the_gradient_is_autograds_of_value_and_of_formula(case, w):
     w = case.sane(w)
     for function in (case.penalty.value, case.formula):
@@ -53,8 +71,7 @@ def test_the_gradient_is_autograds_of_value_and_of_formula(case, w):
 
 
 @pytest.mark.shows("gradient")
-@each_convex
-@given(pair=pairs)
+@each(lambda case: case.convex, pair=pairs)
 def test_the_gradient_is_a_subgradient(case, pair):
     u, w = pair
     linear = case.formula(w) + (case.penalty.gradient(w) * (u - w)).sum()
@@ -62,8 +79,7 @@ def test_the_gradient_is_a_subgradient(case, pair):
 
 
 @pytest.mark.shows("prox")
-@each_proximal
-@given(pair=pairs, step=steps, reach=st.sampled_from([1e-3, 0.1, 1.0]))
+@each(is_proximal, pair=pairs, step=steps, reach=st.sampled_from([1e-3, 0.1, 1.0]))
 def test_prox_minimizes_its_objective(case, pair, step, reach):
     w, direction = pair
     best = case.penalty.prox(w, step)
@@ -75,8 +91,7 @@ def test_prox_minimizes_its_objective(case, pair, step, reach):
 
 
 @pytest.mark.shows("prox")
-@each_proximal_separable
-@given(w=numbers, step=steps)
+@each(lambda case: case.is_proximal and case.penalty.is_separable, w=numbers, step=steps)
 def test_prox_beats_every_point_of_a_grid(case, w, step):
     w = torch.tensor([w], dtype=torch.float64)
     grid = w * torch.linspace(-0.5, 1.5, 401, dtype=torch.float64)
@@ -85,16 +100,14 @@ def test_prox_beats_every_point_of_a_grid(case, w, step):
 
 
 @pytest.mark.shows("prox")
-@each_proximal
-@given(w=weights, step=steps)
+@each(is_proximal, w=weights, step=steps)
 def test_prox_in_place_is_prox(case, w, step):
     expected = case.penalty.prox(w, step)
     assert case.penalty._prox_(w, step) is w
     assert_close(w, expected)
 
 
-@each_convex_proximal
-@given(pair=pairs, step=steps)
+@each(lambda case: case.convex and case.is_proximal, pair=pairs, step=steps)
 def test_prox_is_firmly_non_expansive(case, pair, step):
     u, w = pair
     difference = case.penalty.prox(u, step) - case.penalty.prox(w, step)
@@ -103,16 +116,17 @@ def test_prox_is_firmly_non_expansive(case, pair, step):
 
 
 @pytest.mark.shows("prox")
-@each_proximal
-@given(w=weights)
-def test_prox_with_step_zero_is_the_identity(case, w):
-    assert_close(case.penalty.prox(w, 0.0), w)
-    assert_close(case.penalty.prox(w, torch.tensor(0.0)), w)
+@each(is_proximal, w=weights)
+def test_prox_with_step_or_strength_zero_is_the_identity(case, w):
+    assert_same = assert_bit_equal if case.convex else assert_close
+    for step in (0, 0.0, torch.tensor(0.0), torch.tensor(0.0, dtype=torch.float64)):
+        assert_same(case.penalty.prox(w, step) + 0.0, w + 0.0)
+    if isinstance(case.penalty, Term):
+        assert_same(replace(case.penalty, strength=0.0).prox(w, 2.0) + 0.0, w + 0.0)
 
 
 @pytest.mark.shows("prox")
-@each_shrinking
-@given(w=weights, step=steps)
+@each(lambda case: case.shrinks and case.is_proximal, w=weights, step=steps)
 def test_prox_shrinks_and_never_changes_a_sign(case, w, step):
     shrunk = case.penalty.prox(w, step)
     assert (shrunk.abs() <= w.abs()).all()
@@ -120,8 +134,7 @@ def test_prox_shrinks_and_never_changes_a_sign(case, w, step):
 
 
 @pytest.mark.shows("tensors")
-@each_penalty
-@given(w=weights, step=steps)
+@each(every, w=weights, step=steps)
 def test_a_step_given_as_tensor_is_the_number(case, w, step):
     tensor = torch.tensor(step, dtype=torch.float64)
     if case.is_proximal:
@@ -132,8 +145,7 @@ def test_a_step_given_as_tensor_is_the_number(case, w, step):
 
 
 @pytest.mark.shows("gradient")
-@each_penalty
-@given(pair=pairs, scale=scales)
+@each(every, pair=pairs, scale=scales)
 def test_the_in_place_forms_are_their_definitions(case, pair, scale):
     grad, w = pair
     before, expected = w.clone(), grad + scale * case.penalty.gradient(w)
@@ -149,8 +161,7 @@ def test_the_in_place_forms_are_their_definitions(case, pair, scale):
 
 
 @pytest.mark.shows("tensors")
-@each_penalty
-@given(w=weights, step=steps)
+@each(every, w=weights, step=steps)
 def test_nothing_but_the_in_place_forms_changes_its_argument(case, w, step):
     before = w.clone()
     case.penalty.value(w)
@@ -162,24 +173,21 @@ def test_nothing_but_the_in_place_forms_changes_its_argument(case, w, step):
 
 
 @pytest.mark.shows("tensors")
-@each_penalty
-@given(w=weights, step=steps)
+@each(every, w=weights, step=steps)
 def test_layout_does_not_matter(case, w, step):
-    turned = w.flip(0) if w.ndim else w
-    turned = turned.transpose(0, -1) if w.ndim > 1 else turned
-    dense = turned.contiguous().clone()
-    assert_close(case.penalty.value(turned), case.penalty.value(dense))
-    assert_close(case.penalty.gradient(turned), case.penalty.gradient(dense))
+    turned = w.transpose(0, -1).contiguous().transpose(0, -1) if w.ndim > 1 else torch.stack([w, w], -1)[..., 0]
+    assert_close(case.penalty.value(turned), case.penalty.value(w))
+    assert_close(case.penalty.gradient(turned), case.penalty.gradient(w))
+    assert_close(case.penalty.add_gradient_(w.clone(), turned), case.penalty.add_gradient_(turned.clone(), w))
     if case.is_proximal:
-        assert_close(case.penalty.prox(turned, step), case.penalty.prox(dense, step))
+        assert_close(case.penalty.prox(turned, step), case.penalty.prox(w, step))
 
 
 # -- the certificate ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.shows("certificate")
-@each_proximal
-@given(w=weights, step=st.floats(0.1, 1))
+@each(is_proximal, w=weights, step=st.floats(0.1, 1))
 def test_a_proximal_point_is_certified_as_stationary(case, w, step):
     # It minimizes 1/2 |u - w|^2 + step R(u): there -(u - w) / step is a (limiting) subgradient of R.
     best = case.penalty.prox(w, step)
@@ -187,8 +195,7 @@ def test_a_proximal_point_is_certified_as_stationary(case, w, step):
 
 
 @pytest.mark.shows("certificate")
-@each_convex
-@given(pair=pairs, tries=st.integers(0, 2**31))
+@each(lambda case: case.convex, pair=pairs, tries=st.integers(0, 2**31))
 def test_the_distance_to_the_subdifferential_is_no_more_than_to_any_subgradient(case, pair, tries):
     # Limits of gradients near w are subgradients at w, and so are their averages.
     w, gradient = torch.where(pair[0].abs() < 1e-3, 0.0, pair[0]), pair[1]
@@ -199,8 +206,7 @@ def test_the_distance_to_the_subdifferential_is_no_more_than_to_any_subgradient(
 
 
 @pytest.mark.shows("certificate")
-@each_penalty
-@given(w=weights)
+@each(every, w=weights)
 def test_the_certificate_is_the_residual_where_the_penalty_is_smooth(case, w):
     w, gradient = w.abs() + 0.5, w
     residual = (gradient + case.penalty.gradient(w)).norm()
@@ -208,8 +214,7 @@ def test_the_certificate_is_the_residual_where_the_penalty_is_smooth(case, w):
 
 
 @pytest.mark.shows("certificate")
-@each_term
-@given(gradient=weights)
+@each(lambda case: isinstance(case.penalty, Term), gradient=weights)
 def test_strength_max_is_the_smallest_strength_that_holds_zero(case, gradient):
     # Of a penalty towards a reference, the reference.
     gradient = torch.where(gradient.abs() < 1e-6, 0.0, gradient)

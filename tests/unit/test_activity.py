@@ -366,7 +366,7 @@ def test_a_compiled_model_is_compiled_once(fresh_compiler):
     assert counter.frame_count == 1
 
 
-# -- the guest rule -----------------------------------------------------------------------------------------------
+# -- what it leaves in the model ----------------------------------------------------------------------------------
 
 
 def test_the_model_is_not_changed_and_after_removal_as_before():
@@ -435,7 +435,7 @@ def test_a_copy_of_the_model_alone_is_not_recorded(duplicate):
 
 @each_copy
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["model first", "regularizer first"])
-def test_a_copy_of_both_goes_on_alike_and_apart(duplicate, order):
+def test_a_copy_of_both_records_the_same_on_its_own(duplicate, order):
     model, (x, _) = make_model(), make_data()
     pair = (model, ActivityRegularizer(model, PENALTY, "1"))
     model(x)

@@ -1,4 +1,4 @@
-"""Copies and pickles of a regularized training go on alike, and apart."""
+"""Copies and pickles of a regularized training take the same steps, each on its own."""
 
 import copy
 import io
@@ -69,12 +69,12 @@ def test_a_shallow_copy_is_detached_so_nothing_counts_twice(mode):
 
 @each_optimizer
 @each_step_mode
-def test_the_state_of_a_host_loads_with_weights_only(make_optimizer, mode):
+def test_the_state_of_an_attached_optimizer_loads_with_weights_only(make_optimizer, mode):
     model = make_model()
-    host = make_optimizer(model.parameters())
-    Regularizer(model, PENALTY, mode=mode).attach(host)
-    train(model, host, steps=2)
+    optimizer = make_optimizer(model.parameters())
+    Regularizer(model, PENALTY, mode=mode).attach(optimizer)
+    train(model, optimizer, steps=2)
     file = io.BytesIO()
-    torch.save(host.state_dict(), file)
+    torch.save(optimizer.state_dict(), file)
     file.seek(0)
-    assert_bit_equal(torch.load(file, weights_only=True), host.state_dict())
+    assert_bit_equal(torch.load(file, weights_only=True), optimizer.state_dict())

@@ -58,10 +58,10 @@ def test_a_learning_rate_may_be_a_tensor(mode, lr):
 @pytest.mark.parametrize("maximize", [True, False])
 def test_a_maximizing_optimizer_still_shrinks_the_weights(maximize):
     ours, theirs = make_model(), make_model()
-    host = sgd(ours, maximize=maximize)
-    Regularizer(ours, {"*": L2(0.3)}, mode="grad", select=lambda info: True).attach(host)
+    optimizer = sgd(ours, maximize=maximize)
+    Regularizer(ours, {"*": L2(0.3)}, mode="grad", select=lambda info: True).attach(optimizer)
     reference = sgd(theirs, maximize=maximize, weight_decay=0.3)
-    assert_close(train(ours, host, steps=5), train(theirs, reference, steps=5))
+    assert_close(train(ours, optimizer, steps=5), train(theirs, reference, steps=5))
 
 
 @each_step_mode

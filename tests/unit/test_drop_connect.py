@@ -195,7 +195,7 @@ def test_many_gradients_may_be_asked_for_at_once():
 
 
 @pytest.mark.parametrize("make", [nn.LSTM, nn.GRU, nn.RNN])
-def test_recurrent_weights_are_dropped_alike_at_all_times(make):
+def test_recurrent_weights_have_one_mask_for_all_times(make):
     recurrent = make(3, 4, num_layers=2, dtype=torch.float64)
     x = torch.randn(6, 2, 3, dtype=torch.float64)
     before = {name: param.detach().clone() for name, param in recurrent.named_parameters()}

@@ -74,7 +74,7 @@ def test_training_is_reproducible_and_moves_every_weight():
 
 
 @pytest.mark.parametrize("options", [{"micro_batches": 4}, {"closure": True}, {"scaler": "cpu"}], ids=str)
-def test_every_kind_of_loop_trains_alike(options):
+def test_every_kind_of_loop_trains_to_the_same_weights(options):
     if "scaler" in options:
         options = {"scaler": torch.amp.GradScaler("cpu", init_scale=1024.0)}
     plain, other = make_model(), make_model()

@@ -73,7 +73,7 @@ def test_a_sequential_runs_the_layer_last_and_once():
     assert_bit_equal(result(model, x), result(nn.Sequential(*make_model(), Dropout(0.5)), x))
 
 
-def test_the_layers_are_copies_in_the_mode_of_their_hosts():
+def test_the_layers_are_copies_in_the_mode_of_the_modules_before_them():
     model, layer = make_model(), DropBlock2d(0.2, 3)
     model[0].eval()
     insert_dropout(model, layer, after=nn.Linear)
@@ -109,11 +109,11 @@ class Pairing(nn.Module):
         return Pair(x + 1, x)
 
 
-@pytest.mark.parametrize(("make", "host"), [(lambda: nn.LSTM(2, 3), ""), (Packing, "lstm"), (Pairing, "")])
-def test_of_a_tuple_the_first_tensor_is_dropped_and_the_rest_left(make, host):
+@pytest.mark.parametrize(("make", "after"), [(lambda: nn.LSTM(2, 3), ""), (Packing, "lstm"), (Pairing, "")])
+def test_of_a_tuple_the_first_tensor_is_dropped_and_the_rest_left(make, after):
     model, x = make(), torch.randn(4, 2, 2)
     plain = model(x)
-    insert_dropout(model, Dropout(1.0), after=host)
+    insert_dropout(model, Dropout(1.0), after=after)
     dropped = model(x)
     assert type(dropped) is type(plain)
     assert plain[0].count_nonzero() > 0

@@ -1,4 +1,4 @@
-"""The sparsity of activations: a divergence that others compute alike, from units that may be dead or saturated."""
+"""The sparsity of activations: the divergence that other libraries compute, also for dead and saturated units."""
 
 import pickle
 

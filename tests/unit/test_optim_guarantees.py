@@ -224,7 +224,7 @@ def test_a_step_that_the_scaler_skips_counts_for_the_schedule_of_a_fused_optimiz
 @pytest.mark.parametrize(
     "duplicate", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))], ids=["copy", "pickle"]
 )
-def test_a_copy_goes_on_alike_and_apart(ours, base, options, form, duplicate):
+def test_a_copy_takes_the_same_steps_on_its_own(ours, base, options, form, duplicate):
     model = make_model()
     optimizer = ours(each_couplings_share(model), **options, **form, weight_decay=0.1, decay_schedule=cosine(steps=9))
     train(model, optimizer, steps=3)

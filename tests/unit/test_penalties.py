@@ -4,7 +4,6 @@ import copy
 import pickle
 import re
 from dataclasses import FrozenInstanceError, dataclass, replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -12,9 +11,12 @@ import torch
 from torch import Tensor
 
 import torchreg
-from tests.cases import each_penalty, each_proximal, each_shrinking, each_term
+from tests.cases import GROUPED, PENALTIES, each_case, each_penalty, each_proximal, each_shrinking, each_term
 from tests.helpers import assert_bit_equal, assert_close
-from torchreg import L1, L2, L2SP, MCP, SCAD, ElasticNet, Huber, LogSum, Lp, Penalty, ProximalPenalty
+from torchreg import L1, L2, L2SP, MCP, SCAD, ElasticNet, Heads, Huber, LogSum, Lp, Penalty, ProximalPenalty
+from torchreg.penalties import Term
+
+each_penalty_and_grouping = each_case(lambda case: True, PENALTIES + GROUPED)
 
 
 @dataclass(frozen=True)
@@ -73,16 +75,23 @@ def test_prox_makes_exact_zeros_where_it_should(case):
     assert still.tolist() == expected
 
 
+def tensor(values):
+    """As in the representation of a penalty: a reference in double precision, or an index."""
+    return torch.tensor(values, dtype=torch.float64 if isinstance(values, float) else torch.int64)
+
+
 @pytest.mark.shows("algebra")
-@each_penalty
+@each_penalty_and_grouping
 def test_penalties_survive_copies_and_their_repr_is_the_call(case):
     penalty = case.penalty
-    names = {**vars(torchreg), "tensor": partial(torch.tensor, dtype=torch.float64)}
+    names = {**vars(torchreg), "Heads": Heads, "tensor": tensor}
     copies = [copy.deepcopy(penalty), pickle.loads(pickle.dumps(penalty)), eval(repr(penalty), names)]
     for other in copies:
         assert other == penalty
         assert hash(other) == hash(penalty)
         assert type(other) is type(penalty)
+    if isinstance(penalty, Term) and penalty.is_linear:
+        assert 2 * penalty == penalty + penalty == replace(penalty, strength=2 * penalty.strength)
 
 
 @pytest.mark.shows("algebra")
@@ -231,13 +240,14 @@ def test_complex_weights_are_penalized_by_their_magnitudes(case):
 
 
 @pytest.mark.shows("tensors")
-@each_penalty
+@each_penalty_and_grouping
 def test_meta_tensors_give_the_shapes_without_the_numbers(case):
     w = torch.empty(4, 3, device="meta")
     assert case.penalty.value(w).shape == ()
-    assert case.penalty.gradient(w).shape == w.shape
-    if case.is_proximal:
-        assert case.penalty.prox(w, 0.1).shape == w.shape
+    results = [case.penalty.gradient(w), case.penalty.add_gradient_(w.clone(), w)]
+    for result in results + ([case.penalty.prox(w, 0.1)] if case.is_proximal else []):
+        assert result.is_meta
+        assert result.shape == w.shape
 
 
 @pytest.mark.shows("gradient")

@@ -29,7 +29,7 @@ each_kind = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
 
 
 @each_kind
-def test_intercepts_are_exempt_unless_they_are_asked_for(make):
+def test_biases_are_exempt_unless_they_are_asked_for(make):
     exempt, asked = make_model(), make_model()
     train(exempt, make(exempt.parameters(), L1(50.0)), steps=3)
     train(asked, make(asked.parameters(), L1(50.0), biases=True), steps=3)
@@ -128,7 +128,7 @@ def test_training_resumes_from_a_file_to_the_bit(make, fixed):
 @pytest.mark.parametrize(
     "duplicate", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))], ids=["copy", "pickle"]
 )
-def test_a_copy_goes_on_alike_and_apart(make, duplicate):
+def test_a_copy_takes_the_same_steps_on_its_own(make, duplicate):
     model = make_model()
     optimizer = make(model.parameters(), L1(0.05) + L2(0.1))
     train(model, optimizer, steps=5)

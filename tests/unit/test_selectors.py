@@ -136,13 +136,35 @@ def a_network() -> nn.Sequential:
 
 
 @pytest.mark.parametrize(("model", "expected"), MODELS.values(), ids=MODELS.keys())
-def test_intercepts_and_normalization_are_exempt_by_default(model, expected):
+def test_biases_and_normalization_are_exempt_by_default(model, expected):
     # A weight is added, since a model in which nothing is left to penalize is refused.
     actual = reasons(nn.ModuleDict({"it": model, "more": nn.Linear(1, 1)}))
     assert actual == {f"it.{name}": reason for name, reason in expected.items()} | {
         "more.weight": None,
         "more.bias": "bias",
     }
+
+
+class Declaring(nn.Module):
+    """Says itself which of its parameters are no weights: by a method, and by an attribute of the parameter."""
+
+    def __init__(self, names):
+        super().__init__()
+        self.layer, self.table = nn.Linear(2, 2), nn.Parameter(torch.ones(2, 2))
+        self.marked, self.unmarked = nn.Linear(2, 2), nn.Linear(2, 2)
+        self.marked.weight._no_weight_decay, self.unmarked.weight._no_weight_decay = True, False
+        self.no_weight_decay = lambda: names
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"), [({"layer.weight", "table"}, "no_weight_decay()"), ({"layer.weight": "a", "table": "a"}, "a")]
+)
+def test_a_model_may_say_itself_what_is_no_weight(names, reason):
+    model = nn.ModuleDict({"it": Declaring(names)})
+    declared = {"it.layer.weight": reason, "it.table": reason, "it.marked.weight": "_no_weight_decay"}
+    biases = {f"it.{name}.bias": "bias" for name in ("layer", "marked", "unmarked")}
+    assert reasons(model) == declared | biases | {"it.unmarked.weight": None}
+    assert chosen(model, select=everything) == reasons(model).keys()
 
 
 @pytest.mark.parametrize(("model", "expected"), MODELS.values(), ids=MODELS.keys())

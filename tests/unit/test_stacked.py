@@ -179,7 +179,7 @@ def test_convolutions_and_tied_weights_stack():
     assert first.twin.weight is first.head.weight
 
 
-def test_the_names_are_those_of_one_member_and_intercepts_stay_exempt():
+def test_the_names_are_those_of_one_member_and_biases_stay_exempt():
     stack = Stacked([network(seed, nn.LayerNorm(8)) for seed in range(3)])
     assert [name for name, _ in stack.named_parameters()] == [
         name for name, _ in network(0, nn.LayerNorm(8)).named_parameters()
@@ -230,7 +230,7 @@ def test_a_member_that_diverges_leaves_the_others_alone():
         assert_bit_equal(stack.members()[member].state_dict(), together[member])
 
 
-def test_a_checkpoint_a_copy_and_a_pickle_go_on_alike():
+def test_a_checkpoint_a_copy_and_a_pickle_take_the_same_steps():
     stack = Stacked([network(seed, layers.Dropout(0.5)) for seed in range(2)])
     fresh = Stacked([network(seed + 5, layers.Dropout(0.5)) for seed in range(2)])
     fresh.load_state_dict(stack.state_dict())

@@ -56,9 +56,9 @@ def test_a_parameter_that_is_thawed_and_added_later_is_penalized_from_then_on(mo
     optimizer.add_param_group({"params": model[0].parameters(), "lr": 0.1})
     reference = make_model()
     reference.load_state_dict(model.state_dict())
-    host = torch.optim.SGD(reference.parameters(), lr=0.1)
-    Regularizer(reference, L1(0.5), mode=mode).attach(host)
-    assert_close(train(model, optimizer, 2), train(reference, host, 2))
+    other = torch.optim.SGD(reference.parameters(), lr=0.1)
+    Regularizer(reference, L1(0.5), mode=mode).attach(other)
+    assert_close(train(model, optimizer, 2), train(reference, other, 2))
     assert_differs(model[0].weight.detach(), frozen)
 
 
@@ -99,6 +99,6 @@ def test_a_parameter_in_two_optimizers_would_count_twice_and_is_refused(mode):
     model = make_model()
     one, two = (torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2))
     for optimizers in ((one, two), (one, one)):
-        with pytest.raises(ValueError, match=r"must be in one optimizer, 0\.weight, 2\.weight would count for each"):
+        with pytest.raises(ValueError, match=r"must be in one optimizer, got several that have 0\.weight, 2\.weight"):
             Regularizer(model, L2(0.1), mode=mode).attach(*optimizers)
     assert not one._optimizer_step_pre_hooks

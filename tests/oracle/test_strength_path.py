@@ -72,7 +72,7 @@ def test_the_gap_to_the_dual_certifies_the_minimum():
         weight, bias = (part.detach().numpy() for part in point.models[0].parameters())
         rest = y - x @ weight[0] - bias
         feasible = rest * min(1.0, point.strength * len(y) / abs(x.T @ rest).max())
-        feasible -= feasible.mean()  # the intercept's condition
+        feasible -= feasible.mean()  # the bias's condition
         primal = rest @ rest / 2 / len(y) + point.strength * abs(weight).sum()
         dual = (y @ feasible - feasible @ feasible / 2) / len(y)
         assert 0 <= primal - dual + 1e-12 < 1e-8
@@ -111,7 +111,7 @@ def test_at_the_largest_strength_everything_is_zero_and_just_below_it_is_not(pro
     assert summed.strength == pytest.approx(2 * found.strength, rel=1e-9)
 
 
-def test_the_largest_strength_is_taken_at_the_fitted_intercept_of_a_classifier():
+def test_the_largest_strength_is_taken_at_the_fitted_bias_of_a_classifier():
     x, y = cancer()
     found = strength_max(nn.Linear(x.shape[1], 1), L1(1.0), tensors(x, y), criterion=binary)
     assert found.strength == pytest.approx(abs(x.T @ (y - y.mean())).max() / len(y), rel=1e-9)

@@ -91,7 +91,7 @@ def test_the_bound_holds_in_the_end():
         assert param.square().mean() <= 1.01 * limit
 
 
-def test_intercepts_are_exempt_unless_they_are_asked_for():
+def test_biases_are_exempt_unless_they_are_asked_for():
     model, touched = make_model(), make_model()
     for net, options in ((model, {}), (touched, {"biases": True})):
         train(net, BoundedSGD(net.parameters(), lr=0.0, bound=1e-4, **options), steps=1)
@@ -150,7 +150,7 @@ def test_training_resumes_from_a_file_to_the_bit(options, dtype):
 @pytest.mark.parametrize(
     "duplicate", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))], ids=["copy", "pickle"]
 )
-def test_a_copy_goes_on_alike_and_apart(duplicate):
+def test_a_copy_takes_the_same_steps_on_its_own(duplicate):
     model = make_model()
     optimizer = AdamCPR(model.parameters(), lr=0.05, bound="warm_start", warm_start=2)
     train(model, optimizer, steps=4)

@@ -1,4 +1,4 @@
-"""A regularizer as a guest: it comes, it saves itself, it goes, and nothing is left behind."""
+"""Attaching a regularizer to an optimizer, saving it and removing it: nothing is left behind."""
 
 import gc
 import io
@@ -163,26 +163,26 @@ def test_a_foreign_state_is_refused(state):
         Regularizer(make_model(), L2(0.5)).load_state_dict(state)
 
 
-# -- the guest rule -----------------------------------------------------------------------------------------------
+# -- what it leaves in the model and the optimizer ----------------------------------------------------------------
 
 
 @each_optimizer
 @each_step_mode
-def test_a_guest_puts_nothing_into_the_model_or_the_optimizer(make_optimizer, mode):
-    plain, hosting = make_model(), make_model()
-    alone, host = make_optimizer(plain.parameters()), make_optimizer(hosting.parameters())
-    kinds = [type(module) for module in hosting.modules()]
-    attributes = vars(hosting[0]).keys() | {}
-    with Regularizer(hosting, L1(0.1) + L2(0.1), mode=mode).attach(host):
+def test_it_puts_nothing_into_the_model_or_the_optimizer(make_optimizer, mode):
+    plain, model = make_model(), make_model()
+    alone, optimizer = make_optimizer(plain.parameters()), make_optimizer(model.parameters())
+    kinds = [type(module) for module in model.modules()]
+    attributes = vars(model[0]).keys() | {}
+    with Regularizer(model, L1(0.1) + L2(0.1), mode=mode).attach(optimizer):
         train(plain, alone, steps=3)
-        train(hosting, host, steps=3)
-        assert [type(module) for module in hosting.modules()] == kinds
-        assert vars(hosting[0]).keys() == attributes
-        assert hosting.state_dict().keys() == plain.state_dict().keys()
-        assert [group.keys() for group in host.param_groups] == [group.keys() for group in alone.param_groups]
-        mine, theirs = (optimizer.state_dict()["state"] for optimizer in (host, alone))
+        train(model, optimizer, steps=3)
+        assert [type(module) for module in model.modules()] == kinds
+        assert vars(model[0]).keys() == attributes
+        assert model.state_dict().keys() == plain.state_dict().keys()
+        assert [group.keys() for group in optimizer.param_groups] == [group.keys() for group in alone.param_groups]
+        mine, theirs = (own.state_dict()["state"] for own in (optimizer, alone))
         assert {key: state.keys() for key, state in mine.items()} == {key: s.keys() for key, s in theirs.items()}
-        assert vars(host).keys() == vars(alone).keys()
+        assert vars(optimizer).keys() == vars(alone).keys()
 
 
 @each_step_mode
@@ -210,16 +210,16 @@ def test_an_attached_regularizer_lives_and_dies_with_its_optimizer():
 
 def test_two_regularizers_on_one_optimizer_act_both_and_leave_apart():
     together, apart = make_model(), make_model()
-    host, plain = sgd(together), sgd(apart)
-    first = Regularizer(together, L1(0.1), mode="grad").attach(host)
-    second = Regularizer(together, L2(0.2), mode="grad", select=everything).attach(host)
+    optimizer, plain = sgd(together), sgd(apart)
+    first = Regularizer(together, L1(0.1), mode="grad").attach(optimizer)
+    second = Regularizer(together, L2(0.2), mode="grad", select=everything).attach(optimizer)
     sums = Regularizer(apart, {"*weight": L1(0.1) + L2(0.2), "*bias": L2(0.2)}, mode="grad", select=everything)
     sums.attach(plain)
-    assert_close(train(together, host, steps=3), train(apart, plain, steps=3))
+    assert_close(train(together, optimizer, steps=3), train(apart, plain, steps=3))
     first.remove()
     sums.remove()
     Regularizer(apart, L2(0.2), mode="grad", select=everything).attach(plain)
-    assert_close(train(together, host, steps=3), train(apart, plain, steps=3))
+    assert_close(train(together, optimizer, steps=3), train(apart, plain, steps=3))
     second.remove()
     before = weights_of(together)
-    assert_differs(train(together, host, steps=1), before)
+    assert_differs(train(together, optimizer, steps=1), before)
