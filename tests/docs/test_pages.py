@@ -83,7 +83,8 @@ class Page:
         program, arguments = words[0], words[1:]
         if program in ("python", "python3", "py") and arguments[:1] == ["-m"]:
             program, arguments = arguments[1], arguments[2:]
-            assert find_spec(program), f"{block.place}: no module {program}"
+            known = program == "pip" or find_spec(program)  # setuptools warns where one asks for pip
+            assert known, f"{block.place}: no module {program}"
         checks = {"experiments": self.experiments, "make": self.make, "pip": self.pip, "pytest": self.pytest}
         if program in checks:
             checks[program](arguments, block)

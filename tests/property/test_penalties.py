@@ -178,7 +178,7 @@ def test_layout_does_not_matter(case, w, step):
     turned = w.transpose(0, -1).contiguous().transpose(0, -1) if w.ndim > 1 else torch.stack([w, w], -1)[..., 0]
     assert_close(case.penalty.value(turned), case.penalty.value(w))
     assert_close(case.penalty.gradient(turned), case.penalty.gradient(w))
-    assert_close(case.penalty.add_gradient_(w.clone(), turned), case.penalty.add_gradient_(turned.clone(), w))
+    assert_close(case.penalty._add_gradient_(w.clone(), turned), case.penalty._add_gradient_(turned.clone(), w))
     if case.is_proximal:
         assert_close(case.penalty.prox(turned, step), case.penalty.prox(w, step))
 

@@ -244,7 +244,7 @@ def test_complex_weights_are_penalized_by_their_magnitudes(case):
 def test_meta_tensors_give_the_shapes_without_the_numbers(case):
     w = torch.empty(4, 3, device="meta")
     assert case.penalty.value(w).shape == ()
-    results = [case.penalty.gradient(w), case.penalty.add_gradient_(w.clone(), w)]
+    results = [case.penalty.gradient(w), case.penalty._add_gradient_(w.clone(), w)]
     for result in results + ([case.penalty.prox(w, 0.1)] if case.is_proximal else []):
         assert result.is_meta
         assert result.shape == w.shape

@@ -24,8 +24,8 @@ def check_optimizers(optimizers: Sequence[Optimizer], assignments: Sequence[Assi
     twice = [a.name for a in assignments if a.is_penalized and held[a.param] > 1]
     if twice:
         raise ValueError(
-            f"Regularizer: each penalized parameter must be in one optimizer, got several that have {listed(twice)}: give each "
-            "optimizer parameters of its own"
+            "Regularizer: each penalized parameter must be in one optimizer, got several that have "
+            f"{listed(twice)}: give each optimizer parameters of its own"
         )
     missing = [a.name for a in assignments if a.is_penalized and a.param not in held]
     if missing:
