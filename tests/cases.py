@@ -3,6 +3,7 @@
 A new penalty is one row in ``PENALTIES``.
 """
 
+import copy
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.helpers import by_pickle
 from torchreg import (
     L1,
     L1SP,
@@ -413,6 +415,7 @@ each_convex_proximal = each_case(lambda case: case.is_proximal and case.convex)
 each_term = each_case(lambda case: isinstance(case.penalty, Term))
 each_shrinking = each_case(lambda case: case.shrinks and case.is_proximal)
 each_proximal_separable = each_case(lambda case: case.is_proximal and case.penalty.is_separable)
+each_duplicate = pytest.mark.parametrize("duplicate", [copy.deepcopy, by_pickle], ids=["copy", "pickle"])
 each_silent = pytest.mark.parametrize("penalty", SILENT, ids=repr)
 each_optimizer = pytest.mark.parametrize("make_optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
 each_fused = pytest.mark.parametrize("make_optimizer", FUSED.values(), ids=FUSED.keys())

@@ -22,6 +22,29 @@ def seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def counter():
+    """A compiler that runs what it is given as it is, and counts how often it was given something."""
+    from torch._dynamo.testing import CompileCounter  # takes a second
+
+    torch._dynamo.reset()
+    yield CompileCounter()
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    """A machine where torch.compile fails at the first call of what it made."""
+
+    def compile(function, **options):
+        def call(*args):
+            raise RuntimeError("no compiler here")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile)
+
+
 def pytest_configure(config):
     if "TORCHREG_CONFORMANCE" in os.environ:
         from tests.conformance import Conformance

@@ -1,5 +1,7 @@
 """How tests compare, and the small training that most of them run."""
 
+import io
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -96,6 +98,57 @@ def train(
             scaler.step(optimizer)
             scaler.update()
     return weights_of(model)
+
+
+def through_a_file(it: Any, weights_only: bool = True) -> Any:
+    """What ``torch.load`` makes of what ``torch.save`` has written."""
+    file = io.BytesIO()
+    torch.save(it, file)
+    file.seek(0)
+    return torch.load(file, weights_only=weights_only)
+
+
+def resume(parts: Sequence[Any], saved: Sequence[Any]) -> None:
+    """Loads the state of each saved part, through a file, into a part that was made anew."""
+    for part, state in zip(parts, through_a_file([part.state_dict() for part in saved]), strict=True):
+        part.load_state_dict(state)
+
+
+def by_pickle(it: Any) -> Any:
+    return pickle.loads(pickle.dumps(it))
+
+
+def by_torch(it: Any) -> Any:
+    return through_a_file(it, weights_only=False)
+
+
+def assert_copy_trains_apart(
+    duplicate: Callable[[Any], Any], model: nn.Module, optimizer: torch.optim.Optimizer
+) -> Any:
+    """A copy makes the same steps as the original and does not move it; returns the copy."""
+    twin = duplicate((model, optimizer))
+    before = weights_of(model)
+    after = train(*twin, steps=3)
+    assert_bit_equal(weights_of(model), before)
+    assert_bit_equal(train(model, optimizer, steps=3), after)
+    return twin
+
+
+def assert_compiles_twice_at_most(step: Callable[[], Any], before: Callable[[], Any], counter: Any) -> None:
+    """A compiled step is compiled at the first call, at the second where numbers turn out to change, and then never."""
+    frames = []
+    for _ in range(4):
+        before()
+        step()
+        frames.append(counter.frame_count)
+    assert frames[0] > 0
+    assert len(set(frames[1:])) == 1
+
+
+def drawn_from(seed: int, model: nn.Module, *args: Any) -> Any:
+    """The model's output where torch's generator starts from a seed."""
+    torch.manual_seed(seed)
+    return model(*args)
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import torchreg
-from experiments.cli import main
 
 STUDY = """
 name = "small"
@@ -19,18 +18,9 @@ arms = [{ name = "none" }, { name = "L2", regularizers = [{ penalty = "L2", stre
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
-    """Runs the command line in a folder of its own; returns exit code, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
+def command(experiments, tmp_path):
     (tmp_path / "study.toml").write_text(STUDY)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["experiments", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        return end.value.code, *capsys.readouterr()
-
-    return run
+    return experiments
 
 
 def test_a_run_prints_the_table_and_says_where_the_report_lies(command, tmp_path):

@@ -12,7 +12,6 @@ import optuna
 import pytest
 from torch import nn
 
-from experiments.cli import main
 from experiments.config import Study, resolve
 from experiments.errors import UserError
 from experiments.report import page as report
@@ -496,52 +495,43 @@ def test_without_optuna_the_error_says_what_to_install(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def main_with(tmp_path, monkeypatch, capsys):
-    """Runs the command line; returns exit code, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
+def command(experiments, tmp_path):
     (tmp_path / "sweep.toml").write_text(FILE)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["experiments", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        return end.value.code, *capsys.readouterr()
-
-    return run
+    return experiments
 
 
 FAST = ["--set", "train.epochs=1", "--set", "seeds=[0]"]
 
 
-def test_the_command_writes_a_report_and_refuses_what_is_not_its_own(main_with, tmp_path):
-    code, out, _ = main_with("sweep", "sweep.toml", *FAST)
+def test_the_command_writes_a_report_and_refuses_what_is_not_its_own(command, tmp_path):
+    code, out, _ = command("sweep", "sweep.toml", *FAST)
     assert code == 0
     assert "valid error %" in out
     assert (tmp_path / "runs" / "killed" / "report.html").exists()
-    assert main_with("report", "runs/killed")[1] == out[out.index("arm ") :]
+    assert command("report", "runs/killed")[1] == out[out.index("arm ") :]
     refused = "error: --out: runs/killed already holds this study: --resume continues it; or choose another folder\n"
-    assert main_with("sweep", "sweep.toml", *FAST)[::2] == (2, refused)
+    assert command("sweep", "sweep.toml", *FAST)[::2] == (2, refused)
     hint = "error: sweep.toml: holds a search, in its table sweep: python -m experiments sweep sweep.toml\n"
-    assert main_with("run", "sweep.toml") == (2, "", hint)
+    assert command("run", "sweep.toml") == (2, "", hint)
     (tmp_path / "study.toml").write_text(FILE[: FILE.index("[sweep]")].replace('mode = "prox"', "strength = 0.1"))
-    code, _, err = main_with("sweep", "study.toml")
+    code, _, err = command("sweep", "study.toml")
     assert (code, err.count("\n")) == (2, 1)
     assert err.startswith("error: sweep: is missing")
-    assert main_with("sweep", "sweep.toml", "--jobs", "0")[0] == 2
+    assert command("sweep", "sweep.toml", "--jobs", "0")[0] == 2
 
 
-def test_points_that_all_diverge_end_the_command_with_1(main_with):
+def test_points_that_all_diverge_end_the_command_with_1(command):
     options = ["--set", "sweep.arms=['L1']", "--set", "arms.L1.optimizer={name='SGD', lr=1e30}", "--out", "all"]
-    code, out, err = main_with("sweep", "sweep.toml", *FAST, *options)
+    code, out, err = command("sweep", "sweep.toml", *FAST, *options)
     assert (code, err) == (1, "L1: no point came to its end: 4 diverged\n")
     assert "diverged" in out
 
 
-def test_ctrl_c_says_how_to_go_on(main_with, monkeypatch):
+def test_ctrl_c_says_how_to_go_on(command, monkeypatch):
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("experiments.running.study.train", stop)
-    code, _, err = main_with("sweep", "sweep.toml")
+    code, _, err = command("sweep", "sweep.toml")
     assert code == 130
     assert "stopped; run it again with --resume --out runs/killed to go on" in err

@@ -2,18 +2,15 @@
 
 import copy
 import gc
-import io
-import pickle
 import weakref
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch._dynamo.testing import CompileCounter
 from torch.utils.checkpoint import checkpoint
 
-from tests.helpers import assert_bit_equal, assert_close, make_data, make_model, train, weights_of
+from tests.helpers import assert_bit_equal, assert_close, by_pickle, by_torch, make_data, make_model, train, weights_of
 from torchreg import L1, L2, KLSparsity, Regularizer
 from torchreg.regularizer.activity import ActivityRegularizer
 
@@ -333,16 +330,9 @@ def test_distributed_data_parallel_is_seen_through(alone, outside):
     assert_close(gradients(model, F.mse_loss(wrapped(x), y) + activity.value()), expected)
 
 
-@pytest.fixture
-def fresh_compiler():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("inplace", [False, True])
-def test_a_compiled_model_is_recorded_in_one_graph(backend, inplace, fresh_compiler):
+def test_a_compiled_model_is_recorded_in_one_graph(backend, inplace, counter):
     model = nn.Sequential(nn.Linear(6, 4), nn.Sequential(nn.ReLU(inplace)), nn.Linear(4, 3)).double()
     x, y = make_data()
     activity = ActivityRegularizer(model, PENALTY, ["0", "1", "1.*"])  # the last two put out the same tensor
@@ -356,8 +346,8 @@ def test_a_compiled_model_is_recorded_in_one_graph(backend, inplace, fresh_compi
     assert_close(activity.value(), torch.zeros(()))
 
 
-def test_a_compiled_model_is_compiled_once(fresh_compiler):
-    model, (x, _), counter = make_model(), make_data(), CompileCounter()
+def test_a_compiled_model_is_compiled_once(counter):
+    model, (x, _) = make_model(), make_data()
     activity = ActivityRegularizer(model, PENALTY, "1")
     compiled = torch.compile(model, backend=counter)
     for _ in range(4):
@@ -407,14 +397,7 @@ def test_the_hooks_do_not_keep_the_model_alive():
         gc.enable()
 
 
-def by_torch(it):
-    file = io.BytesIO()
-    torch.save(it, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
-each_copy = pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it)), by_torch])
+each_copy = pytest.mark.parametrize("duplicate", [copy.deepcopy, by_pickle, by_torch])
 
 
 @each_copy

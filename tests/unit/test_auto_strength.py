@@ -1,7 +1,6 @@
 """Strengths that are tuned in training: the hypergradient against finite differences, and what becomes of it."""
 
 import math
-import pickle
 from copy import deepcopy
 from functools import partial
 
@@ -10,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.cases import PENALTIES
+from tests.cases import PENALTIES, each_duplicate
 from tests.helpers import assert_bit_equal, assert_close, assert_differs, make_data, make_model
 from torchreg import L1, L2, ElasticNet, GroupLasso, MaxNorm, Regularizer, Stacked, linear
 from torchreg.optim import SGDW, ProxAdam, RMSpropW
@@ -320,13 +319,13 @@ def test_a_decoupled_optimizer_without_decay_is_its_base():
         assert_slopes_agree(*measured([(ElasticNet(0.3), mode)], partial(SGDW, lr=0.05, momentum=0.9)))
 
 
-@pytest.mark.parametrize("copied", [deepcopy, lambda parts: pickle.loads(pickle.dumps(parts))])
-def test_a_copy_goes_on_tuning(copied):
+@each_duplicate
+def test_a_copy_goes_on_tuning(duplicate):
     model = make_model()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     auto = AutoStrength(Regularizer(model, L2(0.1), mode="decoupled"), HELD_OUT, nn.MSELoss()).attach(optimizer)
     step(model, optimizer, slice(0, 16))
-    twins = copied((model, optimizer, auto))
+    twins = duplicate((model, optimizer, auto))
     for parts in ((model, optimizer), twins[:2]):
         for _ in range(3):
             step(*parts, slice(0, 16))

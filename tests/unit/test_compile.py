@@ -6,15 +6,8 @@ import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounter
 
 from tests.cases import PENALTIES, each_penalty
-from tests.helpers import assert_close, make_data, make_model, weights_of
+from tests.helpers import assert_close, assert_compiles_twice_at_most, make_data, make_model, train, weights_of
 from torchreg import L1, L2, Regularizer
-
-
-@pytest.fixture
-def counter():
-    torch._dynamo.reset()
-    yield CompileCounter()
-    torch._dynamo.reset()
 
 
 @pytest.mark.shows("compile")
@@ -49,28 +42,33 @@ each_compiled = pytest.mark.parametrize(
 )
 
 
-def trained(counter, *attached, compiled=True):
-    """The weights after four steps, and the reasons for which the compiler broke the graph."""
-    (x, y), model, frames = make_data(), make_model(), []
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
+def attached(penalty, mode):
+    """A model, and an optimizer with a penalty whose strength changes at each step."""
+    model = make_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0)
-    for penalty, mode in attached:
+    if penalty is not None:
         Regularizer(model, penalty, mode=mode, schedule=lambda step: 1 / (step + 1)).attach(optimizer)
-    step = torch.compile(lambda: optimizer.step(), backend=counter) if compiled else optimizer.step
-    for _ in range(4):
+    return model, optimizer
+
+
+def compiled_steps(model, optimizer, counter):
+    """Four of them; returns the reasons for which the compiler broke the graph."""
+    x, y = make_data()
+
+    def backward():
         optimizer.zero_grad()
         F.mse_loss(model(x), y).backward()
-        step()
-        frames.append(counter.frame_count)
-    assert len(set(frames[1:])) == 1  # once more at the second step, where numbers turn out to change; then never
-    return weights_of(model), set(torch._dynamo.utils.counters["graph_break"])
+
+    torch._dynamo.utils.counters.clear()
+    assert_compiles_twice_at_most(torch.compile(lambda: optimizer.step(), backend=counter), backward, counter)
+    return set(torch._dynamo.utils.counters["graph_break"])
 
 
 @pytest.fixture(scope="module")
 def torchs_own_breaks():
     """Torch's optimizers break the graph once themselves."""
-    return trained(CompileCounter())[1]
+    torch._dynamo.reset()
+    return compiled_steps(*attached(None, None), CompileCounter())
 
 
 @pytest.mark.shows("compile")
@@ -78,8 +76,7 @@ def torchs_own_breaks():
 def test_a_compiled_step_is_the_eager_one_and_a_scheduled_strength_does_not_compile_it_anew(
     case, mode, counter, torchs_own_breaks
 ):
-    weights, breaks = trained(counter, (case.penalty, mode))
-    assert counter.frame_count > 0
-    assert breaks == torchs_own_breaks  # a regularizer adds no reason
-    eager, _ = trained(counter, (case.penalty, mode), compiled=False)
-    assert_close(weights, eager, tolerance=1e-6)  # torch compiles AdamW itself to other roundings
+    model, optimizer = attached(case.penalty, mode)
+    assert compiled_steps(model, optimizer, counter) == torchs_own_breaks  # a regularizer adds no reason
+    eager = train(*attached(case.penalty, mode), steps=4)
+    assert_close(weights_of(model), eager, tolerance=1e-6)  # torch compiles AdamW itself to other roundings

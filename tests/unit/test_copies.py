@@ -1,27 +1,23 @@
 """Copies and pickles of a regularized training take the same steps, each on its own."""
 
 import copy
-import io
-import pickle
 
 import pytest
 import torch
 
 from tests.cases import each_optimizer, each_step_mode
-from tests.helpers import assert_bit_equal, assert_differs, make_model, train, weights_of
+from tests.helpers import (
+    assert_bit_equal,
+    assert_differs,
+    by_pickle,
+    by_torch,
+    make_model,
+    through_a_file,
+    train,
+    weights_of,
+)
 from tests.unit.training import PENALTY, run, sgd
 from torchreg import Regularizer, linear
-
-
-def by_pickle(it):
-    return pickle.loads(pickle.dumps(it))
-
-
-def by_torch(it):
-    file = io.BytesIO()
-    torch.save(it, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, by_pickle, by_torch])
@@ -74,7 +70,4 @@ def test_the_state_of_an_attached_optimizer_loads_with_weights_only(make_optimiz
     optimizer = make_optimizer(model.parameters())
     Regularizer(model, PENALTY, mode=mode).attach(optimizer)
     train(model, optimizer, steps=2)
-    file = io.BytesIO()
-    torch.save(optimizer.state_dict(), file)
-    file.seek(0)
-    assert_bit_equal(torch.load(file, weights_only=True), optimizer.state_dict())
+    assert_bit_equal(through_a_file(optimizer.state_dict()), optimizer.state_dict())

@@ -2,33 +2,44 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from tests.cases import SILENT, each_fused, each_mode, each_step_mode
-from tests.helpers import assert_bit_equal, assert_close, assert_differs, make_model, train, weights_of
+from tests.cases import each_case_and_mode, each_fused, each_step_mode
+from tests.helpers import assert_bit_equal, assert_close, assert_differs, make_data, make_model, train, weights_of
 from tests.unit.training import PENALTY, run, sgd
 from torchreg import L2, Regularizer
 
 
-@each_mode
-@pytest.mark.parametrize("penalty", [*SILENT, PENALTY], ids=repr)
-@pytest.mark.parametrize("lr", [0.0, 0.1])
-def test_zero_weights_strengths_and_learning_rates_make_no_nan(mode, penalty, lr):
+@each_case_and_mode
+@pytest.mark.parametrize(("scale", "lr"), [(1.0, 0.1), (0.0, 0.1), (1.0, 0.0)], ids=["", "strength 0", "lr 0"])
+def test_zero_weights_strengths_and_learning_rates_make_no_nan(case, mode, scale, lr):
     model = make_model()
     with torch.no_grad():
         for param in model.parameters():
             param.zero_()
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    regularizer = Regularizer(model, penalty, mode=mode)
+    regularizer = Regularizer(model, case.penalty, mode=mode)
+    regularizer.scale = scale
     criterion = nn.MSELoss()
     if mode == "loss":
         criterion = regularizer.penalize(criterion)
     else:
         regularizer.attach(optimizer)
-    after = train(model, optimizer, 3, criterion=criterion)
-    for weights in after.values():
+    for weights in train(model, optimizer, 3, criterion=criterion).values():
         assert weights.isfinite().all()
         assert lr > 0 or not weights.any()
+
+
+@pytest.mark.parametrize("mode", ["decoupled", "prox"])
+def test_a_later_reader_of_the_gradient_sees_that_of_the_loss(mode):
+    model, (x, y) = make_model(), make_data()
+    optimizer = sgd(model)
+    Regularizer(model, PENALTY, mode=mode).attach(optimizer)
+    F.mse_loss(model(x), y).backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    optimizer.step()
+    assert_bit_equal([p.grad for p in model.parameters()], gradients)
 
 
 @each_step_mode

@@ -1,17 +1,22 @@
 """CPR: the bound on each weight's mean square, against NumPy."""
 
-import copy
-import io
-import pickle
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch._dynamo.testing import CompileCounter
 
-from tests.cases import IMPLEMENTATIONS
-from tests.helpers import assert_bit_equal, assert_close, make_model, train, weights_of
+from tests.cases import IMPLEMENTATIONS, each_duplicate
+from tests.helpers import (
+    assert_bit_equal,
+    assert_close,
+    assert_compiles_twice_at_most,
+    assert_copy_trains_apart,
+    make_model,
+    resume,
+    train,
+    weights_of,
+)
+from tests.unit.training import set_gradients
 from torchreg.optim import AdamCPR, ConstrainedNorm
 
 STEPS = 40
@@ -139,26 +144,16 @@ def test_training_resumes_from_a_file_to_the_bit(options, dtype):
 
     halfway, resumed = setting(), setting()
     train(*halfway, steps=9)
-    file = io.BytesIO()
-    torch.save([part.state_dict() for part in halfway], file)
-    file.seek(0)
-    for part, state in zip(resumed, torch.load(file, weights_only=True), strict=True):
-        part.load_state_dict(state)
+    resume(resumed, halfway)
     assert_bit_equal(train(*resumed, steps=9), train(*halfway, steps=9))
 
 
-@pytest.mark.parametrize(
-    "duplicate", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))], ids=["copy", "pickle"]
-)
+@each_duplicate
 def test_a_copy_takes_the_same_steps_on_its_own(duplicate):
     model = make_model()
     optimizer = AdamCPR(model.parameters(), lr=0.05, bound="warm_start", warm_start=2)
     train(model, optimizer, steps=4)
-    twin, its_optimizer = duplicate((model, optimizer))
-    before = weights_of(model)
-    after = train(twin, its_optimizer, steps=3)
-    assert_bit_equal(weights_of(model), before)
-    assert_bit_equal(train(model, optimizer, steps=3), after)
+    assert_copy_trains_apart(duplicate, model, optimizer)
 
 
 def test_a_checkpoint_of_torchs_adam_loads_and_the_bounds_are_this_ones():
@@ -205,19 +200,11 @@ def test_odd_weights_stay_numbers(w):
 
 
 @each_bound
-def test_a_compiled_step_is_not_compiled_anew(options):
-    torch._dynamo.reset()
-    counter, frames = CompileCounter(), []
+def test_a_compiled_step_is_not_compiled_anew(options, counter):
     model = make_model()
     optimizer = BoundedSGD(model.parameters(), lr=0.05, **options)
     step = torch.compile(lambda: optimizer.step(), backend=counter)
-    for _ in range(4):
-        for param in model.parameters():
-            param.grad = torch.ones_like(param)
-        step()
-        frames.append(counter.frame_count)
-    assert len(set(frames[1:])) == 1
-    torch._dynamo.reset()
+    assert_compiles_twice_at_most(step, lambda: set_gradients(model, 1.0), counter)
 
 
 @pytest.mark.parametrize(

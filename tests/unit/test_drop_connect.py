@@ -2,7 +2,6 @@
 
 import copy
 import math
-import pickle
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from scipy.stats import norm
 from torch import Generator, Tensor, nn
 from torch.nn.utils import prune
 
+from tests.cases import each_duplicate
 from tests.helpers import assert_bit_equal, assert_close, assert_differs
 from torchreg import functional as f
 from torchreg.nn import DropConnect, connect
@@ -278,9 +278,7 @@ def test_without_noise_moments_have_a_gradient():
 # -- copies and errors --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "duplicate", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))], ids=["copy", "pickle"]
-)
+@each_duplicate
 def test_copies_and_checkpoints_take_the_generator_with_them(duplicate):
     layer, x = DropConnect(nn.Linear(6, 5), generator=seeded(10)), torch.ones(4, 6)
     layer(x)

@@ -1,13 +1,12 @@
 """What is dropped, how often, reproducibly, and on every kind of tensor."""
 
-import copy
 import math
-import pickle
 
 import pytest
 import torch
 from torch import nn
 
+from tests.cases import each_duplicate
 from tests.helpers import assert_bit_equal, assert_close, assert_differs
 from torchreg.functional import dropout
 from torchreg.nn import Dropout
@@ -196,9 +195,7 @@ def test_masks_do_not_depend_on_the_dtype():
     assert_bit_equal(masks, [masks[0]] * len(DTYPES))
 
 
-@pytest.mark.parametrize(
-    "duplicate", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))], ids=["copy", "pickle"]
-)
+@each_duplicate
 def test_a_copy_draws_the_same_masks_from_a_generator_of_its_own(duplicate):
     layer = Dropout(0.5, generator=seeded(8))
     layer(torch.ones(10))

@@ -1,14 +1,13 @@
 """Drop rates that follow an optimizer's steps."""
 
 import copy
-import io
 import math
 
 import pytest
 import torch
 from torch import nn
 
-from tests.helpers import assert_close
+from tests.helpers import assert_close, resume
 from torchreg import DropoutSchedule, curriculum, early, late, linear
 from torchreg.nn import Dropout, StochasticDepth
 
@@ -49,10 +48,7 @@ def test_a_saved_schedule_goes_on_where_it_was():
     first, second = (DropoutSchedule(model(), linear(steps=10)) for _ in range(2))
     for _ in range(3):
         first.step()
-    file = io.BytesIO()
-    torch.save(first.state_dict(), file)
-    file.seek(0)
-    second.load_state_dict(torch.load(file, weights_only=True))
+    resume([second], [first])
     assert second.model[1].p == first.model[1].p == 0.35
     with pytest.raises(ValueError, match="state must be of a model with the dropout layers 1, 2, 3, got 0"):
         second.load_state_dict({"steps": 1, "rates": {"0": 0.5}})

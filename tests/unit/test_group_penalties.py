@@ -75,6 +75,13 @@ def test_prox_with_step_zero_is_the_identity_for_tiny_weights_too(penalty, w, ti
         assert_bit_equal(penalty.prox(w * tiny, step) + 0.0, w * tiny + 0.0)
 
 
+def test_equal_groups_are_penalized_equally_and_without_nan():
+    w = torch.ones(4, 3, dtype=torch.float64)
+    for result in (GroupLasso(0.1).gradient(w), GroupLasso(0.1).prox(w, 1.0), GroupLasso(0.1).gradient(0 * w)):
+        assert result.isfinite().all()
+        assert (result == result[0, 0]).all()
+
+
 @pytest.mark.parametrize("groups", ["output", INDEX], ids=["output", "index"])
 def test_whole_groups_become_exactly_zero(groups):
     w = torch.where(INDEX == 5, 0.1, 9.0)

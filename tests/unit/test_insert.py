@@ -1,7 +1,6 @@
 """New dropout layers behind any module of a model that exists."""
 
 import copy
-import pickle
 from collections import namedtuple
 
 import pytest
@@ -9,19 +8,11 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from tests.helpers import assert_bit_equal, assert_differs, make_data, make_model
+from tests.cases import each_duplicate
+from tests.helpers import assert_bit_equal, assert_differs, drawn_from, make_data, make_model
 from torchreg.nn import insert_dropout
 from torchreg.nn.block import DropBlock2d
 from torchreg.nn.dropout import Dropout
-
-duplicates = pytest.mark.parametrize(
-    "duplicate", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))], ids=["copy", "pickle"]
-)
-
-
-def result(model, *args, seed=0):
-    torch.manual_seed(seed)
-    return model(*args)
 
 
 def modules_of(model):
@@ -39,8 +30,8 @@ def test_an_inserted_layer_is_applied_to_the_output():
     assert list(model.state_dict()) == keys
     model.load_state_dict(weights)
     twin = make_model()
-    expected = result(nn.Sequential(twin[0], Dropout(0.3), twin[1], Dropout(0.3), twin[2]), x)
-    assert_bit_equal(result(model, x), expected)
+    expected = drawn_from(0, nn.Sequential(twin[0], Dropout(0.3), twin[1], Dropout(0.3), twin[2]), x)
+    assert_bit_equal(drawn_from(0, model, x), expected)
     assert_bit_equal(model.eval()(x), twin(x))
 
 
@@ -70,7 +61,7 @@ def test_a_sequential_runs_the_layer_last_and_once():
     model, (x, _) = make_model(), make_data()
     insert_dropout(model, 0.5, after=nn.Sequential)
     assert hooks_of(model) == []
-    assert_bit_equal(result(model, x), result(nn.Sequential(*make_model(), Dropout(0.5)), x))
+    assert_bit_equal(drawn_from(0, model, x), drawn_from(0, nn.Sequential(*make_model(), Dropout(0.5)), x))
 
 
 def test_the_layers_are_copies_in_the_mode_of_the_modules_before_them():
@@ -131,7 +122,7 @@ def test_an_output_that_begins_with_no_tensor_is_refused(output):
         model(output)
 
 
-@duplicates
+@each_duplicate
 def test_a_model_with_inserted_layers_can_be_copied(duplicate):
     model, (x, _) = make_model(), make_data()
     put = insert_dropout(model, Dropout(0.5, generator=torch.Generator().manual_seed(1)), after="1")

@@ -103,14 +103,7 @@ def test_no_kernel_where_it_would_not_fit(penalty, w):
     assert kernel_for(penalty, "gradient", 1.0, w) is None
 
 
-def test_without_a_compiler_it_says_so_once_and_steps(monkeypatch):
-    def fails(function, **options):
-        def call(*args):
-            raise RuntimeError("no compiler here")
-
-        return call
-
-    monkeypatch.setattr(torch, "compile", fails)
+def test_without_a_compiler_it_says_so_once_and_steps(no_compiler):
     module._kernel.cache_clear()
     penalty = Huber(0.3, delta=0.123)
     try:

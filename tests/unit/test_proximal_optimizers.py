@@ -1,8 +1,6 @@
 """ProxSGD and ProxAdam beside the formula: whom they penalize, what they save, the kernel, and what they refuse."""
 
 import copy
-import io
-import pickle
 import warnings
 
 import pytest
@@ -10,8 +8,16 @@ import torch
 from torch import nn
 
 import torchreg.optim.prox_adam as prox_adam
-from tests.cases import NoProx
-from tests.helpers import assert_bit_equal, assert_close, make_model, train, weights_of
+from tests.cases import NoProx, each_duplicate
+from tests.helpers import (
+    assert_bit_equal,
+    assert_close,
+    assert_copy_trains_apart,
+    make_model,
+    resume,
+    train,
+    weights_of,
+)
 from tests.unit.training import a_weight, one_step
 from torchreg import L1, L2, L2SP, MCP, GroupLasso, Huber
 from torchreg.optim import ProxAdam, ProxSGD
@@ -116,27 +122,17 @@ def test_training_resumes_from_a_file_to_the_bit(make, fixed):
     train(*halfway, steps=15)
     if fixed:
         halfway[1].fix_support()
-    file = io.BytesIO()
-    torch.save([part.state_dict() for part in halfway], file)
-    file.seek(0)
-    for part, state in zip(resumed, torch.load(file, weights_only=True), strict=True):
-        part.load_state_dict(state)
+    resume(resumed, halfway)
     assert_bit_equal(train(*resumed, steps=10), train(*halfway, steps=10))
 
 
 @each_kind
-@pytest.mark.parametrize(
-    "duplicate", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))], ids=["copy", "pickle"]
-)
+@each_duplicate
 def test_a_copy_takes_the_same_steps_on_its_own(make, duplicate):
     model = make_model()
     optimizer = make(model.parameters(), L1(0.05) + L2(0.1))
     train(model, optimizer, steps=5)
-    twin, its_optimizer = duplicate((model, optimizer))
-    before = weights_of(model)
-    after = train(twin, its_optimizer, steps=5)
-    assert_bit_equal(weights_of(model), before)
-    assert_bit_equal(train(model, optimizer, steps=5), after)
+    assert_copy_trains_apart(duplicate, model, optimizer)
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -237,16 +233,8 @@ def test_strengths_share_a_kernel_where_strength_is_a_factor(penalty, unit, stre
     assert at_unit_strength(penalty) == (unit, strength)
 
 
-def test_without_a_compiler_it_says_so_once_and_steps_as_usual(monkeypatch):
+def test_without_a_compiler_it_says_so_once_and_steps_as_usual(monkeypatch, no_compiler):
     monkeypatch.setattr(prox_adam, "_KERNEL_FROM", 4)
-
-    def refuse(function, **options):
-        def call(*args):
-            raise RuntimeError("no compiler here")
-
-        return call
-
-    monkeypatch.setattr(torch, "compile", refuse)
     results, said = [], []
     for compile in (False, True):
         model = make_model()

@@ -1,14 +1,13 @@
 """Penalties towards a reference: where it comes from, and that it stays what it was meant to be."""
 
 import copy
-import io
 
 import pytest
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from tests.helpers import assert_bit_equal, assert_close, assert_differs, make_model, train, weights_of
+from tests.helpers import assert_bit_equal, assert_close, assert_differs, make_model, resume, train, weights_of
 from torchreg import L1, L1SP, L2, L2SP, GroupLasso, Regularizer, in_modules
 
 
@@ -84,12 +83,8 @@ def test_a_resumed_run_keeps_the_first_runs_reference(mode, penalty):
     expected = train(*straight[:2], steps=6)
     halfway = setting(make_model())
     train(*halfway[:2], steps=3)
-    file = io.BytesIO()
-    torch.save([part.state_dict() for part in halfway], file)
-    file.seek(0)
     resumed = setting(shifted(make_model()))  # other weights: the reference must come from the file
-    for part, state in zip(resumed, torch.load(file, weights_only=True), strict=True):
-        part.load_state_dict(state)
+    resume(resumed, halfway)
     assert_bit_equal(train(*resumed[:2], steps=3), expected)
 
 

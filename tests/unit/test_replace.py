@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import torchreg
-from tests.helpers import assert_bit_equal, assert_differs, make_model
+from tests.helpers import assert_bit_equal, assert_differs, drawn_from, make_model
 from torchreg.nn import replace_dropout
 from torchreg.nn.block import DropBlock2d
 from torchreg.nn.dropout import Dropout, GaussianDropout
@@ -36,11 +36,6 @@ class Net(nn.Module):
         return x
 
 
-def result(model, *args, seed=0):
-    torch.manual_seed(seed)
-    return model(*args)
-
-
 def modules_of(model):
     return list(model.named_modules(remove_duplicate=False))
 
@@ -57,7 +52,7 @@ def test_each_of_torchs_layers_gets_its_twin_with_all_that_was_set(kind, trainin
     assert type(new) is getattr(torchreg.nn, kind)
     assert (new.p, new.inplace, new.training) == (0.3, True, training)
     x = torch.randn(4, 8, *[5] * (int(kind[-2]) if kind[-1] == "d" else 1))
-    assert_bit_equal(result(model, x.clone()), result(type(new)(0.3, inplace=True).train(training), x))
+    assert_bit_equal(drawn_from(0, model, x.clone()), drawn_from(0, type(new)(0.3, inplace=True).train(training), x))
 
 
 def test_every_place_is_found_and_a_shared_layer_stays_shared():
@@ -74,13 +69,13 @@ def test_every_place_is_found_and_a_shared_layer_stays_shared():
 def test_undo_puts_the_same_objects_back_and_keeps_the_mode():
     model = Net()
     before, x = modules_of(model), torch.randn(4, 6)
-    expected = result(model, x)
+    expected = drawn_from(0, model, x)
     changes = replace_dropout(model)
     model.eval()
     changes.undo()
     assert all(new is old for (_, new), (_, old) in zip(modules_of(model), before, strict=True))
     assert not any(module.training for _, module in before)
-    assert_bit_equal(result(model.train(), x), expected)
+    assert_bit_equal(drawn_from(0, model.train(), x), expected)
 
 
 def test_undo_leaves_what_has_taken_the_place_since_and_may_be_called_again():
@@ -145,7 +140,7 @@ def test_a_model_is_trained_and_copied_as_before():
     model = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.2, batch_first=True)
     replace_dropout(model)
     twin, x = copy.deepcopy(model), torch.randn(3, 4, 8)
-    assert_bit_equal(result(twin, x), result(model, x))
+    assert_bit_equal(drawn_from(0, twin, x), drawn_from(0, model, x))
     model(x).sum().backward()
     assert all(param.grad is not None for param in model.parameters())
 

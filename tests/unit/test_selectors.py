@@ -14,7 +14,7 @@ class Own(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.unbiased_head = nn.Linear(2, 2)
+        self.unbiased_head, self.bias_head, self.normalizer = (nn.Linear(2, 2) for _ in range(3))
         self.debias = nn.Parameter(torch.ones(2, 2))
         self.bias_table = nn.Parameter(torch.ones(2, 2))
         self.temperature = nn.Parameter(torch.tensor(1.0))
@@ -58,8 +58,8 @@ MODELS = {
             "bias_table": "bias",
             "temperature": "scale",
             "mixture": "1-D",
-            "unbiased_head.weight": None,
-            "unbiased_head.bias": "bias",
+            **{f"{name}.weight": None for name in ("unbiased_head", "bias_head", "normalizer")},
+            **{f"{name}.bias": "bias" for name in ("unbiased_head", "bias_head", "normalizer")},
         },
     ),
 }

@@ -1,13 +1,11 @@
 """TargetSparsity: the share of zeros that was asked for, however wrong the strength."""
 
-import io
-
 import pytest
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from tests.helpers import assert_bit_equal, make_model, weights_of
+from tests.helpers import assert_bit_equal, make_model, resume, weights_of
 from torchreg import L1, GroupLasso, LogSum, diagnostics
 from torchreg.optim import AdamW, ProxAdam, ProxSGD, TargetSparsity
 
@@ -117,11 +115,7 @@ def test_training_resumes_from_a_file_to_the_bit(half):
     fit(*whole[:2], 120 - half, data)
     data = batches()
     fit(*broken[:2], half, data)
-    file = io.BytesIO()
-    torch.save([part.state_dict() for part in broken], file)
-    file.seek(0)
-    for part, state in zip(resumed, torch.load(file, weights_only=True), strict=True):
-        part.load_state_dict(state)
+    resume(resumed, broken)
     fit(*resumed[:2], 120 - half, data)
     assert_bit_equal(weights_of(resumed[0]), weights_of(whole[0]))
 
