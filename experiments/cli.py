@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
+import torchreg
 from experiments import benches, config, report
-from experiments.config.names import slug
+from experiments.config.names import folder_name, slug
 from experiments.errors import UserError, did_you_mean
 from experiments.report import summarize
 from experiments.running import study, sweep
 
 app = typer.Typer(
     add_completion=False,
-    help="Overfitting studies from configuration files.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -30,6 +32,21 @@ _Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", hel
 _Out = Annotated[Path | None, typer.Option(help="Folder for the records; runs/NAME by default.")]
 _Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 _Resume = Annotated[bool, typer.Option("--resume", help="Go on with a study that was stopped.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"torchreg {torchreg.__version__}, torch {torch.__version__}, Python {platform.python_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Shows the versions and exits.")
+    ] = False,
+) -> None:
+    """Overfitting studies from configuration files."""
 
 
 @app.command("run")
@@ -44,7 +61,7 @@ def run(
     loaded = config.load(path, overrides)
     if loaded.sweep is not None:
         raise UserError(f"{path}: holds a search, in its table sweep: python -m experiments sweep {path}")
-    folder = out or Path("runs") / slug(loaded.name)
+    folder = out or Path("runs") / folder_name(slug(loaded.name))
     with _resumable(folder):
         diverged = study.run_study(loaded, folder, study.pick_device(device), resume)
     _report(folder)
@@ -60,9 +77,9 @@ def search(
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process with its share of threads.")] = 1,
     resume: _Resume = False,
 ) -> None:
-    """Searches over keys of a study, as its table [sweep] says, and writes the report."""
+    """Searches over the keys that the table "sweep" of a study names, and writes the report."""
     loaded = config.load(path, overrides)
-    folder = out or Path("runs") / slug(loaded.name)
+    folder = out or Path("runs") / folder_name(slug(loaded.name))
     with _resumable(folder):
         faults = sweep.run_sweep(loaded, folder, study.pick_device(device), jobs, resume)
     try:

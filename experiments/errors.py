@@ -1,4 +1,4 @@
-"""The user's mistakes, as one line each: the key, what was expected, what was got."""
+"""Errors of the user, each in one line: the key, what was expected, what was given."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _WORDING = {
 
 
 class UserError(Exception):
-    """Something the user can put right; the command line prints its text and exits with 2."""
+    """An error that the user can correct; the command line prints its text and exits with code 2."""
 
 
 def oneline(error: BaseException) -> str:
-    """What an exception of someone else's code says, on one line; with the place if it lies in the user's own files."""
+    """The text of an exception in one line; with the place if that is in the user's own files."""
     text = " ".join(str(error).split()) or type(error).__name__
     if not isinstance(error, (ValueError, TypeError, RuntimeError)):
         text = f"{type(error).__name__}: {text}"
@@ -39,7 +39,7 @@ def oneline(error: BaseException) -> str:
 
 
 def did_you_mean(word: str, valid: Iterable[str]) -> str:
-    """A hint that names the nearest valid word, or lists them all if they are few or none is near."""
+    """A hint with the nearest valid word, or with all valid words if they are few or none is near."""
     valid = sorted(valid)
     near = get_close_matches(word, valid, n=1, cutoff=0.5)
     if near and len(valid) > 4:
@@ -60,7 +60,7 @@ def validated(cls: type[M], tree: Mapping[str, Any], prefix: str = "", also: Seq
 
 
 def faults(error: ValidationError, cls: type[BaseModel] | None = None, also: Sequence[str] = ()) -> list[str]:
-    """A line for each fault; what only follows from another fault is left out."""
+    """A line for each error, without errors that only follow from another one."""
     found = error.errors()
     places = [fault["loc"] for fault in found]
     return [
@@ -85,9 +85,9 @@ def _line(fault: Mapping[str, Any], cls: type[BaseModel] | None, also: Sequence[
 
 
 def _keys(cls: type[BaseModel], path: Sequence[int | str]) -> list[str]:
-    """The keys of the section that a path of keys leads to."""
+    """The valid keys of a section, given by a path of keys."""
     for part in path:
-        if isinstance(part, str) and part in cls.model_fields:  # else a key of the user's own choice
+        if isinstance(part, str) and part in cls.model_fields:  # else a key that the user chose
             cls = _section_in(cls.model_fields[part].annotation) or cls
     return [field.alias or name for name, field in cls.model_fields.items()]
 

@@ -1,11 +1,11 @@
-"""How torchreg learns that an optimizer is about to step, or has stepped: once per step, however the step is made.
+"""Hooks before and after the step of any optimizer, called once per step.
 
-``torch.optim`` calls step hooks in ways that a guest must see through; each has its tests:
+The hooks of ``torch.optim`` need care in these cases; each is tested:
 
-- With a closure the gradients are made *inside* the step, and LBFGS makes them many times.
-- A subclass that overrides ``step`` and calls ``super().step()`` fires the hooks twice.
-- A fused optimizer under ``GradScaler`` gets *scaled* gradients, and skips a step with infinite ones in its kernel,
-  while the hooks fire all the same.
+- With a closure the gradients are computed *inside* the step; LBFGS computes them many times.
+- A subclass that overrides ``step`` and calls ``super().step()`` calls the hooks twice.
+- A fused optimizer under ``GradScaler`` gets *scaled* gradients. Its kernel skips a step with infinite gradients, but
+  the hooks are called.
 """
 
 import sys
@@ -23,15 +23,15 @@ _STEP_CODE = Optimizer.profile_hook_step(lambda: None).__code__  # the wrapper t
 
 
 class StepHooks:
-    """Calls ``on_gradients`` between the gradients and the update, and ``after`` once the update is done.
+    """Calls ``on_gradients`` between the gradients and the update, and ``after`` when the update is done.
 
     Args:
-        optimizer: the optimizer to listen to.
-        on_gradients: gets the optimizer and the number of the evaluation within the step, from 0: without a closure
-            there is just one, with a closure one for each time the optimizer calls it.
+        optimizer: the optimizer.
+        on_gradients: gets the optimizer and the number of the evaluation within the step, from 0. Without a closure
+            there is one evaluation; with a closure there is one for each call of the closure.
         after: called with the optimizer when the outermost step is done.
-        objective: what is added to the loss a closure returns, so that an optimizer which looks at the loss (a line
-            search, say) sees the one that the gradients belong to.
+        objective: its value is added to the loss that a closure returns, so that a line search uses the function that
+            the gradients belong to.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class StepHooks:
         if self._depth > 1:
             return None
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if not callable(closure):  # None, or another argument of an optimizer of its own kind
+        if not callable(closure):  # None, or another argument of an unusual optimizer
             self._on_gradients(self.optimizer, 0)
             return None
         wrapped = self._wrap(closure)
@@ -84,7 +84,7 @@ class StepHooks:
                 loss = closure()
                 self._on_gradients(self.optimizer, evaluations)
             except BaseException:
-                self._depth = 0  # the step is over; a compiled one could not find out later
+                self._depth = 0  # the step is over; a compiled step could not find that out later
                 raise
             evaluations += 1
             if self._objective is None or loss is None:
@@ -95,9 +95,9 @@ class StepHooks:
         return evaluate
 
     def _is_outermost(self) -> bool:
-        """Whether no step of the same optimizer is under way but this one, so that an earlier one must have raised.
+        """Whether this is the only running step of the optimizer, so that an earlier one must have raised an error.
 
-        The call stack tells it from a ``super().step()`` inside a step. A compiler cannot read the stack.
+        The call stack distinguishes this from a ``super().step()`` inside a step. A compiler cannot read the stack.
         """
         if torch.compiler.is_compiling():
             return False
@@ -110,24 +110,24 @@ class StepHooks:
 
 
 def step_size(optimizer: Optimizer, group: Group) -> float | Tensor:
-    """The group's learning rate; 0 if the optimizer's kernel is about to skip the step for infinite gradients."""
+    """The group's learning rate; 0 if the optimizer's kernel will skip the step because of infinite gradients."""
     lr: float | Tensor = scalar(group["lr"])
     found_inf: Tensor | None = getattr(optimizer, "found_inf", None)  # set by GradScaler around a fused step
     return lr if found_inf is None else lr * (1 - found_inf.reshape(()).clamp(max=1))
 
 
 def scalar(value: Any) -> Any:
-    """A number, or a tensor of one element as one without dimensions: torch takes a learning rate of shape (1,)."""
+    """The number itself, or a one-element tensor as a 0-d tensor: torch accepts a learning rate of shape (1,)."""
     return value.reshape(()) if isinstance(value, Tensor) and value.ndim else value
 
 
 def gradient_scale(optimizer: Optimizer) -> float | Tensor:
-    """What the gradients are multiplied with at this moment: GradScaler's scale if the optimizer's kernel unscales."""
+    """The factor that the gradients have now: GradScaler's scale if the optimizer's kernel unscales them."""
     scale: Tensor | None = getattr(optimizer, "grad_scale", None)
     return 1.0 if scale is None else scale
 
 
 def unhooked_step(cls: type[Optimizer]) -> Callable[..., Any]:
-    """``cls.step`` without the wrapper that fires the hooks, for a subclass whose own ``step`` already fires them."""
+    """``cls.step`` without the wrapper that calls the hooks, for a subclass whose own ``step`` already calls them."""
     step: Callable[..., Any] = cls.step
     return step.__wrapped__ if getattr(step, "hooked", False) else step  # type: ignore[attr-defined]

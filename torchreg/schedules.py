@@ -1,4 +1,4 @@
-"""How strong a penalty is at which step: functions from the step number (0 before the first) to a scale."""
+"""Schedules: functions from the step number (0 before the first step) to a factor of strengths, decay or drop rates."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Schedule(Protocol):
-    """Anything that maps a step number to a scale: a function will do."""
+    """Any function from the step number to a scale."""
 
     def __call__(self, step: int, /) -> float: ...
 
@@ -18,8 +18,8 @@ class Schedule(Protocol):
 def check_scale(owner: str, scale: float | Tensor, members: int | None = None) -> float | Tensor:
     """The scale itself; raises ``ValueError`` unless it is a number or a 0-d tensor, finite and not negative.
 
-    For a stack of models it may also be a tensor of one scale a member. A tensor on another device than the CPU is not
-    looked at, which would wait for the device.
+    For a stack of models it may also be a tensor with one scale for each member. The values of a tensor on another
+    device than the CPU are not checked, because that would wait for the device.
     """
     if isinstance(scale, Tensor) and (scale.ndim == 0 or scale.shape == (members,)):
         if scale.device.type != "cpu" or torch.compiler.is_compiling() or bool(((scale >= 0) & scale.isfinite()).all()):
@@ -61,7 +61,19 @@ class _Ramp(_Timed):
 
 @final
 class linear(_Ramp):
-    """From ``start`` to ``end`` in a straight line over ``steps`` steps, which begin ``after`` some, then constant.
+    r"""A straight line from ``start`` to ``end`` over ``steps`` steps, then constant.
+
+    .. math:: c_t = (1 - x) \cdot \text{start} + x \cdot \text{end}, \qquad
+              x = \min(\max(t - \text{after}, 0) / \text{steps}, 1)
+
+    Args:
+        steps: the length of the line, at least 1.
+        start: the factor before it, finite and not negative.
+        end: the factor after it, finite and not negative.
+        after: the number of steps before it begins.
+
+    Raises:
+        ValueError: an argument out of range.
 
     Example:
         >>> warmup = linear(steps=10, start=0.0, end=1.0)
@@ -75,7 +87,19 @@ class linear(_Ramp):
 
 @final
 class cosine(_Ramp):
-    """From ``start`` to ``end`` along half a cosine over ``steps`` steps, which begin ``after`` some, then constant.
+    r"""Half a cosine from ``start`` to ``end`` over ``steps`` steps, then constant.
+
+    .. math:: c_t = \text{end} + \frac{\text{start} - \text{end}}{2} (1 + \cos \pi x), \qquad
+              x = \min(\max(t - \text{after}, 0) / \text{steps}, 1)
+
+    Args:
+        steps, start, end, after: as for :class:`linear`.
+
+    Raises:
+        ValueError: an argument out of range.
+
+    References:
+        Ilya Loshchilov, Frank Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017.
 
     Example:
         >>> decay = cosine(steps=10)
@@ -89,7 +113,15 @@ class cosine(_Ramp):
 
 @final
 class early(_Timed):
-    """1 for the first ``steps`` steps, then 0: dropout that is ended early lets a small network fit more.
+    r"""1 for the first ``steps`` steps, then 0. Early dropout helps networks that underfit.
+
+    .. math:: c_t = 1 \text{ if } t < \text{steps}, \text{ else } 0
+
+    Args:
+        steps: how long the factor is 1, at least 1.
+
+    Raises:
+        ValueError: ``steps`` is not a whole number of at least 1.
 
     Example:
         >>> rate = early(steps=10)
@@ -106,7 +138,15 @@ class early(_Timed):
 
 @final
 class late(_Timed):
-    """0 for the first ``steps`` steps, then 1.
+    r"""0 for the first ``steps`` steps, then 1. Late dropout helps networks that overfit.
+
+    .. math:: c_t = 0 \text{ if } t < \text{steps}, \text{ else } 1
+
+    Args:
+        steps: how long the factor is 0, at least 1.
+
+    Raises:
+        ValueError: ``steps`` is not a whole number of at least 1.
 
     Example:
         >>> rate = late(steps=10)
@@ -123,7 +163,15 @@ class late(_Timed):
 
 @final
 class curriculum(_Timed):
-    r"""From 0 towards 1, fast at first: :math:`1 - e^{-10 t / T}`, with :math:`T` = ``steps``, the length of training.
+    r"""An increase from 0 towards 1 that is fast at first.
+
+    .. math:: c_t = 1 - e^{-10 t / T}
+
+    Args:
+        steps: :math:`T`, the length of training in steps, at least 1.
+
+    Raises:
+        ValueError: ``steps`` is not a whole number of at least 1.
 
     Example:
         >>> rate = curriculum(steps=100)

@@ -1,4 +1,4 @@
-"""What torchreg costs, and what it saves: benches that anyone can run, side by side, in one process."""
+"""Benchmarks: what torchreg costs and what it saves, compared in one process."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def run(names: Sequence[str], into: Path | None = None) -> None:
 
 
 def _found_before(file: Path, on: Mapping[str, str]) -> dict[str, list[Table]]:
-    """What the file holds of this machine; raises UserError before anything is timed if it could not be written."""
+    """The file's results of this machine; raises UserError before the first timing if it cannot be written."""
     if not file.parent.is_dir():
         raise UserError(f"bench: --json must name a file in a folder that exists, got {file}")
     if not file.exists():
@@ -77,7 +77,7 @@ def _markdown(on: Mapping[str, str], found: Mapping[str, Sequence[Table]]) -> st
 
 
 def machine() -> dict[str, str]:
-    """What the figures depend on."""
+    """The machine and the versions that the figures depend on."""
     return {
         "date": date.today().isoformat(),
         "processor": _processor(),

@@ -1,4 +1,4 @@
-"""What choosing a strength costs: many networks in each way, and one that tunes its strength."""
+"""The cost of choosing a strength: many networks with each executor, and one network that tunes its strength."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from experiments.benches.timing import Table, race
 from torchreg import L1, L2, Penalty, Regularizer, Stacked, weights
 from torchreg.regularizer import Mode
 from torchreg.tuning import AutoStrength
-from torchreg.tuning.path.executors import Way, fastest, train_all
+from torchreg.tuning.path.executors import Executor, fastest, train_all
 from torchreg.tuning.path.fit import fit
 from torchreg.tuning.path.problem import Problem
 
@@ -23,14 +23,14 @@ _ADAM = partial(torch.optim.Adam, lr=1e-3)
 
 
 def stack() -> list[Table]:
-    """Sixteen small networks and four large ones at as many strengths: stacked, in processes, one after another."""
+    """Sixteen small and four large networks, each at another strength: stacked, in processes, one after another."""
     small = _race("16 x 64-64-64-10, 400 steps of 100", 16, (64, 64, 64, 10), examples=1000, epochs=40, rounds=5)
     large = _race("4 x 784-1024-1024-10, 80 steps of 128", 4, (784, 1024, 1024, 10), examples=1024, epochs=10, rounds=3)
     return [small, large]
 
 
 def auto_strength() -> list[Table]:
-    """A training step with a strength that is tuned, against the same step with a fixed one."""
+    """A training step with a tuned strength, against the same step with a fixed strength."""
     tables = []
     cases: list[tuple[Penalty, Mode]] = [(L2(1.0), "decoupled"), (L1(0.1), "prox"), (L2(1e-2), "grad")]
     for penalty, mode in cases:
@@ -41,7 +41,7 @@ def auto_strength() -> list[Table]:
 
 
 def _race(title: str, members: int, widths: Sequence[int], examples: int, epochs: int, rounds: int) -> Table:
-    """Seconds to train all members in each way, by the median ratio to ordinary loops one after another."""
+    """The seconds to train all members with each executor, and the ratio to ordinary loops one after another."""
     torch.manual_seed(0)
     x, y = torch.rand(examples, widths[0]), torch.randint(widths[-1], (examples,))
     batch = 100 if members > 4 else 128
@@ -55,8 +55,8 @@ def _race(title: str, members: int, widths: Sequence[int], examples: int, epochs
     contenders: dict[str, Callable[[], object]] = {
         "ordinary loops": lambda: list(map(partial(_alone, problem), models, strengths))
     }
-    for way in get_args(Way):
-        contenders[way] = partial(train_all, models, strengths, job, way, jobs)
+    for executor in get_args(Executor):
+        contenders[executor] = partial(train_all, models, strengths, job, executor, jobs)
     chosen, _ = fastest(models, strengths, lambda s, at: fit(s, at, problem, steps=1), jobs)
     return race(title, contenders, rounds, warmup=1, note=f"strength_path takes: {chosen}")
 
@@ -66,7 +66,7 @@ def _fit(problem: Problem, stacked: Stacked, strengths: Sequence[float]) -> None
 
 
 def _alone(problem: Problem, model: nn.Module, strength: float) -> None:
-    """What anyone writes for one network."""
+    """An ordinary loop for one network."""
     x, y = problem.train
     optimizer = _ADAM(model.parameters())
     with Regularizer(model, L2(strength), mode="decoupled").attach(optimizer):

@@ -1,4 +1,4 @@
-"""Dropout against torch's: alone, and in a training step."""
+"""Dropout against torch's dropout: alone, and in a training step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from experiments.benches.timing import Row, Table, race
 
 
 def tables() -> list[Table]:
-    """Forward and backward alone, by the number of elements; then a step of a network with four million weights."""
+    """Forward and backward alone, by the number of elements; then in a step of a network with four million weights."""
     torch.empty(31 << 18).fill_(0)  # from here on the C library keeps what is freed, as in a process that has trained
     alone = [_alone(p, dtype) for dtype in (torch.float32, torch.bfloat16) for p in (0.5, 0.2, 0.1)]
     contenders = {
@@ -27,7 +27,7 @@ def tables() -> list[Table]:
 
 
 def with_dropout(make_net: Callable[[], nn.Sequential], kind: type[nn.Module]) -> nn.Sequential:
-    """The network with .2 of its inputs and .5 of its hidden units dropped."""
+    """The network with dropout: .2 of the inputs and .5 of the hidden units."""
     layers: list[nn.Module] = [kind(0.2)]
     for layer in make_net():
         layers += [layer, kind(0.5)] if isinstance(layer, nn.ReLU) else [layer]

@@ -1,4 +1,4 @@
-"""An epoch of MNIST: the studies' loop, bare and regularized, against its matrix products and others' loops."""
+"""An epoch of MNIST with the studies' loop, against its matrix products alone and against other libraries."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PENALTY = L1(L1_STRENGTH) + L2(L2_STRENGTH)
 
 
 def tables() -> list[Table]:
-    """One after another in each round, each with a network of its own; then what their losses were."""
+    """All contenders one after another in each round, each with its own network; then their losses."""
     split = data.load(Data(name="mnist", valid_size=5000), torch.device("cpu")).train
     plain = partial(mlp, WIDTHS)
     ours, theirs = partial(with_dropout, plain, torchreg.nn.Dropout), partial(with_dropout, plain, nn.Dropout)
@@ -63,7 +63,7 @@ def tables() -> list[Table]:
 
 @dataclass
 class Loop:
-    """The studies' own loop, or the same with penalties written into the loss by hand."""
+    """The studies' loop, or the same loop with penalties added to the loss by hand."""
 
     make_net: Callable[[], nn.Sequential]
     split: data.Split
@@ -88,7 +88,7 @@ class Loop:
 
 
 class _Naive:
-    """L1 + L2 as one writes them into a loss."""
+    """L1 + L2 as written by hand."""
 
     def __init__(self, net: nn.Module) -> None:
         self.weights = [p for p in net.parameters() if p.ndim > 1]
@@ -100,7 +100,7 @@ class _Naive:
 
 
 def _products(images: int) -> None:
-    """What cannot be left out: a product a layer forward, and two backward but for the images' own gradient."""
+    """The necessary products: one for each layer forward, and two backward, without the gradient of the images."""
     inputs = [torch.ones(BATCH, width) for width in WIDTHS]
     weights = [torch.ones(after, before) for before, after in pairwise(WIDTHS)]
     for _ in range(-(-images // BATCH)):

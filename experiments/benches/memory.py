@@ -1,4 +1,4 @@
-"""The memory that a regularizer takes on top of a step's own."""
+"""The memory that a regularizer needs beside that of the step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from experiments.benches.timing import Row, Table
 
 
 def tables() -> list[Table]:
-    """Bytes that are alive at most while the regularizer acts, by mode, to those of its largest parameter."""
+    """The maximal memory of the regularizer in each mode, relative to the largest parameter."""
     largest = max(p.numel() * p.element_size() for p in mlp().parameters())
     rows = []
     for mode in MODES:
@@ -40,7 +40,7 @@ def _peak_of_act(work: Step) -> int:
 
 
 class Allocations(TorchDispatchMode):
-    """Counts the bytes of the tensors made within, as long as they live."""
+    """Counts the bytes of the tensors that are created within it, while they exist."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

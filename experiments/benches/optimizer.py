@@ -14,7 +14,7 @@ from torchreg import L1, Regularizer
 
 
 def tables() -> list[Table]:
-    """Each in a pair with torch's: together they would take 600 MB, which no cache holds."""
+    """Each optimizer in a pair with torch's; all together would take 600 MB, more than any cache."""
     l1, ours, momentum = L1(1e-4), torchreg.optim, 0.9
     adam = _step(torch.optim.AdamW)
     sgd = _step(torch.optim.SGD, momentum=momentum)

@@ -1,4 +1,4 @@
-"""The same epoch as others train it."""
+"""The same epoch with other libraries."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from experiments.training.data import Split
 
 
 class DataLoaderLoop:
-    """A DataLoader over torchvision's data set and its transforms, as PyTorch's own MNIST example has it."""
+    """A DataLoader over torchvision's data set with its transforms, as in PyTorch's MNIST example."""
 
     def __init__(self, net: nn.Module) -> None:
         from torchvision import datasets, transforms
@@ -44,7 +44,7 @@ class DataLoaderLoop:
 
 
 class LightningLoop:
-    """Lightning's Trainer with nothing that it need not do: no logger, no checkpoints, no bar."""
+    """Lightning's Trainer without logger, checkpoints and progress bar."""
 
     def __init__(self, net: nn.Module, split: Split) -> None:
         import lightning
@@ -84,7 +84,7 @@ class LightningLoop:
 
 
 class KerasLoop:
-    """Keras' fit on JAX, compiled, from arrays in memory."""
+    """Keras' compiled fit on JAX, with arrays in memory."""
 
     def __init__(self, widths: Sequence[int], split: Split) -> None:
         os.environ["KERAS_BACKEND"] = "jax"

@@ -1,4 +1,4 @@
-"""What a penalty adds to a training step, in each mode, and how that grows."""
+"""The time that a penalty adds to a training step, in each mode and for growing networks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODES: tuple[Mode, ...] = ("loss", "grad", "decoupled", "prox")
 
 
 def tables() -> Iterator[Table]:
-    """The modes, the penalties, the growth with parameters and with tensors."""
+    """The tables of modes, of penalties, and of growing numbers of weights and tensors."""
     yield modes()
     yield penalties()
     yield from (size(10**power) for power in range(4, 9))
@@ -28,7 +28,7 @@ def tables() -> Iterator[Table]:
 
 
 def modes() -> Table:
-    """L1 + L2 in each mode, plain and compiled, against the bare step of a network with four million weights."""
+    """L1 + L2 in each mode, with and without compile, against the bare step of a network with four million weights."""
     contenders = {"bare": step(mlp), "naive penalty in the loss": step(mlp, naive=True), **_each_mode(mlp)}
     contenders |= {f"{name}, compile=True": work for name, work in _each_mode(mlp, compile=True).items()}
     table = race("training step, 784-1024-1024-2048-10, batch 128, fused AdamW, L1 + L2", contenders, 60)
@@ -36,7 +36,7 @@ def modes() -> Table:
 
 
 def penalties() -> Table:
-    """Single penalties, in mode "grad" and "prox"; those that look at one weight at a time also compiled."""
+    """Single penalties in modes "grad" and "prox"; those that are sums over single weights also compiled."""
     contenders = {"bare": step(mlp)}
     for penalty in (L1(1e-6), L2(1e-6), ElasticNet(1e-6), Huber(1e-6), LogSum(1e-6), GroupLasso(1e-6)):
         for mode in ("grad", "prox"):
@@ -48,7 +48,7 @@ def penalties() -> Table:
 
 
 def size(weights: int) -> Table:
-    """A square layer, or several of at most 16 million, with so many weights."""
+    """So many weights in one square layer, or in several layers of at most 16 million weights."""
     net = partial(deep, max(1, weights // 16_000_000), weights)
     rounds = max(5, min(400, 400_000_000 // weights))
     contenders = {"bare": step(net), "naive": step(net, naive=True), **_each_mode(net)}
@@ -57,14 +57,14 @@ def size(weights: int) -> Table:
 
 
 def layers(count: int) -> Table:
-    """Four million weights in so many tensors."""
+    """Four million weights in the given number of tensors."""
     net = partial(deep, count)
     contenders = {"bare": step(net), **_each_mode(net)}
     return race(f"training step, 4M weights in {count}, batch 128, fused AdamW, L1 + L2", contenders, 30)
 
 
 def slope() -> Table:
-    """Seconds of a regularizer's act alone, for each further tensor of 64 weights: 550 of them against 50."""
+    """The seconds that a regularizer takes for each further tensor of 64 weights, from 550 tensors against 50."""
     rows = []
     for mode in MODES:
         few, many = (_act_alone(mode, count) for count in (50, 550))
@@ -81,7 +81,7 @@ def _quartiles(each: list[float]) -> tuple[float, float]:
 
 
 def _act_alone(mode: Mode, count: int) -> Callable[[], object]:
-    """What a regularizer does in a step: in mode "loss" the value and its gradients, else what its hook does."""
+    """The work of a regularizer in a step: in mode "loss" the value and its gradients, else that of its hook."""
     params = nn.ParameterList([nn.Parameter(torch.randn(8, 8)) for _ in range(count)])
     for param in params:
         param.grad = torch.zeros_like(param)
@@ -99,11 +99,11 @@ def _each_mode(net: Callable[[], nn.Sequential], compile: bool = False) -> dict[
 
 
 def _checked(table: Table, contenders: Mapping[str, Step]) -> Table:
-    """Says whether those that minimize one function in one way have come to the same loss: the work was the same."""
+    """A note that contenders for the same problem have reached the same loss, so that they did the same work."""
     same = [name for name in contenders if name.startswith(("naive", "mode 'loss'", "mode 'grad'"))]
     losses = [contenders[name].losses[-1].item() for name in same]
     apart = max(losses) - min(losses)
     if apart > 1e-3 * min(losses):
-        raise RuntimeError(f"bench: {', '.join(same)} must come to one loss, got {losses}")
-    note = f"after {CHECKED} steps the losses of {len(same)} equal ways, {losses[0]:.4f}, differ by {apart:.0e}"
+        raise RuntimeError(f"bench: {', '.join(same)} must have the same loss, got {losses}")
+    note = f"after {CHECKED} steps the losses of {len(same)} equivalent steps, {losses[0]:.4f}, differ by {apart:.0e}"
     return replace(table, note=note)

@@ -1,4 +1,4 @@
-"""Where the time of a step goes."""
+"""The parts of a step's time."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _PARTS = {
 
 
 def tables() -> list[Table]:
-    """Shares of a step, of the bare loop and of regularized ones; kernels as torch's profiler times them."""
+    """The shares of a step's time, without and with regularization; torch's profiler times the kernels."""
     split = data.load(Data(name="mnist", valid_size=5000), torch.device("cpu")).train
     some = replace(split, x=split.x[: _STEPS * BATCH], y=split.y[: _STEPS * BATCH])
     plain = partial(mlp, WIDTHS)
@@ -62,7 +62,7 @@ def _shares(name: str, loop: Loop) -> Table:
 
 
 def _round(loop: Loop) -> dict[str, float]:
-    """Seconds of a step by part: the whole without the profiler, the kernels with it, and what remains."""
+    """The seconds of a step by part: the whole without the profiler, the kernels with it, and the rest."""
     start = time.perf_counter()
     loop()
     taken = (time.perf_counter() - start) / _STEPS

@@ -1,4 +1,4 @@
-"""Training steps to be timed: a network, an optimizer, and what regularizes them."""
+"""Training steps to time: a network, an optimizer, and a regularizer."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torchreg import L1, L2, Penalty, Regularizer
 from torchreg.regularizer import Mode
 
 BATCH = 128
-CHECKED = 4  # steps whose losses are kept, before the batch is known by heart
+CHECKED = 4  # steps whose losses are kept, before the batch is memorized
 L1_STRENGTH, L2_STRENGTH = 1e-6, 1e-5
 
 
 def mlp(widths: Sequence[int] = (784, 1024, 1024, 2048, 10)) -> nn.Sequential:
-    """A perceptron with ReLUs, of four million weights by default."""
+    """A perceptron with ReLUs, by default with four million weights."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
@@ -85,6 +85,6 @@ class Step:
 
 
 def step(make_net: Callable[[], nn.Sequential], mode: Mode | None = None, **options: object) -> Step:
-    """A step of a new network, which is the same each time."""
+    """A step of a new network with the same initial weights each time."""
     torch.manual_seed(0)
     return Step(make_net(), mode, **options)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Contenders timed in turn, round after round, and compared by the median of the ratios within a round."""
+"""Timing of contenders in rounds; they are compared by the median of the ratios within a round."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Contenders = Mapping[str, Work]
 
 @dataclass(frozen=True)
 class Row:
-    """One contender: its time, and its ratio to the first with the quartiles over the rounds."""
+    """One contender: its time, and its ratio to the first contender with the quartiles over the rounds."""
 
     name: str
     ratio: float
@@ -27,7 +27,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """What one comparison found."""
+    """The results of one comparison."""
 
     title: str
     rows: tuple[Row, ...]
@@ -57,7 +57,7 @@ class Table:
 
 
 def race(title: str, contenders: Contenders, rounds: int, warmup: int = 3, note: str = "") -> Table:
-    """Times all contenders in each round; ratios are to the first one."""
+    """Times all contenders in each round, with ratios to the first contender."""
     return tabulate(title, list(contenders), laps(title, contenders, rounds, warmup), note)
 
 
@@ -77,7 +77,7 @@ def laps(title: str, contenders: Contenders, rounds: int, warmup: int = 3) -> li
 
 
 def tabulate(title: str, names: Sequence[str], taken: Sequence[Sequence[float]], note: str = "", to: int = 0) -> Table:
-    """The table of seconds taken, round after round, and of their ratios to those of the contender ``to``."""
+    """The table of the seconds in all rounds, and of the ratios to the contender ``to``."""
     rows = []
     for i, name in enumerate(names):
         ratios = [times[i] / times[to] for times in taken]
@@ -87,7 +87,7 @@ def tabulate(title: str, names: Sequence[str], taken: Sequence[Sequence[float]],
 
 
 def seconds(work: Work) -> float:
-    """How long it takes."""
+    """The seconds that a call takes."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start

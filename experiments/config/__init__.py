@@ -1,4 +1,4 @@
-"""A study's TOML file becomes typed, frozen and strict."""
+"""A study's TOML file as typed, frozen and strict settings."""
 
 from experiments.config.sections import Component
 from experiments.config.study import (

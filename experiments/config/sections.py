@@ -1,4 +1,4 @@
-"""What a table of a study's file is, and what its keys may be."""
+"""The base classes of a study's sections."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[^\x00-\x1f]
 
 
 class Section(BaseModel):
-    """A table of a study's file: no key that is not known, no value of another type, no infinity."""
+    """A table of a study's file, without unknown keys, values of another type, or infinity."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_by_name=True)
 
 
 class Component(Section):
-    """Something to construct: a ``name`` or a ``class = "package.module:Class"``, and its constructor's arguments."""
+    """An object to construct: a ``name`` or a ``class = "package.module:Class"``, and the constructor's arguments."""
 
     model_config = ConfigDict(extra="allow")
 

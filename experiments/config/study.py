@@ -1,8 +1,7 @@
-"""A study's TOML file, made typed, frozen and strict. :mod:`experiments.training.build` knows the names in it."""
+"""A study's TOML file as typed, frozen and strict settings; :mod:`experiments.training.build` defines the names."""
 
 from __future__ import annotations
 
-import hashlib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -11,17 +10,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from experiments.config.names import slug, text_of
+from experiments.config.names import folder_name, slug, text_of
 from experiments.config.sections import Component, Name, Section, Seed, Size, Strength, Tree
 from experiments.config.sweep import Sweep
 from experiments.errors import UserError, did_you_mean, validated
 
 
 class Data(Section):
-    """Which images, how many, and how they are spoiled."""
+    """The images, their number, and the label noise."""
 
     name: Literal["digits", "mnist", "fashion_mnist"] = "digits"
-    root: str | None = None  # where MNIST lies or goes; else TORCHREG_DATA, else ./data
+    root: str | None = None  # the folder of MNIST; else TORCHREG_DATA, else ./data
     train_size: Size | None = None  # None: all images that validation leaves
     valid_size: Size = 400
     label_noise: Annotated[float, Field(ge=0, le=1)] = 0.0  # fraction of training labels made wrong
@@ -29,7 +28,7 @@ class Data(Section):
 
 
 class Model(Component):
-    """A built-in network with its dropout layers, or a class of the user's own."""
+    """A built-in network with its dropout layers, or the user's own class."""
 
     dropout: Component | None = None
     input_dropout: Component | None = None
@@ -46,15 +45,15 @@ class Optimizer(Component):
     """An optimizer of ``torch.optim`` or ``torchreg.optim``."""
 
     lr: Annotated[float, Field(ge=0)]
-    weight_decay: Strength = 0.0  # on weights only: intercepts are exempt
+    weight_decay: Strength = 0.0  # of the weights; biases are exempt
     penalty: Penalty | None = None  # of ProxSGD and ProxAdam
 
 
 class Sparsity(Section):
-    """The share of zeros to train for, instead of a strength; for proximal optimizers."""
+    """A share of zeros as the target instead of a strength; for proximal optimizers."""
 
     target: Annotated[float, Field(gt=0, lt=1)]
-    fix_at: Annotated[float, Field(gt=0, le=1)] = 0.7  # of the run; then the zeros stay and the rest is fitted anew
+    fix_at: Annotated[float, Field(gt=0, le=1)] = 0.7  # share of the steps after which the zeros are fixed
 
 
 class Scheduler(Component):
@@ -65,13 +64,13 @@ class Scheduler(Component):
 
 
 class EarlyStopping(Section):
-    """Ends a run after so many epochs without a lower validation loss, and takes the best epoch's weights."""
+    """Ends a run after so many epochs without a lower validation loss, with the weights of the best epoch."""
 
     patience: Size
 
 
 class Train(Section):
-    """How long, in which batches."""
+    """The length of the training, and its batches."""
 
     epochs: Size
     batch_size: Size
@@ -81,7 +80,7 @@ class Train(Section):
 
 
 class Regularizer(Section):
-    """A penalty on chosen parameters, in a mode. Other keys are its constructor's, such as ``l1_ratio``."""
+    """A penalty on selected parameters, in a mode. Other keys are its constructor's, such as ``l1_ratio``."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -93,7 +92,7 @@ class Regularizer(Section):
 
 
 class AutoStrength(Section):
-    """Tunes the strengths of the run's regularizers in training, by its validation images."""
+    """Tunes the strengths of the run's regularizers during training, by the validation images."""
 
     lr: Annotated[float, Field(gt=0)] = 0.05  # of the log-strength
     every: Size = 1  # steps
@@ -103,7 +102,7 @@ class AutoStrength(Section):
 
 
 class Settings(Section):
-    """What a study's file says at its top, and what an arm may say otherwise."""
+    """The settings of a study, which an arm can override."""
 
     data: Data
     model: Model
@@ -117,7 +116,7 @@ class Settings(Section):
 
 
 class Run(Settings):
-    """Everything that decides the outcome of one training run, on a given machine."""
+    """Everything that determines the result of one training run on a given machine."""
 
     arm: str
     strength: float | None = None  # where the arm runs over several
@@ -126,25 +125,24 @@ class Run(Settings):
 
     @property
     def point(self) -> Tree:
-        """What the arm runs over, and the values here."""
+        """The varied keys of the arm, with the values of this run."""
         return self.values if self.strength is None else {"strength": self.strength}
 
     @property
     def place(self) -> str:
-        """What all seeds have in common of :attr:`folder`."""
+        """The part of :attr:`folder` that all seeds share."""
         if self.values:
             point = ",".join(f"{slug(key)}={slug(text_of(value))}" for key, value in self.values.items())
-            digest = hashlib.sha256(point.encode()).hexdigest()[:12]
-            return f"{slug(self.arm)}/{point if len(point) < 150 else f'{point[:120]}-{digest}'}"
-        return slug(self.arm) + ("" if self.strength is None else f"@{self.strength:g}")
+            return f"{folder_name(slug(self.arm))}/{folder_name(point)}"
+        return folder_name(slug(self.arm) + ("" if self.strength is None else f"@{self.strength:g}"))
 
     @property
     def folder(self) -> str:
-        """Where the run's record lies, below the study's runs."""
+        """The folder of the run's record, below the study's runs."""
         return f"{self.place}/seed{self.seed}"
 
     def at(self, values: Tree) -> Run:
-        """The run with other values of the swept keys."""
+        """The same run with other values of the swept keys."""
         tree = self.model_dump(mode="json", by_alias=True, include=set(Settings.model_fields))
         return Run(**dict(_settings_at(tree, values, self.arm)), arm=self.arm, values=values, seed=self.seed)
 
@@ -161,7 +159,7 @@ class Study(Section):
 
     @property
     def probes(self) -> list[Run]:
-        """Runs that show every fault that could show before the study has begun: the first seed of every setting."""
+        """The runs that are checked before the study begins: the first seed of every setting."""
         first = {run.place: run for run in reversed(self.runs)}
         points = self.sweep.probes if self.sweep else []
         return [probe for run in reversed(first.values()) for probe in (map(run.at, points) if run.values else [run])]
@@ -202,9 +200,9 @@ def resolve(tree: Tree) -> Study:
     """The study that a parsed TOML tree describes."""
     head = validated(_Head, {key: value for key, value in tree.items() if key in _Head.model_fields})
     base = {key: value for key, value in tree.items() if key not in _Head.model_fields}
-    validated(Settings, base, also=list(_Head.model_fields))  # its faults are told once, not once an arm
+    validated(Settings, base, also=list(_Head.model_fields))  # so that errors are reported once, not for each arm
     _check_distinct("seeds", [str(seed) for seed in head.seeds])
-    _check_distinct("arms", [slug(arm.name).casefold() for arm in head.arms])
+    _check_distinct("arms", [folder_name(slug(arm.name)).casefold() for arm in head.arms])
     names = [arm.name for arm in head.arms]
     searched = (head.sweep.arms or names) if head.sweep else []
     for name in searched:
@@ -218,7 +216,7 @@ def resolve(tree: Tree) -> Study:
 def _check_distinct(key: str, names: Sequence[str]) -> None:
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"{key}: must be told apart, got {name!r} twice: rename or remove one")
+            raise UserError(f"{key}: must be distinct, got {name!r} twice: rename or remove one")
 
 
 def _runs(base: Tree, arm: _Arm, seeds: Sequence[int], values: Tree) -> Iterator[Run]:
@@ -239,7 +237,7 @@ def _runs(base: Tree, arm: _Arm, seeds: Sequence[int], values: Tree) -> Iterator
 
 
 def _settings_at(tree: Tree, values: Tree, arm: str) -> Settings:
-    """The settings that an arm's tree describes, with values of the swept keys in it."""
+    """The settings of an arm's tree, with the given values of the swept keys."""
     for key, value in values.items():
         try:
             _put(tree, key, value)
@@ -250,7 +248,7 @@ def _settings_at(tree: Tree, values: Tree, arm: str) -> Settings:
 
 
 def _put(tree: Tree, key: str, value: Any) -> None:
-    """Sets ``a.b.0.c`` of a tree of tables and lists."""
+    """Sets ``a.b.0.c`` in a tree of tables and lists."""
     path, node = key.split("."), tree
     for depth, part in enumerate(path, start=1):
         last: Any = depth == len(path)
@@ -265,7 +263,7 @@ def _put(tree: Tree, key: str, value: Any) -> None:
 
 
 def _at_strength(settings: Settings, strength: float, key: str) -> Settings:
-    """The settings with the strength in their only penalty, or as weight decay if they have none."""
+    """The settings with the strength for their only penalty, or for the weight decay if they have no penalty."""
     penalties = [settings.optimizer.penalty, *settings.regularizers]
     open_ones = [penalty for penalty in penalties if penalty is not None]
     if len(open_ones) == 1 and open_ones[0].strength is None:
@@ -284,7 +282,7 @@ def _at_strength(settings: Settings, strength: float, key: str) -> Settings:
 
 
 def _merged(base: Tree, over: Mapping[str, Any]) -> Tree:
-    """``base`` with ``over`` laid on it, table by table; a table that changes its name or class starts afresh."""
+    """``base`` overridden by ``over``, table by table; a table with another name or class replaces the old one."""
     out: Tree = deepcopy(base)
     for key, value in over.items():
         before: Any = out.get(key)

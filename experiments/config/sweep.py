@@ -1,4 +1,4 @@
-"""The table [sweep]: which keys to search, and over what."""
+"""The table [sweep]: the keys of a search and their values."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from experiments.config.names import slug, text_of
+from experiments.config.names import folder_name, slug, text_of
 from experiments.config.sections import Component, Section, Size, Tree
 
 
 class Dimension(Section):
-    """What a swept key may be: one of ``values``, or between ``low`` and ``high``; with ``count``, on a grid there."""
+    """The values of a swept key: ``values``, or a range from ``low`` to ``high``; with ``count`` a grid in it."""
 
     values: Annotated[tuple[Any, ...], Field(strict=False, min_length=1)] | None = None
     low: int | float | None = None  # two whole numbers make a range of whole numbers
@@ -35,7 +35,7 @@ class Dimension(Section):
         if self.values is not None:
             if self.low is not None or self.high is not None or self.log or self.count is not None:
                 raise ValueError("must be a list of values or a range, not both")
-            _check_told_apart([text_of(value) for value in self.values])
+            _check_distinct([text_of(value) for value in self.values])
             if any(isinstance(value, float) and not math.isfinite(value) for value in self.values):
                 raise ValueError("must be finite numbers")
             return self
@@ -43,17 +43,17 @@ class Dimension(Section):
             raise ValueError("low and high must be given, and low be less than high")
         if self.log and self.low <= 0:
             raise ValueError("low must be greater than 0 where log = true")
-        _check_told_apart([text_of(value) for value in self.finite or ()])
+        _check_distinct([text_of(value) for value in self.finite or ()])
         return self
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is a range of whole numbers."""
+        """Whether this is a range of whole numbers."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     @property
     def finite(self) -> tuple[Any, ...] | None:
-        """All its values, in order; None for a range without a count."""
+        """All values in order; None for a range without a count."""
         if self.values is not None or self.count is None:
             return self.values
         assert self.low is not None
@@ -91,7 +91,7 @@ class Sweep(Section):
         if self.is_grid and self.trials not in (None, points):
             raise ValueError(f"trials must be left out for a grid, whose {points} points are all tried")
         if not self.is_grid and self.trials is None:
-            raise ValueError("trials must say how many points to try")
+            raise ValueError("trials must be the number of points to try")
         return self
 
     @property
@@ -103,25 +103,25 @@ class Sweep(Section):
 
     @property
     def sampler_name(self) -> str:
-        """What samples unless the study says otherwise."""
+        """The sampler if the study names none."""
         return "GridSampler" if self.is_grid else "TPESampler"
 
     @property
     def points(self) -> int:
-        """How many points of an arm are tried."""
+        """The number of points that are tried for an arm."""
         return self.trials or math.prod(len(dimension.finite or ()) for dimension in self.space.values())
 
     @property
     def probes(self) -> list[Tree]:
-        """Points which between them have every value of every key, or the ends of its range."""
+        """Points that together contain every value of every key, or the ends of its range."""
         first = {key: dimension.ends[0] for key, dimension in self.space.items()}
         return [first] + [
             {**first, key: value} for key, dimension in self.space.items() for value in dimension.ends[1:]
         ]
 
 
-def _check_told_apart(names: Sequence[str]) -> None:
-    slugs = [slug(name).casefold() for name in names]
+def _check_distinct(names: Sequence[str]) -> None:
+    folders = [folder_name(slug(name)).casefold() for name in names]
     for name in names:
-        if slugs.count(slug(name).casefold()) > 1:
-            raise ValueError(f"must be told apart, {name} cannot from another value")
+        if folders.count(folder_name(slug(name)).casefold()) > 1:
+            raise ValueError(f"must be distinct, {name} has the folder of another value")

@@ -1,4 +1,4 @@
-"""Folders of records become a table and a page."""
+"""REPORTS: tables and pages made of folders of records."""
 
 from experiments.report.page import table, write_page
 from experiments.report.summary import summarize

@@ -1,4 +1,4 @@
-"""How all pictures look: their colors, their style, a mean with its error, SVG."""
+"""The common style of all figures."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ STYLE: dict[Any, Any] = {
 
 
 def band(axes: Axes, x: np.ndarray, means: Sequence[Mean], color: Any, label: str, marker: str = "") -> None:
-    """Means, with one standard error either side."""
+    """A line of means, with a band of one standard error."""
     middle, error = np.array(means).T
     axes.plot(x, middle, color=color, linewidth=1.6, label=label, marker=marker, markersize=4)
     axes.fill_between(x, middle - error, middle + error, color=color, alpha=0.2, linewidth=0)
 
 
 def svg(figure: Figure) -> Markup:
-    """The figure as an element of a page."""
+    """The figure as an SVG element of a page."""
     buffer = io.StringIO()
     with warnings.catch_warnings(action="ignore"):  # a glyph that the font here lacks: the reader's has it
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(["Date", "Creator", "Format", "Type"]))

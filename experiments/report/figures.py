@@ -1,4 +1,4 @@
-"""The report's pictures, as SVG."""
+"""The report's figures, as SVG."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from experiments.report.summary import Cell, Summary, mean
 
 
 class Picture(NamedTuple):
-    """A picture with its heading and a line on how to read it."""
+    """A figure with its heading and an explanation."""
 
     title: str
     text: str
@@ -25,7 +25,7 @@ class Picture(NamedTuple):
 
 
 def all_of(summary: Summary) -> list[Picture]:
-    """Every picture that the study has data for."""
+    """All figures for which the study has data."""
     cells = [cell for cell in summary.chosen if cell.is_done]
     if not cells:
         return []
@@ -46,7 +46,7 @@ def all_of(summary: Summary) -> list[Picture]:
 
 
 _ENDS = "Training error (open) and test error (filled), mean over seeds with one standard error; between them the gap."
-_NOISE = " The dotted line is the share of wrong training labels: an arm to the left of it has learned some by heart."
+_NOISE = " The dotted line is the share of wrong training labels: an arm to the left of it has memorized some of them."
 _CURVES = "Training and test error after each epoch, mean over seeds with one standard error, without the steep start."
 _PATHS = (
     "Errors, the norm of each layer's weights, and the share of exact zeros, mean over seeds with one standard error."
@@ -152,7 +152,7 @@ def _layers(cells: Sequence[Cell]) -> Markup:
 
 
 def _top(cells: Sequence[Cell]) -> float:
-    """The largest error on the axes: one arm that under-fits must not flatten all the others."""
+    """The largest error on the axes, so that one arm that under-fits does not flatten all others."""
     return float(min(1.0, 3 * np.median([cell.mean("test_error").mean for cell in cells]) + 0.02))
 
 

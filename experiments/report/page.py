@@ -1,4 +1,4 @@
-"""A study's report: a table for the terminal, and one self-contained page with pictures."""
+"""A study's report: a table for the terminal, and one self-contained page with figures."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ COLUMNS = ["train error %", "test error %", "gap", "test loss", "zeros %", "norm
 
 
 class Claim(NamedTuple):
-    """Something regularization should show, and what in this study shows it."""
+    """A claim about regularization, with the evidence of this study."""
 
     title: str
     evidence: str
 
 
 def table(summary: Summary) -> str:
-    """The arms, each at its chosen strength, and what they show, as text."""
+    """The arms at their chosen strengths, and the claims, as text."""
     rows = [columns(summary), *(row(cell, summary) for cell in summary.chosen)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])]) for cells in rows]
@@ -34,7 +34,7 @@ def table(summary: Summary) -> str:
 
 
 def columns(summary: Summary) -> list[str]:
-    """The heads of the table: of a search the keys it is over, and what it goes by."""
+    """The heads of the table; of a search with its keys and its metric."""
     if summary.sweep is None:
         return ["arm", "strength", *COLUMNS]
     metric = "valid error %" if summary.metric == "valid_error" else "valid loss"
@@ -59,7 +59,7 @@ def row(cell: Cell, summary: Summary) -> list[str]:
 
 
 def points(summary: Summary) -> list[list[str]]:
-    """Every point of a search: those that came to their end, best first, then the others."""
+    """Every point of a search: first the finished ones, best first, then the others."""
     tried = [cell for cell in summary.cells if cell.point] if summary.sweep else []
     order = {"done": 0, "pruned": 1, "diverged": 2}
     tried.sort(key=lambda cell: (order[cell.status], cell.mean(summary.metric).mean if cell.is_done else 0.0))
@@ -67,12 +67,12 @@ def points(summary: Summary) -> list[list[str]]:
 
 
 def _keys(summary: Summary) -> list[str]:
-    """What the arms run over."""
+    """The varied keys of the arms."""
     return list(dict.fromkeys(key for cell in summary.cells for key in cell.point))
 
 
 def _at(cell: Cell, key: str) -> Any:
-    """The value of a searched key; of an arm that tunes its strength instead, what it has come to."""
+    """The value of a searched key, or the tuned strength."""
     is_tuned = cell.runs[0].auto_strength is not None and key.endswith("strength")
     return cell.point.get(key, cell.strength if is_tuned and cell.strength is not None else "")
 
@@ -82,13 +82,13 @@ def _value(value: Any) -> str:
 
 
 def claims(summary: Summary) -> list[Claim]:
-    """What this study shows of regularization, against an arm that differs by nothing else; nothing without such."""
+    """The claims that this study supports, against an arm that differs only in regularization."""
     plain = summary.plain
     if plain is None:
         return _compressed(summary)
-    alike = [cell for cell in summary.cells if cell.is_done and cell.differs_only_by_regularization(plain)]
-    off = [cell for cell in alike if cell.is_off()]
-    on = [cell for cell in alike if not cell.is_off() and not cell.is_plain()]
+    comparable = [cell for cell in summary.cells if cell.is_done and cell.differs_only_by_regularization(plain)]
+    off = [cell for cell in comparable if cell.is_off()]
+    on = [cell for cell in comparable if not cell.is_off() and not cell.is_plain()]
     return [*_zero_is_plain(plain, off), *_between(plain, on), *_too_strong(plain, on), *_compressed(summary)]
 
 
@@ -126,16 +126,16 @@ def _too_strong(plain: Cell, on: list[Cell]) -> list[Claim]:
 
 
 def _compressed(summary: Summary) -> list[Claim]:
-    """How far the arms with many zeros could be compressed."""
-    told = [cell for cell in summary.chosen if cell.is_done and cell.compression]
-    counted = [f"{cell.label} {cell.compression}" for cell in told if cell.mean("zeros").mean > 0.9]
+    """How much the arms with many zeros can be compressed."""
+    compressed = [cell for cell in summary.chosen if cell.is_done and cell.compression]
+    counted = [f"{cell.label} {cell.compression}" for cell in compressed if cell.mean("zeros").mean > 0.9]
     if not counted:
         return []
     return [Claim("Compression by weights that are not zero / by units left / in bits.", f"{'; '.join(counted)}.")]
 
 
 def _is_lower(cell: Cell, than: Cell, key: str) -> bool:
-    """Whether a figure is lower by more than two standard errors of the difference, and by half a point at least."""
+    """Whether a figure is lower by more than two standard errors of the difference and by at least half a point."""
     low, high = cell.mean(key), than.mean(key)
     return high.mean - low.mean > max(2 * math.hypot(low.se, high.se), 0.005)
 

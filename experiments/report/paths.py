@@ -1,4 +1,4 @@
-"""Pictures of an arm that runs over several values: along the one number, or over each of several keys."""
+"""Figures of an arm with several values: over one number, or over each of several keys."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _PATH_ERRORS = {**ERRORS, "validation error": ("valid_error", VALID)}
 
 
 def axis_of(paths: Sequence[Sequence[Cell]]) -> str:
-    """What all paths run over."""
+    """The varied key of all paths."""
     names = {short(path[0].point)[0] for path in paths}
     return names.pop() if len(names) == 1 else "strength"
 
 
 def along(paths: Sequence[Sequence[Cell]], summary: Summary) -> Markup:
-    """From top to bottom errors, norms and zeros, from left to right the arms; down a column the axis is the same."""
+    """A grid of plots: errors, norms and zeros in rows, the arms in columns with a common axis."""
     has_zeros = any(cell.mean("zeros").mean for path in paths for cell in path)
     rows = 3 if has_zeros else 2
     figure = Figure(figsize=(9.2, 0.6 + 2.4 * rows), layout="constrained")
     grid = figure.subplots(rows, len(paths), sharex="col", sharey="row", squeeze=False)
     for column, path in zip(grid.T, paths, strict=True):
         values = [float(cell.number or 0.0) for cell in path]
-        places = _ticks(column[-1], values, _is_log(values, path[0].is_strength), room=9 // len(paths))
+        places = _ticks(column[-1], values, _is_log(values, path[0].is_strength), most=9 // len(paths))
         _path_of_errors(column[0], places, path, summary)
         _path_of_layers(column[1], places, path, "norms")
         if has_zeros:
@@ -58,7 +58,7 @@ def along(paths: Sequence[Sequence[Cell]], summary: Summary) -> Markup:
 
 
 def _path_top(paths: Sequence[Sequence[Cell]], summary: Summary) -> float:
-    """The largest error on the axis: twice what there is at the start and at the best; far too strong is beyond."""
+    """The largest error on the axis: twice that of the start and the best; far too strong values lie beyond."""
     near = [cell for path in paths for cell in (path[0], best_of(path, summary.metric)) if cell is not None]
     near_top, top = (
         max(cell.mean(key).mean for cell in cells for key, _ in _PATH_ERRORS.values())
@@ -87,7 +87,7 @@ def _path_of_layers(axes: Axes, places: np.ndarray, path: Sequence[Cell], key: s
 
 
 def _mark(column: Sequence[Axes], places: np.ndarray, path: Sequence[Cell], summary: Summary) -> None:
-    """A line down the column at the best value, and one at the strongest within one standard error of it."""
+    """Vertical lines at the best value, and at the strongest value within one standard error of it."""
     best = best_of(path, summary.metric)
     assert best is not None
     strongest = one_standard_error(path, best, summary.metric) if best.is_strength else best
@@ -101,19 +101,19 @@ def _mark(column: Sequence[Axes], places: np.ndarray, path: Sequence[Cell], summ
         column[0].annotate(f"{name}: {cell.number:.3g}", (place, 1), xycoords=("data", "axes fraction"), **beside)
 
 
-def _ticks(axes: Axes, values: Sequence[float], is_log: bool, room: int) -> np.ndarray:
-    """Where the values are on the axis: on a logarithmic one a 0 is half a decade before the smallest."""
+def _ticks(axes: Axes, values: Sequence[float], is_log: bool, most: int) -> np.ndarray:
+    """The positions of the values on the axis; on a logarithmic axis 0 is half a decade before the smallest value."""
     if not is_log:
         return np.array(values)
     smallest, largest = min(value for value in values if value > 0), max(values)
     places = np.array([np.log10(value) if value > 0 else np.log10(smallest) - 0.5 for value in values])
     decades = range(math.ceil(np.log10(smallest) - 1e-9), math.floor(np.log10(largest) + 1e-9) + 1)
-    if len(set(values)) <= room:
+    if len(set(values)) <= most:
         ticks = {place: f"{value:.3g}" for place, value in zip(places, values, strict=True)}
     elif len(decades) < 2:
         ticks = {np.log10(value): f"{value:.2g}" for value in (smallest, largest)}
     else:
-        ticks = {float(decade): f"{10.0**decade:g}" for decade in decades[:: -(-len(decades) // room)]}
+        ticks = {float(decade): f"{10.0**decade:g}" for decade in decades[:: -(-len(decades) // most)]}
         ticks |= {place: "0" for place, value in zip(places, values, strict=True) if value == 0}
     axes.set_xticks(list(ticks), list(ticks.values()))
     return places
@@ -127,7 +127,7 @@ def _is_log(values: Sequence[float], is_strength: bool) -> bool:
 
 
 def over(summary: Summary) -> Markup:
-    """For each searched arm and key the metric against the value."""
+    """The metric against the value, for each searched arm and key."""
     clouds = summary.clouds
     keys = list(clouds[0][0].point)
     each = -(-len(keys) // 4)
@@ -157,9 +157,9 @@ def over(summary: Summary) -> Markup:
 
 
 def _cloud_ticks(axes: Axes, values: Sequence[Any], names: Sequence[str]) -> list[float]:
-    """Where the values are on the axis: numbers at their own place, others side by side."""
+    """The positions of the values on the axis: numbers at their value, others side by side."""
     if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
-        return list(_ticks(axes, [float(value) for value in values], _is_log(values, is_strength=False), room=4))
+        return list(_ticks(axes, [float(value) for value in values], _is_log(values, is_strength=False), most=4))
     axes.set_xticks(range(len(names)), names)
     axes.set_xlim(-0.5, len(names) - 0.5)
     return [float(names.index(text_of(value))) for value in values]

@@ -1,4 +1,4 @@
-"""What a study found: its records, averaged over seeds."""
+"""The results of a study: its records, averaged over seeds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Mean(NamedTuple):
 
 @dataclass(frozen=True)
 class Cell:
-    """One arm at one strength, over its seeds."""
+    """One arm at one strength, with all its seeds."""
 
     runs: Sequence[Run]
     results: Sequence[Row]
@@ -40,7 +40,7 @@ class Cell:
 
     @property
     def strength(self) -> float | None:
-        """The strength to show: that which the arm runs over, else that of its one regularizer or its weight decay."""
+        """The strength to show: the varied one, else that of the only regularizer or the weight decay."""
         run = self.runs[0]
         if run.strength is not None:
             return run.strength
@@ -53,35 +53,35 @@ class Cell:
 
     @property
     def _tuned(self) -> float | None:
-        """The geometric mean over seeds of the one strength that was tuned; None if there are several."""
+        """The geometric mean of the tuned strength over seeds; None if several strengths were tuned."""
         found = [list(result.get("strengths", {}).values()) for result in self.results]
         return math.exp(fmean(math.log(own[0]) for own in found)) if all(len(own) == 1 for own in found) else None
 
     @property
     def seconds(self) -> float:
-        """How long a run took, on average."""
+        """The mean time of a run."""
         return fmean(result["seconds"] for result in self.results)
 
     @property
     def point(self) -> dict[str, Any]:
-        """What the arm runs over, and the values here."""
+        """The varied keys of the arm, with the values of this run."""
         return self.runs[0].point
 
     @property
     def number(self) -> float | None:
-        """The value of the one number that the arm runs over; None if it is another thing, or several."""
+        """The value of the varied number; None if several keys are varied, or no number."""
         values = list(self.point.values())
         is_number = len(values) == 1 and isinstance(values[0], (int, float)) and not isinstance(values[0], bool)
         return values[0] if is_number else None
 
     @property
     def is_strength(self) -> bool:
-        """Whether that number regularizes the more the larger it is."""
+        """Whether a larger number regularizes more."""
         return self.number is not None and all(key.endswith(("strength", "weight_decay")) for key in self.point)
 
     @property
     def label(self) -> str:
-        """The arm's name, with the value if it runs over several."""
+        """The arm's name, with the value if it is varied."""
         return f"{self.arm}{self.remark}" if self.number is None else f"{self.arm} ({self.number:.3g})"
 
     @property
@@ -91,17 +91,17 @@ class Cell:
 
     @property
     def is_done(self) -> bool:
-        """Whether all its runs came to an end."""
+        """Whether all runs are finished."""
         return self.status == "done"
 
     @property
     def digests(self) -> dict[int, str]:
-        """Of each seed, what tells any two bits of the final weights apart."""
+        """The digest of the final weights' bits, for each seed."""
         return {run.seed: result["sha256"] for run, result in zip(self.runs, self.results, strict=True)}
 
     @property
     def gap(self) -> Mean:
-        """Test error less training error."""
+        """Test error minus training error."""
         return mean([result["test_error"] - result["train_error"] for result in self.results])
 
     @property
@@ -111,33 +111,33 @@ class Cell:
 
     @property
     def compression(self) -> str:
-        """How many times smaller the weights have become, in each way of counting; empty in records without it."""
+        """The compression of the weights by each count; an empty string for records without it."""
         found = [result["compression"] for result in self.results if "compression" in result]
-        ways = {way: [one[way] for one in found] for way in (found[0] if found else ())}
-        return " / ".join("-" if None in ratios else f"{fmean(ratios):.0f}x" for ratios in ways.values())
+        counts = {count: [one[count] for one in found] for count in (found[0] if found else ())}
+        return " / ".join("-" if None in ratios else f"{fmean(ratios):.0f}x" for ratios in counts.values())
 
     def mean(self, key: str) -> Mean:
-        """The mean of one of the result's figures."""
+        """The mean of a figure of the results."""
         return mean([result[key] for result in self.results])
 
     def is_plain(self) -> bool:
-        """Whether nothing regularizes it."""
+        """Whether the cell has no regularization."""
         return not self.point and self.runs[0] == _bare(self.runs[0])
 
     def is_off(self) -> bool:
-        """Whether it would be regularized, were its strengths not 0."""
+        """Whether the cell has regularization with strength 0 only."""
         off = self.runs[0].model_copy(update={"regularizers": ()})
         return not self.is_plain() and off == _bare(off) and all(r.strength == 0 for r in self.runs[0].regularizers)
 
     def differs_only_by_regularization(self, other: Cell) -> bool:
-        """Whether without any regularizer the two would be the same run."""
+        """Whether the two cells would be the same runs without regularization."""
         names: Row = {"arm": "", "strength": None, "values": {}, "seed": 0}
         return _bare(self.runs[0]).model_copy(update=names) == _bare(other.runs[0]).model_copy(update=names)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A study's cells, arm by arm and strength by strength, as far as they are finished."""
+    """The finished cells of a study, arm by arm and strength by strength."""
 
     name: str
     cells: Sequence[Cell]
@@ -147,17 +147,17 @@ class Summary:
 
     @property
     def metric(self) -> str:
-        """What is chosen by."""
+        """The metric for the choice."""
         return self.sweep.metric if self.sweep else "valid_error"
 
     @property
     def metric_in_words(self) -> str:
-        """The same, to be read."""
+        """The metric as text."""
         return self.metric.replace("valid", "validation").replace("_", " ")
 
     @property
     def chosen(self) -> list[Cell]:
-        """Of each arm the best, and of a search over a strength also the strongest that may be as good."""
+        """The best cell of each arm; of a search over a strength also the strongest within one standard error."""
         return [cell for arm in self._arms for cell in self._chosen_of(arm)]
 
     def _chosen_of(self, arm: Sequence[Cell]) -> list[Cell]:
@@ -171,36 +171,36 @@ class Summary:
 
     @property
     def paths(self) -> list[list[Cell]]:
-        """The arms that ran over several values of one number, smallest first, as far as they came to their end."""
+        """The arms with several values of one number: their finished cells, from the smallest value."""
         arms = [[cell for cell in arm if cell.is_done and cell.number is not None] for arm in self._arms]
         return [sorted(arm, key=lambda cell: cell.number or 0.0) for arm in arms if len(arm) > 1]
 
     @property
     def clouds(self) -> list[list[Cell]]:
-        """The arms that were searched over several keys, or over one that is no number: their points with figures."""
+        """The arms that were searched over several keys, or over one that is no number, with their finished points."""
         arms = [[cell for cell in arm if cell.point and cell.status != "diverged"] for arm in self._arms]
         return [arm for arm in arms if len(arm) > 1 and any(cell.number is None for cell in arm)]
 
     @property
     def plain(self) -> Cell | None:
-        """The arm without any regularization, if there is one that did not diverge."""
+        """The arm without regularization, if there is one that did not diverge."""
         return next((cell for cell in self.cells if cell.is_plain() and cell.is_done), None)
 
     def cost(self, cell: Cell) -> float | None:
-        """The time that it took to find the cell, all of its arm's points, in times of the unregularized run."""
+        """The time of all points of the cell's arm, relative to the unregularized run."""
         if self.sweep is None or self.plain is None:
             return None
         return sum(other.seconds for other in self.cells if other.arm == cell.arm) / self.plain.seconds
 
     @property
     def label_noise(self) -> float:
-        """The fraction of wrong training labels, if it is the same for all; else 0."""
+        """The share of wrong training labels if all runs have the same, else 0."""
         noises = {cell.runs[0].data.label_noise for cell in self.cells}
         return noises.pop() if len(noises) == 1 else 0.0
 
     @property
     def subtitle(self) -> str:
-        """The study in a sentence."""
+        """A sentence about the study."""
         data, train = self.cells[0].runs[0].data, self.cells[0].runs[0].train
         if any((cell.runs[0].data, cell.runs[0].train) != (data, train) for cell in self.cells):
             return f"{len(self._arms)} arms, on different data or for different times."
@@ -210,7 +210,7 @@ class Summary:
 
     @property
     def note(self) -> str:
-        """How the figures were come by."""
+        """A sentence about how the figures were computed."""
         seeds = max(len(cell.runs) for cell in self.cells)
         statuses = [cell.status for cell in self.cells if cell.point]
         lost = [f", {statuses.count(status)} {status}" for status in ("pruned", "diverged") if status in statuses]
@@ -232,12 +232,12 @@ class Summary:
 
 
 def mean(values: Sequence[float]) -> Mean:
-    """The mean, and a sample's standard deviation over the square root of the number of values."""
+    """The mean, and the sample's standard deviation divided by the square root of the number of values."""
     return Mean(fmean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0)
 
 
 def best_of(cells: Sequence[Cell], metric: str = "valid_error") -> Cell | None:
-    """The cell with the lowest metric, of equals the strongest; None if none came to its end."""
+    """The cell with the lowest metric, of equal ones the strongest; None if none is finished."""
     done = [cell for cell in cells if cell.is_done]
     return min(done, key=lambda cell: (cell.mean(metric).mean, -(cell.strength or 0.0)), default=None)
 
@@ -250,7 +250,7 @@ def one_standard_error(cells: Sequence[Cell], best: Cell, metric: str = "valid_e
 
 
 def of_metric(cell: Cell, metric: str) -> Mean:
-    """The mean over seeds with its standard error; of a validation error that of a share of the images.
+    """The mean over seeds with its standard error; for a validation error that of a share of the images.
 
     Seeds are validated on the same images, so their spread does not tell what other images would give.
     """
@@ -290,13 +290,13 @@ def summarize(folder: Path) -> Summary:
 
 
 def _planned(study: Study, sweep: Sweep) -> int:
-    """How many runs a search makes if it gives up none."""
+    """The number of runs of a search if none is pruned."""
     searched = [run for run in study.runs if run.values]
     return len(study.runs) + len(searched) * (sweep.points - 1)
 
 
 def _bare(run: Run) -> Run:
-    """The run without its regularizers, weight decay and dropout."""
+    """The same run without regularizers, weight decay and dropout."""
     model = run.model.model_copy(update={"dropout": None, "input_dropout": None, "wrap": None})
     optimizer = run.optimizer.model_copy(update={"weight_decay": 0.0})
     off = {"regularizers": (), "dropout_schedule": None, "auto_strength": None}

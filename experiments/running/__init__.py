@@ -1,1 +1,1 @@
-"""Many runs: a study in turn, or a search in several processes."""
+"""MANY RUNS: a study, or a search in several processes."""

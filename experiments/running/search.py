@@ -1,4 +1,4 @@
-"""What Optuna is asked and told: which point to try next, and which one to give up."""
+"""The interface to Optuna: which point to try next, and which one to prune."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Trial:
 class Search:
     """The search of one arm.
 
-    Samplers and pruners have a state of their own, such as their random generator, which the results do not tell. So a
-    search is its log: what was asked and told, in that order. To go on with it is to ask and tell all of it again.
+    Samplers and pruners have internal states, such as random generators, which the results do not contain. The log of
+    the search therefore records every question to Optuna and every answer, in order. To resume, all are repeated.
     """
 
     def __init__(self, arm: str, sweep: Sweep, log: Log) -> None:
@@ -48,16 +48,16 @@ class Search:
 
     @property
     def open(self) -> list[Trial]:
-        """The trials that were asked for and never told of."""
+        """The trials that were started but not finished."""
         return list(self._open.values())
 
     @property
     def is_over(self) -> bool:
-        """Whether all points were asked for."""
+        """Whether all points were started."""
         return len(self._asked) >= self.sweep.points
 
     def trials(self) -> Iterator[Trial]:
-        """What is still to try: the trials that were under way, then new ones."""
+        """The remaining trials: first those that were interrupted, then new ones."""
         yield from self.open
         while not self.is_over:
             yield self.ask()
@@ -69,14 +69,14 @@ class Search:
         return trial
 
     def report(self, number: int, step: int, value: float) -> bool:
-        """Takes a trial's metric at a step; returns whether to give it up."""
+        """Reports a trial's metric at a step; returns whether to prune the trial."""
         if (number, step) not in self._verdicts:  # else a checkpoint lies before what was reported
             self._report(number, step, value)
             self._note("report", number, step=step, value=value)
         return self._verdicts[number, step]
 
     def tell(self, number: int, status: str, value: float | None) -> None:
-        """Takes a trial's end: "done" with its metric, "pruned" or "diverged"."""
+        """Reports the end of a trial: "done" with its metric, "pruned" or "diverged"."""
         self._tell(number, status, value)
         self._note("tell", number, status=status, value=value)
 
@@ -117,7 +117,7 @@ class Search:
 
 
 def check(sweep: Sweep) -> None:
-    """Rehearses the sampler and the pruner, so that their faults show before the study has begun."""
+    """Tries the sampler and the pruner, so that their errors appear before the study begins."""
     with _quietly() as library:
         study = library.create_study(sampler=build.sampler(sweep), pruner=build.pruner(sweep))
         try:
@@ -139,7 +139,7 @@ def _tell(study: optuna.Study, trial: optuna.trial.Trial, value: float | None, s
 
 
 def _suggest(trial: optuna.trial.Trial, key: str, dimension: Dimension) -> Any:
-    """The key's value; of finitely many Optuna knows the places only, so that they may be of any type."""
+    """The key's value. For a finite list Optuna samples positions, so that values may be of any type."""
     if dimension.values is not None:
         return dimension.values[trial.suggest_categorical(key, range(len(dimension.values)))]
     if dimension.finite is not None:
@@ -153,7 +153,7 @@ def _suggest(trial: optuna.trial.Trial, key: str, dimension: Dimension) -> Any:
 
 @contextmanager
 def _quietly() -> Iterator[Any]:
-    """Optuna, which otherwise tells of each trial, and of each of its own features that is experimental."""
+    """Optuna without its messages for each trial and each experimental feature."""
     try:
         import optuna
     except ModuleNotFoundError:

@@ -1,4 +1,4 @@
-"""A study: all its runs, one after another, into one folder."""
+"""A study: all runs, one after another, in one folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from experiments.training.record import Record, Row, open_study
 
 
 def run_study(study: Study, folder: Path, device: torch.device, resume: bool = False) -> list[str]:
-    """Makes every run that is not done yet; returns a line for each that diverged.
+    """Makes every run that is not finished; returns a line for each that diverged.
 
     Raises:
         UserError: a run cannot be made, or the folder is not free; nothing has been written then.
@@ -39,7 +39,7 @@ def run_study(study: Study, folder: Path, device: torch.device, resume: bool = F
 
 
 def check(study: Study) -> None:
-    """Rehearses every arm on the CPU, so that a fault in the last one shows before the first has run."""
+    """Tries every arm on the CPU, so that errors in the last arm appear before the first arm runs."""
     for run in study.probes:
         try:
             _rehearse(run)
@@ -50,7 +50,7 @@ def check(study: Study) -> None:
 
 
 def _rehearse(run: Run) -> None:
-    """Builds the run and takes its largest and its smallest batch through a step."""
+    """Builds the run and makes a step with its largest and its smallest batch."""
     images = data.load(run.data, torch.device("cpu"))
     torch.manual_seed(run.seed)
     model = build.model(run.model, images)
@@ -87,7 +87,7 @@ def _rehearse(run: Run) -> None:
 def make(
     runs: Sequence[Run], folder: Path, device: torch.device, judge: Callable[[int, Row], bool] | None = None
 ) -> list[Row]:
-    """Makes the runs of one setting that are not done yet, seed after seed, until one does not come to its end.
+    """Makes the unfinished runs of one setting, seed after seed, until one diverges or is pruned.
 
     ``judge`` may give up a run, by its figures at a step: an epoch, counted over all seeds.
     """
@@ -105,7 +105,7 @@ def make(
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that ``auto``, ``cpu`` or ``cuda`` stands for."""
+    """The device for ``auto``, ``cpu`` or ``cuda``."""
     available = torch.cuda.is_available()
     if name not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device: must be auto, cpu or cuda, got {name!r}")

@@ -1,4 +1,4 @@
-"""A search over keys of a study: every point that Optuna asks for, over all seeds, into one folder."""
+"""A search over keys of a study: every point that Optuna chooses, with all seeds, in one folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from experiments.training.record import Log, open_study
 
 
 def run_sweep(study: Study, folder: Path, device: torch.device, jobs: int = 1, resume: bool = False) -> list[str]:
-    """Makes every run that is not done yet; returns a line for each fault.
+    """Makes every run that is not finished; returns a line for each error.
 
     With several jobs the points of a grid and those drawn at random are the same, in whatever order; other samplers
     learn from what is known when they are asked.
@@ -64,7 +64,7 @@ def _tasks(study: Study, searches: dict[str, Search]) -> Iterator[Task]:
 
 
 def _told(outcome: Outcome) -> tuple[str, bool]:
-    """Tells the search what became of its trial; returns it in words, and whether it is a fault of the study."""
+    """Reports the outcome of a trial to the search; returns it as text, and whether it is an error of the study."""
     task, results = outcome.task, outcome.results
     if outcome.failure is not None:  # the search is not told: --resume tries the point again
         return f"failed: {outcome.failure}", True
@@ -79,7 +79,7 @@ def _told(outcome: Outcome) -> tuple[str, bool]:
 
 
 def _best(searches: Iterable[Search]) -> str:
-    """The lowest metric so far, and where."""
+    """The lowest metric so far, with its point."""
     done = [(value, one, trial) for one in searches for trial, status, value in one.told if status == "done"]
     if not done:
         return ""
@@ -88,7 +88,7 @@ def _best(searches: Iterable[Search]) -> str:
 
 
 def _fault(search: Search) -> str:
-    """What to say of a search without a single point to choose."""
+    """The message for a search without any finished point."""
     statuses = [status for _, status, _ in search.told]
     if "done" in statuses or not search.is_over or search.open:
         return ""

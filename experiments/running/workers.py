@@ -1,4 +1,4 @@
-"""Tasks made in this process, or in several beside it. A task that fails, or the process that dies of it, is told."""
+"""Tasks in this process or in several worker processes; failures of tasks and of processes are reported."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from experiments.training.record import Row
 
 @dataclass(frozen=True)
 class Task:
-    """The runs of one setting, and the trial that they are, if they are one."""
+    """The runs of one setting, with their trial if they belong to a search."""
 
     runs: Sequence[Run]
     search: Search | None = None
@@ -33,17 +33,17 @@ class Task:
 
     @property
     def is_judged(self) -> bool:
-        """Whether the runs may be given up."""
+        """Whether the runs may be pruned."""
         return self.search is not None and self.search.sweep.pruner is not None
 
     def judge(self, step: int, row: Row) -> bool:
-        """Whether to give up, by the figures at a step."""
+        """Whether to prune, by the figures at a step."""
         assert self.search is not None
         return self.search.report(self.number, step, row[self.search.sweep.metric])
 
 
 class Outcome(NamedTuple):
-    """What became of a task: the results of its runs, or why there are none."""
+    """The outcome of a task: the results of its runs, or the reason why there are none."""
 
     task: Task
     results: Sequence[Row]
@@ -51,7 +51,7 @@ class Outcome(NamedTuple):
 
 
 def in_turn(tasks: Iterator[Task], folder: Path, device: torch.device) -> Iterator[Outcome]:
-    """Makes the tasks one after another, here."""
+    """Runs the tasks one after another in this process."""
     for task in tasks:
         try:
             yield Outcome(task, make(task.runs, folder, device, task.judge if task.is_judged else None))
@@ -60,7 +60,7 @@ def in_turn(tasks: Iterator[Task], folder: Path, device: torch.device) -> Iterat
 
 
 def side_by_side(tasks: Iterator[Task], folder: Path, device: torch.device, jobs: int) -> Iterator[Outcome]:
-    """Makes the tasks in so many processes; a task is drawn when there is one to take it."""
+    """Runs the tasks in so many processes; a task is started when a process is free."""
     threads = max(1, torch.get_num_threads() // jobs)
     os.environ["TQDM_DISABLE"] = "1"  # read when a process imports tqdm: bars side by side would overwrite each other
     workers = [_Worker(folder, device, threads) for _ in range(jobs)]
@@ -83,7 +83,7 @@ def side_by_side(tasks: Iterator[Task], folder: Path, device: torch.device, jobs
 
 
 class _Worker:
-    """A process that makes one task at a time, seen from here."""
+    """A worker process, which runs one task at a time."""
 
     def __init__(self, folder: Path, device: torch.device, threads: int) -> None:
         context = get_context("spawn")  # a fork would share the threads and the GPU of this process
@@ -95,7 +95,7 @@ class _Worker:
         self.is_alive = True
 
     def take(self, task: Task | None) -> bool:
-        """Hands it a task; returns whether there was one."""
+        """Gives the process a task; returns whether there was one."""
         if task is None:
             return False
         self._task = task
@@ -104,7 +104,7 @@ class _Worker:
         return True
 
     def answer(self) -> Outcome | None:
-        """Reads what it says: its task's outcome, or None after a question, which is answered."""
+        """Reads a message: returns the task's outcome, or answers a question and returns None."""
         try:
             kind, said = self.pipe.recv()
         except (EOFError, OSError):
@@ -117,7 +117,7 @@ class _Worker:
         return Outcome(self._task, said) if kind == "results" else Outcome(self._task, [], said)
 
     def end(self) -> None:
-        """Ends the process, whatever it does: what it has written is whole."""
+        """Ends the process; all files that it has written are complete."""
         self._process.terminate()
         self._process.join()
 

@@ -1,1 +1,1 @@
-"""One run: its data, its model, THE training loop, and its record."""
+"""ONE RUN: its data, its model, the training loop, and its record."""

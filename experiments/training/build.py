@@ -1,4 +1,4 @@
-"""The one place where a name in a configuration becomes an object. Its faults name the key they come from."""
+"""Builds the objects that a configuration names. Errors name the key."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def model(settings: config.Model, images: Images) -> nn.Module:
 def dropout_schedule(
     settings: config.Component | None, net: nn.Module, opt: torch.optim.Optimizer
 ) -> torchreg.DropoutSchedule | None:
-    """What changes the dropout layers' rates as the optimizer steps, if the study asks for it."""
+    """The schedule of the dropout rates, if the study has one."""
     if settings is None:
         return None
     key = "dropout_schedule"
@@ -100,7 +100,7 @@ def dropout_schedule(
 
 
 def optimizer(settings: config.Optimizer, net: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer; its ``weight_decay`` is on weights, never on intercepts, and 0 unless the study says otherwise."""
+    """The optimizer; its ``weight_decay`` acts on weights, never on biases, and is 0 unless the study sets it."""
     if settings.weight_decay > 0:
         weights = set(torchreg.diagnostics.weights_of(net).values())
         groups: Any = [
@@ -129,7 +129,7 @@ def optimizer(settings: config.Optimizer, net: nn.Module) -> torch.optim.Optimiz
 def controller(
     settings: config.Sparsity | None, opt: torch.optim.Optimizer, steps: int
 ) -> torchreg.optim.TargetSparsity | None:
-    """What steers a proximal optimizer to the share of zeros that the study asks for, if it does."""
+    """The controller of a proximal optimizer's share of zeros, if the study has one."""
     if settings is None:
         return None
     if not isinstance(opt, torchreg.optim.Proximal):
@@ -140,7 +140,7 @@ def controller(
 def scheduler(
     settings: config.Scheduler | None, opt: torch.optim.Optimizer
 ) -> tuple[lr_scheduler.LRScheduler | None, bool]:
-    """The learning-rate schedule, if the study names one, and whether it moves each step rather than each epoch."""
+    """The learning-rate schedule, if the study has one, and whether it advances each step instead of each epoch."""
     if settings is None:
         return None, False
     made = _construct("scheduler", lr_scheduler.LRScheduler, settings, SCHEDULERS, opt)
@@ -151,7 +151,7 @@ def scheduler(
 
 
 def regularizers(run: config.Run, net: nn.Module, opt: torch.optim.Optimizer) -> list[torchreg.Regularizer]:
-    """The regularizers, attached where their mode acts in the optimizer's step."""
+    """The regularizers, attached to the optimizer if their mode acts in its step."""
     decayed: set[str] = set()
     for i, settings in enumerate(run.regularizers):
         if settings.penalty == "L2":
@@ -162,7 +162,7 @@ def regularizers(run: config.Run, net: nn.Module, opt: torch.optim.Optimizer) ->
 
 
 def sampler(settings: config.Sweep) -> optuna.samplers.BaseSampler:
-    """What chooses a search's points. Of a grid it knows the places, see :func:`experiments.running.search`."""
+    """The sampler of a search. For a grid it samples positions; see :mod:`experiments.running.search`."""
     import optuna  # slow to import, and only a search needs it
 
     named = settings.sampler or config.Component.model_validate({"name": settings.sampler_name})
@@ -177,7 +177,7 @@ def sampler(settings: config.Sweep) -> optuna.samplers.BaseSampler:
 
 
 def pruner(settings: config.Sweep) -> optuna.pruners.BasePruner:
-    """What gives up a search's runs; nothing does unless the study names it."""
+    """The pruner of a search, if the study names one; else one that prunes nothing."""
     import optuna
 
     base = optuna.pruners.BasePruner
@@ -190,7 +190,7 @@ def pruner(settings: config.Sweep) -> optuna.pruners.BasePruner:
 def auto_strength(
     settings: config.AutoStrength | None, made: list[torchreg.Regularizer], opt: torch.optim.Optimizer, held_out: Split
 ) -> torchreg.tuning.AutoStrength | None:
-    """What tunes the regularizers' strengths, if the study asks for it."""
+    """The object that tunes the regularizers' strengths, if the study has one."""
     if settings is None:
         return None
     if not made:
@@ -260,7 +260,7 @@ def _construct(key: str, kind: type, settings: config.Component, table: Table, *
 
 
 def _parameters(make: Callable[..., Any]) -> list[str]:
-    """The names of a constructor's arguments; none if it takes any, or does not say."""
+    """The names of a constructor's arguments; an empty list if it accepts any, or has no signature."""
     try:
         parameters = inspect.signature(make).parameters
     except (TypeError, ValueError):

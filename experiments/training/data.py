@@ -42,7 +42,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Images:
-    """A data set, ready to train on."""
+    """A data set on the training device."""
 
     train: Split
     valid: Split

@@ -1,4 +1,4 @@
-"""THE training loop, in the order of execution."""
+"""The training loop, in the order of execution."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from torchreg import Regularizer
 
 @dataclass(frozen=True)
 class Autocast:
-    """Mixed precision: half precision where it is safe, and float16's gradients scaled, where there are any."""
+    """Mixed precision: half precision where it is safe, with scaled gradients for float16."""
 
     device: str
     scaler: torch.amp.GradScaler
@@ -42,7 +42,7 @@ def train_epoch(
     amp: Autocast | None = None,
     each_step: LRScheduler | None = None,
 ) -> Tensor:
-    """A step for each batch of the images; the losses, which nobody reads before the epoch is over.
+    """Makes a step for each batch of the images; returns the losses, which are read after the epoch.
 
     Args:
         model: is set to training mode.
@@ -77,7 +77,7 @@ def train_epoch(
 def train(run: Run, device: torch.device, record: Record, watch: Callable[[Row], bool] | None = None) -> Row:
     """Trains one run, from its checkpoint if it has one, and returns the result it recorded.
 
-    ``watch`` sees the figures of each epoch but the last, and may give up the run by returning True.
+    ``watch`` gets the figures of each epoch except the last; it prunes the run if it returns True.
 
     On the CPU a run that was killed and resumed ends with the bits of one that was not, given the same number of
     threads: a checkpoint holds the whole state, down to torch's random generators.

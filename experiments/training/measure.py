@@ -1,4 +1,4 @@
-"""What is measured of a model: its errors on the images, its penalties, its weights."""
+"""Measurements of a model: errors on the images, penalties, weights."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _loss_and_error(model: nn.Module, split: Split) -> Tensor:
 
 @torch.no_grad()
 def penalties(regularizers: list[torchreg.Regularizer]) -> dict[str, float]:
-    """The penalties' values, by kind, whatever mode they act in."""
+    """The values of the penalties by kind, in every mode."""
     totals: dict[str, float] = {}
     for regularizer in regularizers:
         for kind, value in regularizer.terms().items():
@@ -49,7 +49,7 @@ def penalties(regularizers: list[torchreg.Regularizer]) -> dict[str, float]:
 
 @torch.no_grad()
 def describe(model: nn.Module) -> Row:
-    """What training made of the weights: norms, zeros, a histogram, and a digest that tells any two bits apart.
+    """The trained weights: norms, zeros, a histogram, and a digest of all bits.
 
     Layers that learn what to drop are described as the ordinary ones that they have become.
     """
@@ -74,13 +74,13 @@ def describe(model: nn.Module) -> Row:
 
 
 def _finite(ratios: dict[str, float | None]) -> dict[str, float | None]:
-    """JSON knows no infinity, which is the ratio where nothing is left."""
-    return {way: None if ratio is None or math.isinf(ratio) else ratio for way, ratio in ratios.items()}
+    """The ratios as JSON values: infinite ones, of models without weights, become None."""
+    return {count: None if ratio is None or math.isinf(ratio) else ratio for count, ratio in ratios.items()}
 
 
 def _digest(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for value in model.state_dict().values():
-        if isinstance(value, Tensor):  # a model may add what it likes
+        if isinstance(value, Tensor):  # a model may have other entries
             digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

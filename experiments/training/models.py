@@ -1,4 +1,4 @@
-"""The networks that studies name; a study may also bring its own class."""
+"""The built-in networks; a study can also name its own class."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def cnn(
 
 
 def _named(**layers: Layer | None) -> OrderedDict[str, nn.Module]:
-    """The layers that are wanted, by name: names do not shift when an arm adds dropout."""
+    """The layers that are not None, by name, so that names do not change when an arm adds dropout."""
     return OrderedDict((name, make()) for name, make in layers.items() if make is not None)
 
 

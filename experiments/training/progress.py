@@ -1,4 +1,4 @@
-"""How far a run is, and what it takes to go on from there."""
+"""The progress of a run, and its checkpoints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from experiments.training.record import Record, Row
 
 
 class Progress:
-    """How far a run is: the epoch, the best one so far, and all that a checkpoint must hold to go on from there."""
+    """The progress of a run: the epoch, the best epoch so far, and everything that a checkpoint must contain."""
 
     def __init__(
         self, run: Run, parts: dict[str, Any], shuffle: torch.Generator, record: Record, device: torch.device
@@ -30,13 +30,13 @@ class Progress:
 
     @property
     def is_over(self) -> bool:
-        """Whether the last epoch is done, or early stopping has lost its patience."""
+        """Whether the last epoch is done, or early stopping has ended the run."""
         stopping = self.run.train.early_stopping
         stopped = stopping is not None and bool(self.best) and self.epoch - self.best["epoch"] >= stopping.patience
         return stopped or self.epoch >= self.run.train.epochs
 
     def restore(self, state: Row | None) -> None:
-        """Takes up a checkpoint's state, if there is one."""
+        """Restores a checkpoint's state, if there is one."""
         if state is None:
             return
         for name, part in self.parts.items():
@@ -70,7 +70,7 @@ class Progress:
         self._saved = time.monotonic()
 
     def finish(self, describe: Callable[[nn.Module], Row]) -> Row:
-        """Records the result: the figures of the last epoch, or of the best one if early stopping was asked for."""
+        """Records the result: the figures of the last epoch, or with early stopping those of the best one."""
         self.save()
         model = self.parts["model"]
         if self.best:
@@ -80,11 +80,11 @@ class Progress:
         return self._close({"status": "done", "epochs": self.epoch, **row, **describe(model)})
 
     def pruned(self, describe: Callable[[nn.Module], Row]) -> Row:
-        """Records that the run was given up, and how far it was."""
+        """Records that the run was pruned, and at which epoch."""
         return self._close({"status": "pruned", "epochs": self.epoch, **self.last, **describe(self.parts["model"])})
 
     def diverged(self, reason: str) -> Row:
-        """Records that the run stopped, and why."""
+        """Records that the run has diverged, and how."""
         return self._close({"status": "diverged", "reason": reason})
 
     def _close(self, result: Row) -> Row:

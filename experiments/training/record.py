@@ -1,4 +1,4 @@
-"""What a run leaves behind: one folder, each file of it whole or not there at all.
+"""The record of a run: one folder, whose files are complete or do not exist.
 
 config.json  environment.json  history.jsonl (a line an epoch)  checkpoint.pt  result.json (once it is done)
 """
@@ -35,7 +35,7 @@ class Record:
         self.folder = folder
 
     def begin(self, run: Run, device: torch.device) -> Row | None:
-        """Prepares the folder; returns the checkpoint to go on from, or None for a fresh start."""
+        """Prepares the folder; returns the checkpoint to continue from, or None for a new run."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write(self.folder / "config.json", run.model_dump_json(by_alias=True, indent=2))
         state = self._checkpoint()
@@ -61,7 +61,7 @@ class Record:
         return None
 
     def _note_environment(self, now: Row, resumed: bool) -> None:
-        """Keeps a list of the environments that a run has been trained in, one entry for each change."""
+        """Updates the list of the environments in which a run was trained, with one entry for each change."""
         path = self.folder / "environment.json"
         before = self.environments if resumed and path.exists() else []
         if before and before[-1] != now:
@@ -92,7 +92,7 @@ class Record:
 
     @property
     def environments(self) -> list[Row]:
-        """Where the run was trained: one entry, unless it was resumed elsewhere."""
+        """The environments of the run: one entry, unless it was resumed elsewhere."""
         return list(_read(self.folder / "environment.json"))
 
     @property
@@ -103,7 +103,7 @@ class Record:
 
 
 class Log:
-    """A file of one event a line, which is only added to."""
+    """An append-only file with one event in each line."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -124,7 +124,7 @@ class Log:
 
 @contextmanager
 def open_study(study: Study, folder: Path, resume: bool) -> Iterator[None]:
-    """Makes the folder this study's own, and keeps other processes out of it.
+    """Prepares the folder for this study, and locks it against other processes.
 
     Raises:
         UserError: it holds another study, other files, or this study while ``resume`` was not asked for; or another
@@ -154,7 +154,7 @@ def open_study(study: Study, folder: Path, resume: bool) -> Iterator[None]:
 
 
 def read_study(folder: Path) -> Study:
-    """The study that a folder holds."""
+    """The study in a folder."""
     file = folder / "study.json"
     if not file.exists():
         raise UserError(f"{folder}: holds no study (no study.json): give the folder that 'run' wrote")
@@ -167,7 +167,7 @@ def read_study(folder: Path) -> Study:
 
 
 def read_runs(study: Study, folder: Path) -> list[Run]:
-    """The runs of a study in its folder: where it searches, those at the points tried so far, twice if tried twice."""
+    """The runs of a study in its folder; of a search those at the points tried so far, twice if tried twice."""
     events = Log(folder / "trials.jsonl").events
     runs: list[Run] = []
     for arm, group in groupby(study.runs, key=lambda run: run.arm):
@@ -190,7 +190,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Where a run was made: what its numbers may depend on."""
+    """The environment of a run, on which its numbers may depend."""
     return {
         "torchreg": torchreg.__version__,
         "commit": _commit(),
@@ -217,7 +217,7 @@ def _parsed(text: str, path: Path) -> Any:
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Writes a file that is there whole or not at all, even if the process is killed midway."""
+    """Writes a file such that it is complete or does not exist, even if the process is killed."""
     part = path.with_name(path.name + ".part")
     part.write_bytes(content.encode() if isinstance(content, str) else content)
     part.replace(path)

@@ -105,7 +105,7 @@ def test_equal_ways_come_to_the_same_loss_and_unequal_work_is_refused():
     assert "differ by" in _checked(table, contenders).note
     contenders["mode 'grad'"] = step(SMALL, "grad", penalty=L1(1.0))
     table = race("t", contenders, rounds=CHECKED)
-    with pytest.raises(RuntimeError, match="must come to one loss"):
+    with pytest.raises(RuntimeError, match="must have the same loss"):
         _checked(table, contenders)
 
 

@@ -1,6 +1,11 @@
 """The command line: exit codes, and where what it writes lies."""
 
+import platform
+
 import pytest
+import torch
+
+import torchreg
 
 STUDY = """
 name = "small"
@@ -101,3 +106,14 @@ def test_cuda_asked_for_and_absent(command, monkeypatch):
 
 def test_a_missing_argument_is_exit_code_2(command):
     assert command("run")[0] == 2
+
+
+def test_the_versions_are_one_line(command):
+    line = f"torchreg {torchreg.__version__}, torch {torch.__version__}, Python {platform.python_version()}\n"
+    assert command("--version") == (0, line, "")
+
+
+def test_a_study_whose_name_windows_reserves_lies_in_a_folder_that_windows_takes(command, tmp_path):
+    code, _, _ = command("run", "study.toml", "--set", 'name="aux"', "--set", 'arms.none.name="Nul."')
+    assert code == 0
+    assert {path.parent.name for path in tmp_path.glob("runs/aux_/runs/*/seed0")} == {"L2", "Nul_"}

@@ -146,13 +146,13 @@ FAULTS = {
     ),
     "two arms in one folder": (
         {"arms": [{"name": "a b"}, {"name": "A_b"}]},
-        "arms: must be told apart, got 'a_b'",
+        "arms: must be distinct, got 'a_b'",
     ),
-    "one seed twice": ({"seeds": [1, 1]}, "seeds: must be told apart, got '1' twice"),
+    "one seed twice": ({"seeds": [1, 1]}, "seeds: must be distinct, got '1' twice"),
     "a seed too large": ({"seeds": [2**63]}, "seeds.0: must be less than"),
     "one strength twice": (
         {"arms": [{"name": "a", "strengths": [0.0, -0.0]}]},
-        "arms[a].strengths: must be told apart",
+        "arms[a].strengths: must be distinct",
     ),
     "no strengths": ({"arms": [{"name": "a", "strengths": []}]}, "arms.0.strengths: must have at least 1 item"),
     "a key of the arm misspelled": ({"arms": [{"name": "a", "strenghts": [1.0]}]}, "did you mean 'strengths'?"),

@@ -404,15 +404,15 @@ FAULTS = {
         {"space": {"optimizer.lr": {"low": 0.1, "hihg": 1.0}}},
         "sweep.space.optimizer.lr.hihg: unknown key",
     ),
-    "twice": ({"space": {"optimizer.lr": [0.1, 0.1]}}, "must be told apart, 0.1 cannot from another value"),
-    "whole": ({"space": {"optimizer.lr": {"low": 0, "high": 1, "count": 3}}}, "must be told apart, 0 cannot"),
+    "twice": ({"space": {"optimizer.lr": [0.1, 0.1]}}, "must be distinct, 0.1 has the folder of another value"),
+    "whole": ({"space": {"optimizer.lr": {"low": 0, "high": 1, "count": 3}}}, "must be distinct, 0 has"),
     "no values": ({"space": {"optimizer.lr": []}}, "sweep.space.optimizer.lr"),
     "not finite": ({"space": {"optimizer.lr": [float("nan")]}}, "must be finite numbers"),
     "list and range": (
         {"space": {"optimizer.lr": {"values": [1.0], "low": 1.0}}},
         "a list of values or a range, not both",
     ),
-    "no trials": ({"space": {"optimizer.lr": {"low": 0.1, "high": 1.0}}}, "trials must say how many points"),
+    "no trials": ({"space": {"optimizer.lr": {"low": 0.1, "high": 1.0}}}, "trials must be the number of points"),
     "trials of a grid": ({"trials": 3}, "trials must be left out for a grid, whose 2 points are all tried"),
     "a grid of a range": (
         {"space": {"optimizer.lr": {"low": 0.1, "high": 1.0}}, "sampler": {"name": "GridSampler"}},

@@ -78,8 +78,8 @@ MUTANTS = (
     ),
     Mutant(
         "torchreg/penalties/groups.py",
-        "threshold = self._steps(step) * self._group * _root(groups, w)",
-        "threshold = self._steps(step) * self._group",
+        "threshold = self._steps(step) * self._rest * _root(groups, w)",
+        "threshold = self._steps(step) * self._rest",
         "the sparse group lasso thresholds groups without the root of their size",
     ),
     Mutant(
@@ -147,14 +147,14 @@ MUTANTS = (
     # -- torchreg/steps, torchreg/regularizer ---------------------------------------------------------------------
     Mutant(
         "torchreg/steps/updates.py",
-        '(-unscaled if share.group.get("maximize") else unscaled)',
+        '(-unscaled if batch.group.get("maximize") else unscaled)',
         "unscaled",
         "an optimizer that maximizes is paid for large weights in mode 'grad'",
     ),
     Mutant(
         "torchreg/steps/updates.py",
-        "small, room = tuple([] for _ in lists), PIECE\n            room",
-        "room = PIECE\n            room",
+        "small, left = tuple([] for _ in lists), CHUNK\n            left",
+        "left = CHUNK\n            left",
         "weights of many small parameters are penalized again with each bundle",
     ),
     Mutant(
@@ -204,8 +204,8 @@ MUTANTS = (
     # -- torchreg/tuning ------------------------------------------------------------------------------------------
     Mutant(
         "torchreg/tuning/online/hypergradient.py",
-        "return -act.step * slope / (1 + act.step * act.scale * penalty.curvature), gradient",
-        "return -act.step * slope, gradient",
+        "return -update.step * slope / (1 + update.step * update.scale * penalty._curvature), gradient",
+        "return -update.step * slope, gradient",
         "the hypergradient of a proximal step with curvature",
     ),
     Mutant(

@@ -155,10 +155,13 @@ def cold():
 
 @pytest.mark.parametrize(
     "options",
-    [{"warm": True}, *({"way": way, "jobs": 2} for way in ("stacked", "processes", "one after another"))],
+    [
+        {"warm": True},
+        *({"executor": executor, "jobs": 2} for executor in ("stacked", "processes", "one after another")),
+    ],
     ids=["warm", "stacked", "processes", "one after another"],
 )
 def test_a_warm_path_and_a_path_by_any_executor_is_the_cold_one(options, cold):
     path = path_of(*diabetes(), L1(1.0), count=6, **options)
-    assert path.way == options.get("way", path.way)
+    assert path.executor == options.get("executor", path.executor)
     assert coefficients(path) == pytest.approx(coefficients(cold), abs=1e-6)

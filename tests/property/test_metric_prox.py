@@ -10,7 +10,7 @@ from tests.helpers import assert_close
 from torchreg import ProximalPenalty
 from torchreg.functional import exclusive_threshold, group_soft_threshold
 
-each_metric = each_case(lambda case: isinstance(case.penalty, ProximalPenalty) and case.penalty.takes_steps)
+each_metric = each_case(lambda case: isinstance(case.penalty, ProximalPenalty) and case.penalty._takes_steps)
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -22,7 +22,7 @@ def drawn(seed: int, spread: float) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_the_table_has_elementwise_and_group_penalties():
-    taking = [c for c in PENALTIES if isinstance(c.penalty, ProximalPenalty) and c.penalty.takes_steps]
+    taking = [c for c in PENALTIES if isinstance(c.penalty, ProximalPenalty) and c.penalty._takes_steps]
     assert len(taking) > 12
     assert any(not c.penalty.is_separable for c in taking)
 

@@ -103,7 +103,7 @@ def test_prox_beats_every_point_of_a_grid(case, w, step):
 @each(is_proximal, w=weights, step=steps)
 def test_prox_in_place_is_prox(case, w, step):
     expected = case.penalty.prox(w, step)
-    assert case.penalty.prox_(w, step) is w
+    assert case.penalty._prox_(w, step) is w
     assert_close(w, expected)
 
 
@@ -139,9 +139,9 @@ def test_a_step_given_as_tensor_is_the_number(case, w, step):
     tensor = torch.tensor(step, dtype=torch.float64)
     if case.is_proximal:
         assert_close(case.penalty.prox(w, tensor), case.penalty.prox(w, step))
-    assert_close(case.penalty.descend_(w.clone(), tensor), case.penalty.descend_(w.clone(), step))
-    assert_close(case.penalty.gradient_times(w, tensor), case.penalty.gradient_times(w, step))
-    assert_close(case.penalty.add_gradient_(w.clone(), w, tensor), case.penalty.add_gradient_(w.clone(), w, step))
+    assert_close(case.penalty._descend_(w.clone(), tensor), case.penalty._descend_(w.clone(), step))
+    assert_close(case.penalty._gradient_times(w, tensor), case.penalty._gradient_times(w, step))
+    assert_close(case.penalty._add_gradient_(w.clone(), w, tensor), case.penalty._add_gradient_(w.clone(), w, step))
 
 
 @pytest.mark.shows("gradient")
@@ -150,13 +150,13 @@ def test_the_in_place_forms_are_their_definitions(case, pair, scale):
     grad, w = pair
     before, expected = w.clone(), grad + scale * case.penalty.gradient(w)
     target = grad.clone()
-    assert case.penalty.add_gradient_(target, w, scale) is target
+    assert case.penalty._add_gradient_(target, w, scale) is target
     assert_close(target, expected, tolerance=1e-10)
     assert_bit_equal(w, before)
 
-    assert_close(case.penalty.gradient_times(w, scale), scale * case.penalty.gradient(w))
+    assert_close(case.penalty._gradient_times(w, scale), scale * case.penalty.gradient(w))
     expected = w - scale * case.penalty.gradient(w)
-    assert case.penalty.descend_(w, scale) is w
+    assert case.penalty._descend_(w, scale) is w
     assert_close(w, expected, tolerance=1e-10)
 
 
@@ -166,7 +166,7 @@ def test_nothing_but_the_in_place_forms_changes_its_argument(case, w, step):
     before = w.clone()
     case.penalty.value(w)
     case.penalty.gradient(w).add_(1)
-    case.penalty.gradient_times(w, 1.0).add_(1)
+    case.penalty._gradient_times(w, 1.0).add_(1)
     if case.is_proximal:
         case.penalty.prox(w, step).add_(1)
     assert_bit_equal(w, before)
@@ -178,7 +178,7 @@ def test_layout_does_not_matter(case, w, step):
     turned = w.transpose(0, -1).contiguous().transpose(0, -1) if w.ndim > 1 else torch.stack([w, w], -1)[..., 0]
     assert_close(case.penalty.value(turned), case.penalty.value(w))
     assert_close(case.penalty.gradient(turned), case.penalty.gradient(w))
-    assert_close(case.penalty.add_gradient_(w.clone(), turned), case.penalty.add_gradient_(turned.clone(), w))
+    assert_close(case.penalty._add_gradient_(w.clone(), turned), case.penalty._add_gradient_(turned.clone(), w))
     if case.is_proximal:
         assert_close(case.penalty.prox(turned, step), case.penalty.prox(w, step))
 

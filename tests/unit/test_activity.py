@@ -301,7 +301,7 @@ def test_an_output_changed_in_place_is_refused_not_mistaken():
     x, _ = make_data()
     activity = ActivityRegularizer(model, PENALTY, "0")
     model(x)
-    with pytest.raises(ValueError, match="the output of '0' must stay as it is, a later operation has changed it"):
+    with pytest.raises(ValueError, match="the output of '0' must not be changed in place by a later operation"):
         activity.value()
     activity = ActivityRegularizer(model, PENALTY, "1")
     model(x)
@@ -484,7 +484,7 @@ def test_the_repr_lists_who_was_chosen():
 
 @pytest.mark.parametrize("modules", ["*.relu", ["1", "*.relu"], nn.ReLU, nn.ReLU(), lambda name, module: False])
 def test_a_choice_that_matches_nothing_is_refused_with_the_names(modules):
-    with pytest.raises(ValueError, match=r"modules must choose some, .* matches none of '' \(the model\), 0, 1, 2"):
+    with pytest.raises(ValueError, match=r"modules must select some, .* matches none of '' \(the model\), 0, 1, 2"):
         ActivityRegularizer(make_model(), PENALTY, modules)
 
 
@@ -498,7 +498,7 @@ def test_bad_constructions_are_refused_with_what_was_given():
         ActivityRegularizer(model, PENALTY, 3)
     with pytest.raises(TypeError, match="modules must be patterns, types or predicates, got 3"):
         ActivityRegularizer(model, PENALTY, [3])
-    with pytest.raises(ValueError, match=r"modules must choose some of .*, got \[\]"):
+    with pytest.raises(ValueError, match=r"modules must select some of .*, got \[\]"):
         ActivityRegularizer(model, PENALTY, [])
     assert not any(hooks_of(model))
 

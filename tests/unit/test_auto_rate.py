@@ -167,7 +167,7 @@ def test_removed_it_leaves_the_rates_to_whoever_trains_them():
         ({"bounds": (0.5, 1.0)}, "bounds must be"),
         ({"training": (X[:0], Y[:0])}, "at least one"),
         ({"optimizer": torch.optim.RMSprop}, "must be SGD, Adam or AdamW, got RMSprop"),
-        ({"params": lambda model: model.parameters()}, r"must not hold the rates it would train, got 0\.logit_p"),
+        ({"params": lambda model: model.parameters()}, r"must not hold the rates, got 0\.logit_p"),
     ],
 )
 def test_a_mistake_is_one_clear_line(options, message):

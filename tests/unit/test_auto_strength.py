@@ -14,7 +14,7 @@ from tests.helpers import assert_bit_equal, assert_close, assert_differs, make_d
 from torchreg import L1, L2, ElasticNet, GroupLasso, MaxNorm, Regularizer, Stacked, linear
 from torchreg.optim import SGDW, ProxAdam, RMSpropW
 from torchreg.tuning import AutoStrength
-from torchreg.tuning.online.hypergradient import acts_of, hypergradients
+from torchreg.tuning.online.hypergradient import hypergradients, penalty_updates_of
 
 X, Y = make_data()
 HELD_OUT = X.flip(0) + 0.3, Y.flip(0) - 0.2
@@ -62,10 +62,10 @@ def measured(penalties, make_optimizer, steps=3):
 
     acts = []
     for regularizer in regularizers:
-        regularizer.listeners.append(lambda *at: acts.extend(acts_of(*at)))
+        regularizer._listeners.append(lambda *at: acts.extend(penalty_updates_of(*at)))
     loss = loss_after([1.0] * len(regularizers))
     for regularizer in regularizers:
-        regularizer.listeners.clear()
+        regularizer._listeners.clear()
     weights = list(dict.fromkeys(act.param for act in acts))
     found = dict.fromkeys(regularizers, 0.0)
     for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
@@ -188,7 +188,7 @@ def test_strengths_of_parameters_go_their_own_ways():
     before = auto.strengths
     step(model, optimizer, slice(0, 32))
     assert_close(auto.strengths, before, 1e-15)
-    assert not any(regularizer.listeners for regularizer in regularizers)
+    assert not any(regularizer._listeners for regularizer in regularizers)
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path):
@@ -254,7 +254,7 @@ class Refused:
             "no schedule": lambda: AutoStrength(
                 Regularizer(self.model, L2(0.1), mode="prox", schedule=linear(3)), HELD_OUT, nn.MSELoss()
             ),
-            "got a stack": lambda: AutoStrength(
+            "must not be a stack": lambda: AutoStrength(
                 Regularizer(Stacked([self.model]), L2(0.1), mode="prox"), HELD_OUT, nn.MSELoss()
             ),
             "of one model": lambda: AutoStrength(
@@ -311,7 +311,7 @@ def test_an_update_whose_derivative_is_not_known_is_refused(make_optimizer, mode
     auto = AutoStrength(Regularizer(model, ElasticNet(0.1), mode=mode), HELD_OUT, nn.MSELoss())
     with pytest.raises(ValueError, match=f"mode '{mode}' needs"):
         auto.attach(make_optimizer(model.parameters()))
-    assert not auto.regularizers[0].optimizers
+    assert not auto.regularizers[0]._optimizers
 
 
 def test_a_decoupled_optimizer_without_decay_is_its_base():
@@ -373,7 +373,7 @@ def test_of_an_optimizer_that_steps_more_often_the_last_step_counts():
     F.mse_loss(model(X), Y).backward()
     for _ in range(3):
         often.step()
-    assert [len(acts) for acts in auto._acts.values()] == [1]
+    assert [len(updates) for updates in auto._updates.values()] == [1]
     seldom.step()
     assert auto.strengths["L2"] != 0.1
 

@@ -466,7 +466,7 @@ def test_layers_of_width_zero_are_left_alone():
 
 @pytest.mark.parametrize("model", [nn.Linear(2, 2), Residual(nn.Linear(2, 2)), nn.ModuleList(), None], ids=repr)
 def test_only_sequences_are_taken(model):
-    with pytest.raises(TypeError, match=r"compress: model must be a torch\.nn\.Sequential, got \w+: compress its"):
+    with pytest.raises(TypeError, match=r"compress: model must be a torch\.nn\.Sequential, got \w+: compress each"):
         compress(model)
 
 

@@ -98,7 +98,7 @@ def test_the_bound_holds_in_the_end():
 
 def test_biases_are_exempt_unless_they_are_asked_for():
     model, touched = make_model(), make_model()
-    for net, options in ((model, {}), (touched, {"intercepts": True})):
+    for net, options in ((model, {}), (touched, {"biases": True})):
         train(net, BoundedSGD(net.parameters(), lr=0.0, bound=1e-4, **options), steps=1)
     start = weights_of(make_model())
     assert_bit_equal(weights_of(model)["0.bias"], start["0.bias"])
@@ -219,7 +219,7 @@ def test_a_compiled_step_is_not_compiled_anew(options, counter):
         ({"factor": 0.0}, "AdamCPR: factor must be a finite number > 0, got 0.0"),
         ({"update_rate": float("nan")}, "AdamCPR: update_rate must be a finite number > 0, got nan"),
         ({"warm_start": 0}, "AdamCPR: warm_start must be a whole number >= 1, got 0"),
-        ({"weight_decay": 0.1}, "AdamCPR: weight_decay must be 0, because the bound takes its place, got 0.1"),
+        ({"weight_decay": 0.1}, "AdamCPR: weight_decay must be 0, because the bound replaces it, got 0.1"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )

@@ -7,6 +7,7 @@ import inspect
 import pickle
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tests.helpers import assert_bit_equal, assert_close, make_model, train
 from tests.unit.training import a_weight, one_step
 from torchreg import cosine, optim
 from torchreg.optim import SGDW, AdamaxW, AdamW, DecoupledDecay, decoupled, named
+from torchreg.optim import options as declared
 
 TORCHS = [getattr(torch.optim, name) for name in torch.optim.__all__ if name != "Optimizer"]
 each_torchs = pytest.mark.parametrize(
@@ -242,19 +244,19 @@ def test_what_is_no_optimizer_class_is_refused(nonsense):
 
 
 def test_a_class_without_a_learning_rate_is_refused():
-    with pytest.raises(ValueError, match=r"\Adecoupled: cls must have an lr, .* got WithoutRate without one\Z"):
+    with pytest.raises(ValueError, match=r"\Adecoupled: cls must have an lr to .* got WithoutRate without one\Z"):
         decoupled(WithoutRate)
 
     class Hidden(WithoutRate):
         def __init__(self, params, **kwargs):
             super().__init__(params, **kwargs)
 
-    with pytest.raises(ValueError, match=r"\AHiddenW: the base class must have an lr, .*: use a Regularizer\Z"):
+    with pytest.raises(ValueError, match=r"\AHiddenW: the base class must have an lr to .*: use a Regularizer\Z"):
         decoupled(Hidden)([a_weight()])
 
 
 def test_the_mixin_alone_is_refused():
-    with pytest.raises(TypeError, match=r"\ADecoupledDecay: must be mixed into an optimizer class, .*\Z"):
+    with pytest.raises(TypeError, match=r"\ADecoupledDecay: it must be mixed into an optimizer class, .*\Z"):
         DecoupledDecay([a_weight()])
 
 
@@ -277,30 +279,16 @@ def test_the_signature_of_a_ready_class_is_what_type_checkers_read(name):
     tree = ast.parse(Path(named.__file__).read_text())
     (cls,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     (init,) = (node for node in ast.walk(cls) if isinstance(node, ast.FunctionDef))
-    (options,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "DecayOptions")
-    written = inspect.Signature(parameters_of(init.args))
-    actual = inspect.signature(READY[name])
-    decay = [field.target.id for field in options.body if isinstance(field, ast.AnnAssign)]
-    assert [(p.name, p.kind, p.default) for p in actual.parameters.values() if p.name not in decay] == [
-        (p.name, p.kind, p.default) for p in written.parameters.values()
-    ]
-    assert list(actual.parameters)[-len(decay) :] == decay
-    assert all(actual.parameters[key].kind is inspect.Parameter.KEYWORD_ONLY for key in decay)
-    assert all(f"{key}" in READY[name].__doc__ for key in actual.parameters)
-
-
-def parameters_of(args):
-    """The parameters of a function's syntax tree, without self and ``**options``."""
-    assert args.kwarg.arg == "options"
-    positional = args.args[1:]
-    defaults = [inspect.Parameter.empty] * (len(positional) - len(args.defaults)) + args.defaults
-    for kind, names, values in (
-        (inspect.Parameter.POSITIONAL_OR_KEYWORD, positional, defaults),
-        (inspect.Parameter.KEYWORD_ONLY, args.kwonlyargs, args.kw_defaults),
-    ):
-        for name, value in zip(names, values, strict=True):
-            default = ast.literal_eval(value) if isinstance(value, ast.AST) else value
-            yield inspect.Parameter(name.arg, kind, default=default)
+    written = [arg.arg for arg in init.args.args[1:]]
+    by_keyword = typing.get_type_hints(getattr(declared, init.args.kwarg.annotation.slice.attr))
+    actual = inspect.signature(READY[name]).parameters
+    assert {*written, *by_keyword} == actual.keys()
+    assert written == ["params", "lr"] == list(actual)[:2]
+    assert ast.literal_eval(init.args.defaults[0]) == actual["lr"].default
+    decay = list(declared.DecayOptions.__annotations__)
+    assert list(actual)[-len(decay) :] == decay
+    assert all(actual[key].kind is inspect.Parameter.KEYWORD_ONLY for key in decay)
+    assert all(key in READY[name].__doc__ for key in actual)
 
 
 @pytest.mark.parametrize(

@@ -143,8 +143,8 @@ def test_the_written_out_gradient_is_autograds(index):
         layer.layer.weight[0, :5] = 0
     tensors = layer.log_sigma2, layer.layer.weight
     with torch.no_grad():
-        written_out = layer.complexity_gradient(index, *tensors)
-    assert_close(written_out, layer.complexity_gradient(index, *tensors).detach(), tolerance=1e-11)
+        written_out = layer._complexity_gradient(index, *tensors)
+    assert_close(written_out, layer._complexity_gradient(index, *tensors).detach(), tolerance=1e-11)
     assert (written_out == 0).any()  # where log alpha is beyond its limits
 
 
@@ -302,7 +302,9 @@ def test_a_model_without_such_layers_and_sums_with_other_penalties_are_refused()
     with pytest.raises(ValueError, match=r"must choose at least one parameter, got none of .*not learned to drop"):
         Regularizer(nn.Linear(2, 2), Complexity(1.0))
     for model in (nn.Linear(2, 2), network()):
-        with pytest.raises(ValueError, match=r"must be alone, got Complexity\(1.0\) \+ L2\(1.0\): make one"):
+        with pytest.raises(
+            ValueError, match=r"must not be part of a sum, got Complexity\(1.0\) \+ L2\(1.0\): make one"
+        ):
             Regularizer(model, Complexity(1.0) + L2(1.0))
 
 
@@ -338,7 +340,7 @@ def test_half_precision_has_finite_gradients_everywhere(dtype):
     y.sum().backward()
     assert y.dtype == dtype
     with torch.no_grad():
-        written_out = [layer.complexity_gradient(i, layer.log_sigma2, layer.layer.weight) for i in (0, 1)]
+        written_out = [layer._complexity_gradient(i, layer.log_sigma2, layer.layer.weight) for i in (0, 1)]
     for gradient in (x.grad, *(param.grad for param in layer.parameters()), *written_out):
         assert gradient.dtype == dtype
         assert gradient.isfinite().all()
@@ -349,7 +351,7 @@ def test_half_precision_has_finite_gradients_everywhere(dtype):
 @each_kind
 def test_layers_whose_weight_is_no_parameter_are_refused(kind):
     for layer in (nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)), nn.LazyLinear(3)):
-        with pytest.raises(ValueError, match="must have its weight for a parameter, got a lazy or parametrized one"):
+        with pytest.raises(ValueError, match="weight must be a parameter, got a lazy or parametrized one"):
             kind(layer)
 
 

@@ -148,7 +148,7 @@ def test_low_precision_is_double_precision_rounded(penalty, dtype):
     assert_close(penalty.value(w), penalty.value(wide).to(dtype), tolerance)
     assert_close(penalty.gradient(w), penalty.gradient(wide).to(dtype), tolerance)
     assert_close(penalty.prox(w, 0.5), penalty.prox(wide, 0.5).to(dtype), tolerance)
-    assert_close(penalty.add_gradient_(w.clone(), w), (wide + penalty.gradient(wide)).to(dtype), tolerance)
+    assert_close(penalty._add_gradient_(w.clone(), w), (wide + penalty.gradient(wide)).to(dtype), tolerance)
     assert_close(penalty.strength_max(w).item(), penalty.strength_max(wide).item(), tolerance)
     for result in (penalty.value(w), penalty.optimality(w, w)):
         assert result.dtype == dtype

@@ -80,7 +80,7 @@ def test_a_penalty_counts_once_though_the_closure_is_called_twice(mode, remainin
 def test_lbfgs_is_refused_where_it_would_make_nonsense():
     model = make_model()
     for mode in ("decoupled", "prox"):
-        with pytest.raises(ValueError, match="LBFGS makes many steps in one: use mode 'grad' or 'loss'"):
+        with pytest.raises(ValueError, match="LBFGS makes many steps in one call: use mode 'grad' or 'loss'"):
             Regularizer(model, L2(1.0), mode=mode).attach(torch.optim.LBFGS(model.parameters()))
 
 

@@ -168,9 +168,9 @@ class Holder(nn.Module):
 @pytest.mark.parametrize(
     ("after", "message"),
     [
-        ("list", "modules that are called as they are, list is a ModuleList, a container"),
-        ("dict", "modules that are called as they are, dict is a ModuleDict, a container"),
-        ("residual", "modules that are called as they are, residual is a Residual, a container"),
+        ("list", "modules that are called, list is a ModuleList, a container"),
+        ("dict", "modules that are called, dict is a ModuleDict, a container"),
+        ("residual", "modules that are called, residual is a Residual, a container"),
         (nn.Linear, r"modules that are called, attention\.out_proj is not: its MultiheadAttention only reads"),
         ("taken", "modules without inserted dropout, taken has it already"),
         ("nothing", "some, 'nothing' matches none of"),
@@ -179,7 +179,7 @@ class Holder(nn.Module):
 def test_a_place_that_will_not_do_is_refused_before_anything_is_changed(after, message):
     model = Holder()
     before = modules_of(model), hooks_of(model)
-    with pytest.raises(ValueError, match=f"^insert_dropout: after must choose {message}"):
+    with pytest.raises(ValueError, match=f"^insert_dropout: after must select {message}"):
         insert_dropout(model, after=["list.0", after])
     assert (modules_of(model), hooks_of(model)) == before
 

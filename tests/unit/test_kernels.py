@@ -60,12 +60,12 @@ def test_one_kernel_serves_all_strengths_and_shapes():
             for size in (LARGE, LARGE + 7, 3 * LARGE):
                 w = torch.randn(size)
                 expected = L1(strength).prox(w, 0.5)
-                kernel = kernel_for(L1(strength), "prox_", 0.5, w)
+                kernel = kernel_for(L1(strength), "prox", 0.5, w)
                 kernel(w)
                 torch.testing.assert_close(w, expected)
     assert module._kernel.cache_info().currsize >= 1
     before = module._kernel.cache_info().misses
-    kernel_for(L1(0.7), "prox_", 0.5, torch.zeros(LARGE))
+    kernel_for(L1(0.7), "prox", 0.5, torch.zeros(LARGE))
     assert module._kernel.cache_info().misses == before
 
 

@@ -71,7 +71,7 @@ def test_an_activity_regularizer_draws_sigmoid_units_to_the_target():
 
 def test_activations_outside_of_the_unit_interval_are_refused():
     activation = torch.tensor([[-0.5, 0.5], [0.0, 2.0]])
-    with pytest.raises(ValueError, match=r"activations must be in \[0, 1\], got -0\.5 to 2: say squash='sigmoid'"):
+    with pytest.raises(ValueError, match=r"activations must be in \[0, 1\], got -0\.5 to 2: use squash='sigmoid'"):
         KLSparsity(1.0).value(activation)
     with pytest.raises(ValueError, match=r"activations must be >= 0, got -0\.5 to 2: squash='sigmoid' takes any"):
         KLSparsity(1.0, squash="tanh").gradient(activation)

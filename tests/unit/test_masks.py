@@ -150,12 +150,12 @@ def test_large_tensors_have_the_same_statistics_and_no_seams(p, count):
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_in_pieces_it_is_the_written_out_product(monkeypatch, layout):
-    monkeypatch.setattr(dropping, "PIECE", 100)
+    monkeypatch.setattr(dropping, "CHUNK", 100)
     x = torch.randn(5, 6, 7, 8, dtype=torch.float64).to(memory_format=layout).requires_grad_()
     mask = f.keep_mask(x, 0.3, x.shape, seeded(3))
     outward = torch.randn(x.shape, dtype=torch.float64)
     y = dropping.keep(x, mask, 1.5)
-    assert y.grad_fn.name().startswith("_InPieces")
+    assert y.grad_fn.name().startswith("_MaskedInChunks")
     assert y.stride() == x.stride()
     assert_bit_equal(y, x * mask * 1.5)
     (gradient,) = torch.autograd.grad(y, x, outward)
@@ -166,7 +166,7 @@ def test_in_pieces_it_is_the_written_out_product(monkeypatch, layout):
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own, when it loads its derivatives
 def test_in_pieces_it_has_all_derivatives(monkeypatch):
-    monkeypatch.setattr(dropping, "PIECE", 4)
+    monkeypatch.setattr(dropping, "CHUNK", 4)
     x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     mask = f.keep_mask(x, 0.3, x.shape, seeded(4))
     assert torch.autograd.gradcheck(lambda x: dropping.keep(x, mask, 1.5).square(), x)

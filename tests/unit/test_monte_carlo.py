@@ -235,7 +235,10 @@ def test_layers_that_were_replaced_or_inserted_drop_too(convert):
     [
         (nn.Linear(2, 2), "got none$"),
         (nn.Sequential(nn.Dropout(0.0), Dropout(0)), "got p=0 in all of them$"),
-        (nn.LSTM(2, 2, 2, dropout=0.1), r"got none; rates that are held as numbers stay off: the model \(LSTM, dropou"),
+        (
+            nn.LSTM(2, 2, 2, dropout=0.1),
+            r"got none; rates that are stored as numbers stay off: the model \(LSTM, dropou",
+        ),
     ],
 )
 def test_a_model_in_which_nothing_is_dropped_is_refused(model, message):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tests.helpers import assert_bit_equal
 from torchreg import ParamInfo
-from torchreg.penalties.partition import Heads, Index, as_spec, at, split
+from torchreg.penalties.partition import Heads, Index, check_groups, resolve, split
 
 MODULES = {
     "Linear": (nn.Linear(3, 4, bias=False), (1, 3)),
@@ -57,7 +57,7 @@ def acted_on(module: nn.Module, x: Tensor, side: str) -> list[int]:
 @each_module
 @pytest.mark.parametrize("side", ["output", "input"])
 def test_outputs_and_inputs_are_those_of_the_module(module, shape, side):
-    spec = at(side, place(module), "GroupLasso")
+    spec = resolve(side, place(module), "GroupLasso")
     x = torch.rand(shape, dtype=torch.float64) + 1
     assert members(module.weight.shape, spec) == expected(acted_on(module, x, side))
 
@@ -66,7 +66,7 @@ def test_outputs_and_inputs_are_those_of_the_module(module, shape, side):
 def test_an_index_of_the_output_units_follows_the_module(module, shape):
     unit_of = acted_on(module, torch.rand(shape, dtype=torch.float64) + 1, "output")
     kind = torch.arange(max(unit_of) + 1) % 2
-    spec = at(Index("GroupLasso", kind), place(module), "GroupLasso")
+    spec = resolve(Index("GroupLasso", kind), place(module), "GroupLasso")
     assert members(module.weight.shape, spec) == expected([unit % 2 for unit in unit_of])
 
 
@@ -76,7 +76,7 @@ def test_heads_are_equal_blocks_of_the_modules_units(module, shape, side):
     unit_of = acted_on(module, torch.rand(shape, dtype=torch.float64) + 1, side)
     units = max(unit_of) + 1
     number = 2 if units % 2 == 0 else 3 if units % 3 == 0 else units
-    spec = at(Heads(number, side), place(module), "GroupLasso")
+    spec = resolve(Heads(number, side), place(module), "GroupLasso")
     assert members(module.weight.shape, spec) == expected([unit // (units // number) for unit in unit_of])
 
 
@@ -85,8 +85,8 @@ def test_heads_are_equal_blocks_of_the_modules_units(module, shape, side):
 )
 def test_an_embedding_takes_tokens_and_gives_features(module):
     token, feature = [i // 3 for i in range(15)], [i % 3 for i in range(15)]
-    assert members((5, 3), at("input", place(module), "GroupLasso")) == expected(token)
-    assert members((5, 3), at("output", place(module), "GroupLasso")) == expected(feature)
+    assert members((5, 3), resolve("input", place(module), "GroupLasso")) == expected(token)
+    assert members((5, 3), resolve("output", place(module), "GroupLasso")) == expected(feature)
 
 
 @pytest.mark.parametrize("name", ["in_proj_weight", "in_proj_bias"])
@@ -105,25 +105,27 @@ def test_a_head_has_its_part_of_the_packed_projections(name):
         head_of.append(int(changed.nonzero()) if changed.sum() == 1 else None)
     unmoved = {i for i, head in enumerate(head_of) if head is None}  # softmax does not see a bias of the keys
     assert unmoved == (set(range(width, 2 * width)) if name == "in_proj_bias" else set())
-    found = members(getattr(attention, name).shape, at(Heads(heads), place(attention, name), "GroupLasso"))
+    found = members(getattr(attention, name).shape, resolve(Heads(heads), place(attention, name), "GroupLasso"))
     assert {group - unmoved for group in found} == expected(head_of) - {frozenset(unmoved)}
     assert {len(group) for group in found} == {getattr(attention, name).numel() // heads}
 
 
 def test_the_projection_behind_the_attention_has_its_heads_at_the_input():
     projection = nn.MultiheadAttention(4, 2).out_proj
-    spec = at(Heads(2, "input"), place(projection), "GroupLasso")
+    spec = resolve(Heads(2, "input"), place(projection), "GroupLasso")
     assert members((4, 4), spec) == expected([i % 4 // 2 for i in range(16)])
 
 
 def test_filters_are_a_convolutions_outputs():
     module = nn.Conv2d(2, 4, 3)
-    assert members(module.weight.shape, at("filter", place(module), "GroupLasso")) == members((4, 2, 3, 3), "output")
+    assert members(module.weight.shape, resolve("filter", place(module), "GroupLasso")) == members(
+        (4, 2, 3, 3), "output"
+    )
 
 
 def test_a_bias_is_grouped_by_output():
     module = nn.ConvTranspose1d(4, 6, 2, groups=2)
-    assert members((6,), at("output", place(module, "bias"), "GroupLasso")) == expected(range(6))
+    assert members((6,), resolve("output", place(module, "bias"), "GroupLasso")) == expected(range(6))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -161,7 +163,7 @@ def test_rows_of_small_groups_are_filled_up_with_zeros_that_do_not_count():
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint8])
 def test_an_index_may_have_any_integer_type(dtype):
-    spec = as_spec("GroupLasso", torch.tensor([0, 1, 0], dtype=dtype))
+    spec = check_groups("GroupLasso", torch.tensor([0, 1, 0], dtype=dtype))
     assert members((3,), spec) == {frozenset({0, 2}), frozenset({1})}
 
 
@@ -204,7 +206,7 @@ def test_an_index_follows_the_weight_to_its_device():
 )
 def test_what_is_no_group_is_refused(groups, message):
     with pytest.raises(ValueError, match=f"GroupLasso: .*{message}"):
-        as_spec("GroupLasso", groups)
+        check_groups("GroupLasso", groups)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +237,7 @@ def test_groups_that_do_not_fit_the_weight_are_refused(shape, spec, message):
 )
 def test_groups_that_do_not_fit_the_module_are_refused(module, name, spec, message):
     with pytest.raises(ValueError, match=f"GroupLasso: .*{message}"):
-        at(spec, place(module, name), "GroupLasso")
+        resolve(spec, place(module, name), "GroupLasso")
 
 
 @pytest.mark.parametrize("arguments", [(0,), (True,), (1.5,), (2, "left")])

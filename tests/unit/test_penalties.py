@@ -45,7 +45,7 @@ def test_results_keep_the_dtype_and_shape_of_the_weights(case, dtype):
     w = torch.randn(4, 3, dtype=dtype)
     assert case.penalty.value(w).dtype == dtype
     assert case.penalty.value(w).shape == ()
-    results = [case.penalty.gradient(w), case.penalty.gradient_times(w, 0.5)]
+    results = [case.penalty.gradient(w), case.penalty._gradient_times(w, 0.5)]
     if case.is_proximal:
         results += [case.penalty.prox(w, 0.1), case.penalty.prox(w, torch.tensor(0.1))]
     for same in results:
@@ -244,7 +244,7 @@ def test_complex_weights_are_penalized_by_their_magnitudes(case):
 def test_meta_tensors_give_the_shapes_without_the_numbers(case):
     w = torch.empty(4, 3, device="meta")
     assert case.penalty.value(w).shape == ()
-    results = [case.penalty.gradient(w), case.penalty.add_gradient_(w.clone(), w)]
+    results = [case.penalty.gradient(w), case.penalty._add_gradient_(w.clone(), w)]
     for result in results + ([case.penalty.prox(w, 0.1)] if case.is_proximal else []):
         assert result.is_meta
         assert result.shape == w.shape

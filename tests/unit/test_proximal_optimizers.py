@@ -38,7 +38,7 @@ each_kind = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
 def test_biases_are_exempt_unless_they_are_asked_for(make):
     exempt, asked = make_model(), make_model()
     train(exempt, make(exempt.parameters(), L1(50.0)), steps=3)
-    train(asked, make(asked.parameters(), L1(50.0), intercepts=True), steps=3)
+    train(asked, make(asked.parameters(), L1(50.0), biases=True), steps=3)
     assert not exempt[0].weight.any()
     assert exempt[0].bias.all()
     assert not asked[0].bias.any()
@@ -263,13 +263,13 @@ def test_without_a_compiler_it_says_so_once_and_steps_as_usual(monkeypatch, no_c
         (lambda w: ProxAdam([w], L2(1.0), weight_decay=0.1), r"ProxAdam: weights would decay twice, by L2\(1.0\)"),
         (
             lambda w: ProxAdam([w], L2SP(1.0)),
-            r"ProxAdam: penalty must say what it draws the weights to, got L2SP\(1.0\)",
+            r"ProxAdam: penalty must have a reference, got L2SP\(1.0\)",
         ),
         (lambda w: ProxAdam([w], L1(1.0), scale=-1.0), "ProxAdam: scale must be a finite number >= 0"),
         (lambda w: ProxAdam([w.to(torch.complex64)], L1(1.0)), "ProxAdam: parameters must be real"),
         (
             lambda w: ProxAdam([w], GroupLasso(1.0), compile=True),
-            "ProxAdam: compile=True needs a penalty that looks at",
+            "ProxAdam: compile=True needs a penalty that is a sum",
         ),
     ],
 )

@@ -121,7 +121,7 @@ def test_a_head_that_is_new_is_spared_by_a_pattern():
     [
         (
             {"other.weight": torch.zeros(1)},
-            r"L2SP: reference must hold 0\.weight, got 1 names: other\.weight; a dict of",
+            r"L2SP: reference must hold 0\.weight, got 1 names: other\.weight; exempt new",
         ),
         ({}, r"must hold 0\.weight, got 0 names: none"),
         ({"0.weight": torch.zeros(6, 8)}, r"must have the shape of 0\.weight, \(8, 6\), got \(6, 8\)"),
@@ -135,7 +135,7 @@ def test_a_reference_that_does_not_fit_is_refused(reference, message):
 
 
 def test_without_a_model_there_is_no_reference():
-    with pytest.raises(ValueError, match="L2SP: reference must be a tensor, got None: a Regularizer takes it"):
+    with pytest.raises(ValueError, match="L2SP: reference must be a tensor, got None: pass one, or use a Regularizer"):
         L2SP(1.0).value(torch.ones(2))
 
 

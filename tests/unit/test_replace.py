@@ -150,7 +150,7 @@ def test_the_repr_of_a_replacement_says_what_became_what():
         "  1.0  nn.AlphaDropout(p=0.1, inplace=False) -> AlphaDropout(p=0.1, inplace=False)",
     ]
     with pytest.raises(AttributeError):
-        changes.swaps = ()
+        changes._swaps = ()
 
 
 def patched():
@@ -162,13 +162,13 @@ def patched():
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (make_model(), r"Sequential has none to replace; calls of torch\.nn\.functional\.dropout cannot be seen"),
-        (nn.Sequential(Own(0.5)), r"only what cannot be swapped: 0 \(Own\(p=0\.5, inplace=False\)\);"),
-        (nn.Sequential(DropBlock2d()), r"only what cannot be swapped: 0 \(DropBlock2d\("),
-        (patched(), r"only what cannot be swapped: 0 \(nn\.Dropout\("),
-        (nn.Sequential(nn.LSTM(2, 2, 2, dropout=0.3)), r"cannot be swapped: 0 \(LSTM, dropout=0\.3\)"),
-        (nn.MultiheadAttention(2, 1, dropout=0.1), r"swapped: the model \(MultiheadAttention, dropout=0\.1\)"),
-        (nn.Dropout(0.5), r"model must hold its dropout in a module, got Dropout\(p=0\.5, inplace=False\) itself"),
+        (make_model(), r"Sequential has none to replace; calls of torch\.nn\.functional\.dropout cannot be found"),
+        (nn.Sequential(Own(0.5)), r"only others: 0 \(Own\(p=0\.5, inplace=False\)\);"),
+        (nn.Sequential(DropBlock2d()), r"only others: 0 \(DropBlock2d\("),
+        (patched(), r"only others: 0 \(nn\.Dropout\("),
+        (nn.Sequential(nn.LSTM(2, 2, 2, dropout=0.3)), r"only others: 0 \(LSTM, dropout=0\.3\)"),
+        (nn.MultiheadAttention(2, 1, dropout=0.1), r"only others: the model \(MultiheadAttention, dropout=0\.1\)"),
+        (nn.Dropout(0.5), r"model must contain dropout layers, got the layer Dropout\(p=0\.5, inplace=False\) itself"),
     ],
     ids=["none", "subclass", "torchreg", "patched", "LSTM", "attention", "itself"],
 )

@@ -54,10 +54,10 @@ def by_hand(strength, mode, seed=0):
     return model.eval()
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("executor", WAYS)
 @pytest.mark.parametrize("mode", ["loss", "grad", "decoupled", "prox"])
-def test_each_member_is_what_a_loop_by_hand_makes_of_it(mode, way):
-    for point in path(mode=mode, way=way, jobs=2, keep=True):
+def test_each_member_is_what_a_loop_by_hand_makes_of_it(mode, executor):
+    for point in path(mode=mode, executor=executor, jobs=2, keep=True):
         model = by_hand(point.strength, mode)
         assert_close(dict(point.models[0].named_parameters()), dict(model.named_parameters()), 1e-8)
         outputs = model(X)
@@ -71,7 +71,9 @@ def test_each_member_is_what_a_loop_by_hand_makes_of_it(mode, way):
 
 def test_torchs_own_dropout_is_repeatable_and_the_same_in_all_ways():
     make = lambda: nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5), nn.Linear(8, 3)).double()  # noqa: E731
-    losses = [[point.train_loss.mean for point in path(make, way=way, jobs=2)] for way in (*WAYS, WAYS[0])]
+    losses = [
+        [point.train_loss.mean for point in path(make, executor=executor, jobs=2)] for executor in (*WAYS, WAYS[0])
+    ]
     for other in losses[1:]:
         assert_close(other, losses[0], 1e-10)
 
@@ -244,7 +246,7 @@ def test_it_says_which_way_it_goes(capsys):
     line = capsys.readouterr().out
     assert line.startswith("strength_path: 2 members ")
     assert " ms" in line
-    path(verbose=True, way="stacked")
+    path(verbose=True, executor="stacked")
     assert capsys.readouterr().out == "strength_path: 2 members stacked, as asked\n"
 
 
@@ -253,7 +255,7 @@ def test_what_fails_in_a_process_reaches_the_caller():
         raise KeyError("no such thing")
 
     with pytest.raises(RuntimeError, match="a worker process failed: KeyError: 'no such thing'"):
-        path(criterion=broken, way="processes", jobs=2)
+        path(criterion=broken, executor="processes", jobs=2)
 
 
 class Looks(nn.Module):
@@ -264,8 +266,8 @@ class Looks(nn.Module):
 def test_what_cannot_be_stacked_is_trained_all_the_same():
     make = lambda: nn.Sequential(nn.Linear(5, 3), Looks()).double()  # noqa: E731
     with pytest.warns(UserWarning, match=r"1 \(Looks\) cannot be vectorized"):
-        stacked = path(make, way="stacked")
-    alone = path(lambda: nn.Sequential(nn.Linear(5, 3)).double(), way="one after another")
+        stacked = path(make, executor="stacked")
+    alone = path(lambda: nn.Sequential(nn.Linear(5, 3)).double(), executor="one after another")
     assert_close([point.train_loss for point in stacked], [point.train_loss for point in alone], 1e-8)
 
 
@@ -287,7 +289,7 @@ def test_an_unfinished_path_says_so():
         ({"valid": None, "folds": 1}, "folds must be from 2"),
         ({"valid": None, "folds": 61}, "folds must be from 2"),
         ({"valid": None, "folds": []}, "folds must be at least one"),
-        ({"way": "quickly"}, "way must be one of fastest, stacked"),
+        ({"executor": "quickly"}, "executor must be one of fastest, stacked"),
         ({"epochs": 0}, "epochs must be"),
         ({"patience": 0}, "patience must be"),
         ({"tolerance": -1.0}, "tolerance must be"),

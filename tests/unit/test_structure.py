@@ -1,6 +1,8 @@
 """The layout: imports point one way, and the plug-in needs torch and nothing else."""
 
 import ast
+import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -147,6 +149,25 @@ def test_without_matplotlib_nothing_but_the_plot_is_lost():
 def test_every_public_name_exists_and_is_documented():
     for name in torchreg.__all__:
         assert getattr(torchreg, name).__doc__
+
+
+@pytest.mark.parametrize("folder", ["", ".nn", ".optim", ".tuning", ".penalties", ".selection", ".diagnostics"])
+def test_completion_offers_the_public_names_and_no_files(folder):
+    module = importlib.import_module(f"torchreg{folder}")
+    offered = {name for name in dir(module) if not name.startswith("__")}
+    files = {"diagnostics", "functional", "nn", "optim", "tuning"} if not folder else set()
+    assert offered == {*module.__all__, *files}
+    assert not [name for name in offered if name.startswith("_")]
+
+
+@pytest.mark.parametrize("penalty", [c.penalty for c in PENALTIES] + [c.constraint for c in CONSTRAINTS], ids=repr)
+def test_a_penalty_offers_what_its_users_call(penalty):
+    offered = {name for name in dir(penalty) if not name.startswith("_")} - set(
+        inspect.signature(type(penalty)).parameters
+    )
+    contract = {"value", "gradient", "prox", "optimality", "strength_max", "terms", "label"}
+    for_authors = {"bind", "is_linear", "is_separable", "is_uniform", "project"}
+    assert offered <= contract | for_authors
 
 
 def test_the_conformance_table_is_that_of_todays_cases():

@@ -172,7 +172,7 @@ def test_locked_dropout_is_the_same_at_each_time_and_another_for_each_sequence(b
     time = 1 if batch_first else 0
     assert (y == y.narrow(time, 0, 1)).all()
     assert not (y == y.narrow(1 - time, 0, 1)).all()
-    with pytest.raises(ValueError, match="LockedDropout: input must have time, batch and features for dimensions"):
+    with pytest.raises(ValueError, match="LockedDropout: input must have the dimensions time, batch and features"):
         LockedDropout(0.5)(torch.ones(3, 4))
 
 

@@ -7,7 +7,7 @@ from torch import nn
 from tests.cases import each_penalty
 from tests.helpers import assert_close, make_model
 from torchreg import L1, L2, GroupLasso, Nuclear, Regularizer, SoftOrthogonality
-from torchreg.regularizer.value import total
+from torchreg.regularizer.value import penalty_value
 
 
 def parameters(count=3):
@@ -27,7 +27,7 @@ def nodes_of(tensor):
 
 @pytest.mark.parametrize("count", [1, 5, 500])
 def test_there_is_one_node_however_many_parameters_there_are(count):
-    assert nodes_of(total([L1(0.1) + L2(0.2)] * count, parameters(count))) == ["PenaltySumBackward"]
+    assert nodes_of(penalty_value([L1(0.1) + L2(0.2)] * count, parameters(count))) == ["PenaltySumBackward"]
 
 
 def test_the_value_of_a_model_adds_a_node_for_the_scale_only():
@@ -39,7 +39,7 @@ def test_the_value_of_a_model_adds_a_node_for_the_scale_only():
 def test_value_and_gradients_are_those_of_the_formulas(case):
     params, weights = parameters(), (2.0, -1.0)
     penalties = [case.penalty, L2(0.3), case.penalty]
-    ours = total(penalties, params)
+    ours = penalty_value(penalties, params)
     assert_close(ours, case.formula(params[0]) + 0.15 * params[1].square().sum() + case.formula(params[2]))
     for weight in weights:  # the loss may come with any factor, and none is taken for 1
         found = torch.autograd.grad(weight * ours, params, retain_graph=True)
@@ -51,7 +51,7 @@ def test_value_and_gradients_are_those_of_the_formulas(case):
 @each_penalty
 def test_a_second_derivative_goes_through(case):
     params = parameters(1)
-    (first,) = torch.autograd.grad(total([case.penalty], params), params, create_graph=True)
+    (first,) = torch.autograd.grad(penalty_value([case.penalty], params), params, create_graph=True)
     (expected,) = torch.autograd.grad(case.formula(params[0]), params, create_graph=True)
     for gradient in (first, expected):
         assert_close(gradient, expected)
@@ -66,14 +66,14 @@ def test_a_second_derivative_goes_through(case):
 def test_frozen_parameters_get_no_gradient():
     params = parameters(2)
     params[0].requires_grad_(False)
-    total([L2(1.0)] * 2, params).backward()
+    penalty_value([L2(1.0)] * 2, params).backward()
     assert params[0].grad is None
     assert_close(params[1].grad, params[1].detach())
 
 
 def test_a_parameter_changed_between_value_and_backward_is_noticed_as_autograd_does():
     params = parameters(1)
-    value = total([L2(1.0)], params)
+    value = penalty_value([L2(1.0)], params)
     with torch.no_grad():
         params[0].add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -86,7 +86,7 @@ def test_the_transforms_of_torch_func_see_the_formulas(transform):
     penalty = L1(0.1) + L2(0.2)
 
     def value(w):
-        return total([penalty], [w])
+        return penalty_value([penalty], [w])
 
     if transform == "grad":
         assert_close(torch.func.grad(value)(w), penalty.gradient(w))
@@ -101,7 +101,7 @@ def test_many_weights_of_all_sizes_are_penalized_as_one_by_one(dtype):
     penalties = [other if i == 4 else shared for i in range(len(sizes))]
     params = [nn.Parameter(torch.randn(n, n).to(dtype)) for n in sizes]
     params[1].requires_grad_(False)
-    value = total(penalties, params)
+    value = penalty_value(penalties, params)
     precise = sum(p.value(w.double()) for p, w in zip(penalties, params, strict=True))
     assert_close(value.double(), precise, tolerance=1e-2 if dtype == torch.bfloat16 else 1e-5)
     value.backward()
@@ -115,19 +115,19 @@ def test_many_weights_of_all_sizes_are_penalized_as_one_by_one(dtype):
 
 def test_gradients_of_a_bundle_do_not_share_memory_with_each_other():
     params = parameters(4)
-    total([L2(1.0)] * 4, params).backward()
+    penalty_value([L2(1.0)] * 4, params).backward()
     params[0].grad.zero_()
     assert all(p.grad.any() for p in params[1:])
 
 
 def test_many_small_values_do_not_outgrow_half_precision():
     params = [nn.Parameter(torch.ones(1, 1, dtype=torch.bfloat16)) for _ in range(1000)]
-    assert total([GroupLasso(1.0)] * 1000, params) == 1000
+    assert penalty_value([GroupLasso(1.0)] * 1000, params) == 1000
 
 
 def test_a_batch_of_gradients_goes_through():
     params = parameters(1)
-    value = torch.stack([total([L1(0.1) + L2(0.2)], params), 2 * total([L1(0.1) + L2(0.2)], params)])
+    value = torch.stack([penalty_value([L1(0.1) + L2(0.2)], params), 2 * penalty_value([L1(0.1) + L2(0.2)], params)])
     (batch,) = torch.autograd.grad(value, params, torch.eye(2, dtype=torch.float64), is_grads_batched=True)
     gradient = (L1(0.1) + L2(0.2)).gradient(params[0].detach())
     assert_close(batch, torch.stack([gradient, 2 * gradient]))
@@ -136,4 +136,4 @@ def test_a_batch_of_gradients_goes_through():
 def test_autocast_does_not_take_digits_from_the_penalty():
     w = nn.Parameter(torch.linalg.qr(torch.randn(64, 64)).Q)
     with torch.autocast("cpu", torch.bfloat16):
-        assert total([SoftOrthogonality(1.0)], [w]) < 1e-8
+        assert penalty_value([SoftOrthogonality(1.0)], [w]) < 1e-8

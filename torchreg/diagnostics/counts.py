@@ -1,4 +1,4 @@
-"""What regularization did to a model: how large its weights are, and how many are zero."""
+"""Norms of weights, shares of zeros, and compression by zeros."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torchreg.diagnostics.dead_units import compress
-from torchreg.functional.sharding import plain
+from torchreg.functional.sharding import as_plain
 from torchreg.nn import pruned
 from torchreg.selection.parameters import each_parameter
 from torchreg.selection.selectors import weights
@@ -17,7 +17,13 @@ from torchreg.selection.selectors import weights
 
 @torch.no_grad()
 def sparsity(model: nn.Module) -> dict[str, float]:
-    """The fraction of exact zeros in each weight that :data:`~torchreg.selectors.weights` selects.
+    """The share of exact zeros in each weight that :data:`~torchreg.weights` selects.
+
+    Args:
+        model: any module.
+
+    Returns:
+        The shares by the parameters' names.
 
     Example:
         >>> layer = nn.Linear(4, 1)
@@ -30,7 +36,13 @@ def sparsity(model: nn.Module) -> dict[str, float]:
 
 @torch.no_grad()
 def norms(model: nn.Module) -> dict[str, float]:
-    """The Euclidean norm of each weight that :data:`~torchreg.selectors.weights` selects.
+    """The Euclidean norm of each weight that :data:`~torchreg.weights` selects.
+
+    Args:
+        model: any module.
+
+    Returns:
+        The norms by the parameters' names.
 
     Example:
         >>> layer = nn.Linear(2, 1)
@@ -42,12 +54,19 @@ def norms(model: nn.Module) -> dict[str, float]:
 
 
 class Compression(NamedTuple):
-    """How many times smaller a model's weights have become, counted in three ways; infinite if nothing is left.
+    """How many times smaller a model's weights have become, by three counts; infinite if no weight is left.
 
     Attributes:
-        weights: all weights to those that are not zero.
-        units: all weights to those of the model without its dead units; None if it is not sequential.
-        bits: 32 bits for each weight to 32 for each that is not zero and the places of those.
+        weights: the number of weights, divided by that of nonzero weights.
+        units: the number of weights, divided by that of the model without its dead units; None if the model is no
+            ``torch.nn.Sequential``.
+        bits: 32 bits for each weight, divided by 32 bits for each nonzero weight plus the bits for their positions.
+
+    Example:
+        >>> layer = nn.Linear(4, 1)
+        >>> _ = layer.weight.data.copy_(torch.tensor([[0.0, 0.0, 0.0, 1.0]]))
+        >>> compression(layer).weights
+        4.0
     """
 
     weights: float
@@ -57,12 +76,17 @@ class Compression(NamedTuple):
 
 @torch.no_grad()
 def compression(model: nn.Module) -> Compression:
-    r"""How far zeros compress a model: by number of weights, by the layers that are left, and in bits.
+    r"""How much zeros compress a model: by the number of weights, by the remaining units, and in bits.
 
-    Papers count each in a way of their own. In a tensor with :math:`k` of :math:`n` weights not zero, these take
-    :math:`32 k + \log_2 \binom{n}{k}` bits, the least that any code needs for their places. Layers that learn what to
-    drop count as what they have become (:func:`torchreg.nn.pruned`), and only what
-    :data:`~torchreg.selectors.weights` selects counts.
+    .. math:: \text{weights} = \frac{\sum_w n_w}{\sum_w k_w}, \qquad
+              \text{bits} = \frac{\sum_w 32 n_w}{\sum_w 32 k_w + \log_2 \binom{n_w}{k_w}}
+
+    for weight tensors with :math:`n_w` elements, :math:`k_w` of them not zero. The binomial coefficient counts the bits
+    that any code needs at least for the positions. Only the parameters that :data:`~torchreg.weights` selects are
+    counted. Layers that learn what to drop count as :func:`torchreg.nn.pruned` makes them.
+
+    Args:
+        model: any module.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -89,9 +113,14 @@ def _ratio(whole: float, part: float) -> float:
 
 
 def weights_of(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters, by name, that :data:`~torchreg.selectors.weights` selects."""
+    """The parameters that :data:`~torchreg.weights` selects, by name.
+
+    Example:
+        >>> list(weights_of(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))))
+        ['0.weight']
+    """
     return {places[0].name: places[0].param for places in each_parameter(model) if any(map(weights, places))}
 
 
 def _number(result: Tensor) -> float:
-    return plain(result, alone=False).item()  # of a weight spread over processes, the parts must be joined first
+    return as_plain(result, local=False).item()  # of a sharded weight the sum over all processes

@@ -1,4 +1,4 @@
-"""A smaller model that computes the same: units that a penalty has killed are taken out."""
+"""A smaller model with the same outputs, without the dead units."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from torchreg.selection.parameters import each_parameter
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
-# What is known, with the dimensions of a unit's map. Exact types: a subclass may compute anything.
+# The supported layers, with the dimensions of a unit's map. Exact types, because a subclass may compute anything.
 _LAYERS: dict[type[nn.Module], int] = {nn.Linear: 0, nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 _NORMS: dict[type[nn.Module], int] = {nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}
 _POOLS: dict[type[nn.Module], int] = {
@@ -44,32 +44,35 @@ _ELEMENTWISE = {nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.RReLU, nn.PReLU
 
 @torch.no_grad()
 def compress(model: nn.Sequential) -> nn.Sequential:
-    r"""A new, smaller model with the same outputs in evaluation mode; the one given is left as it is.
+    r"""A new, smaller model with the same outputs in evaluation mode, without the dead units of a model.
 
-    Taken out of linear layers and convolutions are units of two kinds, again and again until there are none:
+    It removes units of two kinds from linear layers and convolutions, repeatedly until there are none:
 
-    - those whose outgoing weights are all exactly zero: nobody reads them;
-    - those whose incoming weights are all exactly zero: their output is a constant :math:`c`, which becomes part of
-      the next layer's bias, :math:`b \leftarrow b + W_{\cdot u} c` (a layer without one gets one if :math:`c \neq 0`).
+    - units whose outgoing weights are all exactly zero: no layer uses them;
+    - units whose incoming weights are all exactly zero: their output is a constant :math:`c`, which is added to the
+      next layer's bias, :math:`b \leftarrow b + W_{\cdot u} c`. A layer without a bias gets one if :math:`c \neq 0`.
 
     Between the two layers there may be elementwise activations, batch normalization, pooling, dropout and ``Flatten``.
-    A constant that would not stay one (a nonzero one before zero padding, say) is kept as a unit, and so is every unit
-    next to anything else: grouped and transposed convolutions, softmax, layer normalization, tied weights, modules of
-    your own, and modules with hooks or parametrizations (make the masks of ``torch.nn.utils.prune`` permanent first).
-    Each layer keeps at least one unit, the last one all.
+    A unit is kept if its output is not constant everywhere, for example because of zero padding. All units are kept
+    next to other modules: grouped and transposed convolutions, softmax, layer normalization, modules with tied weights,
+    hooks or parametrizations, and modules of your own. (Make the masks of ``torch.nn.utils.prune`` permanent first.)
+    Each layer keeps at least one unit, the last layer keeps all.
 
-    Outputs agree up to rounding. In training mode they agree only without batch normalization and dropout. Gradients
-    are not copied.
+    The outputs agree up to rounding; in training mode only without batch normalization and dropout. Gradients are not
+    copied.
 
     Args:
-        model: layers in sequence, which may be sequences themselves. Inputs have a batch dimension; what comes out of
-            a linear layer before a batch normalization has no others but that and the units.
+        model: layers in sequence, which may contain sequences; it is not changed. Inputs have a batch dimension. The
+            outputs of a linear layer before a batch normalization have the shape (batch, units).
+
+    Returns:
+        The smaller model; it shares no tensors with ``model``.
 
     Raises:
         TypeError: ``model`` is not a ``torch.nn.Sequential`` with the ordinary ``forward``.
 
     Example:
-        A penalty such as the group lasso makes rows of weights exactly zero; here a hand does.
+        A group lasso makes rows of weights exactly zero. Here they are set to zero by hand.
 
         >>> model = nn.Sequential(nn.Linear(4, 100), nn.ReLU(), nn.Linear(100, 3))
         >>> model[0].weight.data[10:] = 0
@@ -92,25 +95,25 @@ def compress(model: nn.Sequential) -> nn.Sequential:
     if not _is_sequence(model):
         raise TypeError(
             f"compress: model must be a torch.nn.Sequential, got {type(model).__name__}: "
-            "compress its sequential parts one by one"
+            "compress each of its sequential parts"
         )
     small = copy.deepcopy(model)
-    joints = list(_joints(small))
-    while any(joint.shrink() for joint in joints):
+    pairs = list(_layer_pairs(small))
+    while any(pair.shrink() for pair in pairs):
         pass
     return small
 
 
 @dataclass(frozen=True)
-class _Joint:
-    """Two layers of which the second reads the first, through modules that keep units apart."""
+class _LayerPair:
+    """Two layers: the reader uses the writer's outputs, through modules that treat each unit separately."""
 
     writer: Layer
     between: Sequence[nn.Module]
     reader: Layer
 
     def shrink(self) -> bool:
-        """Takes out the units that can go; whether there were any."""
+        """Removes the dead units; returns whether there were any."""
         units, columns = self._units(), self._columns()
         constants, steady = self._constants(columns)
         written = self.writer.weight.flatten(1).any(1)
@@ -128,13 +131,13 @@ class _Joint:
         return torch.arange(len(self.writer.weight), device=self.writer.weight.device)
 
     def _columns(self) -> Tensor:
-        """The unit that each of the reader's inputs comes from; several come from one where a Flatten lies between."""
+        """The unit that each of the reader's inputs comes from; after a Flatten several come from one unit."""
         units = self._units()
         copies = self.reader.weight.shape[1] // len(units)
         return units.repeat(copies) if isinstance(self.writer, nn.Linear) else units.repeat_interleave(copies)
 
     def _constants(self, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """What the reader would get from units without incoming weights, and where that is the same at every place."""
+        """The reader's inputs from units without incoming weights, and whether each is the same at all positions."""
         bias, weight = self.writer.bias, self.writer.weight
         constants = weight.new_zeros(len(weight)) if bias is None else bias.clone()
         steady = torch.ones_like(constants, dtype=torch.bool)
@@ -175,22 +178,22 @@ class _Joint:
                 layer.out_channels, layer.in_channels = outputs, inputs
 
 
-# -- finding the joints -------------------------------------------------------------------------------------------
+# -- finding the pairs -------------------------------------------------------------------------------------------
 
 
-def _joints(model: nn.Sequential) -> Iterator[_Joint]:
+def _layer_pairs(model: nn.Sequential) -> Iterator[_LayerPair]:
     modules = list(_leaves(model))
     places = Counter(module for _, module in model.named_modules(remove_duplicate=False))
     tied = {place.module for where in each_parameter(model) if len(where) > 1 for place in where}
     tied |= {module for module in modules if isinstance(module, Norm) and places[module] > 1}
     known = {module for module in modules if module not in tied and _is_known(module)}
     for start, module in enumerate(modules):
-        if module in known and _is_layer(module) and (joint := _joint(module, modules[start + 1 :], known)):
-            yield joint
+        if module in known and _is_layer(module) and (pair := _layer_pair(module, modules[start + 1 :], known)):
+            yield pair
 
 
-def _joint(writer: Layer, following: Sequence[nn.Module], known: set[nn.Module]) -> _Joint | None:
-    """The layer with the one that reads it, if all that lies between is known."""
+def _layer_pair(writer: Layer, following: Sequence[nn.Module], known: set[nn.Module]) -> _LayerPair | None:
+    """The layer with its reader, if all modules between them are supported."""
     units, dims, is_flat = len(writer.weight), _LAYERS[type(writer)], False
 
     def fits(inputs: int) -> bool:
@@ -202,7 +205,7 @@ def _joint(writer: Layer, following: Sequence[nn.Module], known: set[nn.Module])
             return None
         if _is_layer(module):
             is_reader = _LAYERS[kind] == dims and fits(module.weight.shape[1])
-            return _Joint(writer, following[:index], module) if is_reader else None
+            return _LayerPair(writer, following[:index], module) if is_reader else None
         if isinstance(module, nn.Flatten):
             dims, is_flat = 0, True
         if isinstance(module, Norm) and not (_NORMS[kind] == max(dims, 1) and fits(module.num_features)):
@@ -213,7 +216,7 @@ def _joint(writer: Layer, following: Sequence[nn.Module], known: set[nn.Module])
 
 
 def _leaves(model: nn.Sequential) -> Iterator[nn.Module]:
-    """The modules in the order in which they are called, through sequences in sequences."""
+    """The modules in the order of their calls; nested sequences are expanded."""
     for module in model:
         if _is_sequence(module) and not _has_hooks(module):
             yield from _leaves(module)
@@ -234,7 +237,7 @@ def _is_layer(module: nn.Module) -> TypeGuard[Layer]:
 
 
 def _is_known(module: nn.Module) -> bool:
-    """Whether the module computes what its type says, each unit apart from the others."""
+    """Whether the module is supported and computes what its type says, each unit separately."""
     if _has_hooks(module) or "forward" in vars(module):
         return False
     if isinstance(module, nn.PReLU):
@@ -254,11 +257,11 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def _keeps_constants(module: nn.Module) -> bool:
-    """Whether a constant map stays that constant: in pooling, where no window sees padding."""
+    """Whether a constant map stays constant: in pooling, if no window contains padding."""
     if isinstance(module, nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d):
         is_padded = module.count_include_pad and _any(module.padding)
         return not is_padded and getattr(module, "divisor_override", None) is None
-    if isinstance(module, nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d):  # a dilated window may see nothing else
+    if isinstance(module, nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d):  # a dilated window may contain padding only
         return not _any(module.padding) or not _any(module.dilation, above=1)
     return True
 
@@ -274,12 +277,12 @@ def _any(sizes: int | Sequence[int], above: int = 0) -> bool:
 
 
 def _spread(values: Tensor, columns: Tensor, width: int) -> Tensor:
-    """One value a unit as one a column, if so many are wanted."""
+    """The values of the units; if ``width`` differs from their number, the values of the columns."""
     return values if len(values) == width else values[columns]
 
 
 def _evaluate(module: nn.Module, x: Tensor) -> Tensor:
-    """The module's output in evaluation mode, in which a copy is put."""
+    """The output of a copy of the module in evaluation mode."""
     y: Tensor = copy.deepcopy(module).eval()(x)
     return y
 

@@ -1,5 +1,9 @@
-"""MANY equal models trained as one."""
+"""MANY models of one architecture trained as one."""
 
 from torchreg.ensemble.stacked import Stacked
 
 __all__ = ["Stacked"]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__doc__"]

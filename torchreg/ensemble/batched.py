@@ -1,4 +1,4 @@
-"""Plain perceptrons, of which a stack is a row of batched matrix products: faster than what ``vmap`` makes of it."""
+"""Stacks of plain perceptrons as batched matrix products, which are faster than ``vmap``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.
 
 
 def plain_layers(model: nn.Module, args: Sequence[Any], kwargs: Any) -> list[nn.Module] | None:
-    """The layers of a sequence of linear and elementwise ones, if it is nothing else and is given vectors."""
+    """The layers of a sequence of linear and elementwise layers with vectors as inputs; None for other models."""
     if type(model) is not nn.Sequential or kwargs or len(args) != 1 or not isinstance(args[0], Tensor):
         return None
     layers = list(model)
@@ -20,8 +20,8 @@ def plain_layers(model: nn.Module, args: Sequence[Any], kwargs: Any) -> list[nn.
     return layers if is_flat and not _is_hooked(model) and all(map(_is_plain, layers)) else None
 
 
-def products(layers: Sequence[nn.Module], x: Tensor, members: int) -> Tensor:
-    """What the layers, with stacked weights, make of inputs that all members share: ``(members, batch, outputs)``."""
+def batched_forward(layers: Sequence[nn.Module], x: Tensor, members: int) -> Tensor:
+    """The outputs ``(members, batch, outputs)`` of layers with stacked weights, for inputs that all members share."""
     y = x.expand(members, *x.shape)
     for layer in layers:
         if isinstance(layer, nn.Linear):
@@ -33,7 +33,7 @@ def products(layers: Sequence[nn.Module], x: Tensor, members: int) -> Tensor:
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """Whether it is of exactly such a type, with nothing hooked to it, and does not overwrite its input."""
+    """Whether the layer is exactly of such a type, has no hooks, and does not overwrite its input."""
     if _is_hooked(layer) or getattr(layer, "inplace", False):
         return False
     if type(layer) is nn.Flatten:

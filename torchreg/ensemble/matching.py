@@ -1,4 +1,4 @@
-"""Whether models differ in values only."""
+"""Checks that models differ in their values only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torchreg.nn.dropout import Seeded
 
 
 def check_equal(models: Sequence[nn.Module]) -> None:
-    """Raises unless the models differ in values only."""
+    """Raises ``ValueError`` or ``TypeError`` unless the models differ in their values only."""
     if not models:
         raise ValueError("Stacked: models must be at least one module, got none")
     for number, model in enumerate(models):
@@ -32,22 +32,22 @@ def check_equal(models: Sequence[nn.Module]) -> None:
 
 
 def _description(model: nn.Module) -> dict[str, str]:
-    """All that members of a stack must have in common, by name."""
-    told = {}
+    """Everything that the members of a stack must have in common, by name."""
+    described = {}
     for name, module in model.named_modules():
         mode = "in training" if module.training else "in evaluation"
         seeded = ", with a generator" if isinstance(module, Seeded) and module.generator is not None else ""
         hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
         hooked = f", with {hooks} forward hooks" if hooks else ""
-        told[name] = f"{type(module).__name__}({module.extra_repr()}) {mode}{seeded}{hooked}{_settings(module)}"
+        described[name] = f"{type(module).__name__}({module.extra_repr()}) {mode}{seeded}{hooked}{_settings(module)}"
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         frozen = "" if value.requires_grad or not isinstance(value, nn.Parameter) else ", frozen"
-        told[name] = f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)} on {value.device}{frozen}"
-    return told
+        described[name] = f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)} on {value.device}{frozen}"
+    return described
 
 
 def _settings(module: nn.Module) -> str:
-    """The numbers, words and functions among a module's own attributes: what else it may compute with."""
+    """The numbers, strings and functions among a module's attributes, which may also affect its outputs."""
     plain = (bool, int, float, str, tuple, list, torch.dtype)
     own = {
         name: value.__qualname__ if isinstance(value, FunctionType | BuiltinFunctionType) else value

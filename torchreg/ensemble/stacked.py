@@ -1,4 +1,4 @@
-"""Equal models as one module, which computes them all at once."""
+"""Models of one architecture as one module, which computes them all at once."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_map
 
 from torchreg import functional as f
-from torchreg.ensemble.batched import plain_layers, products
+from torchreg.ensemble.batched import batched_forward, plain_layers
 from torchreg.ensemble.matching import check_equal
 from torchreg.nn.dropout import Seeded
 
 
 class Stacked(nn.Module):
-    r"""Equal models as one: seeds, strengths or folds that are trained in the time of little more than one.
+    r"""Several models of one architecture as one module, to train many seeds, strengths or folds at once.
 
-    Each parameter and buffer holds those of all members along a new first dimension, under the name it has in one
-    member. Everything that works element by element, as SGD and the Adam family do, then works on all members. Small
-    networks spend their time on calls, not on arithmetic, and a stack makes as many calls as one member. Outputs are
-    ``(members, batch, ...)``, and the loop stays as it is:
+    Each parameter and buffer contains those of all members along a new first dimension, with its name in one member.
+    Optimizers that work element by element, such as SGD and the Adam family, then train all members. Small networks
+    spend most time in calls, and a stack makes as many calls as one member. Outputs are ``(members, batch, ...)``. The
+    training loop stays the same:
 
     .. code-block:: python
 
@@ -37,27 +37,27 @@ class Stacked(nn.Module):
             losses(stack(x), y).sum().backward()
             optimizer.step()
 
-    A member's result is that of training it alone, up to rounding. A :class:`~torchreg.Regularizer` of a stack treats
-    each member as a model of its own and takes a tensor of one ``scale`` a member: that is a whole path of strengths.
-    Dropout layers drop other units in each member; those with a generator of their own, as
-    :func:`~torchreg.nn.seed_dropout` gives them, the very ones that they would drop alone. Optimizers that look at more
-    than one element at a time (LBFGS, Muon, Adafactor) and gradient clipping by the norm of everything would mix the
+    Each member gets the result of training it alone, up to rounding. A :class:`~torchreg.Regularizer` of a stack treats
+    each member as a separate model; its ``scale`` may be a tensor with one scale for each member, which gives a path of
+    strengths. Dropout layers drop different units in each member. With their own generators, see
+    :func:`~torchreg.nn.seed_dropout`, they drop the same units as in the member alone. Do not use optimizers that
+    combine several elements (LBFGS, Muon, Adafactor), or gradient clipping by the total norm: they would mix the
     members.
 
-    A model that ``torch.func.vmap`` cannot vectorize is computed one member after another, with a warning that names
-    the layer.
+    If ``torch.func.vmap`` cannot vectorize the model, the members are computed one after another, with a warning that
+    names the layer.
 
     Args:
         models: modules of one architecture, in the same mode, on one device. They are copied.
-        vectorize: False computes one member after another, which is faster for large layers.
+        vectorize: False computes the members one after another, which is faster for large layers.
 
     Attributes:
-        vectorize: as given; False once a model has turned out not to be vectorizable.
-        frozen: the members that :meth:`freeze` was called for, in order.
+        vectorize: the argument, or False if the model could not be vectorized.
+        frozen: the numbers of the members for which :meth:`freeze` was called, in ascending order.
 
     Raises:
-        ValueError: no models, or models that differ in more than values.
-        TypeError: one of them is no module.
+        ValueError: there are no models, or they differ in more than their values.
+        TypeError: one of the models is no module.
 
     Example:
         >>> stack = Stacked([nn.Linear(3, 2) for _ in range(4)])
@@ -77,7 +77,7 @@ class Stacked(nn.Module):
         if any(isinstance(module, Stacked) for module in models[0].modules()):
             raise ValueError("Stacked: models must be ordinary ones, got one that holds a stack itself")
         self._count = len(models)
-        self._template = (_template(models),)  # in a tuple, so that it is not a child: its children are ours
+        self._template = (_template(models),)  # in a tuple, so that it does not become a child: its children are ours
         self._share()
         self.training = models[0].training
         self.vectorize = vectorize
@@ -86,7 +86,7 @@ class Stacked(nn.Module):
         self._held: dict[str, Tensor] = {}
 
     def _share(self) -> None:
-        """The template's parameters, buffers and children are the stack's, under the same names."""
+        """Makes the template's parameters, buffers and children those of the stack."""
         (template,) = self._template
         for kind in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             setattr(self, kind, getattr(template, kind))
@@ -114,7 +114,7 @@ class Stacked(nn.Module):
             before.restore()
             where, reason = self._culprit(args, kwargs), " ".join(str(error).split())[:200]
             before.restore()
-            outputs = self._one_after_another(args, kwargs)  # if it fails as well, the model is to blame, not vmap
+            outputs = self._one_after_another(args, kwargs)  # if this fails too, the error is the model's, not vmap's
             self.vectorize = False
             warnings.warn(
                 f"Stacked: {where} cannot be vectorized over members, which are computed one after another from now "
@@ -124,7 +124,13 @@ class Stacked(nn.Module):
             return outputs
 
     def per_member(self, criterion: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
-        """The criterion as a function of stacked outputs and shared targets: a loss for each member, ``(members,)``.
+        """The criterion as a function of stacked outputs and shared targets, with a loss for each member.
+
+        Args:
+            criterion: a mean loss of outputs and targets.
+
+        Returns:
+            A function of outputs ``(members, batch, ...)`` and targets ``(batch, ...)`` that returns ``(members,)``.
 
         Example:
             >>> stack = Stacked([nn.Linear(3, 2) for _ in range(4)])
@@ -142,14 +148,14 @@ class Stacked(nn.Module):
         (template,) = self._template
         layers = plain_layers(template, args, kwargs)
         if layers is not None:
-            return products(layers, args[0], self._count)
+            return batched_forward(layers, args[0], self._count)
         state = {**dict(template.named_parameters()), **dict(template.named_buffers())}
         device = next((value.device for value in state.values()), None)
         return vmap(one, randomness="different")(state, torch.arange(self._count, device=device))
 
     def _one_after_another(self, args: Any, kwargs: Any) -> Any:
         (template,) = self._template
-        # unbind, whose gradients are stacked once; those of an index would be a whole stack for each member
+        # unbind stacks the gradients once; indexing would make the gradient of a whole stack for each member
         alone = self._count == 1
         params = {n: (p.squeeze(0),) if alone else p.unbind() for n, p in template.named_parameters()}
         outputs = []
@@ -161,7 +167,7 @@ class Stacked(nn.Module):
         return tree_map(lambda *each: torch.stack(each) if isinstance(each[0], Tensor) else each[0], *outputs)
 
     def _culprit(self, args: Any, kwargs: Any) -> str:
-        """The innermost module that was at work when vectorizing failed."""
+        """The innermost module that was running when vectorizing failed."""
         path: list[str] = []
         (template,) = self._template
         handles = []
@@ -184,15 +190,15 @@ class Stacked(nn.Module):
 
     @torch.no_grad()
     def members(self) -> list[nn.Module]:
-        """The members as ordinary models, with values of their own."""
+        """The members as ordinary models; they are copies."""
         self._hold_frozen()
         return [self._member(number) for number in range(self._count)]
 
     def freeze(self, member: int) -> None:
-        """Keeps the member as it is now, whatever the optimizer goes on to do: early stopping for one of many.
+        """Keeps the member's current values from now on: early stopping of one member.
 
-        What the optimizer does to it is taken back when the stack is next computed, saved, or taken apart. Which
-        members are frozen is not in the ``state_dict``.
+        Changes by the optimizer are reverted when the stack is next computed, saved, or split into members. The
+        ``state_dict`` does not contain which members are frozen.
         """
         member = self._checked(member)
         self._saved[member] = self.state_of(member)
@@ -206,10 +212,10 @@ class Stacked(nn.Module):
 
     @torch.no_grad()
     def load_member(self, member: int, state: Mapping[str, Any]) -> None:
-        """Gives a member the values that :meth:`state_of` or an ordinary model's ``state_dict`` holds.
+        """Gives a member the values of :meth:`state_of` or of an ordinary model's ``state_dict``.
 
         Raises:
-            ValueError: a parameter is missing, or of another shape.
+            ValueError: a parameter is missing or has another shape.
         """
         member = self._checked(member)
         for name, value in self._values():
@@ -224,7 +230,7 @@ class Stacked(nn.Module):
             self._gather_frozen()
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """The stacked one's; frozen members stay frozen, at what was loaded."""
+        """Loads a ``state_dict`` of the stack; frozen members stay frozen, with the loaded values."""
         result = super().load_state_dict(*args, **kwargs)
         for member in self._saved:
             self._saved[member] = {name: value[member].detach().clone() for name, value in self._values()}
@@ -240,7 +246,7 @@ class Stacked(nn.Module):
         return {name for name, _ in self._template[0].named_parameters()}
 
     def _gather_frozen(self) -> None:
-        """The frozen members' values in one tensor for each name, as they are held in one call."""
+        """Stacks the frozen members' values for each name, so that one call restores them."""
         states = [self._saved[member] for member in self.frozen]
         self._held = (
             {name: torch.stack([state[name] for state in states]) for name, _ in self._values()} if states else {}
@@ -248,7 +254,7 @@ class Stacked(nn.Module):
 
     @torch.no_grad()
     def _hold_frozen(self) -> None:
-        """Takes back what an optimizer did to the frozen members; writes only if it did, as autograd counts writes."""
+        """Restores the frozen members; it writes only if they have changed, because autograd counts writes."""
         if not self._saved:
             return
         for name, value in self._values():
@@ -264,7 +270,7 @@ class Stacked(nn.Module):
 
     def _member(self, number: int) -> nn.Module:
         (template,) = self._template
-        own: dict[int, Any] = {}  # deepcopy takes these in the place of what the template holds
+        own: dict[int, Any] = {}  # deepcopy uses these instead of the template's values
         for _, param in template.named_parameters():
             own[id(param)] = nn.Parameter(param[number].detach().clone(), requires_grad=param.requires_grad)
         for _, buffer in template.named_buffers():
@@ -278,7 +284,7 @@ class Stacked(nn.Module):
         return [own for own in found if isinstance(own, f.Generators)]
 
     def train(self, mode: bool = True) -> Stacked:
-        self._template[0].train(mode)  # it may have a way of its own, and its children are ours
+        self._template[0].train(mode)  # it may override train(), and its children are ours
         self.training = mode
         return self
 
@@ -295,9 +301,9 @@ class Stacked(nn.Module):
 
 
 def _template(models: Sequence[nn.Module]) -> nn.Module:
-    """A copy of the first model that holds the values of all."""
+    """A copy of the first model with the stacked values of all models."""
     first = models[0]
-    own: dict[int, Any] = {}  # what deepcopy takes in the place of what the first model holds
+    own: dict[int, Any] = {}  # deepcopy uses these instead of the first model's values
     for name, param in first.named_parameters():
         values = torch.stack([model.get_parameter(name).detach() for model in models])
         own[id(param)] = nn.Parameter(values, requires_grad=param.requires_grad)
@@ -314,7 +320,7 @@ def _seeded(model: nn.Module) -> list[Seeded]:
 
 @contextmanager
 def _writing_in_place(template: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
-    """Raises if the forward pass has put another tensor in a buffer's place, which nobody would keep."""
+    """Raises ``RuntimeError`` if the forward pass replaces a buffer by another tensor, which a stack would lose."""
     names = [name for name, _ in template.named_buffers()]
     if not names:
         yield
@@ -324,8 +330,8 @@ def _writing_in_place(template: nn.Module, state: Mapping[str, Tensor]) -> Itera
         for name in names:
             if template.get_buffer(name) is not state[name]:
                 raise RuntimeError(
-                    f"Stacked: the forward pass must write into the buffer {name}, as {name}.copy_(...) does; it puts "
-                    "another tensor in its place, which a stack cannot keep"
+                    f"Stacked: the forward pass must write into the buffer {name}, as {name}.copy_(...) does; it "
+                    "replaces the buffer by another tensor, which a stack cannot keep"
                 )
 
     handle = template.register_forward_hook(check)
@@ -336,7 +342,7 @@ def _writing_in_place(template: nn.Module, state: Mapping[str, Tensor]) -> Itera
 
 
 class _State:
-    """All that a forward pass may change: buffers, and the states of random generators."""
+    """Everything that a forward pass may change: buffers, and the states of random generators."""
 
     def __init__(self, model: nn.Module) -> None:
         self.buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]

@@ -1,4 +1,4 @@
-"""Every formula of torchreg, on plain tensors. Nothing here knows of models, optimizers or strengths."""
+"""FORMULAS on plain tensors, without models, optimizers or strengths."""
 
 from torchreg.functional.dropping import channel_dropout, drawn_rate, drop, dropout, is_small, mask_shape
 from torchreg.functional.losses import losses_at_once
@@ -99,3 +99,7 @@ __all__ = [
     "soft_threshold_towards",
     "wide",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__doc__"]

@@ -1,6 +1,6 @@
-"""Weights of any size in portions of about one: what is computed on the way stays in the cache, at few calls.
+"""Large weights in chunks and small weights in bundles of about the same size.
 
-Large weights are taken a piece at a time, small ones a bundle at a time.
+A chunk is small enough for intermediate results to stay in the cache; a bundle saves calls.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,41 +9,41 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-PIECE = 1 << 18  # elements: a megabyte in single precision
+CHUNK = 1 << 18  # elements: a megabyte in single precision
 
 
-def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Views of tensors of one shape, which together are all of them; small or strided ones as they are.
+def chunks_of(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The tensors, all of one shape, as views of up to ``CHUNK`` elements; small or strided tensors as a whole.
 
     Example:
         >>> w = torch.zeros(600_000)
-        >>> [len(piece) for (piece,) in pieces(w)]
+        >>> [len(chunk) for (chunk,) in chunks_of(w)]
         [262144, 262144, 75712]
     """
     first = tensors[0]
-    if first.numel() <= PIECE or first.device.type != "cpu" or torch.compiler.is_compiling():
+    if first.numel() <= CHUNK or first.device.type != "cpu" or torch.compiler.is_compiling():
         yield tensors
     elif all(tensor.is_contiguous() for tensor in tensors):
-        yield from zip(*(tensor.view(-1).split(PIECE) for tensor in tensors), strict=True)
+        yield from zip(*(tensor.view(-1).split(CHUNK) for tensor in tensors), strict=True)
     else:
         yield tensors
 
 
 def bundles(keys: Iterable[object], weights: Sequence[Tensor]) -> list[list[int]]:
-    """The positions of the weights, those together that have one key, dtype and device, are small and lie in a row.
+    """The positions of the weights, in bundles of small consecutive weights with the same key, dtype and device.
 
     Example:
         >>> bundles("aab", [torch.zeros(2)] * 3)
         [[0, 1], [2]]
     """
     found: list[list[int]] = []
-    last, room = None, 0
+    last, left = None, 0
     for position, (key, w) in enumerate(zip(keys, weights, strict=True)):
-        alike = (key, w.dtype, w.device) if type(w) in (Tensor, Parameter) else object()
-        if alike == last and w.numel() <= room:
+        shared = (key, w.dtype, w.device) if type(w) in (Tensor, Parameter) else object()
+        if shared == last and w.numel() <= left:
             found[-1].append(position)
-            room -= w.numel()
+            left -= w.numel()
         else:
             found.append([position])
-            last, room = alike, PIECE - w.numel()
+            last, left = shared, CHUNK - w.numel()
     return found

@@ -1,4 +1,4 @@
-"""Dropout, from random bits to gradients."""
+"""Dropout of elements and channels."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchreg.functional.chunks import CHUNK
 from torchreg.functional.masks import (
-    PIECE,
     check_generator,
     check_probability,
     draws_bits,
@@ -19,7 +19,7 @@ from torchreg.functional.masks import (
 )
 from torchreg.functional.members import Source
 
-_SMALL = 3 << 13  # elements; for fewer, torch's single call is faster than drawing bits in several
+_SMALL = 3 << 13  # elements; for fewer, one call of torch is faster than several calls that draw bits
 
 
 def dropout(
@@ -31,25 +31,29 @@ def dropout(
     generator: Source = None,
     noise_shape: Sequence[int | None] | None = None,
 ) -> Tensor:
-    r"""Zeroes each element with probability ``p`` and scales the others by ``1 / (1 - p)``, so the mean is kept.
+    r"""Zeroes each element with probability ``p`` and scales the others by ``1 / (1 - p)``, which preserves the mean.
 
-    On the CPU one 64-bit random number decides about eight elements, which is several times faster than
-    :func:`torch.nn.functional.dropout`; what is kept for the backward pass is one byte an element. Tensors of fewer
-    than 24,576 elements, other devices, tensor subclasses, ``torch.compile`` and the
-    transforms of ``torch.func`` use torch's own kernels.
+    .. math:: y_i = \frac{m_i}{1 - p} x_i, \qquad m_i \sim \operatorname{Bernoulli}(1 - p)
+
+    On the CPU one 64-bit random number decides about eight elements. This is several times faster than
+    :func:`torch.nn.functional.dropout`, and stores one byte for each element for the backward pass. Tensors of fewer
+    than 24,576 elements, other devices, tensor subclasses, ``torch.compile`` and transforms of ``torch.func`` use
+    torch's own kernels.
 
     Args:
         x: floating-point tensor of any shape; dtype and memory format are preserved.
-        p: probability of dropping, in [0, 1]. On the CPU it is rounded to the nearest multiple of ``2**-16``, and the
-            scale is that of the rounded value.
+        p: probability of dropping, in [0, 1]. On the CPU it is rounded to the nearest multiple of ``2**-16``; the scale
+            is that of the rounded value.
         training: ``False`` returns ``x`` itself.
         inplace: overwrites ``x``.
-        generator: source of the random bits, on ``x``'s device; torch's global one (``torch.manual_seed``) if None.
-        noise_shape: shape of the mask, with 1 where elements are dropped together and None for ``x``'s own size.
+        generator: source of the random bits, on ``x``'s device; torch's global generator (``torch.manual_seed``) if
+            None.
+        noise_shape: shape of the mask, with 1 for a dimension along which elements are dropped together and None for
+            ``x``'s own size.
 
     Raises:
-        ValueError: ``p`` outside [0, 1] or NaN, a generator on another device than ``x``, a ``noise_shape`` that does
-            not broadcast to ``x``'s shape.
+        ValueError: ``p`` outside [0, 1] or NaN, a generator on another device than ``x``, or a ``noise_shape`` that
+            does not broadcast to ``x``'s shape.
 
     Example:
         >>> y = dropout(torch.ones(8), p=0.5, generator=torch.Generator().manual_seed(0))
@@ -75,44 +79,44 @@ def dropout(
 
 
 def is_small(draws: int) -> bool:
-    """Whether torch's own layers, which draw a number for each element or channel, are as fast."""
+    """Whether torch's own layers, which draw a number for each element or channel, are as fast for so many draws."""
     return draws < _SMALL
 
 
 def drop(x: Tensor, p: float, shape: Sequence[int], inplace: bool = False, generator: Source = None) -> Tensor:
-    """``x`` with each element of a mask of that shape dropped with probability ``p``, and the rest scaled."""
+    """``x`` times a mask of that shape, whose elements are 0 with probability ``p``, divided by ``1 - p``."""
     p = drawn_rate(x, p, generator)
     if p in (0, 1):
         return all_or_none(x, p, inplace)
     mask, scale = keep_mask(x, p, shape, generator), 1 / (1 - p)
-    if mask.dtype == torch.uint8 and scale.is_integer() and scale < 256:  # p = 0.5 and the like: one product, not two
+    if mask.dtype == torch.uint8 and scale.is_integer() and scale < 256:  # such as p = 0.5: one product instead of two
         mask, scale = mask.mul_(int(scale)), 1.0
     return keep(x, mask, scale, inplace)
 
 
 def drawn_rate(x: Tensor, p: float, generator: Source) -> float:
-    """What a mask for ``x`` drops with in fact."""
+    """The rate with which a mask for ``x`` really drops."""
     return representable(p) if draws_bits(x, generator) else p
 
 
 def all_or_none(x: Tensor, p: float, inplace: bool) -> Tensor:
-    """What becomes of ``x`` where ``p`` is 0 or 1."""
+    """The result of dropout with ``p`` 0 or 1."""
     if p == 0:
         return x if inplace else x.clone()
     return x.mul_(0) if inplace else x * 0
 
 
 def keep(x: Tensor, mask: Tensor, scale: float, inplace: bool = False) -> Tensor:
-    """``x * mask * scale``, at one byte an element kept for the backward pass if the mask has as much.
+    """``x * mask * scale``; it stores the mask for the backward pass, one byte for each element.
 
-    The scale comes last, as a number, so that it is applied in float32 even to half-precision tensors.
+    The scale comes last, as a number, so that half-precision tensors are scaled in float32.
     """
     if mask.numel() < x.numel():
-        mask = mask.to(x.dtype)  # small, and of one dtype the product is faster
+        mask = mask.to(x.dtype)  # it is small, and a product of one dtype is faster
     if inplace:
         return _times_(x.mul_(mask), scale)
-    if x.numel() > PIECE and is_plain(x) and mask.shape == x.shape and mask.stride() == x.stride():
-        result: Tensor = _InPieces.apply(x, mask, scale)
+    if x.numel() > CHUNK and is_plain(x) and mask.shape == x.shape and mask.stride() == x.stride():
+        result: Tensor = _MaskedInChunks.apply(x, mask, scale)
         return result
     return _times_(x.mul(mask), scale)
 
@@ -121,8 +125,8 @@ def _times_(x: Tensor, scale: float) -> Tensor:
     return x if scale == 1 else x.mul_(scale)
 
 
-class _InPieces(torch.autograd.Function):
-    """``x * mask * scale`` of large tensors with nothing allocated but the result: new memory is the slowest."""
+class _MaskedInChunks(torch.autograd.Function):
+    """``x * mask * scale`` of large tensors; it allocates only the result, because new memory is slow."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, mask: Tensor, scale: float) -> Tensor:
@@ -131,7 +135,7 @@ class _InPieces(torch.autograd.Function):
         ctx.scale = scale
         out = torch.empty_like(x)
         flat = (tensor.as_strided((x.numel(),), (1,)) for tensor in (x, mask, out))
-        for some, kept, result in zip(*(tensor.split(PIECE) for tensor in flat), strict=True):
+        for some, kept, result in zip(*(tensor.split(CHUNK) for tensor in flat), strict=True):
             _times_(torch.mul(some, kept, out=result), scale)
         return out
 
@@ -147,7 +151,7 @@ class _InPieces(torch.autograd.Function):
 
 
 def mask_shape(owner: str, noise_shape: Sequence[int | None], x: Tensor) -> tuple[int, ...]:
-    """The sizes of a mask for ``x``; ``ValueError`` unless it broadcasts to ``x``'s shape and no further."""
+    """The shape of a mask for ``x``; raises ``ValueError`` unless it broadcasts to ``x``'s shape."""
     sizes = tuple(noise_shape)
     fits = len(sizes) == x.ndim and all(
         size is None or (type(size) is int and size in (1, own)) for size, own in zip(sizes, x.shape, strict=True)

@@ -1,4 +1,4 @@
-"""The usual criteria for a stack of models, in one call for all members: at a fraction of ``vmap``'s cost."""
+"""Common criteria for a stack of models, in one call for all members, which is faster than ``vmap``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def losses_at_once(criterion: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor] | None:
-    """The criterion as a function of stacked outputs and shared targets, if it is a usual one; else None."""
+    """The criterion as a function of stacked outputs and shared targets; None for criteria that are not common."""
     if criterion is F.mse_loss or (type(criterion) is nn.MSELoss and criterion.reduction == "mean"):
         return _mean_squares
     if criterion is F.cross_entropy:

@@ -1,4 +1,4 @@
-"""Which elements are kept: random masks of one byte an element, and what is drawn with them."""
+"""Random masks with one byte for each element, and the random numbers for them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import Parameter
 
+from torchreg.functional.chunks import CHUNK
 from torchreg.functional.members import Generators, Source
 
-PIECE = 1 << 18  # elements that are worked on at once: what is computed on the way stays in the cache
+_SHARING = 16  # the number of elements that share eight random bits
+_UNSEEDED = Generator().initial_seed()  # of every unseeded generator: its upper bits are not needed
 
-_SHARING = 16  # elements that share eight random bits
-_UNSEEDED = Generator().initial_seed()  # of every generator that nobody has seeded: nothing is lost with its upper bits
-
-_replay = threading.local()  # generators: those that stand where they stood in the forward pass
+_replay = threading.local()  # generators: those that are in their state of the forward pass
 
 
 def check_probability(owner: str, p: float) -> None:
-    """Raises ``TypeError`` unless ``p`` is a number, ``ValueError`` unless it is in [0, 1]; NaN is not."""
+    """Raises ``TypeError`` unless ``p`` is a number, ``ValueError`` unless it is in [0, 1]."""
     if type(p) is float and 0 <= p <= 1:
         return
     if isinstance(p, bool) or not isinstance(p, Real):
@@ -51,7 +50,7 @@ def is_replaying(generator: Generator | Generators) -> bool:
 
 @contextmanager
 def replaying(generators: Sequence[Generator | Generators], states: Sequence[Tensor]) -> Iterator[None]:
-    """The generators in those states, and afterwards in the ones they have now."""
+    """Sets the states of the generators, and restores their current states afterwards."""
     before, outer = [generator.get_state() for generator in generators], getattr(_replay, "generators", ())
     for generator, state in zip(generators, states, strict=True):
         generator.set_state(state)
@@ -65,7 +64,7 @@ def replaying(generators: Sequence[Generator | Generators], states: Sequence[Ten
 
 
 def is_plain(x: Tensor) -> bool:
-    """Whether ``x`` is a dense tensor on the CPU that no compiler or transform of ``torch.func`` looks at."""
+    """Whether ``x`` is a dense tensor on the CPU, outside of compilers and transforms of ``torch.func``."""
     return (
         type(x) in (Tensor, Parameter)
         and x.device.type == "cpu"
@@ -78,26 +77,26 @@ def is_plain(x: Tensor) -> bool:
 
 
 def representable(p: float, is_rare: bool = False) -> float:
-    """The rate that :func:`keep_mask` drops with on the CPU: ``p`` to the nearest ``2**-16``, or ``2**-32`` if rare."""
+    """The rate of :func:`keep_mask` on the CPU: ``p`` rounded to the nearest ``2**-16``, or ``2**-32`` if rare."""
     levels = 1 << (32 if is_rare else 16)
     return round(float(p) * levels) / levels
 
 
 def draws_bits(x: Tensor, generator: Source) -> bool:
-    """Whether a mask for ``x`` is made of random bits, and drops with a :func:`representable` rate."""
+    """Whether a mask for ``x`` is made of random bits, with a :func:`representable` rate."""
     return is_plain(x) or (isinstance(generator, Generators) and x.device.type == "cpu" and x.is_floating_point())
 
 
 def keep_mask(x: Tensor, p: float, shape: Sequence[int], generator: Source, is_rare: bool = False) -> Tensor:
-    """Ones, and zeros with probability ``p``: uint8 where ``x`` is plain, else in ``x``'s dtype.
+    """A mask of ones, with zeros with probability ``p``: uint8 if ``x`` is plain, else in ``x``'s dtype.
 
-    For a plain ``x`` one 64-bit random number decides about eight elements, or two, where zeros are rare, which is many
-    times faster than ``Tensor.bernoulli_``. Where ``shape`` is ``x``'s the mask has the strides of ``empty_like(x)``.
+    For a plain ``x`` one 64-bit random number decides about eight elements (two if zeros are rare), which is many times
+    faster than ``Tensor.bernoulli_``. If ``shape`` is ``x``'s shape, the mask has the strides of ``empty_like(x)``.
     """
     if isinstance(generator, Generators):
-        like = x if is_plain(x) else torch.empty(x.shape, dtype=x.dtype, device=x.device)  # as a member alone has it
+        like = x if is_plain(x) else torch.empty(x.shape, dtype=x.dtype, device=x.device)  # as for a member alone
         return generator.draw(lambda own: keep_mask(like, p, shape, own, is_rare))
-    if not is_plain(x):  # out of place, which torch.func.vmap can make one for each example
+    if not is_plain(x):  # out of place, so that torch.func.vmap can draw one for each example
         return (drawn(torch.rand, shape, x.device, generator) >= p).to(x.dtype)
     source, count = _source(generator), torch.Size(shape).numel()
     keep = (_rarely_zero if is_rare else _kept_by_bytes)(count, p, source)
@@ -113,7 +112,7 @@ def drawn(
     generator: Source,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """``torch.rand`` or ``torch.randn``; with sizes that a compiler knows as symbols they take no generator at all."""
+    """``torch.rand`` or ``torch.randn``; with symbolic sizes, in a compiler, they accept no generator argument."""
     if isinstance(generator, Generators):
         return generator.draw(lambda own: draw(shape, generator=own, dtype=dtype, device=device))
     if generator is None:
@@ -124,14 +123,14 @@ def drawn(
 def _kept_by_bytes(count: int, p: float, source: Generator | None) -> Tensor:
     """Eight random bits for each element, and eight more that :data:`_SHARING` elements share.
 
-    Those decide where the first eight lie on the border, so that the rate is ``p`` to ``2**-16``. Any two elements are
-    as good as independent: their correlation is at most ``2**-18 / p / (1 - p)``, and 0 unless they share.
+    The shared bits decide if the first eight are at the border, so that the rate is ``p`` to ``2**-16``. Elements are
+    nearly independent: their correlation is at most ``2**-18 / p / (1 - p)``, and 0 unless they share bits.
     """
-    inverse = p > 0.5  # then what is kept is counted, so that no threshold leaves the range of a signed byte
+    inverse = p > 0.5  # then kept elements are compared, so that all thresholds are in the range of a signed byte
     level, rest = divmod(round(float(1 - p if inverse else p) * (1 << 16)), 1 << 8)
     compare = torch.lt if inverse else torch.ge
     keep = torch.empty(-(-count // _SHARING) * _SHARING, dtype=torch.uint8)
-    for part in keep.split(PIECE) if count > PIECE else (keep,):
+    for part in keep.split(CHUNK) if count > CHUNK else (keep,):
         columns = len(part) // _SHARING
         bits = _bits(len(part) + (columns if rest else 0), source).view(torch.int8)
         threshold: int | Tensor = level - 128
@@ -150,15 +149,15 @@ def _rarely_zero(count: int, p: float, source: Generator | None) -> Tensor:
 
 
 def _bits(size: int, source: Generator | None) -> Tensor:
-    """At least so many random bytes, as 64-bit numbers of the full range: by default the top bit is always 0."""
+    """At least so many random bytes, as 64-bit numbers of the full range (by default the top bit would be 0)."""
     return torch.empty(-(-size // 8), dtype=torch.int64).random_(-(2**63), None, generator=source)
 
 
 def _source(generator: Generator | None) -> Generator | None:
-    """The generator; of one with a long seed, another that is seeded with all of it.
+    """The generator; for a generator with a long seed another one that uses the whole seed.
 
-    torch's generator on the CPU takes up 32 bits of its seed, so that seeds which differ in the others would give the
-    same masks.
+    torch's generator on the CPU uses 32 bits of its seed. Seeds that differ in the other bits would give the same
+    masks.
     """
     seed = (torch.default_generator if generator is None else generator).initial_seed()
     if not seed >> 32 or seed == _UNSEEDED:
@@ -168,7 +167,7 @@ def _source(generator: Generator | None) -> Generator | None:
 
 
 def mixed(number: int) -> int:
-    """32 bits, each of which depends on each of the lowest 64 of the number.
+    """32 bits that each depend on all of the lowest 64 bits of the number.
 
     References:
         Guy L. Steele Jr., Doug Lea, Christine H. Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014.

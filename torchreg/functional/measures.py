@@ -1,7 +1,6 @@
-"""Norms and other numbers of a tensor, and what they are made of.
+"""Norms and other measures of tensors.
 
-Half-precision weights are summed in float32, because a sum over a layer leaves float16's range long before the
-weights, or the strength times the sum, do.
+Half-precision weights are summed in float32, because a sum over a layer easily exceeds the range of float16.
 """
 
 import torch
@@ -18,7 +17,7 @@ def l1_norm(w: Tensor) -> Tensor:
         >>> l1_norm(torch.tensor([3.0, -4.0]))
         tensor(7.)
     """
-    return magnitude(w).sum()  # not vector_norm, which adds up one by one: of 1e6 equal weights it is off by 1 %
+    return magnitude(w).sum()  # not vector_norm, which adds one by one: for 1e6 equal weights its error is 1 %
 
 
 def l2_norm(w: Tensor) -> Tensor:
@@ -39,7 +38,7 @@ def half_square(w: Tensor) -> Tensor:
         tensor(12.5000)
     """
     parts = wide(torch.view_as_real(w) if w.is_complex() else w)
-    return (parts * parts).sum() / 2  # not torch.dot, which adds up one by one
+    return (parts * parts).sum() / 2  # not torch.dot, which adds one by one
 
 
 def row_norms(w: Tensor) -> Tensor:
@@ -51,12 +50,12 @@ def row_norms(w: Tensor) -> Tensor:
                 [0.]])
     """
     squares = row_squares(w)
-    zero = squares == 0  # where the root's slope is infinite
+    zero = squares == 0  # where the slope of the root is infinite
     return squares.masked_fill(zero, 1.0).sqrt().masked_fill(zero, 0.0)
 
 
 def magnitude(w: Tensor) -> Tensor:
-    """``|w|``, in float32 for half-precision ``w``: what a sum over a layer should start from."""
+    """``|w|``, in float32 for half-precision ``w``, so that it can be summed."""
     return wide(w.abs())
 
 
@@ -66,30 +65,30 @@ def largest(w: Tensor) -> Tensor:
 
 
 def distance_beyond_kink(residual: Tensor, at_kink: Tensor, slope: float | Tensor) -> Tensor:
-    """The Euclidean length of ``residual``, of which a kink takes up to ``slope`` at each element that lies in one.
+    """The Euclidean length of ``residual``, with elements at a kink reduced by up to ``slope``.
 
-    It is the distance of minus the loss's gradient to the subdifferential of a penalty, if ``residual`` is that
-    gradient plus the penalty's subgradient which is 0 in the kinks.
+    If ``residual`` is the loss's gradient plus the penalty's subgradient that is 0 at kinks, this is the distance of
+    minus the gradient to the penalty's subdifferential.
     """
     size = magnitude(residual)
     return l2_norm(torch.where(at_kink, F.relu(size - slope), size)).to(real_dtype(residual))
 
 
 def as_tensor(value: float | Tensor, like: Tensor) -> Tensor:
-    """``value`` with ``like``'s dtype and device. To a compiler, a number is one that may change."""
+    """``value`` with ``like``'s dtype and device; for a compiler it is a variable."""
     return (like.new_zeros(()) + value).to(like.dtype)
 
 
 def real_dtype(w: Tensor) -> torch.dtype:
-    """``w``'s dtype, or that of its parts if it is complex."""
+    """``w``'s dtype; of a complex tensor that of its real part."""
     return w.dtype.to_real() if w.is_complex() else w.dtype
 
 
 def row_squares(w: Tensor) -> Tensor:
-    # Not vector_norm, which adds up one by one: of ten million equal float32 weights its norm is off by 8e-3.
+    # Not vector_norm, which adds one by one: for ten million equal float32 weights its relative error is 8e-3.
     return magnitude(w).square().sum(-1, keepdim=True)
 
 
 def wide(w: Tensor) -> Tensor:
-    """``w``, in float32 if it is of half precision."""
+    """``w``; in float32 if it has half precision."""
     return w.float() if w.dtype in _HALF else w

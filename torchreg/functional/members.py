@@ -1,4 +1,4 @@
-"""Random numbers for several models that are computed as one, each from the generator that it would have alone."""
+"""Random numbers for the members of a stack, each from its own generator."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Generator, Tensor
 
-_current = threading.local()  # member: which one is computed, a number; or all of them, as vmap sees their numbers
+_current = threading.local()  # member: the number of the computed member; under vmap the batched numbers of all
 
 
 class Generators:
-    """A generator for each member of a stack, in the place of a layer's one."""
+    """A generator for each member of a stack, used like the generator of one layer."""
 
     def __init__(self, each: Sequence[Generator]) -> None:
         self.each = tuple(each)
@@ -24,15 +24,15 @@ class Generators:
         return self.each[0].device
 
     def get_state(self) -> Tensor:
-        """The states of all, one a row."""
+        """The states of all generators, one in each row."""
         return torch.stack([generator.get_state() for generator in self.each])
 
     def set_state(self, states: Tensor) -> None:
         for generator, state in zip(self.each, states, strict=True):
-            generator.set_state(state.clone())  # torch reads a view of several from a wrong place
+            generator.set_state(state.clone())  # torch reads views from a wrong position
 
     def draw(self, drawn: Callable[[Generator], Tensor]) -> Tensor:
-        """``drawn(generator)`` for the member that is computed, or for each, as ``torch.func.vmap`` stacks them."""
+        """``drawn(generator)`` for the computed member; under ``torch.func.vmap`` for all members."""
         member = getattr(_current, "member", 0)
         if isinstance(member, int):
             return drawn(self.each[member])
@@ -45,7 +45,7 @@ Source: TypeAlias = Generator | Generators | None  # of random numbers; torch's 
 
 @contextmanager
 def computing(member: int | Tensor) -> Iterator[None]:
-    """Within it, a member of a stack is computed, or all of them under ``vmap``, where ``member`` is their number."""
+    """Marks the member of a stack that is computed; under ``vmap`` all members, with ``member`` as their number."""
     before = getattr(_current, "member", 0)
     _current.member = member
     try:
@@ -55,11 +55,11 @@ def computing(member: int | Tensor) -> Iterator[None]:
 
 
 class _Each(torch.autograd.Function):
-    """What ``vmap`` makes of it is all it is for: its argument is the members' number, so it always comes stacked."""
+    """A function that is only called under ``vmap``; its argument is the batched number of the members."""
 
     @staticmethod
     def forward(member: Tensor, each: Sequence[Generator], drawn: Callable[[Generator], Tensor]) -> Tensor:
-        raise NotImplementedError("is called under vmap only")
+        raise NotImplementedError("this function is called under vmap only")
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:

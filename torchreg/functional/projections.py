@@ -1,4 +1,4 @@
-"""Nearest points of sets."""
+"""Projections onto sets."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from torchreg.functional.measures import magnitude, real_dtype, row_squares, wid
 
 
 def normalize(w: Tensor) -> Tensor:
-    """``w / |w|`` over the last dimension; a zero vector, which has no direction, stays zero.
+    """``w / |w|`` over the last dimension; a zero vector stays zero.
 
     Example:
         >>> normalize(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
@@ -18,7 +18,7 @@ def normalize(w: Tensor) -> Tensor:
     if not w.numel():
         return w
     size = magnitude(w).amax(-1, keepdim=True)
-    scaled = wide(w) / size.masked_fill(size == 0, 1.0)  # so that no square overflows or vanishes
+    scaled = wide(w) / size.masked_fill(size == 0, 1.0)  # so that squares neither overflow nor vanish
     square = row_squares(scaled)  # at least 1, unless all are zero
     return (scaled / square.clamp(min=1.0).sqrt()).to(w.dtype)
 
@@ -33,7 +33,7 @@ def project_l2_ball(w: Tensor, radius: float) -> Tensor:
         radius: ``r > 0``.
 
     Returns:
-        Tensor like ``w``; vectors inside the ball are the same to the bit.
+        Tensor like ``w``; vectors inside the ball do not change, to the bit.
 
     Example:
         >>> project_l2_ball(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), 1.0)
@@ -58,7 +58,7 @@ def project_l1_ball(w: Tensor, radius: float) -> Tensor:
         radius: ``r > 0``.
 
     Returns:
-        Tensor like ``w``; vectors inside the ball are the same to the bit.
+        Tensor like ``w``; vectors inside the ball do not change, to the bit.
 
     Example:
         >>> project_l1_ball(torch.tensor([1.0, -0.5, 0.1]), 1.0)
@@ -93,9 +93,9 @@ def project_simplex(w: Tensor, total: float = 1.0) -> Tensor:
     if not w.numel():
         return w
     below = wide(w)
-    below = below - below.amax(-1, keepdim=True)  # of elements that are large and nearly equal the difference is exact
+    below = below - below.amax(-1, keepdim=True)  # the differences of large and nearly equal elements are exact
     count = torch.arange(1, w.shape[-1] + 1, device=w.device)
     sums = below.sort(dim=-1, descending=True).values.cumsum(-1)
     u = F.relu(below - ((sums - total) / count).amax(-1, keepdim=True))
-    excess = (u.sum(-1, keepdim=True) - total) / u.count_nonzero(-1).unsqueeze(-1)  # what rounding left in a long sum
+    excess = (u.sum(-1, keepdim=True) - total) / u.count_nonzero(-1).unsqueeze(-1)  # the rounding error of the sum
     return F.relu(u - excess).masked_fill(u == 0, 0.0).to(w.dtype)

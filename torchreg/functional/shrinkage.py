@@ -1,4 +1,4 @@
-"""What makes weights smaller: thresholds, shrinkage, signs, steps."""
+"""Thresholds, shrinkage, signs and in-place updates."""
 
 import math
 from typing import Any
@@ -17,8 +17,8 @@ def soft_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:
 
     .. math:: \operatorname{argmin}_u \tfrac12 \|u - w\|^2 + t \|u\|_1 = \operatorname{sign}(w) \max(|w| - t, 0)
 
-    It is computed as ``w - clamp(w, -t, t)``: no division, so a zero weight stays zero at threshold 0, and what lies
-    within the threshold becomes exactly zero.
+    It is computed as ``w - clamp(w, -t, t)``, without a division: values within the threshold become exactly zero, and
+    zero stays zero at threshold 0.
 
     Args:
         w: tensor of any shape; of a complex one the magnitudes are thresholded.
@@ -37,13 +37,13 @@ def soft_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:
 
 
 def soft_threshold_(w: Tensor, threshold: float | Tensor) -> Tensor:
-    """:func:`soft_threshold` in place: with a number in one pass over real ``w``, without memory of its own.
+    """:func:`soft_threshold` in place; with a number in one pass over real ``w``, without further memory.
 
     Example:
         >>> soft_threshold_(torch.tensor([-3.0, 0.5, 0.0]), 1.0)
         tensor([-2.,  0.,  0.])
     """
-    if torch.is_grad_enabled():  # whose formulas need w as it was
+    if torch.is_grad_enabled():  # derivatives need the old w
         return w.copy_(soft_threshold(w.clone(), threshold))
     if w.is_complex():
         return w.copy_(soft_threshold(w, threshold))
@@ -53,18 +53,18 @@ def soft_threshold_(w: Tensor, threshold: float | Tensor) -> Tensor:
 
 
 def soft_threshold_towards(w: Tensor, start: Tensor, threshold: float | Tensor) -> Tensor:
-    r"""Soft thresholding of ``w - start``: what is nearer to ``start`` than the threshold becomes it, to the bit.
+    r"""Soft thresholding of ``w - start``: values nearer to ``start`` than the threshold become ``start``, to the bit.
 
     .. math:: \operatorname{argmin}_u \tfrac12 \|u - w\|^2 + t \|u - w^0\|_1
 
-    At threshold 0 everything stays as it is, to the bit.
+    At threshold 0 nothing changes, to the bit.
 
     Example:
         >>> soft_threshold_towards(torch.tensor([2.0, 0.9]), torch.ones(2), 0.5)
         tensor([1.5000, 1.0000])
     """
     away = w - start
-    # Not start + soft_threshold(away): what stays, and what returns, must do so to the last bit.
+    # Not start + soft_threshold(away), which would change the last bits.
     return torch.where(away.abs() <= threshold, start, w - away.sgn() * threshold).to(w.dtype)
 
 
@@ -81,12 +81,12 @@ def shrink(w: Tensor, amount: float | Tensor) -> Tensor:
 
 
 def scaled_sign(w: Tensor, scale: float | Tensor) -> Tensor:
-    """``scale * sign(w)``, in as few passes as derivatives of it allow; of complex ``w`` the phase is the sign."""
+    """``scale * sign(w)``, in few passes; the sign of a complex number is its phase."""
     return w.sgn() * scale if w.is_complex() or isinstance(scale, Tensor) else w.sign().mul_(scale)
 
 
 def clip(w: Tensor, limit: float) -> Tensor:
-    """``w`` with no element larger than ``limit`` in magnitude; the phase of complex ones is kept."""
+    """``w`` with magnitudes of at most ``limit``; complex elements keep their phase."""
     return torch.where(w.abs() > limit, w.sgn() * limit, w) if w.is_complex() else w.clamp(-limit, limit)
 
 
@@ -95,13 +95,13 @@ def group_soft_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:
 
     .. math:: \operatorname{argmin}_u \tfrac12 \|u - w\|^2 + t \|u\|_2 = w \max(1 - t / \|w\|_2, 0)
 
-    With a threshold for each element it is the operator in another metric,
+    With a threshold for each element it is the operator in another metric:
 
     .. math:: \operatorname{argmin}_u \sum_i \frac{(u_i - w_i)^2}{2 t_i} + \|u\|_2
               = \Big(\frac{w_i\, n}{n + t_i}\Big)_i, \qquad
               n = \|u\|_2 \text{ solves } \sum_i \frac{w_i^2}{(n + t_i)^2} = 1
 
-    or 0, where :math:`\sum_i (w_i / t_i)^2 \le 1`. Newton's method finds ``n`` from below.
+    or 0 if :math:`\sum_i (w_i / t_i)^2 \le 1`. Newton's method finds :math:`n` from below.
 
     Args:
         w: tensor of shape (..., n).
@@ -127,10 +127,10 @@ def group_soft_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:
 def _group_soft_threshold_in_metric(w: Tensor, threshold: Tensor) -> Tensor:
     size = magnitude(w)
     largest = size.amax(-1, keepdim=True)
-    scale = largest.masked_fill(largest == 0, 1.0)  # of order 1 nothing overflows when it is squared
+    scale = largest.masked_fill(largest == 0, 1.0)  # so that squares do not overflow
     size, t = size / scale, threshold.to(size.dtype) / scale
     norm = torch.maximum(row_norms(size) - t.amax(-1, keepdim=True), (size - t).amax(-1, keepdim=True)).clamp(min=0)
-    for _ in range(_NEWTON_STEPS):  # on 1 / |w / (n + t)|, which is concave and nearly straight
+    for _ in range(_NEWTON_STEPS):  # for 1 / |w / (n + t)|, which is concave and nearly linear
         shift = (norm + t).clamp(min=torch.finfo(size.dtype).tiny)
         ratio = size / shift
         length = row_norms(ratio)
@@ -195,7 +195,7 @@ def singular_value_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:
 
 
 def axpy_(y: Tensor, x: Tensor, a: float | Tensor) -> Tensor:
-    """``y += a * x`` in place, for a number or a tensor ``a``; with a number it is the addition torch's optimizers do.
+    """``y += a * x`` in place, for a number or a tensor ``a``; with a number as torch's optimizers compute it.
 
     Example:
         >>> axpy_(torch.ones(2), torch.ones(2), 0.5)
@@ -221,7 +221,7 @@ def foreach_axpy_(ys: list[Tensor], xs: list[Tensor], a: float | Tensor) -> None
 
 
 def foreach_scale_(ws: list[Tensor], factor: float | Tensor = 1.0, divisor: float | Tensor = 1.0) -> None:
-    """``w = w * factor / divisor`` for each ``w``, in one call; what is 1, as a number, takes no pass.
+    """``w = w * factor / divisor`` for each ``w``, in one call; a factor or divisor of 1 costs nothing.
 
     Example:
         >>> ws = [torch.ones(2), torch.ones(1)]
@@ -236,9 +236,9 @@ def foreach_scale_(ws: list[Tensor], factor: float | Tensor = 1.0, divisor: floa
 
 
 def _scalar_for(ws: list[Tensor], number: float | Tensor) -> Any:
-    """The number as a tensor, which torch would otherwise make of it again for each weight on the CPU.
+    """The number as a tensor, because torch would convert it again for each weight on the CPU.
 
-    It has the precision that a number is given: that of the arithmetic, which is no less than single.
+    It has the precision of the arithmetic, at least single precision.
     """
     if isinstance(number, Tensor) or any(w.device.type != "cpu" for w in ws) or torch.compiler.is_compiling():
         return number

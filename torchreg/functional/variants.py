@@ -1,4 +1,4 @@
-"""What else can be dropped than single elements, and what other noise there is."""
+"""Other forms of dropout: blocks, paths, alpha dropout, Gaussian noise, gates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def alpha_dropout(
     inplace: bool = False,
     generator: Source = None,
 ) -> Tensor:
-    r"""Sets elements to SELU's negative limit and rescales, so that mean 0 and variance 1 are kept.
+    r"""Sets elements to SELU's negative limit and rescales, which preserves mean 0 and variance 1.
 
     .. math:: y = a (m x + (1 - m) \alpha') + b, \quad a = \big((1 - p)(1 + p \alpha'^2)\big)^{-1/2}, \quad
               b = -a p \alpha', \quad \alpha' = -\lambda\alpha \approx -1.7581
@@ -42,8 +42,10 @@ def alpha_dropout(
 def gaussian_dropout(
     x: Tensor, p: float, shape: Sequence[int], inplace: bool = False, generator: Source = None
 ) -> Tensor:
-    r"""Multiplies by normal noise with mean 1 and dropout's variance: :math:`y = x \epsilon`,
-    :math:`\epsilon \sim N(1, \tfrac{p}{1-p})`."""
+    r"""Multiplies by normal noise with mean 1 and the variance of dropout.
+
+    .. math:: y = x \epsilon, \qquad \epsilon \sim N(1, \tfrac{p}{1-p})
+    """
     deviation = math.sqrt(p / (1 - p))
     noise = drawn(torch.randn, shape, x.device, generator, x.dtype) * deviation + 1
     return x.mul_(noise) if inplace else x * noise
@@ -52,8 +54,8 @@ def gaussian_dropout(
 def drop_blocks(x: Tensor, p: float, block: Sequence[int], inplace: bool = False, generator: Source = None) -> Tensor:
     r"""Drops blocks of the last ``len(block)`` dimensions, each position with probability exactly ``p``.
 
-    Each position is dropped if any of the :math:`\prod_i b_i` positions in the block around it is a seed, and seeds
-    lie beyond the borders too, so they are drawn with rate :math:`\gamma = 1 - (1 - p)^{1 / \prod_i b_i}`.
+    A position is dropped if any of the :math:`\prod_i b_i` positions in the block around it is a seed. Seeds are also
+    drawn beyond the borders, with the rate :math:`\gamma = 1 - (1 - p)^{1 / \prod_i b_i}`.
     """
     spatial = len(block)
     if p in (0, 1) or x.numel() == 0:
@@ -71,7 +73,7 @@ def drop_blocks(x: Tensor, p: float, block: Sequence[int], inplace: bool = False
 
 
 def _running_min(mask: Tensor, dim: int, width: int) -> Tensor:
-    """The minimum over each window of ``width`` neighbors, from windows of half the width."""
+    """The minimum over each window of ``width`` neighbors, computed from windows of half the width."""
     reach = 1
     while reach < width:
         shift = min(reach, width - reach)
@@ -82,7 +84,7 @@ def _running_min(mask: Tensor, dim: int, width: int) -> Tensor:
 
 
 def drop_paths(x: Tensor, p: float, rows: bool, inplace: bool = False, generator: Source = None) -> Tensor:
-    """Drops whole examples (``rows``), or all of them together."""
+    """Drops whole examples (``rows``), or all examples together."""
     shape = (x.shape[0] if rows and x.ndim else 1, *[1] * (x.ndim - 1))
     return drop(x, p, shape[: x.ndim], inplace, generator)
 

@@ -1,4 +1,13 @@
-"""Layers that drop, and what puts them into existing models."""
+"""LAYERS that drop, and functions that put them into existing models.
+
+Replacements of torch's layers: :class:`Dropout`, :class:`Dropout1d`, :class:`Dropout2d`, :class:`Dropout3d`,
+:class:`AlphaDropout`, :class:`FeatureAlphaDropout`. Other noise: :class:`GaussianDropout`, :class:`DropBlock1d`,
+:class:`DropBlock2d`, :class:`DropBlock3d`, :class:`StochasticDepth`, :class:`DropConnect`, :class:`LockedDropout`,
+:class:`EmbeddingDropout`, :class:`WordDropout`. Layers that learn what to drop: :class:`ConcreteDropout`,
+:class:`VariationalDropout`, :class:`HardConcrete`. For existing models: :func:`replace_dropout`,
+:func:`insert_dropout`, :func:`seed_dropout`, :func:`same_masks`, :func:`mc_dropout`, :func:`set_linear_depth`,
+:func:`pruned`.
+"""
 
 from torchreg.nn.block import DropBlock1d, DropBlock2d, DropBlock3d
 from torchreg.nn.concrete import ConcreteDropout, HardConcrete
@@ -53,3 +62,7 @@ __all__ = [
     "seed_dropout",
     "set_linear_depth",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__doc__"]

@@ -56,20 +56,20 @@ class _DropBlock(Seeded):
 
 
 class DropBlock2d(_DropBlock):
-    r"""Drops blocks of each channel's map, such that each position is dropped with probability exactly ``p``.
+    r"""Drops blocks of each channel's map. Each position is dropped with probability exactly ``p``.
 
-    A position is dropped if any of the :math:`b_1 b_2` positions of the block around it is a seed. Seeds are drawn with
+    .. math:: y = \frac{m}{1 - p} x, \qquad m_x = \prod_{x' \in B(x)} (1 - z_{x'}), \qquad
+              z_{x'} \sim \operatorname{Bernoulli}(\gamma), \qquad \gamma = 1 - (1 - p)^{1 / (b_1 b_2)}
 
-    .. math:: \gamma = 1 - (1 - p)^{1 / (b_1 b_2)}
-
-    at each position, and beyond the borders too, so that those are dropped as often as the middle; blocks overlap, and
-    are cut off at the borders. What is kept is scaled by :math:`1 / (1 - p)`. The paper's own
-    :math:`\gamma` takes overlapping blocks for disjoint ones, and so drops less than ``p``; its authors divide by the
-    share that was kept in each batch instead. In evaluation mode it is the identity.
+    A position :math:`x` is dropped if any of the :math:`b_1 b_2` positions in the block :math:`B(x)` around it is a
+    seed :math:`z`. Seeds are also drawn beyond the borders, so that positions at the borders are dropped as often
+    as others. Blocks may overlap. The paper's :math:`\gamma` ignores overlaps, so it drops less than ``p``; its
+    authors divide by the share that was kept in each batch instead of :math:`1 - p`. In evaluation mode the layer
+    is the identity.
 
     Args:
         p: probability of dropping a position, in [0, 1].
-        block_size: the block's size, odd or even, one number or one for each dimension.
+        block_size: the size of the blocks, odd or even: one number, or one for each dimension.
         inplace: overwrites the input.
         generator: source of the random bits, as in :class:`Dropout`.
 
@@ -94,7 +94,7 @@ class DropBlock2d(_DropBlock):
 
 
 class DropBlock1d(_DropBlock):
-    """:class:`DropBlock2d` for sequences ``(N, C, L)`` or ``(C, L)``.
+    """:class:`DropBlock2d` for sequences ``(N, C, L)`` or ``(C, L)``, with the same arguments and errors.
 
     Example:
         >>> import torch
@@ -106,7 +106,7 @@ class DropBlock1d(_DropBlock):
 
 
 class DropBlock3d(_DropBlock):
-    """:class:`DropBlock2d` for volumes ``(N, C, D, H, W)`` or ``(C, D, H, W)``.
+    """:class:`DropBlock2d` for volumes ``(N, C, D, H, W)`` or ``(C, D, H, W)``, with the same arguments and errors.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Masks and gates that are learned through a continuous relaxation."""
+"""Masks and gates that are learned by a continuous relaxation."""
 
 from __future__ import annotations
 
@@ -17,30 +17,33 @@ Units = Literal["inputs", "outputs"]
 
 
 class ConcreteDropout(Gated):
-    r"""Dropout of a layer's inputs with a rate that is learned, by a continuous relaxation of the mask.
+    r"""Dropout of a layer's inputs with a learned rate.
 
     .. math:: y = F\left(\frac{1 - z}{1 - p} x\right), \qquad
               z = \sigma\left(\frac{\operatorname{logit} p + \operatorname{logit} u}{t}\right), \quad u \sim U(0, 1)
 
-    The rate would shrink to 0 without its complexity, the divergence from a prior of the weights:
+    where :math:`F` is the layer. The mask :math:`z` is a continuous relaxation, so the rate :math:`p` has a gradient.
+    The loss alone would make the rate 0. The complexity, a divergence from a prior of the weights, prevents that:
 
     .. math:: C = \frac{l^2}{2 (1 - p)} \|W\|^2 - K \operatorname{H}(p), \qquad
               \operatorname{H}(p) = -p \log p - (1 - p) \log(1 - p)
 
-    with :math:`K` inputs (of a convolution: channels, which are dropped whole). Add it with
-    ``Regularizer(model, Complexity(1 / N))``, :math:`N` the number of training examples.
-    In evaluation mode this is the layer.
+    for :math:`K` inputs (of a convolution: channels, which are dropped as a whole). Add it with
+    ``Regularizer(model, Complexity(1 / N))`` for :math:`N` training examples. In evaluation mode nothing is dropped.
 
     Args:
         layer: ``nn.Linear`` or ``nn.Conv1d`` to ``nn.Conv3d``.
-        p: the rate to start from, in (0, 1).
-        temperature: ``t > 0``; the lower, the closer to zero and one the mask.
-        length_scale: ``l > 0`` of the prior, in units of the inverse weights.
+        p: the initial rate, in (0, 1).
+        temperature: ``t > 0``. The lower it is, the closer the mask is to zero and one.
+        length_scale: ``l > 0``, the length scale of the prior.
         generator: source of the random numbers, as in :class:`Dropout`.
+
+    Shape:
+        That of the layer.
 
     Raises:
         ValueError: an argument out of range.
-        TypeError: any other layer.
+        TypeError: ``layer`` is of another type.
 
     Example:
         >>> layer = ConcreteDropout(nn.Linear(8, 4), p=0.2)
@@ -72,7 +75,7 @@ class ConcreteDropout(Gated):
 
     @property
     def p(self) -> Tensor:
-        """The learned rate, 0-d."""
+        """The learned rate, a 0-d tensor."""
         return self.logit_p.sigmoid()
 
     def forward(self, input: Tensor) -> Tensor:
@@ -100,30 +103,35 @@ class ConcreteDropout(Gated):
 
 
 class HardConcrete(Gated):
-    r"""Gates on whole units that can be exactly zero in training and are learned with their expected number.
+    r"""Learned gates on whole units, which become exactly zero; their expected number is penalized (L0 regularization).
 
     .. math:: z = \min\big(1, \max(0, s (\zeta - \gamma) + \gamma)\big), \qquad
               s = \sigma\left(\frac{\log \alpha + \operatorname{logit} u}{\beta}\right), \quad u \sim U(0, 1)
 
-    In evaluation mode :math:`s = \sigma(\log \alpha)`. The complexity is the expected number of weights whose gate is
-    not zero:
+    The gates :math:`z` multiply the layer's inputs or outputs. In evaluation mode :math:`s = \sigma(\log \alpha)`. The
+    complexity is the expected number of weights whose gate is not zero:
 
     .. math:: C = \frac{|W|}{|g|} \sum_g \sigma\left(\log \alpha_g - \beta \log \frac{-\gamma}{\zeta}\right)
 
-    Add it with ``Regularizer(model, Complexity(strength / N))``.
+    for :math:`|W|` weights and :math:`|g|` gates. Add it with ``Regularizer(model, Complexity(strength / N))`` for
+    :math:`N` training examples.
 
     Args:
         layer: ``nn.Linear`` or ``nn.Conv1d`` to ``nn.Conv3d``.
-        p: rate to start from, in (0, 1): :math:`\log \alpha = \log \frac{1-p}{p}` and noise of size 0.01, so that
-            :math:`s` is below one half with probability ``p``. Closed exactly are fewer: 17 % for 0.5, 2 % for 0.1.
-        units: what has a gate: the layer's ``"inputs"`` (of a convolution: input channels) or ``"outputs"``.
+        p: the initial rate, in (0, 1): :math:`\log \alpha = \log \frac{1-p}{p}` plus noise of size 0.01, so that
+            :math:`s` is below one half with probability ``p``. Fewer gates are exactly zero: 17 % for ``p=0.5`` and 2 %
+            for ``p=0.1``.
+        units: what has gates: the layer's ``"inputs"`` (of a convolution: input channels) or ``"outputs"``.
         temperature: :math:`\beta > 0`.
         stretch: :math:`(\gamma, \zeta)`, below 0 and above 1.
         generator: source of the random numbers, as in :class:`Dropout`.
 
+    Shape:
+        That of the layer.
+
     Raises:
         ValueError: an argument out of range, or gates on the inputs of a grouped convolution.
-        TypeError: any other layer.
+        TypeError: ``layer`` is of another type.
 
     Example:
         >>> layer = HardConcrete(nn.Linear(8, 4), p=0.5)

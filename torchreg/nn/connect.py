@@ -1,4 +1,4 @@
-"""Dropout of single weights."""
+"""Dropout of the weights of a layer."""
 
 from __future__ import annotations
 
@@ -20,40 +20,45 @@ _CHUNK = 1 << 20  # masked weights that are in memory at once
 
 
 class DropConnect(Seeded):
-    r"""Drops weights of a layer, other ones for each example.
+    r"""Drops weights of a layer, different ones for each example.
 
     .. math:: y_i = \Big(\frac{M_i}{1 - p} \circ W\Big) x_i + b, \qquad M_{ijk} \sim \operatorname{Bernoulli}(1 - p)
 
-    where :math:`i` counts examples. Biases are kept; the paper drops them too. In evaluation mode it is the layer
-    itself, or the paper's moment-matched inference: a unit's sum is taken as normal and the activation's mean over it
-    is the output,
+    for example :math:`i`. Biases are not dropped; the paper drops them too. In evaluation mode no weight is dropped.
+    With ``inference="moments"`` the output is the mean of the activation :math:`\phi` over a normal distribution with
+    the same moments, as in the paper:
 
     .. math:: y_i = \mathbb{E}\, \phi(u), \qquad
               u \sim N\Big(W x_i + b, \; \frac{p}{1 - p} W^{\circ 2} x_i^{\circ 2}\Big)
 
-    in closed form for a ReLU, by samples for other activations. Unlike in the paper weights are scaled in training.
+    It is computed in closed form for a ReLU, and by samples for other activations. Weights are scaled during training;
+    the paper scales them in evaluation.
 
-    A mask for each example is kept until the backward pass. In a linear layer on the CPU it takes a byte for each
-    weight and example, 100 MB for a 1000 x 1000 layer and 100 examples, and there is no second derivative.
-    Convolutions, and both under autocast, keep the masked weights as well, in single precision 5 bytes in all; on other
-    devices, in compiled code and in the transforms of ``torch.func`` the mask has the weights' dtype, which makes it 8.
-    In recurrent layers the weights between hidden states are dropped, the same ones at each time and for the whole
+    In recurrent layers the weights between hidden states are dropped, the same ones at each time step and for the whole
     batch.
+
+    The masks are stored until the backward pass. In a linear layer on the CPU they take one byte for each weight and
+    example: 100 MB for a 1000 x 1000 layer and 100 examples. There is then no second derivative. Convolutions, and all
+    layers under autocast, also store the masked weights: 5 bytes in single precision. On other devices, in compiled
+    code and in transforms of ``torch.func`` the mask has the dtype of the weights: 8 bytes.
 
     Args:
         layer: ``nn.Linear``, ``nn.Conv1d`` to ``nn.Conv3d``, ``nn.LSTM``, ``nn.GRU`` or ``nn.RNN``.
-        p: probability of dropping a weight, in [0, 1]; on the CPU kept to the nearest ``2**-16``.
-        per_example: whether each example (along the first dimension) has a mask of its own, or the whole batch one. By
-            default the first, but for recurrent layers the second, which is all they can.
+        p: probability of dropping a weight, in [0, 1]; on the CPU rounded to the nearest ``2**-16``.
+        per_example: True: a mask for each example (along the first dimension); False: one mask for the batch. None
+            means True, and for recurrent layers False, because they do not support masks for each example.
         inference: ``"mean"`` or ``"moments"``, in evaluation mode.
-        activation: applied to the output in every mode; for ``"moments"`` it must be in here.
-        samples: how many draws estimate an activation's mean that has no closed form.
+        activation: applied to the output in both modes; ``"moments"`` needs it here.
+        samples: the number of samples for an activation without a closed form.
         generator: source of the random bits, as in :class:`Dropout`.
 
+    Shape:
+        That of the layer, with the batch as the first dimension if ``per_example``.
+
     Raises:
-        ValueError: ``p`` outside [0, 1], an unknown inference, fewer than one sample; for recurrent layers masks for
-            each example, an activation or moments, or weights between hidden states that are parametrized.
-        TypeError: any other layer.
+        ValueError: ``p`` outside [0, 1]; an unknown inference; fewer than one sample; for recurrent layers masks for
+            each example, an activation, moments, or parametrized weights between hidden states.
+        TypeError: ``layer`` is of another type.
 
     Example:
         >>> import torch
@@ -110,7 +115,7 @@ class DropConnect(Seeded):
 
     @property
     def shares_mask(self) -> bool:
-        """Whether one mask serves the whole batch."""
+        """Whether the whole batch has one mask."""
         return not self.per_example
 
     def forward(self, input: Any, *args: Any, **kwargs: Any) -> Any:
@@ -197,7 +202,7 @@ def _linear_by_example(layer: nn.Linear, x: Tensor, masks: Tensor, scale: float)
 
 
 class _MaskedProducts(torch.autograd.Function):
-    """``rows[i] @ (weight * masks[i]).T``, with masked weights for a few examples in memory at a time."""
+    """``rows[i] @ (weight * masks[i]).T``, with the masked weights of only a few examples in memory at once."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, masks: Tensor) -> Tensor:
@@ -231,7 +236,7 @@ def _chunks(weight: Tensor, *tensors: Tensor) -> Any:
 
 
 def _convolution_by_example(layer: _Convolution, x: Tensor, masks: Tensor, scale: float) -> Tensor:
-    """Each example with its own weights: as groups of one convolution."""
+    """Each example with its own weights, as groups of one convolution."""
     weights = (layer.weight * masks).mul(scale).flatten(0, 1)
     grouped = type(layer).__new__(type(layer))
     grouped.__dict__.update(vars(layer), groups=len(x) * layer.groups)

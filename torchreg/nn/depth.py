@@ -1,4 +1,4 @@
-"""Dropout of whole residual branches."""
+"""Dropout of residual branches."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ DepthMode = Literal["row", "batch"]
 
 
 class StochasticDepth(Seeded):
-    r"""Drops the output of a residual branch, for each example on its own or for the whole batch.
+    r"""Drops the output of a residual branch, for each example or for the whole batch. Also known as drop path.
 
     .. math:: y = \frac{m}{1 - p} F(x), \qquad m \sim \operatorname{Bernoulli}(1 - p)
 
-    The sum with the shortcut stays outside: ``x + StochasticDepth(branch, 0.2)(x)``. Unlike in the paper the kept
-    branches are scaled in training rather than all in evaluation, where this is the branch itself. Also known as drop
-    path. :func:`set_linear_depth` gives a model's branches rates that grow with their depth.
+    for the branch :math:`F`. Add the shortcut outside: ``x + StochasticDepth(branch, 0.2)(x)``. In evaluation mode the
+    layer is the branch. The paper scales in evaluation; here the kept branches are scaled during training.
+    :func:`set_linear_depth` sets rates that increase with the depth.
 
     Args:
         module: the branch; ``nn.Identity()`` to drop the input itself.
         p: probability of dropping the branch, in [0, 1].
-        mode: ``"row"``: each example (along the first dimension) on its own; ``"batch"``: all together.
+        mode: ``"row"``: a draw for each example (along the first dimension); ``"batch"``: one draw for the batch.
         generator: source of the random bits, as in :class:`Dropout`.
+
+    Shape:
+        That of the branch.
 
     Raises:
         ValueError: ``p`` outside [0, 1] or an unknown mode.
@@ -58,7 +61,7 @@ class StochasticDepth(Seeded):
 
     @property
     def shares_mask(self) -> bool:
-        """Whether one draw decides for the whole batch."""
+        """Whether the whole batch has one draw."""
         return self.mode == "batch"
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -74,11 +77,15 @@ class StochasticDepth(Seeded):
 
 
 def set_linear_depth(model: nn.Module, p: float = 0.5) -> list[float]:
-    r"""Gives the model's :class:`StochasticDepth` branches rates that grow linearly with their depth.
+    r"""Gives the model's :class:`StochasticDepth` branches rates that increase linearly with their depth.
 
     .. math:: p_l = \frac{l}{L} p
 
-    for the :math:`l`-th of :math:`L` branches, in the order of ``model.modules()``: the first layers are kept most.
+    for the :math:`l`-th of :math:`L` branches, in the order of ``model.modules()``.
+
+    Args:
+        model: a model with ``StochasticDepth`` layers.
+        p: the rate of the last branch, in [0, 1].
 
     Returns:
         The rates.

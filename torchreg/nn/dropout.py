@@ -1,4 +1,4 @@
-"""Drop-ins for torch's dropout layers, and Gaussian dropout."""
+"""Replacements of torch's dropout layers, and Gaussian dropout."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torchreg import functional as f
 
 
 class Seeded(nn.Module):
-    """A layer that may draw from a random generator of its own, which its checkpoints then hold.
+    """A layer that can have its own random generator.
 
-    The generator's state is in the ``state_dict`` as ``generator``, and only if there is one. A checkpoint without it,
-    such as one made before the layer was seeded, loads as well; one with it needs a layer that has a generator.
+    If it has one, the ``state_dict`` contains the generator's state as ``generator``. A checkpoint without it can be
+    loaded too; a checkpoint with it needs a layer with a generator.
     """
 
     generator: f.Source = None
@@ -40,18 +40,18 @@ class Seeded(nn.Module):
 
 
 class _Dropping(Seeded):
-    """The arguments that torch's dropout layers share, checked, and a generator."""
+    """The common arguments of torch's dropout layers, with checks and a generator."""
 
     p: float
     inplace: bool
 
     def __init__(self, p: float = 0.5, inplace: bool = False, *, generator: Generator | None = None) -> None:
         self._check_rate(p)
-        super().__init__(p, inplace)  # of torch's own layer, which comes next
+        super().__init__(p, inplace)  # of torch's layer, which is next in the MRO
         self.generator = generator
 
     def _is_idle(self) -> bool:
-        """Whether nothing is dropped; checks what may have been set since."""
+        """Whether nothing is dropped; checks the rate, which may have been changed."""
         self._check_rate(self.p)
         return not self.training or self.p == 0
 
@@ -60,7 +60,7 @@ class _Dropping(Seeded):
 
 
 class _Shaped(_Dropping):
-    """A layer whose noise may be the same along some dimensions."""
+    """A layer whose noise can be the same along some dimensions."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class _Shaped(_Dropping):
         self.noise_shape = None if noise_shape is None else tuple(noise_shape)
 
     def _shape(self, x: Tensor) -> Sequence[int]:
-        """The noise's sizes."""
+        """The shape of the noise."""
         return x.shape if self.noise_shape is None else f.mask_shape(type(self).__name__, self.noise_shape, x)
 
     def extra_repr(self) -> str:
@@ -82,27 +82,27 @@ class _Shaped(_Dropping):
 
 
 class Dropout(_Shaped, nn.Dropout):
-    r"""Drop-in for :class:`torch.nn.Dropout`, several times faster on the CPU, with a generator and a noise shape.
-
-    In training mode each element is zeroed with probability ``p`` and the others are scaled:
+    r"""A replacement of :class:`torch.nn.Dropout`: faster on the CPU, with a generator and a noise shape.
 
     .. math:: y_i = \frac{m_i}{1 - p} x_i, \qquad m_i \sim \operatorname{Bernoulli}(1 - p)
 
-    In evaluation mode it is the identity. It is a ``nn.Dropout``, so code that looks for dropout layers finds it.
+    In evaluation mode the layer is the identity. It is a subclass of ``torch.nn.Dropout``, so code that looks for
+    dropout layers finds it. The masks for a seed differ from those of ``torch.nn.Dropout``, and differ in compiled
+    code; they do not depend on the number of threads.
 
     Args:
-        p: probability of dropping an element, in [0, 1]; on the CPU kept to the nearest ``2**-16``. It may be changed
-            at any time, by :class:`~torchreg.DropoutSchedule` for one.
+        p: probability of dropping an element, in [0, 1]; on the CPU rounded to the nearest ``2**-16``. It may be
+            changed at any time, for example by :class:`~torchreg.DropoutSchedule`.
         inplace: overwrites the input.
-        generator: source of the random bits, on the input's device; torch's global one if None. Its state is part of
-            the ``state_dict``. Activation checkpointing must be told of it, with :func:`same_masks`, and a compiler
-            breaks the graph there, as torch cannot trace generators.
-        noise_shape: shape of the mask, with 1 where elements are dropped together and None for the input's own size:
-            ``(None, 1, None)`` drops the same features at each time of an ``(N, T, F)`` sequence.
+        generator: source of the random bits, on the input's device; torch's global generator if None. The
+            ``state_dict`` contains its state. Activation checkpointing needs :func:`same_masks` then. ``torch.compile``
+            breaks the graph at a layer with a generator, because torch cannot trace generators.
+        noise_shape: shape of the mask, with 1 for a dimension along which elements are dropped together and None for
+            the input's own size: ``(None, 1, None)`` drops the same features at each time step of an ``(N, T, F)``
+            sequence.
 
     Shape:
-        Any, floating-point; dtype and memory format are preserved. From the same seed the masks are other ones than
-        ``torch.nn.Dropout`` draws, the same ones for any number of threads, and others again in compiled code.
+        Any, floating-point; dtype and memory format are preserved.
 
     Raises:
         ValueError: ``p`` outside [0, 1] or NaN; in the forward pass a ``noise_shape`` that does not fit the input.
@@ -126,7 +126,7 @@ class Dropout(_Shaped, nn.Dropout):
 
 
 class _ChannelDropout(_Dropping):
-    """Drops channels of inputs with or without a batch; inputs of other ranks are torch's to refuse or to warn of."""
+    """Drops channels of inputs with or without a batch; for other ranks torch raises its errors and warnings."""
 
     spatial: int
     takes_no_batch = True
@@ -149,12 +149,19 @@ class _ChannelDropout(_Dropping):
 
 
 class Dropout1d(_ChannelDropout, nn.Dropout1d):
-    r"""Drop-in for :class:`torch.nn.Dropout1d` with a generator: drops whole channels of ``(N, C, L)`` or ``(C, L)``.
+    r"""A replacement of :class:`torch.nn.Dropout1d` with a generator: drops whole channels.
+
+    .. math:: y_{nc} = \frac{m_{nc}}{1 - p} x_{nc}, \qquad m_{nc} \sim \operatorname{Bernoulli}(1 - p)
+
+    for example :math:`n` and channel :math:`c`.
 
     Args:
         p: probability of dropping a channel, in [0, 1].
         inplace: overwrites the input.
         generator: source of the random bits, as in :class:`Dropout`.
+
+    Shape:
+        ``(N, C, L)`` or ``(C, L)``; dtype and memory format are preserved.
 
     Raises:
         ValueError: ``p`` outside [0, 1] or NaN.
@@ -175,9 +182,12 @@ class Dropout1d(_ChannelDropout, nn.Dropout1d):
 
 
 class Dropout2d(_ChannelDropout, nn.Dropout2d):
-    """Drop-in for :class:`torch.nn.Dropout2d` with a generator: drops whole channels of ``(N, C, H, W)``.
+    """A replacement of :class:`torch.nn.Dropout2d` with a generator: drops whole channels.
 
-    As in torch, a 3-D input is taken as ``(N, C, L)``, with a warning. See :class:`Dropout1d`.
+    See :class:`Dropout1d` for the formula, the arguments and the errors.
+
+    Shape:
+        ``(N, C, H, W)``. As in torch, a 3-D input is taken as ``(N, C, L)``, with a warning.
 
     Example:
         >>> import torch
@@ -191,9 +201,12 @@ class Dropout2d(_ChannelDropout, nn.Dropout2d):
 
 
 class Dropout3d(_ChannelDropout, nn.Dropout3d):
-    """Drop-in for :class:`torch.nn.Dropout3d` with a generator: drops channels of ``(N, C, D, H, W)`` or without N.
+    """A replacement of :class:`torch.nn.Dropout3d` with a generator: drops whole channels.
 
-    See :class:`Dropout1d`.
+    See :class:`Dropout1d` for the formula, the arguments and the errors.
+
+    Shape:
+        ``(N, C, D, H, W)`` or ``(C, D, H, W)``.
 
     Example:
         >>> import torch
@@ -206,18 +219,23 @@ class Dropout3d(_ChannelDropout, nn.Dropout3d):
 
 
 class AlphaDropout(_Shaped, nn.AlphaDropout):
-    r"""Drop-in for :class:`torch.nn.AlphaDropout` with a generator: keeps mean 0 and variance 1, for SELU networks.
+    r"""A replacement of :class:`torch.nn.AlphaDropout` with a generator, for SELU networks.
 
-    .. math:: y = a (m x + (1 - m) \alpha') + b
+    It keeps mean 0 and variance 1.
 
-    with :math:`\alpha' = -\lambda\alpha \approx -1.7581`, :math:`a = ((1 - p)(1 + p \alpha'^2))^{-1/2}` and
-    :math:`b = -a p \alpha'`.
+    .. math:: y = a (m x + (1 - m) \alpha') + b, \qquad m \sim \operatorname{Bernoulli}(1 - p)
+
+    with :math:`\alpha' = -\lambda\alpha \approx -1.7581`, the negative limit of SELU,
+    :math:`a = ((1 - p)(1 + p \alpha'^2))^{-1/2}` and :math:`b = -a p \alpha'`.
 
     Args:
         p: probability of dropping an element, in [0, 1].
         inplace: overwrites the input.
         generator: source of the random bits, as in :class:`Dropout`.
         noise_shape: shape of the mask, as in :class:`Dropout`.
+
+    Shape:
+        Any, floating-point.
 
     Raises:
         ValueError: ``p`` outside [0, 1] or NaN; in the forward pass a ``noise_shape`` that does not fit the input.
@@ -237,15 +255,18 @@ class AlphaDropout(_Shaped, nn.AlphaDropout):
         if self._is_idle():
             return input
         if self.generator is None and self.noise_shape is None and f.is_small(input.numel()):
-            return F.alpha_dropout(input, self.p, True, self.inplace)  # torch's layer is never in place
+            return F.alpha_dropout(input, self.p, True, self.inplace)  # torch's layer ignores inplace
         self._check_generator(input)
         return f.alpha_dropout(input, self.p, self._shape(input), self.inplace, self.generator)
 
 
 class FeatureAlphaDropout(_Dropping, nn.FeatureAlphaDropout):
-    """Drop-in for :class:`torch.nn.FeatureAlphaDropout` with a generator: :class:`AlphaDropout` of whole channels.
+    """A replacement of :class:`torch.nn.FeatureAlphaDropout` with a generator: :class:`AlphaDropout` of whole channels.
 
-    Inputs are ``(N, C, ...)``.
+    See :class:`AlphaDropout` for the formula, the arguments and the errors.
+
+    Shape:
+        ``(N, C, ...)``.
 
     Example:
         >>> import torch
@@ -256,7 +277,7 @@ class FeatureAlphaDropout(_Dropping, nn.FeatureAlphaDropout):
 
     def forward(self, input: Tensor) -> Tensor:
         if input.ndim < 2:
-            return super().forward(input)  # which refuses it
+            return super().forward(input)  # raises torch's error
         if self._is_idle():
             return input
         if self.generator is None and f.is_small(math.prod(input.shape[:2])):
@@ -267,15 +288,20 @@ class FeatureAlphaDropout(_Dropping, nn.FeatureAlphaDropout):
 
 
 class GaussianDropout(_Shaped, nn.Dropout):
-    r"""Multiplies by normal noise of mean 1 and the variance that dropout with rate ``p`` has; nothing becomes zero.
+    r"""Multiplies by normal noise with mean 1 and the variance of dropout with rate ``p``.
 
     .. math:: y = \epsilon x, \qquad \epsilon \sim N\left(1, \frac{p}{1 - p}\right)
+
+    No element becomes zero. In evaluation mode the layer is the identity.
 
     Args:
         p: drop rate of the dropout with the same variance, in [0, 1).
         inplace: overwrites the input.
         generator: source of the random numbers, as in :class:`Dropout`.
         noise_shape: shape of the noise, as in :class:`Dropout`.
+
+    Shape:
+        Any, floating-point.
 
     Raises:
         ValueError: ``p`` outside [0, 1) or NaN; in the forward pass a ``noise_shape`` that does not fit the input.
@@ -300,4 +326,4 @@ class GaussianDropout(_Shaped, nn.Dropout):
     def _check_rate(self, p: float) -> None:
         super()._check_rate(p)
         if p == 1:
-            raise ValueError("GaussianDropout: p must be below 1, where the noise has infinite variance, got 1")
+            raise ValueError("GaussianDropout: p must be below 1, because at 1 the variance is infinite, got 1")

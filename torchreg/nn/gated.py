@@ -1,4 +1,4 @@
-"""Layers that learn what to drop, in general. What their rates cost is for :class:`torchreg.Complexity` to add."""
+"""The base class of layers that learn what to drop; :class:`torchreg.Complexity` penalizes their complexity."""
 
 from __future__ import annotations
 
@@ -18,19 +18,34 @@ Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 class Gated(Seeded):
-    """A linear layer or convolution with rates of dropping that are learned with its weights.
+    """A linear layer or convolution with learned drop rates; the base class of layers that learn what to drop.
+
+    A subclass defines ``forward``, :meth:`complexity_of`, :meth:`pruned` and the class attributes below. See
+    :class:`ConcreteDropout`, :class:`HardConcrete` and :class:`VariationalDropout`.
 
     Args:
         layer: ``nn.Linear`` or ``nn.Conv1d`` to ``nn.Conv3d``; it becomes the submodule ``layer``.
-        generator: source of the random numbers; torch's global one if None.
+        generator: source of the random numbers; torch's global generator if None.
+
+    Attributes:
+        rates: the name of the parameter with the learned rates.
+        cost: the name of the complexity in logs: "KL" or "L0".
+        depends_on: the names of the parameters that the complexity is a function of.
 
     Raises:
-        TypeError: any other layer.
+        TypeError: ``layer`` is of another type.
+        ValueError: ``layer`` is lazy or parametrized.
+
+    Example:
+        >>> from torchreg.nn import VariationalDropout
+        >>> layer = VariationalDropout(nn.Linear(8, 4))
+        >>> isinstance(layer, Gated), layer.cost, layer.complexity().ndim
+        (True, 'KL', 0)
     """
 
-    rates: ClassVar[str]  # the parameter that holds the learned rates
-    cost: ClassVar[str]  # what the complexity is called: "KL" or "L0"
-    depends_on: ClassVar[tuple[str, ...]]  # the parameters that the complexity is a function of
+    rates: ClassVar[str]
+    cost: ClassVar[str]
+    depends_on: ClassVar[tuple[str, ...]]
 
     def __init__(self, layer: Layer, generator: Generator | None) -> None:
         super().__init__()
@@ -41,26 +56,26 @@ class Gated(Seeded):
             )
         if "weight" not in layer._parameters or is_lazy(layer.weight):
             raise ValueError(
-                f"{type(self).__name__}: layer must have its weight for a parameter, got a lazy or parametrized one: "
+                f"{type(self).__name__}: the layer's weight must be a parameter, got a lazy or parametrized one: "
                 "run a batch through it first, or remove the parametrization"
             )
         self.layer = layer
         self.generator = generator
 
     def no_weight_decay(self) -> dict[str, str]:
-        """The learned rates are no weights: selectors read here that penalties exempt them."""
+        """Exempts the learned rates from penalties; selectors call this method."""
         return dict.fromkeys(self._parameters, "learned drop rate")
 
     def complexity(self) -> Tensor:
-        """What the rates cost: 0-d, differentiable in all parameters it depends on."""
+        """The complexity: a 0-d tensor, differentiable in all parameters it depends on."""
         return self.complexity_of(*(attrgetter(name)(self) for name in self.depends_on))
 
     @abstractmethod
     def complexity_of(self, *tensors: Tensor) -> Tensor:
-        """:meth:`complexity` for other values of the parameters it depends on."""
+        """:meth:`complexity` as a function of the parameters it depends on."""
 
-    def complexity_gradient(self, index: int, *tensors: Tensor) -> Tensor:
-        """The derivative of :meth:`complexity_of` in one of its tensors, differentiable if gradients are enabled."""
+    def _complexity_gradient(self, index: int, *tensors: Tensor) -> Tensor:
+        """The gradient of :meth:`complexity_of` by one of its tensors; differentiable if gradients are enabled."""
         again = torch.is_grad_enabled()
         with torch.enable_grad():
             inputs = list(tensors)
@@ -71,17 +86,17 @@ class Gated(Seeded):
 
     @abstractmethod
     def pruned(self) -> Layer:
-        """A copy of the layer that computes in evaluation mode what this computes, with zeros for what is dropped."""
+        """A copy of the inner layer with zeros for what is dropped; its outputs agree in evaluation mode."""
 
     def _uniform(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Numbers in (0, 1), never at the ends, at least in single precision."""
+        """Random numbers in the open interval (0, 1), at least in single precision."""
         self._check_generator(x)
         drawn = f.drawn(torch.rand, shape, x.device, self.generator)
         tiny = torch.finfo(drawn.dtype).eps
         return drawn * (1 - 2 * tiny) + tiny
 
     def _over_channels(self, x: Tensor) -> tuple[int, ...]:
-        """The shape of one number for each example and channel: the inputs of a linear layer, or maps."""
+        """The shape with one number for each example and channel; of a linear layer for each example and input."""
         if isinstance(self.layer, nn.Linear):
             leading = x.shape[:1] if x.ndim > 1 else ()
             return (*leading, *[1] * (x.ndim - len(leading) - 1), x.shape[-1])
@@ -90,9 +105,13 @@ class Gated(Seeded):
 
 
 def pruned(model: nn.Module) -> nn.Module:
-    """A copy of the model with an ordinary layer for each that learned what to drop; the outputs in evaluation agree.
+    """A copy of the model with ordinary layers instead of those that learn what to drop.
 
-    What was dropped is exactly zero there, so :func:`torchreg.compress` can take out whole units.
+    The outputs in evaluation mode agree. Dropped weights are exactly zero, so :func:`torchreg.compress` can remove
+    whole units.
+
+    Args:
+        model: any module; it is not changed.
 
     Example:
         >>> from torchreg.nn import VariationalDropout

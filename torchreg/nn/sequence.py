@@ -1,4 +1,4 @@
-"""Dropout along sequences: the same features at each time, whole words, word types."""
+"""Dropout for sequences: of features at all time steps, of words, of word types."""
 
 from __future__ import annotations
 
@@ -12,16 +12,22 @@ from torchreg.nn.dropout import Dropout, Seeded
 
 
 class LockedDropout(Dropout):
-    """Dropout of the same features at each time step: one mask for each sequence, locked over time.
+    r"""Drops the same features at all time steps of a sequence.
 
-    Around a recurrent network this is the dropout that keeps a variational interpretation; it is also called
-    variational dropout, which here is another layer.
+    .. math:: y_{tnf} = \frac{m_{nf}}{1 - p} x_{tnf}, \qquad m_{nf} \sim \operatorname{Bernoulli}(1 - p)
+
+    for time step :math:`t`, sequence :math:`n` and feature :math:`f`. For the inputs and outputs of a recurrent network
+    this mask has a variational interpretation. The literature also calls it variational dropout;
+    :class:`VariationalDropout` is another layer.
 
     Args:
         p: probability of dropping a feature of a sequence, in [0, 1].
         inplace: overwrites the input.
-        batch_first: whether inputs are ``(N, T, ...)`` rather than ``(T, N, ...)``, as in ``torch.nn.LSTM``.
+        batch_first: whether inputs are ``(N, T, ...)`` instead of ``(T, N, ...)``, as in ``torch.nn.LSTM``.
         generator: source of the random bits, as in :class:`Dropout`.
+
+    Shape:
+        ``(T, N, ...)``, with ``batch_first`` ``(N, T, ...)``.
 
     Raises:
         ValueError: ``p`` outside [0, 1], or an input with fewer than three dimensions.
@@ -46,7 +52,7 @@ class LockedDropout(Dropout):
     def forward(self, input: Tensor) -> Tensor:
         if input.ndim < 3:
             raise ValueError(
-                "LockedDropout: input must have time, batch and features for dimensions, got the shape "
+                "LockedDropout: input must have the dimensions time, batch and features, got the shape "
                 f"{tuple(input.shape)}"
             )
         shape = [*input.shape]
@@ -58,17 +64,23 @@ class LockedDropout(Dropout):
 
 
 class WordDropout(Seeded):
-    """Replaces whole words of the input, given as token numbers, by the number of an unknown word.
+    r"""Replaces tokens of the input by the token of an unknown word.
+
+    .. math:: y_{nt} = \begin{cases} \text{unknown} & u_{nt} < p \text{ and } x_{nt} \notin \text{keep} \\
+                                    x_{nt} & \text{else} \end{cases}, \qquad u_{nt} \sim U(0, 1)
 
     Args:
         p: probability of replacing a token, in [0, 1].
-        unknown: the number that stands for an unknown word.
-        keep: numbers that are never replaced, such as those of padding and of a sentence's beginning and end.
+        unknown: the token number of an unknown word.
+        keep: token numbers that are never replaced, such as those of padding and of the ends of a sentence.
         generator: source of the random bits, as in :class:`Dropout`.
+
+    Shape:
+        Any; the tokens are whole numbers.
 
     Raises:
         ValueError: ``p`` outside [0, 1].
-        TypeError: tokens that are no whole numbers.
+        TypeError: tokens that are not whole numbers.
 
     Example:
         >>> WordDropout(1.0, unknown=1, keep=[0])(torch.tensor([[5, 7, 0]]))
@@ -107,24 +119,26 @@ class WordDropout(Seeded):
 
 
 class EmbeddingDropout(Seeded):
-    r"""Drops word types: all occurrences of a word in a sequence lose their vector together, or none does.
+    r"""Drops word types: the vectors of all occurrences of a word in a sequence become zero together.
 
     .. math:: y_{nt} = \frac{m_{n, w}}{1 - p} E_w, \qquad w = x_{nt}, \quad m_{nw} \sim \operatorname{Bernoulli}(1 - p)
+
+    for sequence :math:`n`, time step :math:`t` and the embedding :math:`E`.
 
     Args:
         embedding: the layer that turns token numbers into vectors.
         p: probability of dropping a word type, in [0, 1].
-        batch_first: whether tokens are ``(N, T)`` rather than ``(T, N)``.
-        per_example: whether each sequence has a mask of its own, as in the first paper, or the whole batch one, as in
+        batch_first: whether tokens are ``(N, T)`` instead of ``(T, N)``.
+        per_example: True: a mask for each sequence, as in the first paper below; False: one mask for the batch, as in
             the second.
         generator: source of the random bits, as in :class:`Dropout`.
 
     Shape:
-        Tokens of two dimensions, or a single sequence ``(T,)``; masks take a byte for each word of the vocabulary,
-        times N if ``per_example``.
+        Tokens ``(T, N)``, with ``batch_first`` ``(N, T)``, or a single sequence ``(T,)``. A mask takes one byte for
+        each word of the vocabulary.
 
     Raises:
-        ValueError: ``p`` outside [0, 1], or tokens of more dimensions.
+        ValueError: ``p`` outside [0, 1], or tokens with more dimensions.
         TypeError: ``embedding`` is no ``torch.nn.Embedding``.
 
     Example:
@@ -160,7 +174,7 @@ class EmbeddingDropout(Seeded):
 
     @property
     def shares_mask(self) -> bool:
-        """Whether one mask serves the whole batch."""
+        """Whether the whole batch has one mask."""
         return not self.per_example
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -17,31 +17,36 @@ _LIMIT, _TINY = 8.0, 1e-8  # of log alpha, and what is added to squared weights 
 
 
 class VariationalDropout(Gated):
-    r"""Sparse variational dropout: each weight has a noise level that is learned, and drowned weights are dropped.
+    r"""Sparse variational dropout: each weight has a learned noise level, and weights with too much noise are dropped.
 
     .. math:: y_i \sim N\Big(\sum_j \theta_{ij} x_j + b_i, \; \sum_j \sigma_{ij}^2 x_j^2\Big), \qquad
               \alpha = \frac{\sigma^2}{\theta^2}
 
-    for each example on its own. In evaluation mode, weights with :math:`\log \alpha` above the threshold are zero. The
-    complexity is the divergence from the log-uniform prior, in the paper's approximation:
+    for weights :math:`\theta` and noise levels :math:`\sigma`, with independent noise for each example. In evaluation
+    mode, weights with :math:`\log \alpha` above the threshold are zero. The complexity is the divergence from the
+    log-uniform prior, in the paper's approximation:
 
     .. math:: C = \sum k_1 - k_1 \sigma(k_2 + k_3 \log \alpha) + \tfrac12 \log(1 + \alpha^{-1})
 
-    with :math:`k = (0.63576, 1.8732, 1.48695)`; it is least, 0, where a weight is all noise. Add it with
-    ``Regularizer(model, Complexity(1 / N), schedule=...)``, :math:`N` the number of training examples: at full strength
-    from the start it takes too many weights, so let a schedule bring it in. A learning rate of the noise levels as
-    large as the weights' will do.
+    with :math:`k = (0.63576, 1.8732, 1.48695)`. Its minimum is 0, for a weight that is only noise. Add it with
+    ``Regularizer(model, Complexity(1 / N), schedule=...)`` for :math:`N` training examples. At full strength from the
+    start it drops too many weights, so use a schedule that starts at 0. The noise levels can have the learning rate of
+    the weights.
 
     Args:
         layer: ``nn.Linear`` or ``nn.Conv1d`` to ``nn.Conv3d``.
-        log_sigma2: :math:`\log \sigma^2` to start from.
+        log_sigma2: the initial :math:`\log \sigma^2`.
         threshold: of :math:`\log \alpha`; 3 is a binary dropout rate of 0.95.
         generator: source of the random numbers, as in :class:`Dropout`.
 
+    Shape:
+        That of the layer.
+
     Raises:
-        TypeError: any other layer.
+        TypeError: ``layer`` is of another type.
 
     Example:
+        >>> _ = torch.manual_seed(0)
         >>> layer = VariationalDropout(nn.Linear(8, 4))
         >>> layer(torch.ones(2, 8)).shape
         torch.Size([2, 4])
@@ -65,7 +70,7 @@ class VariationalDropout(Gated):
 
     @property
     def log_alpha(self) -> Tensor:
-        """The logarithm of noise over signal of each weight, from -8 to 8."""
+        """:math:`\\log \\alpha` of each weight, from -8 to 8."""
         return _log_alpha(self.log_sigma2, self.layer.weight)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -75,16 +80,17 @@ class VariationalDropout(Gated):
         variance = applied(self.layer, input.square(), self.log_sigma2.exp(), None)
         self._check_generator(input)
         noise = f.drawn(torch.randn, mean.shape, mean.device, self.generator, mean.dtype)
-        return mean + noise * (f.wide(variance) + 1e-8).sqrt().to(mean.dtype)  # whose slope at 0 would be infinite
+        # 1e-8 because the slope of the root is infinite at 0
+        return mean + noise * (f.wide(variance) + 1e-8).sqrt().to(mean.dtype)
 
     def complexity_of(self, log_sigma2: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
         log_alpha = _log_alpha(log_sigma2, weight)
         return (_K1 - _K1 * torch.sigmoid(_K2 + _K3 * log_alpha) + 0.5 * F.softplus(-log_alpha)).sum()
 
-    def complexity_gradient(self, index: int, *tensors: Tensor) -> Tensor:
+    def _complexity_gradient(self, index: int, *tensors: Tensor) -> Tensor:
         if torch.is_grad_enabled():
-            return super().complexity_gradient(index, *tensors)
-        log_sigma2, weight = tensors  # written out, for there are as many as weights
+            return super()._complexity_gradient(index, *tensors)
+        log_sigma2, weight = tensors  # written out, because there is one for each weight
         weight = f.wide(weight)
         signal = weight.square().add_(_TINY)
         log_alpha = log_sigma2 - signal.log()

@@ -1,4 +1,11 @@
-"""Optimizers: decay decoupled from the gradient, and steps that end in exact zeros."""
+"""DECAY decoupled from the gradient in any optimizer, and PROXIMAL steps, which end in exact zeros.
+
+Decoupled decay: :class:`AdamW`, :class:`SGDW`, :class:`RMSpropW`, :class:`AdagradW`, :class:`NAdamW`, :class:`RAdamW`,
+:class:`AdamaxW`; :func:`decoupled` makes such a class of any optimizer class, with the mixin :class:`DecoupledDecay`.
+Norms bounded instead of decayed: :class:`AdamCPR`, with the mixin :class:`ConstrainedNorm`. Proximal steps:
+:class:`ProxSGD` and :class:`ProxAdam`, with the mixin :class:`Proximal`; :class:`TargetSparsity` steers them to a given
+share of zeros.
+"""
 
 from torchreg.optim.cpr import AdamCPR, ConstrainedNorm
 from torchreg.optim.decoupled import DecoupledDecay
@@ -26,3 +33,7 @@ __all__ = [
     "TargetSparsity",
     "decoupled",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__doc__"]

@@ -1,9 +1,9 @@
-"""An upper bound on the size of each weight instead of a strength, kept by a multiplier of its own."""
+"""Upper bounds on the norms of weights instead of weight decay."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Unpack, get_args
 
 import torch
 from torch import Tensor
@@ -11,42 +11,61 @@ from torch.optim.optimizer import ParamsT
 
 from torchreg import functional as f
 from torchreg.hooks import Group, step_size
-from torchreg.optim.step_wrapper import AroundStep, Plan, Weights
-
-Bound = Literal["inflection", "warm_start", "initial"] | float
+from torchreg.optim.options import AdamCPROptions, Bound
+from torchreg.optim.step_wrapper import Plan, StepWrapper, Weights
 
 _MULTIPLIER, _BOUND, _SIZE, _GROWTH, _COUNT = range(5)  # columns of a group's table
 
 
-class ConstrainedNorm(AroundStep):
-    r"""Mixin that bounds the mean square of each weight: constrained parameter regularization (CPR).
+class ConstrainedNorm(StepWrapper):
+    r"""Mixin that bounds the mean square of each weight tensor: constrained parameter regularization (CPR).
 
-    After the base's update, with :math:`R(w) = \frac1n \sum_i w_i^2`, its bound :math:`\kappa` and a multiplier
-    :math:`\lambda \ge 0`, which begins at 0,
+    .. math::
+        \begin{array}{l}
+            \hline
+            \textbf{input}: \text{the base optimizer},\ w_0 \text{ (params)}, \\
+            \quad \kappa \text{ (bound)},\ \mu \text{ (update rate)},\ \lambda_0 = 0 \\
+            \hline
+            \textbf{for}\ t = 1, 2, \dots \\
+            \quad w' \leftarrow \text{the base's update of } w_{t-1} \\
+            \quad \textbf{for each}\ \text{weight tensor } w' \text{ with } n \text{ elements} \\
+            \quad\quad R \leftarrow \tfrac1n \textstyle\sum_i w_i'^2 \\
+            \quad\quad \lambda_t \leftarrow \max(0, \lambda_{t-1} + \mu (R - \kappa)) \\
+            \quad\quad w_t \leftarrow (1 - 2\lambda_t)\, w' \\
+            \hline
+        \end{array}
 
-    .. math:: \lambda \leftarrow \max(0, \lambda + \mu (R(w) - \kappa)), \qquad w \leftarrow (1 - 2\lambda)\, w
+    Each weight tensor has its own bound and multiplier :math:`\lambda`, so no strength is needed: a weight shrinks only
+    while it is larger than its bound. Weights without a gradient do not change; neither do parameters with fewer than
+    two dimensions, unless ``biases`` is set. The options are those of each group. The groups, and so checkpoints,
+    contain the multipliers.
 
-    Each weight has a bound and a multiplier of its own, so there is no strength to choose: a weight is only held back
-    while it is larger than its bound. Weights without a gradient are left alone, as are parameters with fewer than two
-    dimensions, unless ``intercepts``. Options are per group; the multipliers are in the groups, so in the checkpoint.
+    There are two differences from the authors' code: the factor :math:`1 - 2\lambda` is never below 0, and the first
+    growth is that from the first step to the second. Sharded weights are not supported.
 
     Args:
-        bound: where the bound comes from; it acts from the step after the one that finds it.
+        bound: how the bound is determined; it acts from the next step on.
 
-            - ``"inflection"``: R where its growth first slows down, from one step to the next.
+            - ``"inflection"``: R at the step at which its growth first slows down.
             - ``"warm_start"``: R after ``warm_start`` steps.
             - ``"initial"``: ``factor`` times R at the start.
-            - a number: that one, for all.
-        warm_start: steps, for ``"warm_start"``.
+            - a number: the bound of all weights.
+        warm_start: the number of steps for ``"warm_start"``.
         factor: for ``"initial"``.
-        update_rate: :math:`\mu`, how fast the multiplier moves.
-        intercepts: whether parameters with fewer than two dimensions are bounded too.
+        update_rate: :math:`\mu`, how fast the multiplier changes.
+        biases: whether parameters with fewer than two dimensions are bounded too.
 
     Raises:
-        ValueError: an option out of its range, or a ``weight_decay`` beside the bound.
+        ValueError: an option out of its range, or a ``weight_decay`` other than 0.
 
-    Where it departs from the authors' code: the factor :math:`1 - 2\lambda` is never below 0, and the first growth is
-    that from the first step to the second. Not for weights that are spread over processes.
+    Example:
+        >>> class SGDCPR(ConstrainedNorm, torch.optim.SGD):
+        ...     pass
+        >>> w = torch.nn.Parameter(torch.full((1, 2), 2.0))
+        >>> w.grad = torch.zeros(1, 2)
+        >>> SGDCPR([w], lr=0.1, bound=3.9).step()
+        >>> w.data  # the mean square was 4
+        tensor([[1.6000, 1.6000]])
 
     References:
         Jörg K. H. Franke, Michael Hefenbrock, Gregor Koehler, Frank Hutter, "Improving Deep Learning Optimization
@@ -60,10 +79,10 @@ class ConstrainedNorm(AroundStep):
         warm_start: int = 1000,
         factor: float = 1.0,
         update_rate: float = 1.0,
-        intercepts: bool = False,
+        biases: bool = False,
         **kwargs: Any,
     ) -> None:
-        self._own(bound=bound, warm_start=warm_start, factor=factor, update_rate=update_rate, intercepts=intercepts)
+        self._add_options(bound=bound, warm_start=warm_start, factor=factor, update_rate=update_rate, biases=biases)
         super().__init__(*args, **kwargs)
 
     def add_param_group(self, param_group: Group) -> None:
@@ -91,12 +110,12 @@ class ConstrainedNorm(AroundStep):
             raise ValueError(f"{owner}: warm_start must be a whole number >= 1, got {group['warm_start']!r}")
         if group.get("weight_decay", 0):
             raise ValueError(
-                f"{owner}: weight_decay must be 0, because the bound takes its place, got {group['weight_decay']!r}"
+                f"{owner}: weight_decay must be 0, because the bound replaces it, got {group['weight_decay']!r}"
             )
 
     def _after_update(self, old: Weights, plan: Plan) -> None:
         super()._after_update(old, plan)
-        live = step_size(self, {"lr": 1.0})  # 0 where a fused optimizer has skipped the step
+        live = step_size(self, {"lr": 1.0})  # 0 if a fused optimizer has skipped the step
         for group in self.param_groups:
             places = [i for i, param in enumerate(group["params"]) if _is_bounded(group, param)]
             if places:
@@ -113,7 +132,7 @@ class ConstrainedNorm(AroundStep):
 
 
 def _moved(rows: Tensor, sizes: Tensor, group: Group) -> Tensor:
-    """The table after another step, with the mean squares that the weights have now."""
+    """The table after another step, given the weights' mean squares."""
     multipliers, bounds, last, growths, counts = rows.unbind(1)
     known = ~bounds.isnan()
     pushed = (multipliers + group["update_rate"] * (sizes - bounds)).clamp(min=0)
@@ -128,27 +147,37 @@ def _moved(rows: Tensor, sizes: Tensor, group: Group) -> Tensor:
 
 
 def _is_bounded(group: Group, param: Tensor) -> bool:
-    return param.grad is not None and param.numel() > 0 and bool(group["intercepts"] or param.ndim >= 2)
+    return param.grad is not None and param.numel() > 0 and bool(group["biases"] or param.ndim >= 2)
 
 
 def _mean_squares(params: list[Tensor]) -> Tensor:
-    """The mean square of each, in single precision at least."""
+    """The mean square of each weight, at least in single precision."""
     return torch.stack([2 * f.half_square(p.detach()) / max(p.numel(), 1) for p in params])
 
 
 class AdamCPR(ConstrainedNorm, torch.optim.Adam):
-    r"""Adam whose weights are bounded instead of decayed, with no strength to choose.
+    r"""Adam with bounded weight norms instead of weight decay, so that no strength is needed.
+
+    .. math:: w' = w_{t-1} - \eta\, \hat m_t / (\sqrt{\hat v_t} + \epsilon), \qquad
+              \lambda_t = \max\big(0, \lambda_{t-1} + \mu (\tfrac1n \|w'\|_2^2 - \kappa)\big), \qquad
+              w_t = (1 - 2\lambda_t)\, w'
+
+    See :class:`ConstrainedNorm` for the bound :math:`\kappa`.
 
     Args:
-        params: parameters, named parameters or groups, as in ``torch.optim``.
-        bound, warm_start, factor, update_rate, intercepts: see :class:`ConstrainedNorm`.
-        lr, betas, eps, amsgrad, maximize, foreach, capturable, differentiable, fused: as in :class:`torch.optim.Adam`.
+        params, lr, betas, eps, amsgrad, maximize, foreach, capturable, differentiable, fused: as in
+            :class:`torch.optim.Adam`.
+        weight_decay: must be 0.
+        bound, warm_start, factor, update_rate, biases: as in :class:`ConstrainedNorm`.
+
+    Raises:
+        ValueError: an option out of its range.
 
     Example:
         >>> w = torch.nn.Parameter(torch.full((1, 2), 2.0))
         >>> optimizer = AdamCPR([w], lr=0.1, bound=1.0)
         >>> for _ in range(100):
-        ...     w.grad = -torch.ones(1, 2)  # it wants to grow
+        ...     w.grad = -torch.ones(1, 2)  # which would make it grow
         ...     optimizer.step()
         >>> bool((w.square().mean() < 1.1))
         True
@@ -160,23 +189,4 @@ class AdamCPR(ConstrainedNorm, torch.optim.Adam):
 
     if TYPE_CHECKING:
 
-        def __init__(
-            self,
-            params: ParamsT,
-            lr: float | Tensor = 1e-3,
-            betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
-            eps: float = 1e-8,
-            weight_decay: float = 0,
-            amsgrad: bool = False,
-            *,
-            foreach: bool | None = None,
-            maximize: bool = False,
-            capturable: bool = False,
-            differentiable: bool = False,
-            fused: bool | None = None,
-            bound: Bound = "inflection",
-            warm_start: int = 1000,
-            factor: float = 1.0,
-            update_rate: float = 1.0,
-            intercepts: bool = False,
-        ) -> None: ...
+        def __init__(self, params: ParamsT, lr: float | Tensor = 1e-3, **options: Unpack[AdamCPROptions]) -> None: ...

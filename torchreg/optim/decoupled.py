@@ -1,53 +1,60 @@
-"""Weight decay decoupled from the gradient, inside the step of any optimizer class."""
+"""Weight decay that is decoupled from the gradient, for any optimizer class."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from torchreg import functional as f
-from torchreg.functional.chunks import pieces
+from torchreg.functional.chunks import chunks_of
 from torchreg.hooks import Group, scalar, step_size
-from torchreg.optim.step_wrapper import AroundStep, Weights, base_of, moving, takes
+from torchreg.optim.options import Coupling, Decay, Target
+from torchreg.optim.step_wrapper import StepWrapper, Weights, base_optimizer, has_option, with_gradients
 from torchreg.schedules import Schedule, check_scale
 
-Coupling = Literal["lr", "schedule", "independent", "corrected"]
-Decay = Literal["L2", "L1"]
-Target = Literal["zero", "start"]
 Amounts = list[float | Tensor]
 
 _LR_COUPLED = (torch.optim.AdamW, torch.optim.Adafactor, torch.optim.Muon)  # their own decay is this rule "lr"
 _TAKE_SPARSE = (torch.optim.SGD, torch.optim.Adagrad, torch.optim.SparseAdam)
 
 
-class DecoupledDecay(AroundStep):
+class DecoupledDecay(StepWrapper):
     r"""Mixin that decouples an optimizer's ``weight_decay``: ``class SGDW(DecoupledDecay, torch.optim.SGD)``.
 
-    Each step draws the weights that have a gradient towards 0, apart from the base optimizer's update, which is made
-    without any decay of its own. Gradients and moments never see the decay. Weights whose ``grad`` is None do not
-    decay, as in ``torch.optim``.
+    .. math::
+        \begin{array}{l}
+            \hline
+            \textbf{input}: \text{the base optimizer},\ w_0 \text{ (params)},\ \lambda \text{ (weight decay)}, \\
+            \quad r_t \text{ (coupling)},\ c_t \text{ (decay schedule)} \\
+            \hline
+            \textbf{for}\ t = 1, 2, \dots \\
+            \quad g_t \leftarrow \nabla L(w_{t-1}) \\
+            \quad w' \leftarrow (1 - r_t \lambda c_t)\, w_{t-1} \\
+            \quad w_t \leftarrow w' + \text{the base's update for } g_t \text{, without decay} \\
+            \hline
+        \end{array}
 
-    .. math:: w \leftarrow (1 - r_t \lambda c_t)\, w, \qquad w \leftarrow \text{the base's step from } w
-
-    :math:`\lambda` is the group's ``weight_decay``, :math:`c_t` the value of ``decay_schedule`` (or 1), and
-    :math:`r_t` follows from the group's ``coupling``:
+    Gradients and moments do not contain the decay. Weights whose ``grad`` is None do not decay, as in ``torch.optim``.
+    :math:`\lambda` is the group's ``weight_decay``, :math:`c_t` the value of ``decay_schedule`` (or 1). The group's
+    ``coupling`` determines :math:`r_t`:
 
     =============  =============================  ===========================================================
-    coupling       :math:`r_t`                    whose rule
+    coupling       :math:`r_t`                    source
     =============  =============================  ===========================================================
     "lr"           :math:`\eta_t`                 ``torch.optim.AdamW``
     "schedule"     :math:`\eta_t / \eta_{\max}`   Loshchilov and Hutter 2019
-    "independent"  :math:`1`                      a constant, whatever the learning rate
-    "corrected"    :math:`\eta_t^2/\eta_{\max}`   Defazio 2025, for layers that a normalization follows
+    "independent"  :math:`1`                      constant, independent of the learning rate
+    "corrected"    :math:`\eta_t^2/\eta_{\max}`   Defazio 2025, for layers before a normalization
     =============  =============================  ===========================================================
 
-    Here :math:`\eta_t` is the group's ``lr`` now, and :math:`\eta_{\max}` its ``max_lr`` where it has one (OneCycleLR
-    sets it; for CyclicLR set it yourself), else its ``initial_lr`` (other schedulers set that), else the ``lr`` it was
-    added with. What is left of a weight of 1 after 1000 steps without a gradient, with ``weight_decay=0.001``:
+    Here :math:`\eta_t` is the group's current ``lr``. :math:`\eta_{\max}` is the group's ``max_lr`` if it has one
+    (OneCycleLR sets it; for CyclicLR set it yourself), else its ``initial_lr`` (which other schedulers set), else the
+    ``lr`` with which the group was added. The next table shows a weight of 1 after 1000 steps with gradient 0 and
+    ``weight_decay=0.001``:
 
     =============  ======  ========  ==================
     coupling       lr = 1  lr = 0.1  lr falls from 1 to 0
@@ -58,14 +65,14 @@ class DecoupledDecay(AroundStep):
     "corrected"    0.368   0.905     0.716
     =============  ======  ========  ==================
 
-    Other forms, for each group as well:
+    There are other forms of decay. Each is an option of the group:
 
-    - ``decay="L1"``: instead, after the update, a soft threshold,
-      :math:`w \leftarrow \operatorname{sign}(w) \max(|w| - r_t \lambda c_t, 0)`, which leaves exact zeros.
-    - ``towards="start"``: decay towards the weights as they were when the group was added, instead of 0 (L2-SP). They
-      become part of the optimizer's state.
-    - ``cautious=True``: only where the update moves the weight in the direction of the decay. The decay of the weights
-      as they were follows the update then.
+    - ``decay="L1"``: a soft threshold after the update,
+      :math:`w \leftarrow \operatorname{sign}(w) \max(|w| - r_t \lambda c_t, 0)`. It makes exact zeros.
+    - ``towards="start"``: decay towards the weights at the time when the group was added, instead of 0 (L2-SP). These
+      weights become part of the optimizer's state.
+    - ``cautious=True``: decay only where the update moves the weight in the direction of the decay. The decay, of the
+      old weights, then comes after the update.
 
     Args:
         coupling: how the learning rate scales the decay.
@@ -73,13 +80,22 @@ class DecoupledDecay(AroundStep):
         towards: ``"zero"`` or ``"start"``.
         cautious: whether to decay only where update and decay agree.
         decay_schedule: a function from the number of steps made to :math:`c_t`; see :mod:`torchreg.schedules`. Each
-            group counts its steps in ``decay_steps``, so a checkpoint holds them. One that a fused optimizer skips
-            under a scaler counts too: to know of it would mean to wait for the device.
+            group counts its steps in ``decay_steps``, which checkpoints contain. Steps that a fused optimizer skips
+            under a scaler are counted too.
 
     Raises:
         ValueError: an unknown coupling or form, a decay that is negative or not finite, coupling "schedule" or
-            "corrected" with ``lr=0``, "independent" with a decay above 1; in a step, a sparse gradient that the base
-            has no rule for; in loading, the checkpoint of a class whose ``weight_decay`` means something else.
+            "corrected" with ``lr=0``, "independent" with a decay above 1; in a step a sparse gradient for which the
+            base has no rule; in loading a checkpoint of a class whose ``weight_decay`` means something else.
+
+    Example:
+        >>> class SGDW(DecoupledDecay, torch.optim.SGD):
+        ...     pass
+        >>> w = torch.nn.Parameter(torch.ones(1))
+        >>> w.grad = torch.zeros(1)
+        >>> SGDW([w], lr=0.1, weight_decay=0.5, coupling="independent").step()
+        >>> w.data
+        tensor([0.5000])
 
     References:
         Ilya Loshchilov, Frank Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
@@ -99,25 +115,25 @@ class DecoupledDecay(AroundStep):
         decay_schedule: Schedule | None = None,
         **kwargs: Any,
     ) -> None:
-        owner, base = type(self).__name__, base_of(type(self))
+        owner, base = type(self).__name__, base_optimizer(type(self))
         if base is None:
-            raise TypeError(f"{owner}: must be mixed into an optimizer class, as in SGDW: use decoupled(cls)")
+            raise TypeError(f"{owner}: it must be mixed into an optimizer class, as in SGDW: use decoupled(cls)")
         if "decoupled_weight_decay" in kwargs:
             raise ValueError(
                 f"{owner}: decoupled_weight_decay must not be given, got {kwargs['decoupled_weight_decay']!r}: "
-                "weight_decay is always decoupled here, coupling says how"
+                "weight_decay is always decoupled here; set coupling instead"
             )
         if decay_schedule is not None and not callable(decay_schedule):
             raise TypeError(f"{owner}: decay_schedule must be a function of the step number, got {decay_schedule!r}")
         self.decay_schedule = decay_schedule
         self._starts: dict[Tensor, Tensor] = {}
-        self._own(coupling=coupling, decay=decay, towards=towards, cautious=cautious)
+        self._add_options(coupling=coupling, decay=decay, towards=towards, cautious=cautious)
         if decay_schedule is not None:
-            self._own(decay_steps=0)
-        if takes(base, "decoupled_weight_decay"):
-            kwargs["decoupled_weight_decay"] = True  # so that the base's kernel can do it
-        if not takes(base, "weight_decay"):
-            self._own(weight_decay=kwargs.pop("weight_decay", 0.0))
+            self._add_options(decay_steps=0)
+        if has_option(base, "decoupled_weight_decay"):
+            kwargs["decoupled_weight_decay"] = True  # so that the base's kernel can apply it
+        if not has_option(base, "weight_decay"):
+            self._add_options(weight_decay=kwargs.pop("weight_decay", 0.0))
         super().__init__(*args, **kwargs)
 
     def add_param_group(self, param_group: Group) -> None:
@@ -136,7 +152,7 @@ class DecoupledDecay(AroundStep):
             if group[key] not in get_args(choices):
                 raise ValueError(f"{owner}: {key} must be one of {', '.join(get_args(choices))}, got {group[key]!r}")
         if "lr" not in group:
-            raise ValueError(f"{owner}: the base class must have an lr, which couples the decay: use a Regularizer")
+            raise ValueError(f"{owner}: the base class must have an lr to couple the decay to: use a Regularizer")
         if coupling in ("schedule", "corrected") and group["lr"] == 0:
             raise ValueError(f"{owner}: coupling {coupling!r} divides by the initial lr, which must be > 0, got 0")
         if _is_readable(weight_decay) and not 0 <= weight_decay < math.inf:
@@ -162,8 +178,8 @@ class DecoupledDecay(AroundStep):
                 group["decay_steps"] += 1
         return loss
 
-    def _remembers(self, group: Group) -> bool:
-        return super()._remembers(group) or (group["cautious"] and _is_on(group))
+    def _needs_old_weights(self, group: Group) -> bool:
+        return super()._needs_old_weights(group) or (group["cautious"] and _is_on(group))
 
     def _before_update(self) -> Amounts:
         for group in filter(_is_on, self.param_groups):
@@ -175,7 +191,7 @@ class DecoupledDecay(AroundStep):
             amounts.append(_rate(group, step_size(self, group), one) * decay)
             kernels = self._kernels_part(group, decay)
             if _is_on(group) and _is_first(group) and kernels == 0:
-                self._shrink_(moving(group), amounts[-1], group)
+                self._shrink_(with_gradients(group), amounts[-1], group)
             group["weight_decay"] = kernels
         return amounts
 
@@ -183,12 +199,12 @@ class DecoupledDecay(AroundStep):
         for group, amount in zip(self.param_groups, plan, strict=True):
             on = isinstance(amount, Tensor) or amount > 0
             if on and group["cautious"]:
-                self._shrink_cautiously_(moving(group), amount, group, old)
+                self._shrink_cautiously_(with_gradients(group), amount, group, old)
             elif on and not _is_first(group):
-                self._threshold_(moving(group), amount, group)
+                self._threshold_(with_gradients(group), amount, group)
 
     def _decay(self, group: Group) -> float | Tensor:
-        """The weight decay of this step, before the coupling."""
+        """The weight decay of this step before the coupling."""
         decay: float | Tensor = group["weight_decay"]
         if self.decay_schedule is None:
             return decay
@@ -196,11 +212,11 @@ class DecoupledDecay(AroundStep):
         return decay * check_scale(f"{type(self).__name__}: decay_schedule", scale)
 
     def _kernels_part(self, group: Group, decay: float | Tensor) -> float:
-        """What the base's own kernel shall take for ``weight_decay``: 0 where it has no decoupled one of its own."""
+        """The ``weight_decay`` for the base's own kernel; 0 if that has no decoupled decay."""
         has_one = group.get("decoupled_weight_decay", isinstance(self, _LR_COUPLED))
         if not (has_one and _is_first(group) and group["towards"] == "zero"):
             return 0
-        ratio: Any = 1.0  # of our rate to lr, which the kernel multiplies with
+        ratio: Any = 1.0  # of our rate to lr, because the kernel multiplies with lr
         if group["coupling"] != "lr":
             ratio = _rate(group, group["lr"], 1.0) / group["lr"] if group["lr"] != 0 else 0.0
         part = decay * ratio
@@ -210,7 +226,7 @@ class DecoupledDecay(AroundStep):
         if group["towards"] == "start":
             for param in params:
                 f.axpy_(param, param - self._start(param), -amount)
-        elif isinstance(amount, Tensor):  # it may lie on another device than the parameters, which foreach refuses
+        elif isinstance(amount, Tensor):  # perhaps on another device than the parameters, which foreach refuses
             for param in params:
                 param.mul_(1 - amount)
         elif params:
@@ -226,16 +242,16 @@ class DecoupledDecay(AroundStep):
     def _shrink_cautiously_(self, params: list[Tensor], amount: float | Tensor, group: Group, old: Weights) -> None:
         for param in params:
             start = [self._start(param)] if group["towards"] == "start" else []
-            for piece in pieces(param, old[param], *start):
-                _shrink_where_it_agrees_(*piece, amount=amount, decay=group["decay"])
+            for chunk in chunks_of(param, old[param], *start):
+                _shrink_where_it_agrees_(*chunk, amount=amount, decay=group["decay"])
 
     def _start(self, param: Tensor) -> Tensor:
-        if param not in self._starts:  # the group was not added as one that needs it
+        if param not in self._starts:  # the option was set after the group was added
             self._starts[param] = param.detach().clone()
         return self._starts[param]
 
     def _refuse_sparse(self, group: Group) -> None:
-        for param in moving(group):
+        for param in with_gradients(group):
             sparse = param.grad is not None and param.grad.layout != torch.strided
             if sparse and not isinstance(self, _TAKE_SPARSE):
                 raise ValueError(
@@ -246,7 +262,7 @@ class DecoupledDecay(AroundStep):
     # -- saving and copying ---------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The base's, with the weights that groups with ``towards="start"`` decay towards."""
+        """The base's state, with the starting weights of groups with ``towards="start"``."""
         packed = super().state_dict()
         params = [(param, group) for group in self.param_groups for param in group["params"]]
         for number, (param, group) in enumerate(params):
@@ -259,7 +275,7 @@ class DecoupledDecay(AroundStep):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._refuse_another_rule(state["param_groups"])
-        for param, its in list(state["state"].items()):  # torch takes a state that is not empty for its own
+        for param, its in list(state["state"].items()):  # torch takes a state that is not empty as its own
             if "start" in its:
                 self._starts[param] = its.pop("start")
             if not its:
@@ -269,7 +285,7 @@ class DecoupledDecay(AroundStep):
             _remember_lr(group)
 
     def _refuse_another_rule(self, groups: list[Group]) -> None:
-        """A checkpoint of another class has a ``weight_decay`` too, but perhaps not of the same meaning."""
+        """Raises ``ValueError`` if ``weight_decay`` has another meaning in the checkpoint."""
         for mine, group in zip(self.__dict__.get("param_groups", ()), groups, strict=False):
             if "coupling" in group or not group.get("weight_decay"):
                 continue
@@ -278,8 +294,8 @@ class DecoupledDecay(AroundStep):
             if theirs != ours:
                 raise ValueError(
                     f"{type(self).__name__}: weight_decay must mean the same in the checkpoint, got "
-                    f"{group['weight_decay']!r} for {', '.join(theirs)} instead of {', '.join(ours)}: set the one you "
-                    "mean in its param_groups, and their 'coupling'"
+                    f"{group['weight_decay']!r} for {', '.join(theirs)} instead of {', '.join(ours)}: set "
+                    "'weight_decay' and 'coupling' in its param_groups"
                 )
 
 
@@ -288,7 +304,7 @@ def _shrink_where_it_agrees_(
 ) -> None:
     now = w.clone() if torch.is_grad_enabled() else w
     away = old if start is None else old - start
-    agrees = ((old - w).sgn() * away.sgn().conj()).real >= 0  # of signs, as products of tiny numbers are 0
+    agrees = ((old - w).sgn() * away.sgn().conj()).real >= 0  # of signs, because products of tiny numbers are 0
     if decay == "L2":
         f.axpy_(w, away * agrees, -amount)
     else:
@@ -297,7 +313,7 @@ def _shrink_where_it_agrees_(
 
 
 def _is_readable(value: float | Tensor) -> bool:
-    """Whether looking at it does not wait for a device."""
+    """Whether the value can be read without waiting for a device."""
     return not isinstance(value, Tensor) or value.device.type == "cpu"
 
 
@@ -321,6 +337,6 @@ def _rate(group: Group, lr: Any, one: Any) -> Any:
 
 
 def _remember_lr(group: Group) -> None:
-    # Not as "initial_lr": a scheduler made later, after lr was changed by hand, must not find ours there.
+    # Not as "initial_lr": a scheduler that is created later, after lr was changed by hand, would use it.
     lr = group["lr"]
     group.setdefault("decay_lr", lr.clone() if isinstance(lr, Tensor) else lr)

@@ -1,4 +1,4 @@
-"""Any optimizer class, with its weight decay decoupled."""
+"""Decoupled weight decay for any optimizer class."""
 
 from __future__ import annotations
 
@@ -9,22 +9,27 @@ from functools import cache
 from torch.optim import Optimizer
 
 from torchreg.optim.decoupled import DecoupledDecay
-from torchreg.optim.step_wrapper import AroundStep, base_of, takes
+from torchreg.optim.step_wrapper import StepWrapper, base_optimizer, has_option
 
 
 def decoupled(cls: type[Optimizer]) -> type[DecoupledDecay]:
-    r"""The class of optimizers that step as ``cls`` does, with ``weight_decay`` decoupled from the gradient.
+    r"""An optimizer class that steps as ``cls`` does, with ``weight_decay`` decoupled from the gradient.
 
-    It is a class like any other: it has ``cls``'s arguments and those of :class:`DecoupledDecay`, can be subclassed,
-    and pickles, as do its optimizers. With ``weight_decay=0`` it makes ``cls``'s steps to the bit. The same ``cls``
-    gives the same class.
+    .. math:: w_t = (1 - r_t\lambda c_t)\, w_{t-1} + \text{the update of } \texttt{cls} \text{ without decay}
+
+    The class has the arguments of ``cls`` and those of :class:`DecoupledDecay`, which explains them. The class can be
+    subclassed; the class and its optimizers can be pickled. With ``weight_decay=0`` the steps are those of ``cls``, to
+    the bit. A second call with the same ``cls`` returns the same class.
 
     Args:
-        cls: any class of ``torch.optim``, or of others derived from ``torch.optim.Optimizer``, that has an ``lr``.
+        cls: any class derived from ``torch.optim.Optimizer`` that has an ``lr``.
+
+    Returns:
+        A subclass of ``cls`` and :class:`DecoupledDecay`.
 
     Raises:
         TypeError: ``cls`` is no optimizer class.
-        ValueError: it has no ``lr``.
+        ValueError: ``cls`` has no ``lr``.
 
     Example:
         >>> import torch
@@ -37,24 +42,25 @@ def decoupled(cls: type[Optimizer]) -> type[DecoupledDecay]:
         tensor([0.5000, 0.5000])
     """
     concrete = isinstance(cls, type) and issubclass(cls, Optimizer) and cls is not Optimizer
-    if not concrete or (issubclass(cls, AroundStep) and base_of(cls) is None):
+    if not concrete or (issubclass(cls, StepWrapper) and base_optimizer(cls) is None):
         raise TypeError(f"decoupled: cls must be a class of optimizers such as torch.optim.Adagrad, got {cls!r}")
     if issubclass(cls, DecoupledDecay):
         return cls
-    if not takes(cls, "lr") and not takes(cls, "kwargs"):
-        raise ValueError(f"decoupled: cls must have an lr, which couples the decay, got {cls.__name__} without one")
-    return _made_from(cls)  # type: ignore[arg-type]  # mypy takes a class for what does not hash
+    if not has_option(cls, "lr") and not has_option(cls, "kwargs"):
+        raise ValueError(f"decoupled: cls must have an lr to couple the decay to, got {cls.__name__} without one")
+    return _made_from(cls)  # type: ignore[arg-type]  # mypy takes a class as not hashable
 
 
 @cache
 def _made_from(cls: type[Optimizer]) -> type[DecoupledDecay]:
     kind = type("Decoupled", (ABCMeta if type(cls) is type else type(cls),), {})
-    doc = f"""{cls.__name__} with decoupled weight decay: see :class:`DecoupledDecay` for ``coupling`` and what follows.
+    doc = f"""{cls.__name__} with decoupled weight decay.
 
-    The other arguments are those of :class:`{cls.__module__}.{cls.__qualname__}`.
+    The arguments from ``coupling`` on are those of :class:`~torchreg.optim.DecoupledDecay`, the others those of
+    :class:`{cls.__module__}.{cls.__qualname__}`.
     """
     name = cls.__name__ if cls.__name__.endswith("W") else f"{cls.__name__}W"
     made: type[DecoupledDecay] = kind(name, (DecoupledDecay, cls), {"__module__": __name__, "__doc__": doc})
-    # A class is pickled as the name it has in its module. This one has none: it is pickled as the call that makes it.
+    # Classes are pickled by their name in a module. This class has none, so it is pickled as the call that makes it.
     copyreg.pickle(kind, lambda it: (decoupled, (cls,)) if it is made else it.__qualname__)
     return made

@@ -1,4 +1,4 @@
-"""Adam's step and a proximal step in one pass over the weights: a kernel that ``torch.compile`` makes."""
+"""A compiled kernel for Adam's step and a proximal step in one pass over the weights."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ AdamKernel = Callable[..., None]
 
 @cache
 def adam_kernel(penalty: ProximalPenalty) -> AdamKernel | None:
-    """The step of :class:`~torchreg.optim.ProxAdam` for a penalty that looks at one weight at a time.
+    """The step of :class:`~torchreg.optim.ProxAdam` for a penalty that is a sum over single weights.
 
-    It takes a row of :func:`adam_numbers`, the weights, their gradients, both moments and, with amsgrad, the largest
-    second moment. None, with a warning, where nothing can be compiled.
+    The kernel takes a row of :func:`adam_numbers`, the weights, their gradients, both moments and, with amsgrad, the
+    largest second moment. The result is None, with a warning, if nothing can be compiled.
     """
 
     def kernel(numbers: Tensor, w: Tensor, grad: Tensor, m: Tensor, v: Tensor, largest: Tensor | None = None) -> None:
@@ -39,11 +39,11 @@ def adam_kernel(penalty: ProximalPenalty) -> AdamKernel | None:
 
 
 def adam_numbers(steps: Tensor, group: Group) -> Tensor:
-    """What the kernel multiplies with, in double precision: a row for each parameter.
+    """The numbers that the kernel needs, in double precision: a row for each parameter.
 
     Args:
-        steps: how many steps each parameter has made, this one included.
-        group: the parameters' group, with what the kernel shall take for ``weight_decay``.
+        steps: the number of steps of each parameter, including this one.
+        group: the parameters' group, with the ``weight_decay`` for the kernel.
     """
     beta1, beta2 = (_number(beta, steps) for beta in group["betas"])
     lr, eps = _number(group["lr"], steps), _number(group["eps"], steps)

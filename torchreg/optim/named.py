@@ -1,306 +1,221 @@
-"""The decoupled optimizers that torch lacks, by name. Each is its torch base with :class:`DecoupledDecay` mixed in.
-
-What they accept is put together from both when the classes are made; type checkers read it here.
-"""
+"""The decoupled optimizers that torch lacks, by name: torch's class, with :class:`DecoupledDecay` mixed in."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from torchreg.optim.decoupled import Coupling, Decay, DecoupledDecay, Target
-from torchreg.schedules import Schedule
-
-
-class DecayOptions(TypedDict, total=False):
-    """What every decoupled optimizer accepts, by keyword; see :class:`DecoupledDecay`."""
-
-    coupling: Coupling
-    decay: Decay
-    towards: Target
-    cautious: bool
-    decay_schedule: Schedule | None
+from torchreg.optim import options as o
+from torchreg.optim.decoupled import DecoupledDecay
 
 
 class SGDW(DecoupledDecay, torch.optim.SGD):
     r"""SGD with momentum and decoupled weight decay.
 
-    .. math:: w \leftarrow (1 - \eta\lambda) w, \qquad w \leftarrow w - \eta\, m_t
+    .. math:: w_t = (1 - r_t\lambda c_t)\, w_{t-1} - \eta_t\, m_t
 
-    with :math:`m_t` the momentum of the plain gradients.
+    where :math:`m_t` is the momentum of the gradients, without the decay; see :class:`DecoupledDecay` for the decay.
 
     Args:
-        params: parameters, named parameters or groups, as in ``torch.optim``.
-        weight_decay: :math:`\lambda`, the decay per step in units of the coupling.
-        coupling, decay, towards, cautious, decay_schedule: see :class:`DecoupledDecay`.
-        lr, momentum, dampening, nesterov, maximize, foreach, differentiable, fused: as in :class:`torch.optim.SGD`.
+        params, lr, momentum, dampening, nesterov, maximize, foreach, differentiable, fused: as in
+            :class:`torch.optim.SGD`.
+        weight_decay, coupling, decay, towards, cautious, decay_schedule: as in :class:`DecoupledDecay`.
 
     Example:
         >>> w = torch.nn.Parameter(torch.ones(2))
-        >>> optimizer = SGDW([w], lr=0.1, weight_decay=0.5)
         >>> w.grad = torch.zeros(2)
-        >>> optimizer.step()
+        >>> SGDW([w], lr=0.1, momentum=0.9, weight_decay=0.5).step()
         >>> w.data
         tensor([0.9500, 0.9500])
+
+    References:
+        Ilya Loshchilov, Frank Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
     """
 
     if TYPE_CHECKING:
 
-        def __init__(
-            self,
-            params: ParamsT,
-            lr: float | Tensor = 1e-3,
-            momentum: float = 0,
-            dampening: float = 0,
-            weight_decay: float | Tensor = 0,
-            nesterov: bool = False,
-            *,
-            maximize: bool = False,
-            foreach: bool | None = None,
-            differentiable: bool = False,
-            fused: bool | None = None,
-            **options: Unpack[DecayOptions],
-        ) -> None: ...
+        def __init__(self, params: ParamsT, lr: float | Tensor = 1e-3, **options: Unpack[o.SGDWOptions]) -> None: ...
 
 
 class AdamW(DecoupledDecay, torch.optim.AdamW):
-    r"""AdamW whose decay need not follow the learning rate; with coupling "lr" it is ``torch.optim.AdamW`` to the bit.
+    r"""AdamW with a choice of what the decay scales with; with coupling "lr" it is ``torch.optim.AdamW`` to the bit.
 
-    .. math:: w \leftarrow (1 - r_t\lambda) w, \qquad w \leftarrow w - \eta\, \hat m_t / (\sqrt{\hat v_t} + \epsilon)
+    .. math:: w_t = (1 - r_t\lambda c_t)\, w_{t-1} - \eta_t\, \hat m_t / (\sqrt{\hat v_t} + \epsilon)
+
+    where :math:`\hat m_t, \hat v_t` are Adam's bias-corrected moments of the gradients; see :class:`DecoupledDecay` for
+    the decay.
 
     Args:
-        params: parameters, named parameters or groups, as in ``torch.optim``.
-        weight_decay: :math:`\lambda`, the decay per step in units of the coupling.
-        coupling, decay, towards, cautious, decay_schedule: see :class:`DecoupledDecay`.
-        lr, betas, eps, amsgrad, maximize, foreach, capturable, differentiable, fused: as in :class:`torch.optim.AdamW`.
+        params, lr, betas, eps, amsgrad, maximize, foreach, capturable, differentiable, fused: as in
+            :class:`torch.optim.AdamW`.
+        weight_decay, coupling, decay, towards, cautious, decay_schedule: as in :class:`DecoupledDecay`.
 
     Example:
         >>> w = torch.nn.Parameter(torch.ones(2))
-        >>> optimizer = AdamW([w], weight_decay=0.5, coupling="independent")
         >>> w.grad = torch.zeros(2)
-        >>> optimizer.step()
+        >>> AdamW([w], lr=1e-3, weight_decay=0.5, coupling="independent").step()
         >>> w.data
         tensor([0.5000, 0.5000])
+
+    References:
+        Ilya Loshchilov, Frank Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
     """
 
     if TYPE_CHECKING:
 
-        def __init__(
-            self,
-            params: ParamsT,
-            lr: float | Tensor = 1e-3,
-            betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
-            eps: float = 1e-8,
-            weight_decay: float = 1e-2,
-            amsgrad: bool = False,
-            *,
-            maximize: bool = False,
-            foreach: bool | None = None,
-            capturable: bool = False,
-            differentiable: bool = False,
-            fused: bool | None = None,
-            **options: Unpack[DecayOptions],
-        ) -> None: ...
+        def __init__(self, params: ParamsT, lr: float | Tensor = 1e-3, **options: Unpack[o.AdamWOptions]) -> None: ...
 
 
 class RMSpropW(DecoupledDecay, torch.optim.RMSprop):
     r"""RMSprop with decoupled weight decay.
 
-    .. math:: w \leftarrow (1 - \eta\lambda) w, \qquad w \leftarrow w - \eta\, g_t / (\sqrt{v_t} + \epsilon)
+    .. math:: w_t = (1 - r_t\lambda c_t)\, w_{t-1} - \eta_t\, g_t / (\sqrt{v_t} + \epsilon)
+
+    where :math:`v_t` is the running average of the squared gradients :math:`g_t`; see :class:`DecoupledDecay` for the
+    decay.
 
     Args:
-        params: parameters, named parameters or groups, as in ``torch.optim``.
-        weight_decay: :math:`\lambda`, the decay per step in units of the coupling.
-        coupling, decay, towards, cautious, decay_schedule: see :class:`DecoupledDecay`.
-        lr, alpha, eps, momentum, centered, capturable, foreach, maximize, differentiable: as in
+        params, lr, alpha, eps, momentum, centered, capturable, foreach, maximize, differentiable: as in
             :class:`torch.optim.RMSprop`.
+        weight_decay, coupling, decay, towards, cautious, decay_schedule: as in :class:`DecoupledDecay`.
 
     Example:
-        >>> w = torch.nn.Parameter(torch.ones(2))
-        >>> optimizer = RMSpropW([w], lr=0.1, weight_decay=0.5)
+        >>> w = torch.nn.Parameter(torch.tensor([1.0, 0.02]))
         >>> w.grad = torch.zeros(2)
-        >>> optimizer.step()
+        >>> RMSpropW([w], lr=0.1, weight_decay=0.5, decay="L1").step()
         >>> w.data
-        tensor([0.9500, 0.9500])
+        tensor([0.9500, 0.0000])
+
+    References:
+        Geoffrey Hinton, Nitish Srivastava, Kevin Swersky, "Neural Networks for Machine Learning", lecture 6e, 2012.
     """
 
     if TYPE_CHECKING:
 
         def __init__(
-            self,
-            params: ParamsT,
-            lr: float | Tensor = 1e-2,
-            alpha: float = 0.99,
-            eps: float = 1e-8,
-            weight_decay: float = 0,
-            momentum: float = 0,
-            centered: bool = False,
-            capturable: bool = False,
-            foreach: bool | None = None,
-            maximize: bool = False,
-            differentiable: bool = False,
-            **options: Unpack[DecayOptions],
+            self, params: ParamsT, lr: float | Tensor = 1e-2, **options: Unpack[o.RMSpropWOptions]
         ) -> None: ...
 
 
 class AdagradW(DecoupledDecay, torch.optim.Adagrad):
     r"""Adagrad with decoupled weight decay.
 
-    .. math:: w \leftarrow (1 - \eta\lambda) w, \qquad
-              w \leftarrow w - \eta_t\, g_t \Big/ \Big(\sqrt{\textstyle\sum_{i \le t} g_i^2} + \epsilon\Big)
+    .. math:: w_t = (1 - r_t\lambda c_t)\, w_{t-1}
+              - \tilde\eta_t\, g_t \Big/ \Big(\sqrt{\textstyle\sum_{i \le t} g_i^2} + \epsilon\Big)
 
-    The decay follows ``lr`` itself, :math:`\eta`, not what ``lr_decay`` makes of it, :math:`\eta_t`.
+    The decay follows ``lr`` itself, not :math:`\tilde\eta_t`, which is ``lr`` after ``lr_decay``; see
+    :class:`DecoupledDecay` for the decay.
 
     Args:
-        params: parameters, named parameters or groups, as in ``torch.optim``.
-        weight_decay: :math:`\lambda`, the decay per step in units of the coupling.
-        coupling, decay, towards, cautious, decay_schedule: see :class:`DecoupledDecay`.
-        lr, lr_decay, initial_accumulator_value, eps, foreach, maximize, differentiable, fused: as in
+        params, lr, lr_decay, initial_accumulator_value, eps, foreach, maximize, differentiable, fused: as in
             :class:`torch.optim.Adagrad`.
+        weight_decay, coupling, decay, towards, cautious, decay_schedule: as in :class:`DecoupledDecay`.
 
     Example:
         >>> w = torch.nn.Parameter(torch.ones(2))
-        >>> optimizer = AdagradW([w], lr=0.1, weight_decay=0.5)
+        >>> optimizer = AdagradW([w], lr=0.1, weight_decay=0.5, towards="start")
+        >>> w.data += 1.0
         >>> w.grad = torch.zeros(2)
         >>> optimizer.step()
         >>> w.data
-        tensor([0.9500, 0.9500])
+        tensor([1.9500, 1.9500])
+
+    References:
+        John Duchi, Elad Hazan, Yoram Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic
+        Optimization", Journal of Machine Learning Research 12, 2011.
     """
 
     if TYPE_CHECKING:
 
         def __init__(
-            self,
-            params: ParamsT,
-            lr: float | Tensor = 1e-2,
-            lr_decay: float = 0,
-            weight_decay: float = 0,
-            initial_accumulator_value: float = 0,
-            eps: float = 1e-10,
-            foreach: bool | None = None,
-            *,
-            maximize: bool = False,
-            differentiable: bool = False,
-            fused: bool | None = None,
-            **options: Unpack[DecayOptions],
+            self, params: ParamsT, lr: float | Tensor = 1e-2, **options: Unpack[o.AdagradWOptions]
         ) -> None: ...
 
 
 class NAdamW(DecoupledDecay, torch.optim.NAdam):
     r"""NAdam with decoupled weight decay; with coupling "lr" torch's own ``decoupled_weight_decay=True`` to the bit.
 
-    .. math:: w \leftarrow (1 - \eta\lambda) w, \qquad w \leftarrow \text{NAdam's step from } w
+    .. math:: w_t = (1 - r_t\lambda c_t)\, w_{t-1} - \eta_t\, \bar m_t / (\sqrt{\hat v_t} + \epsilon)
+
+    where :math:`\bar m_t` is the first moment of the gradients with Nesterov momentum and :math:`\hat v_t` the second
+    moment; see :class:`DecoupledDecay` for the decay.
 
     Args:
-        params: parameters, named parameters or groups, as in ``torch.optim``.
-        weight_decay: :math:`\lambda`, the decay per step in units of the coupling.
-        coupling, decay, towards, cautious, decay_schedule: see :class:`DecoupledDecay`.
-        lr, betas, eps, momentum_decay, foreach, maximize, capturable, differentiable: as in :class:`torch.optim.NAdam`.
+        params, lr, betas, eps, momentum_decay, foreach, maximize, capturable, differentiable: as in
+            :class:`torch.optim.NAdam`.
+        weight_decay, coupling, decay, towards, cautious, decay_schedule: as in :class:`DecoupledDecay`.
 
     Example:
         >>> w = torch.nn.Parameter(torch.ones(2))
-        >>> optimizer = NAdamW([w], lr=0.1, weight_decay=0.5)
         >>> w.grad = torch.zeros(2)
-        >>> optimizer.step()
+        >>> NAdamW([w], lr=0.1, weight_decay=0.5).step()
         >>> w.data
         tensor([0.9500, 0.9500])
+
+    References:
+        Timothy Dozat, "Incorporating Nesterov Momentum into Adam", ICLR 2016 workshop.
     """
 
     if TYPE_CHECKING:
 
-        def __init__(
-            self,
-            params: ParamsT,
-            lr: float | Tensor = 2e-3,
-            betas: tuple[float, float] = (0.9, 0.999),
-            eps: float = 1e-8,
-            weight_decay: float = 0,
-            momentum_decay: float = 4e-3,
-            *,
-            foreach: bool | None = None,
-            maximize: bool = False,
-            capturable: bool = False,
-            differentiable: bool = False,
-            **options: Unpack[DecayOptions],
-        ) -> None: ...
+        def __init__(self, params: ParamsT, lr: float | Tensor = 2e-3, **options: Unpack[o.NAdamWOptions]) -> None: ...
 
 
 class RAdamW(DecoupledDecay, torch.optim.RAdam):
     r"""RAdam with decoupled weight decay; with coupling "lr" torch's own ``decoupled_weight_decay=True`` to the bit.
 
-    .. math:: w \leftarrow (1 - \eta\lambda) w, \qquad w \leftarrow \text{RAdam's step from } w
+    .. math:: w_t = (1 - r_t\lambda c_t)\, w_{t-1} - \eta_t\, \rho_t\, \hat m_t / (\sqrt{\hat v_t} + \epsilon)
+
+    where :math:`\rho_t` rectifies the variance of Adam's step. In the first steps, in which that variance is unbounded,
+    the step is :math:`\eta_t \hat m_t`. See :class:`DecoupledDecay` for the decay.
 
     Args:
-        params: parameters, named parameters or groups, as in ``torch.optim``.
-        weight_decay: :math:`\lambda`, the decay per step in units of the coupling.
-        coupling, decay, towards, cautious, decay_schedule: see :class:`DecoupledDecay`.
-        lr, betas, eps, foreach, maximize, capturable, differentiable: as in :class:`torch.optim.RAdam`.
+        params, lr, betas, eps, foreach, maximize, capturable, differentiable: as in :class:`torch.optim.RAdam`.
+        weight_decay, coupling, decay, towards, cautious, decay_schedule: as in :class:`DecoupledDecay`.
 
     Example:
         >>> w = torch.nn.Parameter(torch.ones(2))
-        >>> optimizer = RAdamW([w], lr=0.1, weight_decay=0.5)
         >>> w.grad = torch.zeros(2)
-        >>> optimizer.step()
+        >>> RAdamW([w], lr=0.1, weight_decay=0.5, coupling="schedule").step()
         >>> w.data
-        tensor([0.9500, 0.9500])
+        tensor([0.5000, 0.5000])
+
+    References:
+        Liyuan Liu, Haoming Jiang, Pengcheng He, Weizhu Chen, Xiaodong Liu, Jianfeng Gao, Jiawei Han, "On the Variance
+        of the Adaptive Learning Rate and Beyond", ICLR 2020.
     """
 
     if TYPE_CHECKING:
 
-        def __init__(
-            self,
-            params: ParamsT,
-            lr: float | Tensor = 1e-3,
-            betas: tuple[float, float] = (0.9, 0.999),
-            eps: float = 1e-8,
-            weight_decay: float = 0,
-            *,
-            foreach: bool | None = None,
-            maximize: bool = False,
-            capturable: bool = False,
-            differentiable: bool = False,
-            **options: Unpack[DecayOptions],
-        ) -> None: ...
+        def __init__(self, params: ParamsT, lr: float | Tensor = 1e-3, **options: Unpack[o.RAdamWOptions]) -> None: ...
 
 
 class AdamaxW(DecoupledDecay, torch.optim.Adamax):
     r"""Adamax with decoupled weight decay.
 
-    .. math:: w \leftarrow (1 - \eta\lambda) w, \qquad w \leftarrow w - \eta\, \hat m_t / u_t
+    .. math:: w_t = (1 - r_t\lambda c_t)\, w_{t-1} - \eta_t\, \hat m_t / u_t
 
-    with :math:`u_t` the exponentially weighted largest gradient.
+    where :math:`u_t` is the exponentially weighted largest magnitude of the gradients; see :class:`DecoupledDecay` for
+    the decay.
 
     Args:
-        params: parameters, named parameters or groups, as in ``torch.optim``.
-        weight_decay: :math:`\lambda`, the decay per step in units of the coupling.
-        coupling, decay, towards, cautious, decay_schedule: see :class:`DecoupledDecay`.
-        lr, betas, eps, foreach, maximize, differentiable, capturable: as in :class:`torch.optim.Adamax`.
+        params, lr, betas, eps, foreach, maximize, differentiable, capturable: as in :class:`torch.optim.Adamax`.
+        weight_decay, coupling, decay, towards, cautious, decay_schedule: as in :class:`DecoupledDecay`.
 
     Example:
         >>> w = torch.nn.Parameter(torch.ones(2))
-        >>> optimizer = AdamaxW([w], lr=0.1, weight_decay=0.5)
-        >>> w.grad = torch.zeros(2)
-        >>> optimizer.step()
+        >>> w.grad = -torch.tensor([1.0, -1.0])
+        >>> AdamaxW([w], lr=0.1, weight_decay=0.5, cautious=True).step()  # only the weight that falls decays
         >>> w.data
-        tensor([0.9500, 0.9500])
+        tensor([1.1000, 0.8500])
+
+    References:
+        Diederik P. Kingma, Jimmy Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, section 7.1.
     """
 
     if TYPE_CHECKING:
 
-        def __init__(
-            self,
-            params: ParamsT,
-            lr: float | Tensor = 2e-3,
-            betas: tuple[float, float] = (0.9, 0.999),
-            eps: float = 1e-8,
-            weight_decay: float = 0,
-            foreach: bool | None = None,
-            *,
-            maximize: bool = False,
-            differentiable: bool = False,
-            capturable: bool = False,
-            **options: Unpack[DecayOptions],
-        ) -> None: ...
+        def __init__(self, params: ParamsT, lr: float | Tensor = 2e-3, **options: Unpack[o.AdamaxWOptions]) -> None: ...

@@ -1,4 +1,4 @@
-"""Adam whose step ends with a penalty's proximal operator in Adam's own metric."""
+"""Adam with a proximal step for a penalty, in Adam's own metric."""
 
 from __future__ import annotations
 
@@ -10,52 +10,62 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from torchreg import functional as f
-from torchreg.functional.sharding import is_spread
+from torchreg.functional.sharding import is_sharded
 from torchreg.hooks import Group, step_size
 from torchreg.optim.decoupled import DecoupledDecay
 from torchreg.optim.kernels import AdamKernel, adam_kernel, adam_numbers
-from torchreg.optim.named import DecayOptions
-from torchreg.optim.proximal import Proximal, take_prox_
-from torchreg.optim.step_wrapper import Weights, moving
+from torchreg.optim.options import ProxAdamOptions
+from torchreg.optim.proximal import Proximal, apply_prox_
+from torchreg.optim.step_wrapper import Weights, with_gradients
 from torchreg.penalties import ProximalPenalty
 from torchreg.steps.kernels import at_unit_strength
-from torchreg.steps.updates import act_
+from torchreg.steps.updates import update_
 
 _INNER_STEPS = 10
 _KERNEL_FROM = 1 << 15  # weights
 
 
 class ProxAdam(Proximal, DecoupledDecay, torch.optim.Adam):
-    r"""Adam with a penalty by its proximal operator in Adam's own metric: it minimizes loss + R, with exact zeros.
+    r"""Adam with a proximal step for a penalty, in Adam's own metric: it minimizes loss + R, with exact zeros.
 
-    .. math:: w \leftarrow \operatorname{argmin}_u \sum_i \frac{d_i}{2\eta} (u_i - z_i)^2 + R(u), \qquad
-              z = w - \eta\, \hat m_t / d, \qquad d = \sqrt{\hat v_t} + \epsilon
+    .. math::
+        \begin{array}{l}
+            \hline
+            \textbf{input}: w_0 \text{ (params)},\ R \text{ (penalty)},\ c \text{ (scale)}, \\
+            \quad \eta \text{ (lr)},\ \beta_1, \beta_2 \text{ (betas)},\ \epsilon \text{ (eps)} \\
+            \hline
+            \textbf{for}\ t = 1, 2, \dots \\
+            \quad g_t \leftarrow \nabla L(w_{t-1}) \\
+            \quad m_t \leftarrow \beta_1 m_{t-1} + (1 - \beta_1)\, g_t, \qquad
+                \hat m_t \leftarrow m_t / (1 - \beta_1^t) \\
+            \quad v_t \leftarrow \beta_2 v_{t-1} + (1 - \beta_2)\, g_t^2, \qquad
+                \hat v_t \leftarrow v_t / (1 - \beta_2^t) \\
+            \quad d \leftarrow \sqrt{\hat v_t} + \epsilon \\
+            \quad w' \leftarrow w_{t-1} - \eta\, \hat m_t / d \\
+            \quad w_t \leftarrow \operatorname{argmin}_u \tfrac{1}{2 \eta} \sum_i d_i (u_i - w'_i)^2 + c R(u) \\
+            \hline
+        \end{array}
 
-    For L1 that is the soft threshold with :math:`\eta s / d_i`: a weight's threshold is scaled as its gradient is. With
-    one threshold for all, as a :class:`~torchreg.Regularizer` in mode "prox" has it, small and large gradients are
-    penalized unequally, and the minimum is another problem's.
+    For L1 with strength :math:`s` the last line is the soft threshold :math:`\eta c s / d_i`: the threshold of a weight
+    scales as its gradient does. With the same threshold for all weights, which a :class:`~torchreg.Regularizer` in mode
+    "prox" takes, Adam would minimize another function.
 
-    Elementwise penalties and group lassos are exact. Of others (spectral norms, norm balls) the minimum is approached
-    in ten accelerated proximal gradient steps from the weights before the update, which has the same stationary points.
+    The last line is exact for elementwise penalties and group lassos. For others (spectral norms, norm balls) it is
+    approximated by ten accelerated proximal gradient steps from :math:`w_{t-1}`, which have the same stationary points.
 
     Args:
-        params: parameters, named parameters or groups, as in ``torch.optim``; real.
-        penalty: any penalty with a proximal operator, or a constraint, on the parameters of two or more dimensions.
+        params, penalty, scale, biases: as in :class:`Proximal`; the parameters are real.
         lr, betas, eps, amsgrad, maximize, foreach, capturable, differentiable, fused: as in :class:`torch.optim.Adam`.
-        compile: whether :func:`torch.compile` shall make one kernel of the whole step, Adam's, the decay's and the
-            proximal one's, for a penalty that looks at one weight at a time. It takes some seconds at the first step
-            and needs a C++ compiler; without one, a warning says so and the step is made as usual, as it always is for
-            small parameters and under a scaler of a fused optimizer.
-        weight_decay, coupling, decay, towards, cautious, decay_schedule: decoupled decay beside the penalty; see
-            :class:`~torchreg.optim.DecoupledDecay`.
-        scale: multiplies the penalty, in each group.
-        intercepts: whether parameters with fewer than two dimensions carry the penalty too, in each group.
+        compile: whether :func:`torch.compile` makes one kernel of the whole step, for penalties that are a sum over
+            single weights. Compiling takes some seconds at the first step and needs a C++ compiler. Without a compiler
+            there is a warning, and the usual step. Small parameters, and all parameters under the scaler of a fused
+            optimizer, also take the usual step.
+        weight_decay, coupling, decay, towards, cautious, decay_schedule: decoupled decay beside the penalty; as in
+            :class:`DecoupledDecay`.
 
     Raises:
-        TypeError: the penalty has no proximal operator.
-        ValueError: no parameter is penalized, a parameter is complex, ``compile`` for another penalty or beside
-            ``differentiable``, a ridge beside a ``weight_decay``, a penalty
-            towards a reference that it does not have.
+        ValueError: a parameter is complex, or ``compile`` is set with another penalty or with ``differentiable``.
+        TypeError, ValueError: as for :class:`Proximal` and :class:`DecoupledDecay`.
 
     Example:
         >>> import torch
@@ -83,20 +93,7 @@ class ProxAdam(Proximal, DecoupledDecay, torch.optim.Adam):
             params: ParamsT,
             penalty: ProximalPenalty,
             lr: float | Tensor = 1e-3,
-            betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
-            eps: float = 1e-8,
-            weight_decay: float = 0,
-            amsgrad: bool = False,
-            *,
-            maximize: bool = False,
-            foreach: bool | None = None,
-            capturable: bool = False,
-            differentiable: bool = False,
-            fused: bool | None = None,
-            compile: bool = False,
-            scale: float | Tensor = 1.0,
-            intercepts: bool = False,
-            **options: Unpack[DecayOptions],
+            **options: Unpack[ProxAdamOptions],
         ) -> None: ...
 
     else:
@@ -109,20 +106,20 @@ class ProxAdam(Proximal, DecoupledDecay, torch.optim.Adam):
             self._unit = unit
             if compile and (self.defaults["differentiable"] or not self.penalty.is_uniform):
                 raise ValueError(
-                    "ProxAdam: compile=True needs a penalty that looks at one weight at a time and no derivatives, got "
-                    f"{self.penalty!r} with differentiable={self.defaults['differentiable']}"
+                    "ProxAdam: compile=True needs a penalty that is a sum over single weights, and differentiable="
+                    f"False, got {self.penalty!r} with differentiable={self.defaults['differentiable']}"
                 )
 
     def _check_group(self, group: Group) -> None:
         super()._check_group(group)
         if any(isinstance(p, Tensor) and p.is_complex() for p in group["params"]):
             raise ValueError(
-                f"{type(self).__name__}: parameters must be real, because Adam scales real and imaginary parts apart, "
-                "got complex ones: use ProxSGD"
+                f"{type(self).__name__}: parameters must be real, because Adam scales real and imaginary parts "
+                "separately, got complex ones: use ProxSGD"
             )
 
-    def _remembers(self, group: Group) -> bool:
-        return super()._remembers(group) or not self.penalty.takes_steps
+    def _needs_old_weights(self, group: Group) -> bool:
+        return super()._needs_old_weights(group) or not self.penalty._takes_steps
 
     def _update(self, *closure: Callable[[], Any]) -> Any:
         kernel = self._kernel
@@ -133,7 +130,7 @@ class ProxAdam(Proximal, DecoupledDecay, torch.optim.Adam):
             with torch.enable_grad():
                 loss = closure[0]()
         everything = [group["params"] for group in self.param_groups]
-        shares = [[p for p in moving(group) if self._is_for_kernel(group, p)] for group in self.param_groups]
+        shares = [[p for p in with_gradients(group) if self._is_for_kernel(group, p)] for group in self.param_groups]
         try:
             for group, share in zip(self.param_groups, shares, strict=True):
                 taken = set(share)
@@ -155,27 +152,27 @@ class ProxAdam(Proximal, DecoupledDecay, torch.optim.Adam):
         numbers = adam_numbers(torch.stack(steps).double(), group).to(params[0].device, non_blocking=True)
         for i, param in enumerate(params):
             tensors = [param, grads[i], first[i], second[i], *largest[i : i + 1]]
-            if all(tensor.is_contiguous() for tensor in tensors):  # so that one kernel does for all shapes
+            if all(tensor.is_contiguous() for tensor in tensors):  # so that one kernel serves all shapes
                 tensors = [tensor.view(-1) for tensor in tensors]
             kernel(numbers[i], *tensors)
 
     @property
     def _kernel(self) -> AdamKernel | None:
-        # None where a scaler leaves it to a fused optimizer to unscale gradients, or to skip the step.
+        # None if a scaler expects the optimizer's kernel to unscale gradients or to skip the step.
         return adam_kernel(self._unit) if self.compile and getattr(self, "found_inf", None) is None else None
 
-    def _has_taken(self, group: Group, param: Tensor) -> bool:
+    def _has_taken_proximal_step(self, group: Group, param: Tensor) -> bool:
         return self.compile and self._is_for_kernel(group, param) and self._kernel is not None
 
     def _is_for_kernel(self, group: Group, param: Tensor) -> bool:
-        """Whether the kernel makes the parameter's whole step: of few weights its call costs more than it saves."""
+        """Whether the kernel makes the parameter's whole step; for few weights its call costs more than it saves."""
         is_plain = group["decay"] == "L2" and not group["cautious"] and not group["support_fixed"]
         is_fit = (
-            param.numel() >= _KERNEL_FROM and param.dtype in (torch.float32, torch.float64) and not is_spread(param)
+            param.numel() >= _KERNEL_FROM and param.dtype in (torch.float32, torch.float64) and not is_sharded(param)
         )
         return is_plain and is_fit and param in self._bound
 
-    def _take_proximal_point_(self, penalty: ProximalPenalty, param: Tensor, group: Group, old: Weights) -> None:
+    def _take_proximal_step_(self, penalty: ProximalPenalty, param: Tensor, group: Group, old: Weights) -> None:
         state = self.state[param]
         second_moment = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
         correction = (1 - group["betas"][1] ** state["step"].clamp(min=1).double()).sqrt()
@@ -188,20 +185,22 @@ class ProxAdam(Proximal, DecoupledDecay, torch.optim.Adam):
                 root + group["eps"] * correction if torch.is_grad_enabled() else root.add_(group["eps"] * correction)
             )
             if start is None:
-                take_prox_(penalty, w, lr * correction / metric)
+                apply_prox_(penalty, w, lr * correction / metric)
             else:
                 w.copy_(_prox_in_metric(penalty, w, metric, lr * correction, start))
 
-        act_(penalty, take_, *((param, second_moment) if penalty.takes_steps else (param, second_moment, old[param])))
+        update_(
+            penalty, take_, *((param, second_moment) if penalty._takes_steps else (param, second_moment, old[param]))
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "compile": self.compile, "_unit": self._unit, "_strength": self._strength}
 
 
 def _prox_in_metric(penalty: ProximalPenalty, w: Tensor, metric: Tensor, lr: float | Tensor, start: Tensor) -> Tensor:
-    """Nears ``argmin_u sum(metric * (u - w)**2) / 2 + lr * R(u)`` by Nesterov's accelerated proximal gradient method.
+    """Approximates ``argmin_u sum(metric * (u - w)**2) / 2 + lr * R(u)`` by accelerated proximal gradient steps.
 
-    However few the steps, a stationary point of loss + R stays where it is: there ``w`` is Adam's update of ``start``.
+    A stationary point ``start`` of loss + R does not move, whatever the number of steps is.
     """
     if not w.numel():
         return w

@@ -1,4 +1,4 @@
-"""SGD whose step ends with a penalty's proximal operator."""
+"""SGD with a proximal step for a penalty."""
 
 from __future__ import annotations
 
@@ -11,39 +11,47 @@ from torch.optim.optimizer import ParamsT
 
 from torchreg.hooks import Group, step_size
 from torchreg.optim.decoupled import DecoupledDecay
-from torchreg.optim.named import DecayOptions
-from torchreg.optim.proximal import Proximal, take_prox_
+from torchreg.optim.options import ProxSGDOptions
+from torchreg.optim.proximal import Proximal, apply_prox_
 from torchreg.optim.step_wrapper import Weights
 from torchreg.penalties import ProximalPenalty
-from torchreg.steps.updates import act_
+from torchreg.steps.updates import update_
 
 
 class ProxSGD(Proximal, DecoupledDecay, torch.optim.SGD):
-    r"""SGD with momentum, with a penalty by its proximal operator: it minimizes loss + R, with exact zeros.
+    r"""SGD with momentum and a proximal step for a penalty: it minimizes loss + R, with exact zeros.
 
-    .. math:: w \leftarrow \operatorname{prox}_{\alpha R}\big(w - \eta\, m_t\big), \qquad
-              \alpha = \eta \, \frac{1 - \text{dampening}}{1 - \mu}
+    .. math::
+        \begin{array}{l}
+            \hline
+            \textbf{input}: w_0 \text{ (params)},\ R \text{ (penalty)},\ c \text{ (scale)}, \\
+            \quad \eta \text{ (lr)},\ \mu \text{ (momentum)},\ \tau \text{ (dampening)} \\
+            \hline
+            \textbf{for}\ t = 1, 2, \dots \\
+            \quad g_t \leftarrow \nabla L(w_{t-1}) \\
+            \quad m_t \leftarrow \mu\, m_{t-1} + (1 - \tau)\, g_t \quad (m_1 \leftarrow g_1) \\
+            \quad w' \leftarrow w_{t-1} - \eta\, m_t \\
+            \quad \alpha \leftarrow \eta\, (1 - \tau) / (1 - \mu) \\
+            \quad w_t \leftarrow \operatorname{argmin}_u \tfrac{1}{2} \|u - w'\|_2^2 + \alpha\, c R(u) \\
+            \hline
+        \end{array}
 
-    with :math:`m_t` the momentum of :class:`torch.optim.SGD`, Nesterov's as well. Momentum adds up gradients, in the
-    long run to :math:`1 / (1 - \mu)` times a constant one, so the penalty must act with the step :math:`\alpha`; with
-    :math:`\eta` alone, as a :class:`~torchreg.Regularizer` in mode "prox" has it, the strength would count
-    :math:`1 - \mu` times. A coordinate is zero where the *averaged* gradient is below the strength, so the noise of
-    batches does not fill it.
+    With Nesterov momentum the update is that of :class:`torch.optim.SGD`. Momentum adds up the gradients: a constant
+    gradient ends as :math:`(1 - \tau) / (1 - \mu)` times itself. The penalty therefore needs the step :math:`\alpha`.
+    With the step :math:`\eta`, which a :class:`~torchreg.Regularizer` in mode "prox" takes, the strength would be too
+    small by the factor :math:`1 - \mu`. A weight stays zero if the *averaged* gradient is smaller than the strength, so
+    the noise of batches does not make it nonzero.
 
     Args:
-        params: parameters, named parameters or groups, as in ``torch.optim``.
-        penalty: any penalty with a proximal operator, or a constraint, on the parameters of two or more dimensions.
-        lr, momentum, dampening, nesterov, maximize, foreach, differentiable, fused: as in :class:`torch.optim.SGD`;
-            ``momentum < 1`` and ``dampening < 1``.
-        weight_decay, coupling, decay, towards, cautious, decay_schedule: decoupled decay beside the penalty; see
-            :class:`~torchreg.optim.DecoupledDecay`.
-        scale: multiplies the penalty, in each group.
-        intercepts: whether parameters with fewer than two dimensions carry the penalty too, in each group.
+        params, penalty, scale, biases: as in :class:`Proximal`.
+        lr, momentum, dampening, nesterov, maximize, foreach, differentiable, fused: as in :class:`torch.optim.SGD`,
+            with ``momentum < 1`` and ``dampening < 1``.
+        weight_decay, coupling, decay, towards, cautious, decay_schedule: decoupled decay beside the penalty; as in
+            :class:`DecoupledDecay`.
 
     Raises:
-        TypeError: the penalty has no proximal operator.
-        ValueError: no parameter is penalized, a momentum or a dampening of 1, a ridge beside a ``weight_decay``, a
-            penalty towards a reference that it does not have.
+        ValueError: a momentum or a dampening of 1.
+        TypeError, ValueError: as for :class:`Proximal` and :class:`DecoupledDecay`.
 
     Example:
         >>> import torch
@@ -67,18 +75,7 @@ class ProxSGD(Proximal, DecoupledDecay, torch.optim.SGD):
             params: ParamsT,
             penalty: ProximalPenalty,
             lr: float | Tensor = 1e-3,
-            momentum: float = 0,
-            dampening: float = 0,
-            weight_decay: float | Tensor = 0,
-            nesterov: bool = False,
-            *,
-            maximize: bool = False,
-            foreach: bool | None = None,
-            differentiable: bool = False,
-            fused: bool | None = None,
-            scale: float | Tensor = 1.0,
-            intercepts: bool = False,
-            **options: Unpack[DecayOptions],
+            **options: Unpack[ProxSGDOptions],
         ) -> None: ...
 
     def _check_group(self, group: Group) -> None:
@@ -86,11 +83,11 @@ class ProxSGD(Proximal, DecoupledDecay, torch.optim.SGD):
         for key in ("momentum", "dampening"):
             if group["momentum"] and not group[key] < 1:
                 raise ValueError(
-                    f"{type(self).__name__}: {key} must be below 1, where gradients add up to a multiple that the "
-                    f"penalty can follow, got {group[key]!r}"
+                    f"{type(self).__name__}: {key} must be below 1, so that the sum of gradients has a limit, got "
+                    f"{group[key]!r}"
                 )
 
-    def _take_proximal_point_(self, penalty: ProximalPenalty, param: Tensor, group: Group, old: Weights) -> None:
+    def _take_proximal_step_(self, penalty: ProximalPenalty, param: Tensor, group: Group, old: Weights) -> None:
         momentum = group["momentum"]
         total = (1 - group["dampening"]) / (1 - momentum) if momentum else 1.0
-        act_(penalty, partial(take_prox_, penalty, step=step_size(self, group) * group["scale"] * total), param)
+        update_(penalty, partial(apply_prox_, penalty, step=step_size(self, group) * group["scale"] * total), param)

@@ -1,4 +1,4 @@
-"""Ending an optimizer's step with a penalty's proximal operator, so that weights become exactly zero."""
+"""A mixin that ends an optimizer's step with a penalty's proximal operator, which makes exact zeros."""
 
 from __future__ import annotations
 
@@ -10,17 +10,48 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from torchreg.hooks import Group
-from torchreg.optim.step_wrapper import AroundStep, Plan, Weights, moving
-from torchreg.penalties import Anchored, ProximalPenalty, Term
+from torchreg.optim.step_wrapper import Plan, StepWrapper, Weights, with_gradients
+from torchreg.penalties import ProximalPenalty, Term
+from torchreg.penalties.reference import Anchored
 from torchreg.schedules import check_scale
 from torchreg.selection.parameters import ParamInfo
 
 
-class Proximal(AroundStep):
-    """Mixin that ends a step with the proximal operator of a penalty, in the metric of the step.
+class Proximal(StepWrapper):
+    r"""Mixin that ends a step with the proximal operator of a penalty, in the metric of the step.
 
-    An optimizer minimizes loss + R only if its proximal step scales the penalty as its gradient step scales the
-    gradient. Subclasses say how that is, in :meth:`_take_proximal_point_`.
+    .. math:: w_t = \operatorname{argmin}_u \tfrac12 \sum_i \frac{(u_i - w'_i)^2}{\alpha_i} + c R(u)
+
+    where :math:`w'` is the result of the base's update, :math:`\alpha_i` the step that it takes for the weight
+    :math:`i`, and :math:`c` the group's ``scale``. An optimizer minimizes loss + R only if the penalty has the same
+    steps as the gradient. :class:`ProxSGD` and :class:`ProxAdam` define them for their base.
+
+    Args:
+        params: parameters, named parameters or groups, as in ``torch.optim``.
+        penalty: any penalty with a proximal operator, or a constraint. It acts on parameters with two or more
+            dimensions.
+        scale: :math:`c`, multiplies the penalty; an option of each group.
+        biases: whether parameters with fewer than two dimensions are penalized too; an option of each group.
+
+    Attributes:
+        penalty: the penalty.
+        penalized: the parameters that the penalty acts on.
+
+    Raises:
+        TypeError: the penalty has no proximal operator.
+        ValueError: no parameter is penalized; a ridge beside a ``weight_decay``; a penalty towards a reference without
+            one.
+
+    Example:
+        >>> from torchreg import L1
+        >>> from torchreg.optim import ProxSGD
+        >>> weight, bias = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = ProxSGD([weight, bias], L1(1e-3), lr=0.1)
+        >>> isinstance(optimizer, Proximal), optimizer.penalized[0] is weight, len(optimizer.penalized)
+        (True, True, 1)
+
+    References:
+        Neal Parikh, Stephen Boyd, "Proximal Algorithms", Foundations and Trends in Optimization, 2014.
     """
 
     penalty: ProximalPenalty
@@ -31,7 +62,7 @@ class Proximal(AroundStep):
         penalty: ProximalPenalty,
         *args: Any,
         scale: float | Tensor = 1.0,
-        intercepts: bool = False,
+        biases: bool = False,
         **kwargs: Any,
     ) -> None:
         owner = type(self).__name__
@@ -39,12 +70,12 @@ class Proximal(AroundStep):
             raise TypeError(f"{owner}: penalty must be one with a proximal operator, such as L1(1e-4), got {penalty!r}")
         self.penalty = penalty
         self._bound: dict[Tensor, ProximalPenalty] = {}
-        self._own(scale=scale, intercepts=intercepts, support_fixed=False)
+        self._add_options(scale=scale, biases=biases, support_fixed=False)
         super().__init__(params, *args, **kwargs)
         if not self._bound:
             raise ValueError(
-                f"{owner}: a parameter must have two or more dimensions to be penalized, got none: say "
-                "intercepts=True to penalize the others too"
+                f"{owner}: a parameter must have two or more dimensions to be penalized, got none: set "
+                "biases=True to penalize the others too"
             )
 
     def add_param_group(self, param_group: Group) -> None:
@@ -56,11 +87,11 @@ class Proximal(AroundStep):
             raise
 
     def _bind(self, group: Group) -> dict[Tensor, ProximalPenalty]:
-        """The penalty, for each of the group's parameters that carry it."""
+        """The bound penalty of each penalized parameter of the group."""
         names = group.get("param_names") or [f"a parameter of shape {tuple(p.shape)}" for p in group["params"]]
         bound = {}
         for name, param in zip(names, group["params"], strict=True):
-            if group["intercepts"] or param.ndim >= 2:
+            if group["biases"] or param.ndim >= 2:
                 penalty = self.penalty.bind(ParamInfo(name, param, nn.Module()))
                 assert isinstance(penalty, ProximalPenalty)
                 bound[param] = penalty
@@ -70,7 +101,7 @@ class Proximal(AroundStep):
         super()._check_group(group)
         owner = type(self).__name__
         check_scale(owner, group["scale"])
-        ridges = [term for term in self.penalty.terms if isinstance(term, Term) and term.is_ridge and term.strength > 0]
+        ridges = [t for t in self.penalty.terms if isinstance(t, Term) and t._is_ridge and t.strength > 0]
         if ridges and group["weight_decay"]:
             raise ValueError(
                 f"{owner}: weights would decay twice, by {ridges[0]!r} and by weight_decay={group['weight_decay']!r}: "
@@ -78,19 +109,19 @@ class Proximal(AroundStep):
             )
         if any(isinstance(term, Anchored) and term.reference is None for term in self.penalty.terms):
             raise ValueError(
-                f"{owner}: penalty must say what it draws the weights to, got {self.penalty!r}: give it a reference, "
-                "or use weight_decay with towards='start'"
+                f"{owner}: penalty must have a reference, got {self.penalty!r}: give it one, or use weight_decay with "
+                "towards='start'"
             )
 
     @property
     def penalized(self) -> list[Tensor]:
-        """The parameters that carry the penalty: those with two or more dimensions, unless ``intercepts``."""
+        """The penalized parameters: those with two or more dimensions; in groups with ``biases`` all."""
         return list(self._bound)
 
     def fix_support(self) -> None:
-        """From now on no penalty acts, and weights that are zero stay so: the rest is fitted anew, unshrunk.
+        """Ends the penalty and keeps the weights that are zero at zero.
 
-        The flag is in the checkpoint.
+        Further steps fit the other weights without shrinkage. Checkpoints contain this flag.
 
         References:
             Nicolai Meinshausen, "Relaxed Lasso", Computational Statistics & Data Analysis, 2007.
@@ -98,36 +129,36 @@ class Proximal(AroundStep):
         for group in self.param_groups:
             group["support_fixed"] = True
 
-    def _remembers(self, group: Group) -> bool:
-        return super()._remembers(group) or group["support_fixed"]
+    def _needs_old_weights(self, group: Group) -> bool:
+        return super()._needs_old_weights(group) or group["support_fixed"]
 
     def _after_update(self, old: Weights, plan: Plan) -> None:
         super()._after_update(old, plan)
         for group in self.param_groups:
-            for param in moving(group):
+            for param in with_gradients(group):
                 penalty = self._bound.get(param)
                 if penalty is None or not param.requires_grad:
                     continue
                 if group["support_fixed"]:
                     param.masked_fill_(old[param] == 0, 0)
-                elif not self._has_taken(group, param):
-                    self._take_proximal_point_(penalty, param, group, old)
+                elif not self._has_taken_proximal_step(group, param):
+                    self._take_proximal_step_(penalty, param, group, old)
 
-    def _has_taken(self, group: Group, param: Tensor) -> bool:
-        """Whether the update itself has ended with the proximal step."""
+    def _has_taken_proximal_step(self, group: Group, param: Tensor) -> bool:
+        """Whether the update has included the proximal step."""
         return False
 
     @abstractmethod
-    def _take_proximal_point_(self, penalty: ProximalPenalty, param: Tensor, group: Group, old: Weights) -> None:
-        """``param = prox(param)``, with the step that belongs to the base's update."""
+    def _take_proximal_step_(self, penalty: ProximalPenalty, param: Tensor, group: Group, old: Weights) -> None:
+        """``param = prox(param)``, with the step of the base's update."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "penalty": self.penalty, "_bound": self._bound}
 
 
-def take_prox_(penalty: ProximalPenalty, w: Tensor, step: float | Tensor) -> None:
-    """``w = prox(w, step)``, in place; differentiable where derivatives are wanted."""
-    if torch.is_grad_enabled():  # a differentiable step, whose formulas need w as it was
+def apply_prox_(penalty: ProximalPenalty, w: Tensor, step: float | Tensor) -> None:
+    """``w = prox(w, step)``, in place; differentiable if gradients are enabled."""
+    if torch.is_grad_enabled():  # a differentiable step: its formulas need the old w
         w.copy_(penalty.prox(w.clone(), step))
     else:
-        penalty.prox_(w, step)
+        penalty._prox_(w, step)

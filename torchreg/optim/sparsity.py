@@ -1,4 +1,4 @@
-"""Asking for a share of zeros instead of a strength."""
+"""A controller that reaches a given share of zeros."""
 
 from __future__ import annotations
 
@@ -11,41 +11,40 @@ from torch.optim import Optimizer
 
 from torchreg.optim.proximal import Proximal
 
-_NUMBERS = ("sparsity", "log_scale", "error", "pace")
-_LOOKS = 500  # at the zeros, while there is steering
-_GAIN = 8.0  # times the mean error, in logarithms, is what the strength moves while there is steering, at pace 1
+_NUMBERS = {"sparsity": "sparsity", "log_scale": "_log_scale", "error": "_error", "pace": "_pace"}
+_LOOKS = 500  # how often the zeros are counted before the support is fixed
+_GAIN = 8.0  # how far the log-strength moves until the support is fixed, at pace 1 and with a mean error of 1
 _FASTER, _FASTEST = 1.05, 16.0  # the pace grows while the error keeps its sign
-_DESCENT = 0.6  # of the steering until the goal is the target
+_DESCENT = 0.6  # the share of these steps after which the goal is the target
 
 
 class TargetSparsity:
-    r"""Steers the strength of a proximal optimizer so that training ends with a given share of zeros: no search.
-
-    At first the share of nonzero weights :math:`n_t` is steered along a goal :math:`g_t`, which falls from 1 to
-    :math:`1 - \text{target}` and stays there for a while. The strength acts on the logarithm of :math:`n_t` nearly in
-    proportion, so it is multiplied by :math:`c_t`, the groups' ``scale``, with
+    r"""Adapts the strength of a proximal optimizer so that training ends with a given share of zeros.
 
     .. math:: \log c_{t+1} = \log c_t + k_t \log(n_t / g_t)
 
-    The pace :math:`k_t` grows while the error keeps its sign and is halved when it swings to the other side.
-    Then the smallest of the weights that are too many go, or the zeros with the largest gradients come back, and the
-    share is met exactly. The support is fixed, and in the steps that are left it is fitted without the penalty (see
-    :meth:`~torchreg.optim.Proximal.fix_support`). The strength that the penalty was given is only where the search
-    starts: it may be off by orders of magnitude, better to the weak side, for units that die may be dead for good.
-    Nothing waits for the device.
+    where :math:`c_t` is the groups' ``scale``, :math:`n_t` the share of nonzero weights and :math:`g_t` the goal, which
+    falls from 1 to :math:`1 - \text{target}`. The pace :math:`k_t` grows while the error keeps its sign, and is halved
+    when the sign changes.
+
+    After ``fix_at`` of the steps the share is made exact: the smallest weights above it become zero, or the zeros with
+    the largest gradients become nonzero. Then the support is fixed, and the remaining steps fit it without the penalty;
+    see :meth:`Proximal.fix_support`. The strength of the penalty is only the start of the search and may be wrong by
+    orders of magnitude. It should rather be too small, because a unit that has become zero may stay zero. The
+    controller never waits for the device.
 
     Args:
-        optimizer: a :class:`~torchreg.optim.ProxSGD` or :class:`~torchreg.optim.ProxAdam` whose penalty makes zeros.
+        optimizer: a :class:`ProxSGD` or :class:`ProxAdam` whose penalty makes zeros.
         target: the share of zeros among the penalized weights, in (0, 1).
-        steps: how many steps training takes.
-        fix_at: the share of the steps after which the support is fixed, in (0, 1]; with 1 it never is, and
-            the share is met as well as steering does it.
+        steps: the number of steps of the training.
+        fix_at: the share of the steps after which the support is fixed, in (0, 1]. With 1 it is never fixed, and the
+            target is reached approximately.
 
     Attributes:
-        sparsity: the share of zeros when it was last looked at, a 0-d tensor.
+        sparsity: the last measured share of zeros, a 0-d tensor.
 
     Raises:
-        TypeError: another kind of optimizer.
+        TypeError: ``optimizer`` is not proximal.
         ValueError: ``target``, ``steps`` or ``fix_at`` out of range.
 
     Example:
@@ -62,8 +61,8 @@ class TargetSparsity:
 
     References:
         Michael Zhu, Suyog Gupta, "To Prune, or Not to Prune: Exploring the Efficacy of Pruning for Model
-        Compression", ICLR 2018 workshop, for the shape of the goal. Utku Evci, Trevor Gale, Jacob Menick, Pablo Samuel
-        Castro, Erich Elsen, "Rigging the Lottery: Making All Tickets Winners", ICML 2020, for growth by the gradient.
+        Compression", ICLR 2018 workshop (the schedule of the goal). Utku Evci, Trevor Gale, Jacob Menick, Pablo Samuel
+        Castro, Erich Elsen, "Rigging the Lottery: Making All Tickets Winners", ICML 2020 (growth by the gradient).
     """
 
     def __init__(self, optimizer: Proximal, target: float, *, steps: int, fix_at: float = 0.7) -> None:
@@ -77,18 +76,18 @@ class TargetSparsity:
             raise ValueError(f"TargetSparsity: fix_at must be in (0, 1], got {fix_at!r}")
         self.optimizer, self.target, self.steps, self.fix_at = optimizer, target, steps, fix_at
         self.sparsity = torch.zeros((), dtype=torch.float64, device=optimizer.penalized[0].device)
-        self.log_scale, self.error, self.pace = (self.sparsity + start for start in (0, 0, 1))
+        self._log_scale, self._error, self._pace = (self.sparsity + start for start in (0, 0, 1))
         self._scales = [group["scale"] for group in optimizer.param_groups]
         self._made = 0
         self._handle = optimizer.register_step_post_hook(self._after_step)
 
     def remove(self) -> None:
-        """Lets go of the optimizer, which keeps its scale."""
+        """Detaches from the optimizer, which keeps its current scale."""
         self._handle.remove()
 
     @property
     def _steered(self) -> int:
-        """How many steps there are before the support is fixed."""
+        """The number of steps before the support is fixed."""
         return max(1, round(self.fix_at * self.steps))
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -100,7 +99,7 @@ class TargetSparsity:
             self._steer(every)
 
     def goal(self) -> float:
-        """The share of zeros wanted at this step."""
+        """The intended share of zeros at the current step."""
         progress = min(1.0, self._made / (_DESCENT * self._steered))
         return self.target * (1 - (1 - progress) ** 3)
 
@@ -110,11 +109,11 @@ class TargetSparsity:
         nonzero = torch.stack([p.count_nonzero() for p in params]).sum().double() / sum(p.numel() for p in params)
         self.sparsity = 1 - nonzero
         error = (nonzero.clamp(min=1e-6) / (1 - self.goal())).log().clamp(-1, 1)
-        swings = error * self.error < 0  # to the other side of the goal: too fast
-        self.error, self.pace = error, torch.where(swings, self.pace / 2, (self.pace * _FASTER).clamp(max=_FASTEST))
-        self.log_scale = self.log_scale + self.pace * _GAIN * every / self._steered * error
+        swings = error * self._error < 0  # the sign of the error changes: the pace is too fast
+        self._error, self._pace = error, torch.where(swings, self._pace / 2, (self._pace * _FASTER).clamp(max=_FASTEST))
+        self._log_scale = self._log_scale + self._pace * _GAIN * every / self._steered * error
         for group, scale in zip(self.optimizer.param_groups, self._scales, strict=False):
-            group["scale"] = scale * self.log_scale.exp()
+            group["scale"] = scale * self._log_scale.exp()
 
     @torch.no_grad()
     def _fix_support(self) -> None:
@@ -129,22 +128,22 @@ class TargetSparsity:
         self.optimizer.fix_support()
 
     def state_dict(self) -> dict[str, Any]:
-        """What it needs to go on; it loads with ``torch.load(weights_only=True)``."""
-        numbers = {name: getattr(self, name).clone() for name in _NUMBERS}
+        """The state of the controller; it can be loaded with ``torch.load(weights_only=True)``."""
+        numbers = {key: getattr(self, name).clone() for key, name in _NUMBERS.items()}
         return {"made": self._made, "scales": list(self._scales), **numbers}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up what :meth:`state_dict` saved; the optimizer's own state is loaded apart."""
+        """Restores what :meth:`state_dict` saved. Load the optimizer's own state separately."""
         expected = self.state_dict().keys()
         if state.keys() != expected:
             raise ValueError(f"TargetSparsity: state must have the keys {', '.join(expected)}, got {sorted(state)}")
         self._made, self._scales = state["made"], list(state["scales"])
-        for name in _NUMBERS:
-            setattr(self, name, state[name].to(self.sparsity))
+        for key, name in _NUMBERS.items():
+            setattr(self, name, state[key].to(self.sparsity))
 
 
 def _score(param: Tensor) -> Tensor:
-    """Who shall stay: weights by their size, then zeros by their gradient."""
+    """The order in which weights are kept: nonzero weights by their size, then zeros by their gradient."""
     size = param.abs().double()
     slope = torch.zeros_like(size) if param.grad is None else param.grad.to_dense().abs().double()
     return torch.where(param != 0, 1 + size / size.amax(), slope / (1 + slope))

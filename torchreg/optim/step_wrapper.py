@@ -1,4 +1,4 @@
-"""Acting before and after the step of any optimizer class, from a class of one's own that is mixed into it."""
+"""A mixin that acts before and after the step of any optimizer class."""
 
 from __future__ import annotations
 
@@ -16,54 +16,60 @@ Weights = Mapping[Tensor, Tensor]
 Plan = Any
 
 
-class AroundStep(Optimizer):
-    """Mixin that acts around the step of the class it is mixed into: ``class SGDW(DecoupledDecay, torch.optim.SGD)``.
+class StepWrapper(Optimizer):
+    """Mixin that acts before and after the step of an optimizer class: ``class SGDW(DecoupledDecay, torch.optim.SGD)``.
 
-    Subclasses say in :meth:`_before_update` what happens between the gradients and the base's update, and in
-    :meth:`_after_update` what happens then. With a closure the gradients are those of its first evaluation. Hooks on
-    the step fire once. The options of a subclass are options of each parameter group, beside the base's own.
+    Subclasses define :meth:`_before_update`, called between the gradients and the base's update, and
+    :meth:`_after_update`, called after that update. With a closure the gradients are those of its first evaluation.
+    Hooks on the step are called once. The options of a subclass become options of each parameter group, beside the
+    base's own.
     """
 
-    _owned: Mapping[str, Any]  # what a group has of ours, unless it says otherwise
+    _own_options: Mapping[str, Any]  # our options and their defaults, for groups without values of their own
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        base, own = base_of(cls), inspect.signature(cls.__init__)
+        base, own = base_optimizer(cls), inspect.signature(cls.__init__)
         kinds = {parameter.kind for parameter in own.parameters.values()}
-        if base is not None and inspect.Parameter.VAR_KEYWORD in kinds:  # it passes on what it does not name
+        if base is not None and inspect.Parameter.VAR_KEYWORD in kinds:  # other arguments go to the base
             own = _signature(cls, base)
         else:
             own = own.replace(parameters=list(own.parameters.values())[1:])
         cls.__signature__ = own  # type: ignore[attr-defined]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)  # adds the groups, so what they own has been set before
-        self.defaults.update(self._owned)
+        super().__init__(*args, **kwargs)  # adds the groups, which need our options
+        self.defaults.update(self._own_options)
 
-    def _own(self, **options: Any) -> None:
-        self._owned = {**getattr(self, "_owned", {}), **options}
+    def _add_options(self, **options: Any) -> None:
+        self._own_options = {**getattr(self, "_own_options", {}), **options}
 
     def add_param_group(self, param_group: Group) -> None:
-        """Adds a group. One that is refused leaves nothing behind."""
-        if isinstance(param_group, dict) and "params" in param_group:  # else the base says what is wrong
-            if isinstance(param_group["params"], Iterator):  # to be looked at more than once
+        """Adds a parameter group. If the group is invalid, the optimizer does not change."""
+        if isinstance(param_group, dict) and "params" in param_group:  # else the base raises the error
+            if isinstance(param_group["params"], Iterator):  # because it is read more than once
                 param_group["params"] = list(param_group["params"])
-            self._check_group({**self.defaults, **self._owned, **param_group})
-            for name, value in self._owned.items():
+            self._check_group({**self.defaults, **self._own_options, **param_group})
+            for name, value in self._own_options.items():
                 param_group.setdefault(name, value)
         super().add_param_group(param_group)
 
     def _check_group(self, group: Group) -> None:
-        """Raises ``ValueError`` if an option of ours is wrong."""
+        """Raises ``ValueError`` if one of our options is wrong."""
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Makes one step; returns what the closure returned, if there is one."""
+        """Makes one step; returns the closure's loss, if there is a closure."""
         differentiable = bool(self.defaults.get("differentiable"))
         begun: tuple[Weights, Plan] | None = None
 
         def begin() -> tuple[Weights, Plan]:
             with torch.set_grad_enabled(differentiable):
-                old = {p: p.clone() for group in self.param_groups if self._remembers(group) for p in moving(group)}
+                old = {
+                    p: p.clone()
+                    for group in self.param_groups
+                    if self._needs_old_weights(group)
+                    for p in with_gradients(group)
+                }
                 return old, self._before_update()
 
         def evaluate() -> Any:
@@ -79,17 +85,17 @@ class AroundStep(Optimizer):
             loss = self._update()
         else:
             loss = self._update(evaluate)
-        if begun is not None:  # an optimizer may do without gradients
+        if begun is not None:  # an optimizer may not call its closure
             with torch.set_grad_enabled(differentiable):
                 self._after_update(*begun)
         return loss
 
-    def _remembers(self, group: Group) -> bool:
-        """Whether :meth:`_after_update` shall know the group's weights as they were."""
+    def _needs_old_weights(self, group: Group) -> bool:
+        """Whether :meth:`_after_update` needs the group's weights from before the update."""
         return False
 
     def _before_update(self) -> Plan:
-        """Between the gradients and the base's update; returns what :meth:`_after_update` shall know."""
+        """Called between the gradients and the base's update; returns the ``plan`` for :meth:`_after_update`."""
         return None
 
     def _update(self, *closure: Callable[[], Any]) -> Any:
@@ -97,52 +103,52 @@ class AroundStep(Optimizer):
         return unhooked_step(_base(self))(self, *closure)
 
     def _after_update(self, old: Weights, plan: Plan) -> None:
-        """After the base's update; ``old`` are the weights as they were, of the groups that remember them."""
+        """Called after the base's update; ``old`` holds the old weights of the groups that need them."""
 
     # -- saving and copying ---------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_owned": self._owned}
+        return {**super().__getstate__(), "_own_options": self._own_options}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         before = self.__dict__.get("param_groups", ())
         super().__setstate__(state)
         for mine, group in zip(before, self.param_groups, strict=False):
-            for key, value in mine.items():  # a checkpoint of the base knows nothing of our options
+            for key, value in mine.items():  # a checkpoint of the base does not hold our options
                 group.setdefault(key, value)
 
 
-def base_of(cls: type[Optimizer]) -> type[Optimizer] | None:
-    """The optimizer class that a mixin was mixed into: the first in line that is not of this kind."""
-    line = cls.__mro__[cls.__mro__.index(AroundStep) + 1 :] if AroundStep in cls.__mro__ else ()
+def base_optimizer(cls: type[Optimizer]) -> type[Optimizer] | None:
+    """The optimizer class that a mixin was mixed into: the first class in the MRO that is no mixin."""
+    line = cls.__mro__[cls.__mro__.index(StepWrapper) + 1 :] if StepWrapper in cls.__mro__ else ()
     return next((base for base in line if issubclass(base, Optimizer) and base is not Optimizer), None)
 
 
-def _base(optimizer: AroundStep) -> type[Optimizer]:
-    base = base_of(type(optimizer))
+def _base(optimizer: StepWrapper) -> type[Optimizer]:
+    base = base_optimizer(type(optimizer))
     if base is None:
         raise TypeError(
-            f"{type(optimizer).__name__}: must be mixed into an optimizer class, as in class SGDW(..., SGD)"
+            f"{type(optimizer).__name__}: it must be mixed into an optimizer class, as in class SGDW(..., SGD)"
         )
     return base
 
 
-def takes(cls: type[Optimizer], option: str) -> bool:
+def has_option(cls: type[Optimizer], option: str) -> bool:
     """Whether the class's constructor has an argument of that name."""
     return option in inspect.signature(cls).parameters
 
 
-def moving(group: Group) -> list[Tensor]:
-    """The parameters that the step moves: those with a gradient."""
+def with_gradients(group: Group) -> list[Tensor]:
+    """The group's parameters with a gradient, which the step changes."""
     return [param for param in group["params"] if param.grad is not None]
 
 
 def _signature(cls: type[Optimizer], base: type[Optimizer]) -> inspect.Signature:
-    """The base's arguments, with those of the mixins: positional ones after ``params``, the others at the end."""
+    """The base's arguments and those of the mixins: positional ones after ``params``, the others at the end."""
     mixins = [
         mixin
         for mixin in cls.__mro__
-        if issubclass(mixin, AroundStep) and mixin is not AroundStep and "__init__" in vars(mixin)
+        if issubclass(mixin, StepWrapper) and mixin is not StepWrapper and "__init__" in vars(mixin)
     ]
     ours = [p for mixin in mixins for p in list(inspect.signature(vars(mixin)["__init__"]).parameters.values())[1:]]
     first, *theirs = inspect.signature(base).parameters.values()

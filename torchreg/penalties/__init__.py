@@ -1,16 +1,15 @@
 """WITH WHAT a model is regularized: penalties, a file a family, and constraints."""
 
 from torchreg.penalties.activities import KLSparsity
-from torchreg.penalties.base import Penalty, ProximalPenalty, ProximalSum, Scaled, Sum, Term
+from torchreg.penalties.base import Penalty, ProximalPenalty, Term
 from torchreg.penalties.complexity import Complexity
 from torchreg.penalties.concave import MCP, SCAD, HoyerSquare, LogSum, Lp
 from torchreg.penalties.constraints import Constraint, L1Ball, L2Ball, LinfBall, MaxNorm, NonNegative, Simplex, UnitNorm
 from torchreg.penalties.elementwise import L1, L2, ElasticNet, Huber
 from torchreg.penalties.groups import ExclusiveLasso, GroupLasso, SparseGroupLasso
 from torchreg.penalties.matrices import DoubleSoftOrthogonality, SoftOrthogonality
-from torchreg.penalties.members import AnchoredByMember, ByMember, bound_by_member, by_member, member_of
 from torchreg.penalties.partition import Heads
-from torchreg.penalties.reference import L1SP, L2SP, Anchored
+from torchreg.penalties.reference import L1SP, L2SP
 from torchreg.penalties.spectral import SRIP, ConvolutionNorm, Nuclear, SpectralNorm
 
 __all__ = [
@@ -21,9 +20,6 @@ __all__ = [
     "MCP",
     "SCAD",
     "SRIP",
-    "Anchored",
-    "AnchoredByMember",
-    "ByMember",
     "Complexity",
     "Constraint",
     "ConvolutionNorm",
@@ -45,16 +41,14 @@ __all__ = [
     "Nuclear",
     "Penalty",
     "ProximalPenalty",
-    "ProximalSum",
-    "Scaled",
     "Simplex",
     "SoftOrthogonality",
     "SparseGroupLasso",
     "SpectralNorm",
-    "Sum",
     "Term",
     "UnitNorm",
-    "bound_by_member",
-    "by_member",
-    "member_of",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__doc__"]

@@ -1,4 +1,4 @@
-"""A penalty on activations, which would make no sense on weights."""
+"""A penalty on activations."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ Squash = Literal["none", "sigmoid", "tanh"]
 @final
 @dataclass(frozen=True, repr=False, eq=False)
 class KLSparsity(Term):
-    r"""Draws each unit's mean activation over the batch towards a small target: the sparse autoencoder's penalty.
+    r"""Draws each unit's mean activation over the batch towards a small target; the penalty of sparse autoencoders.
 
     .. math:: R(a) = s \, n \sum_j \operatorname{KL}(t \,\|\, \hat\rho_j), \qquad
               \hat\rho_j = \frac1n \sum_{i=1}^n \phi(a_{ij}), \qquad
               \operatorname{KL}(t \,\|\, \rho) = t \log\frac{t}{\rho} + (1 - t) \log\frac{1 - t}{1 - \rho}
 
-    It is for an :class:`~torchreg.ActivityRegularizer`, which divides by the batch size :math:`n` and so adds
-    :math:`s \sum_j \operatorname{KL}`. The first dimension is the batch; each position in the others is a unit.
+    Use it with an :class:`~torchreg.ActivityRegularizer`, which divides by the batch size :math:`n` and so adds
+    :math:`s \sum_j \operatorname{KL}` to the loss. The first dimension is the batch; each position in the other
+    dimensions is a unit.
 
-    The divergence is between Bernoulli variables, so activations must lie in [0, 1], which ``squash`` sees to.
-    Take ``"none"`` for sigmoid units; ``"sigmoid"`` for linear outputs, such as those of the layer *before* a ReLU;
-    ``"tanh"`` for units that are not negative, such as ReLUs. (The sigmoid of a ReLU is never below 1/2: no target
-    below that could be met.) A unit whose mean is 0 or 1 to machine precision counts as if it were that much inside,
-    with gradient 0: a dead unit costs a finite amount and is left alone.
+    The divergence is between Bernoulli variables, so activations must lie in [0, 1]. ``squash`` maps them there: use
+    ``"none"`` for sigmoid units, ``"sigmoid"`` for linear outputs such as those of the layer *before* a ReLU, and
+    ``"tanh"`` for units that are not negative, such as ReLUs. (The sigmoid of a ReLU is at least 1/2, so it could not
+    meet a smaller target.) If a unit's mean is 0 or 1 up to rounding, the divergence is that at the nearest
+    representable mean inside, with gradient 0: a dead unit costs a finite amount and is not moved.
 
     Args:
         strength: ``s``, finite and not negative.
-        target: ``t``, the mean activation that costs nothing, in (0, 1).
-        squash: ``phi``, applied to the activations: ``"none"``, ``"sigmoid"`` or ``"tanh"``.
+        target: ``t``, the mean activation at which the penalty is 0, in (0, 1).
+        squash: :math:`\phi`, applied to the activations: ``"none"``, ``"sigmoid"`` or ``"tanh"``.
 
     Raises:
         ValueError: an argument out of range; in ``value`` and ``gradient`` a (squashed) activation outside [0, 1].
@@ -84,7 +85,7 @@ class KLSparsity(Term):
         squashed, range_, hint = (
             (w.tanh(), ">= 0", "squash='sigmoid' takes any")
             if self.squash == "tanh"
-            else (w, "in [0, 1]", "say squash='sigmoid', or 'tanh' if they are not negative")
+            else (w, "in [0, 1]", "use squash='sigmoid', or 'tanh' if they are not negative")
         )
         if not torch.compiler.is_compiling() and ((squashed < 0) | (squashed > 1)).any():
             low, high = w.aminmax()
@@ -92,6 +93,6 @@ class KLSparsity(Term):
         return squashed
 
     def _means(self, squashed: Tensor) -> tuple[Tensor, float]:
-        """Of each unit over the batch, and how close to 0 and 1 they are told from them."""
+        """Each unit's mean over the batch, and the distance from 0 and 1 that rounding can resolve."""
         wide = squashed.to(torch.promote_types(squashed.dtype, torch.float32))
         return wide.sum(0) / max(len(wide), 1), torch.finfo(wide.dtype).eps

@@ -1,4 +1,4 @@
-"""What a penalty is: a function R(w) that knows its value, its gradient and, where it has one, its prox."""
+"""The base classes of penalties: a function R(w) with a value, a gradient and, if known, a proximal operator."""
 
 from __future__ import annotations
 
@@ -18,94 +18,109 @@ from torchreg.selection.parameters import ParamInfo
 
 
 class Penalty(ABC):
-    """A function ``R(w) >= 0`` of one tensor, added to the mean loss.
+    r"""A function :math:`R(w) \ge 0` of one tensor, which is added to the mean loss.
 
-    Subclasses give :meth:`value` and :meth:`gradient`; the in-place forms follow from them. Penalties are immutable,
-    compare by value, pickle, add up, and multiply by a number: ``L1(1e-5) + 0.5 * L2(1e-4)``. Scaled by a number ``c``
-    (a schedule, say) a penalty has value ``c * R``, gradient ``c * dR`` and proximal operator ``prox(w, c * step)``.
+    .. math:: \min_w L(w) + \sum_j R(w_j)
+
+    for weights :math:`w_j`. Penalties are immutable, compare by value, can be pickled, and form sums and multiples:
+    ``L1(1e-5) + 0.5 * L2(1e-4)``. A penalty times a number ``c`` (from a schedule, for example) has the value
+    ``c * R(w)``, the gradient ``c * dR(w)`` and the proximal operator ``prox(w, c * step)``.
+
+    A penalty of your own defines :meth:`value` and :meth:`gradient`. If it has a proximal operator, it derives from
+    :class:`ProximalPenalty` instead and defines :meth:`~ProximalPenalty.prox` too. If it is a sum of the same function
+    over all elements, it sets ``is_uniform = True``: large weights are then processed in chunks and many small weights
+    in one call. If it depends on the module of a parameter (for example on the dimension of its outputs), its
+    :meth:`bind` returns a penalty for that parameter.
+
+    Attributes:
+        is_uniform: whether R(w) is a sum of one function over the elements of ``w``.
+
+    Example:
+        >>> import torch
+        >>> class Cauchy(Penalty):
+        ...     is_uniform = True
+        ...     def value(self, w):
+        ...         return w.square().log1p().sum()
+        ...     def gradient(self, w):
+        ...         return 2 * w / (1 + w.square())
+        >>> penalty = 0.5 * Cauchy()
+        >>> penalty.gradient(torch.tensor([1.0, -3.0]))
+        tensor([ 0.5000, -0.3000])
     """
 
-    is_uniform: ClassVar[bool] = False  # whether R(w) is a sum of one function over the elements of w
-    selects_itself: ClassVar[bool] = False  # whether :meth:`exempts` says which parameters it is for, and no selector
+    is_uniform: ClassVar[bool] = False
+    _selects_itself: ClassVar[bool] = False  # whether _exempts decides which parameters are penalized, not a selector
 
     @property
     def is_separable(self) -> bool:
-        """Whether R(w) is a sum over the elements of ``w``, so that a process's shard of it can go alone."""
+        """Whether R(w) is a sum over the elements of ``w``, so that each process can treat its shard on its own."""
         return self.is_uniform
 
     @abstractmethod
     def value(self, w: Tensor) -> Tensor:
-        """``R(w)``: 0-d, with ``w``'s real dtype and its device, differentiable."""
+        """``R(w)``: a differentiable 0-d tensor with ``w``'s real dtype and device."""
 
     @abstractmethod
     def gradient(self, w: Tensor) -> Tensor:
-        """``dR(w)``, shaped like ``w``: a subgradient, which is 0 where R has a kink at 0."""
+        """``dR(w)``, of ``w``'s shape. Where R has a kink at 0, it is the subgradient 0."""
 
-    def gradient_times(self, w: Tensor, scale: float | Tensor) -> Tensor:
-        """``scale * dR(w)``, in memory of its own."""
+    def _gradient_times(self, w: Tensor, scale: float | Tensor) -> Tensor:
+        """``scale * dR(w)``, in new memory."""
         return scale * self.gradient(w)
 
-    def add_gradient_(self, grad: Tensor, w: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+    def _add_gradient_(self, grad: Tensor, w: Tensor, scale: float | Tensor = 1.0) -> Tensor:
         """``grad += scale * dR(w)``, in place."""
         return f.axpy_(grad, self.gradient(w), scale)
 
-    def descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
+    def _descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
         """``w -= step * dR(w)``, in place."""
         return f.axpy_(w, self.gradient(w), -step)
 
-    # The same for many weights, in as few calls as there are.
+    # The same for many weights, in few calls.
 
-    def foreach_gradient_times(self, weights: list[Tensor], scale: float | Tensor) -> list[Tensor]:
-        """:meth:`gradient_times` of each weight."""
-        return [self.gradient_times(w, scale) for w in weights]
+    def _foreach_gradient_times(self, weights: list[Tensor], scale: float | Tensor) -> list[Tensor]:
+        """:meth:`_gradient_times` of each weight."""
+        return [self._gradient_times(w, scale) for w in weights]
 
-    def foreach_add_gradient_(self, grads: list[Tensor], weights: list[Tensor], scale: float | Tensor = 1.0) -> None:
-        """:meth:`add_gradient_` for each weight."""
+    def _foreach_add_gradient_(self, grads: list[Tensor], weights: list[Tensor], scale: float | Tensor = 1.0) -> None:
+        """:meth:`_add_gradient_` for each weight."""
         for grad, w in zip(grads, weights, strict=True):
-            self.add_gradient_(grad, w, scale)
+            self._add_gradient_(grad, w, scale)
 
-    def foreach_descend_(self, weights: list[Tensor], step: float | Tensor) -> None:
-        """:meth:`descend_` for each weight."""
+    def _foreach_descend_(self, weights: list[Tensor], step: float | Tensor) -> None:
+        """:meth:`_descend_` for each weight."""
         for w in weights:
-            self.descend_(w, step)
+            self._descend_(w, step)
 
     def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
-        """How far ``w`` is from a stationary point of loss + R: the distance of ``-gradient`` to the subdifferential.
-
-        Args:
-            w: the weight.
-            gradient: the loss's gradient there, without the penalty's.
-
-        Returns:
-            The Euclidean distance, 0-d; 0 certifies a stationary point, which for a convex problem is the minimum.
-        """
+        """The distance of minus the loss's ``gradient`` to R's subdifferential; where it is 0, ``w`` is stationary."""
         return f.l2_norm(gradient + self.gradient(w)).to(f.real_dtype(w))
 
     def bind(self, place: ParamInfo) -> Penalty:
-        """This penalty, for the parameter in that place: most know all they need and return themselves."""
+        """The penalty for one parameter of a model; most penalties return themselves."""
         return self
 
     @property
-    def companions(self) -> tuple[Tensor, ...]:
-        """The other parameters that a penalty bound to one is a function of."""
+    def _companions(self) -> tuple[Tensor, ...]:
+        """The other parameters that a bound penalty depends on."""
         return ()
 
-    def exempts(self, place: ParamInfo) -> str | None:
-        """Why the penalty is not for the parameter in that place, in a few words; asked if it ``selects_itself``."""
+    def _exempts(self, place: ParamInfo) -> str | None:
+        """Why the penalty does not act on that parameter, in a few words; used if it ``_selects_itself``."""
         return None
 
     @property
     def terms(self) -> tuple[Penalty, ...]:
-        """The penalties this one is a sum of: itself, if it is none."""
+        """The terms of a sum; of any other penalty, the penalty itself."""
         return (self,)
 
     @property
     def label(self) -> str:
-        """What :meth:`Regularizer.terms` calls it: the name of its kind."""
+        """The name under which :meth:`Regularizer.terms` lists the penalty: that of its class."""
         return type(self).__name__
 
     def __add__(self, other: object) -> Penalty:
-        """The sum; terms that differ only in strength become one, so ``L1(a) + L1(b) == L1(a + b)``."""
+        """The sum. Terms that differ only in strength become one term: ``L1(a) + L1(b) == L1(a + b)``."""
         return _sum(self.terms + other.terms) if isinstance(other, Penalty) else NotImplemented
 
     def __mul__(self, factor: object) -> Penalty:
@@ -123,44 +138,53 @@ class Penalty(ABC):
 
 
 class ProximalPenalty(Penalty):
-    """A penalty whose proximal operator is known in closed form."""
+    r"""A penalty whose proximal operator can be computed.
+
+    .. math:: \operatorname{prox}_{tR}(w) = \operatorname{argmin}_u \tfrac12 \|u - w\|_2^2 + t R(u)
+
+    It can be used in mode "prox" and by proximal optimizers. A subclass defines :meth:`prox`, beside
+    :meth:`~Penalty.value` and :meth:`~Penalty.gradient`.
+
+    References:
+        Neal Parikh, Stephen Boyd, "Proximal Algorithms", Foundations and Trends in Optimization, 2014.
+    """
 
     @property
-    def takes_steps(self) -> bool:
+    def _takes_steps(self) -> bool:
         """Whether ``step`` may have ``w``'s shape: ``argmin_u sum((u - w)**2 / (2 * step)) + R(u)``, Adam's metric."""
         return self.is_separable
 
     @property
-    def curvature(self) -> float | None:
-        r"""R's second derivative along its own gradient, where that is one number; None if it is not.
+    def _curvature(self) -> float | None:
+        r"""R's second derivative along its own gradient if that is the same number everywhere, else None.
 
-        With it the derivative of :math:`u = \operatorname{prox}_{tR}(w)` by :math:`t` is
+        If it is known, the derivative of :math:`u = \operatorname{prox}_{tR}(w)` with respect to :math:`t` is
         :math:`-\partial R(u) / (1 + t \cdot \text{curvature})`.
         """
         return None
 
     @abstractmethod
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
-        """``argmin_u 1/2 * |u - w|**2 + step * R(u)``, shaped like ``w``; ``step >= 0``, a number or a 0-d tensor."""
+        """``argmin_u 1/2 * |u - w|**2 + step * R(u)``, of ``w``'s shape; ``step >= 0`` is a number or a 0-d tensor."""
 
-    def prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
+    def _prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
         """``w = prox(w, step)``, in place."""
         return w.copy_(self.prox(w, step))
 
-    def foreach_prox_(self, weights: list[Tensor], step: float | Tensor) -> None:
-        """:meth:`prox_` for each weight."""
+    def _foreach_prox_(self, weights: list[Tensor], step: float | Tensor) -> None:
+        """:meth:`_prox_` for each weight."""
         for w in weights:
-            self.prox_(w, step)
+            self._prox_(w, step)
 
     def _times(self, factor: float) -> Penalty:
         return ProximalScaled(factor, self)
 
 
 class Described(Penalty):
-    """A penalty that is a frozen dataclass: equal by its fields, tensors too, and shown as its constructor call."""
+    """A penalty that is a frozen dataclass: it compares by its fields (also tensors); its repr is the call."""
 
     def __post_init__(self) -> None:
-        """Where subclasses check their fields."""
+        """Checks the fields."""
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and all(
@@ -179,7 +203,7 @@ class Described(Penalty):
         return f"{type(self).__name__}({', '.join(parts)})"
 
     def _require(self, name: str, expectation: str, holds: Callable[[float], bool]) -> None:
-        """Makes the field a plain float, or says what was expected of it."""
+        """Converts the field to a float; raises an error if it is no number or not in its range."""
         owner, value = type(self).__name__, getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"{owner}: {name} must be a number, got {value!r}")
@@ -190,10 +214,13 @@ class Described(Penalty):
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Term(Described):
-    """A penalty with a strength, and perhaps more parameters, as the fields of a frozen dataclass.
+    """A penalty with a strength. Its parameters are the fields of a frozen dataclass.
 
     Args:
         strength: a finite number, not negative. It multiplies a penalty that is added to the *mean* loss.
+
+    Attributes:
+        is_linear: whether R is the strength times a function that does not depend on the strength.
 
     Raises:
         TypeError: ``strength`` is not a real number.
@@ -202,23 +229,19 @@ class Term(Described):
 
     strength: float
 
-    is_ridge: ClassVar[bool] = False  # whether R(w) is strength/2 * |w|**2, which any other prox can absorb
-    is_linear: ClassVar[bool] = True  # whether R is the strength times a function that does not depend on it
+    _is_ridge: ClassVar[bool] = False  # whether R(w) is strength/2 * |w|**2: its prox combines with that of any penalty
+    is_linear: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self._require("strength", "finite and >= 0", lambda strength: 0 <= strength < math.inf)
 
     def strength_max(self, gradient: Tensor) -> Tensor:
-        """The smallest strength at which ``w = 0`` is stationary, given the loss's gradient there; often infinite.
-
-        Returns:
-            0-d. Infinite for a penalty that is flat at 0, such as a ridge, unless the gradient itself is 0.
-        """
+        """The smallest strength at which 0 is stationary, given the loss's ``gradient`` at 0; for a ridge infinite."""
         return (f.largest(gradient) * 0).masked_fill(gradient.any(), math.inf)
 
     @property
-    def kind(self) -> object:
-        """Terms of equal kind add up to one term; what is not linear in its strength is of a kind of its own."""
+    def _kind(self) -> object:
+        """Terms of equal kind add up to one term. A term that is not linear in its strength is never merged."""
         return replace(self, strength=0.0) if self.is_linear else object()
 
     def _times(self, factor: float) -> Penalty:
@@ -227,7 +250,7 @@ class Term(Described):
 
 @dataclass(frozen=True)
 class Scaled(Penalty):
-    """A number times a penalty; made by ``*`` for those that have no strength of their own to multiply."""
+    """A number times a penalty; ``*`` makes it for penalties without a strength that could be multiplied."""
 
     factor: float
     penalty: Penalty
@@ -270,14 +293,14 @@ class ProximalScaled(Scaled, ProximalPenalty):
     """A number times a proximal penalty."""
 
     @property
-    def takes_steps(self) -> bool:
+    def _takes_steps(self) -> bool:
         assert isinstance(self.penalty, ProximalPenalty)
-        return self.penalty.takes_steps
+        return self.penalty._takes_steps
 
     @property
-    def curvature(self) -> float | None:
+    def _curvature(self) -> float | None:
         assert isinstance(self.penalty, ProximalPenalty)
-        own = self.penalty.curvature
+        own = self.penalty._curvature
         return None if own is None else self.factor * own
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
@@ -290,7 +313,7 @@ class ProximalScaled(Scaled, ProximalPenalty):
 
 @dataclass(frozen=True, repr=False)
 class Sum(Penalty):
-    """The sum of several penalties; made by ``+``."""
+    """The sum of several penalties; ``+`` makes it."""
 
     _terms: tuple[Penalty, ...]
 
@@ -314,45 +337,45 @@ class Sum(Penalty):
         return total
 
     def gradient(self, w: Tensor) -> Tensor:
-        return self.gradient_times(w, 1.0)
+        return self._gradient_times(w, 1.0)
 
-    def gradient_times(self, w: Tensor, scale: float | Tensor) -> Tensor:
+    def _gradient_times(self, w: Tensor, scale: float | Tensor) -> Tensor:
         first, *others = self._terms
-        total = first.gradient_times(w, scale)
+        total = first._gradient_times(w, scale)
         for term in others:
-            term.add_gradient_(total, w, scale)
+            term._add_gradient_(total, w, scale)
         return total
 
-    def add_gradient_(self, grad: Tensor, w: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+    def _add_gradient_(self, grad: Tensor, w: Tensor, scale: float | Tensor = 1.0) -> Tensor:
         for term in self._terms:
-            term.add_gradient_(grad, w, scale)
+            term._add_gradient_(grad, w, scale)
         return grad
 
-    def descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
+    def _descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
         gradients = [term.gradient(w) for term in self._terms if not _is_ridge(term)]  # before w moves
         for term in self._terms:
             if _is_ridge(term):
-                term.descend_(w, step)
+                term._descend_(w, step)
         for gradient in gradients:
             f.axpy_(w, gradient, -step)
         return w
 
-    def foreach_add_gradient_(self, grads: list[Tensor], weights: list[Tensor], scale: float | Tensor = 1.0) -> None:
+    def _foreach_add_gradient_(self, grads: list[Tensor], weights: list[Tensor], scale: float | Tensor = 1.0) -> None:
         for term in self._terms:
-            term.foreach_add_gradient_(grads, weights, scale)
+            term._foreach_add_gradient_(grads, weights, scale)
 
-    def foreach_gradient_times(self, weights: list[Tensor], scale: float | Tensor) -> list[Tensor]:
+    def _foreach_gradient_times(self, weights: list[Tensor], scale: float | Tensor) -> list[Tensor]:
         first, *others = self._terms
-        totals = first.foreach_gradient_times(weights, scale)
+        totals = first._foreach_gradient_times(weights, scale)
         for term in others:
-            term.foreach_add_gradient_(totals, weights, scale)
+            term._foreach_add_gradient_(totals, weights, scale)
         return totals
 
-    def foreach_descend_(self, weights: list[Tensor], step: float | Tensor) -> None:
-        gradients = [term.foreach_gradient_times(weights, 1.0) for term in self._terms if not _is_ridge(term)]
+    def _foreach_descend_(self, weights: list[Tensor], step: float | Tensor) -> None:
+        gradients = [term._foreach_gradient_times(weights, 1.0) for term in self._terms if not _is_ridge(term)]
         for term in self._terms:
             if _is_ridge(term):
-                term.foreach_descend_(weights, step)
+                term._foreach_descend_(weights, step)
         for gradient in gradients:
             f.foreach_axpy_(weights, gradient, -step)
 
@@ -368,12 +391,12 @@ class Sum(Penalty):
 
 
 class ProximalSum(Sum, ProximalPenalty):
-    r"""A sum of which at most one term is not a ridge: its proximal operator is that term's, shrunk.
+    r"""A sum in which at most one term is not a ridge. Its proximal operator is that of this term after shrinkage.
 
     .. math:: \operatorname{prox}_{t(R + \frac{s}{2}\|\cdot\|^2)}(w)
               = \operatorname{prox}_{\frac{t}{1 + ts} R}\!\left(\frac{w}{1 + ts}\right)
 
-    For L1 + L2 this is the elastic net's.
+    For L1 + L2 it is the proximal operator of the elastic net.
 
     References:
         Neal Parikh, Stephen Boyd, "Proximal Algorithms", Foundations and Trends in Optimization, 2014, section 2.2.
@@ -381,19 +404,19 @@ class ProximalSum(Sum, ProximalPenalty):
 
     @property
     def _ridge(self) -> float:
-        return sum(t.strength for t in self._terms if isinstance(t, Term) and t.is_ridge)
+        return sum(t.strength for t in self._terms if isinstance(t, Term) and t._is_ridge)
 
     @property
     def _curved(self) -> ProximalPenalty | None:
         return next((t for t in self._terms if isinstance(t, ProximalPenalty) and not _is_ridge(t)), None)
 
     @property
-    def takes_steps(self) -> bool:
-        return self._curved is None or self._curved.takes_steps
+    def _takes_steps(self) -> bool:
+        return self._curved is None or self._curved._takes_steps
 
     @property
-    def curvature(self) -> float | None:
-        curved = 0.0 if self._curved is None else self._curved.curvature
+    def _curvature(self) -> float | None:
+        curved = 0.0 if self._curved is None else self._curved._curvature
         return None if curved is None else self._ridge + curved
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
@@ -401,19 +424,19 @@ class ProximalSum(Sum, ProximalPenalty):
         shrunk = f.shrink(w, curvature)
         return shrunk if self._curved is None else self._curved.prox(shrunk, step / (1 + curvature))
 
-    def prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
+    def _prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
         curvature = step * self._ridge
         w.div_(1 + curvature)
-        return w if self._curved is None else self._curved.prox_(w, step / (1 + curvature))
+        return w if self._curved is None else self._curved._prox_(w, step / (1 + curvature))
 
-    def foreach_prox_(self, weights: list[Tensor], step: float | Tensor) -> None:
+    def _foreach_prox_(self, weights: list[Tensor], step: float | Tensor) -> None:
         if isinstance(step, Tensor):
-            super().foreach_prox_(weights, step)
+            super()._foreach_prox_(weights, step)
         else:
             curvature = step * self._ridge
             f.foreach_scale_(weights, divisor=1 + curvature)
             if self._curved is not None:
-                self._curved.foreach_prox_(weights, step / (1 + curvature))
+                self._curved._foreach_prox_(weights, step / (1 + curvature))
 
     def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
         smooth = gradient + self._ridge * w
@@ -424,13 +447,13 @@ class ProximalSum(Sum, ProximalPenalty):
 
 
 def _is_ridge(term: Penalty) -> bool:
-    return isinstance(term, Term) and term.is_ridge
+    return isinstance(term, Term) and term._is_ridge
 
 
 def _sum(terms: tuple[Penalty, ...]) -> Penalty:
     merged: dict[object, Penalty] = {}
     for term in terms:
-        key = term.kind if isinstance(term, Term) else object()
+        key = term._kind if isinstance(term, Term) else object()
         before = merged.get(key)
         if isinstance(term, Term) and isinstance(before, Term):
             term = replace(before, strength=before.strength + term.strength)

@@ -1,4 +1,4 @@
-"""What layers that learn to drop pay for what they keep."""
+"""The complexity of layers that learn what to drop."""
 
 from __future__ import annotations
 
@@ -18,22 +18,24 @@ from torchreg.selection.parameters import ParamInfo
 @final
 @dataclass(frozen=True, repr=False, eq=False)
 class Complexity(Term):
-    r"""The cost of what layers have learned to keep, such as ``VariationalDropout``'s divergence from its prior.
+    r"""The complexity of layers that learn what to drop, such as the divergence of their noise from a prior.
 
     .. math:: R = s \sum_{\text{layers } l} C_l
 
-    with each layer's own :math:`C_l` (:class:`~torchreg.nn.ConcreteDropout`, :class:`~torchreg.nn.VariationalDropout`,
-    :class:`~torchreg.nn.HardConcrete`), a function of several of its parameters. It finds those by itself, whatever
-    ``select`` says: ``Regularizer(model, Complexity(1 / N))``. :meth:`Regularizer.terms` calls it ``"KL"`` or ``"L0"``.
-    In mode "decoupled" a layer's parameters move one after another, each by the gradient where the others are then.
+    Each layer defines its own :math:`C_l`, a function of several of its parameters: see
+    :class:`~torchreg.nn.ConcreteDropout`, :class:`~torchreg.nn.VariationalDropout` and
+    :class:`~torchreg.nn.HardConcrete`. ``Regularizer(model, Complexity(1 / N))`` finds these parameters itself; the
+    argument ``select`` has no effect on it. :meth:`Regularizer.terms` lists it as ``"KL"`` or ``"L0"``. In mode
+    "decoupled" the parameters of a layer move one after another, each by the gradient at the current values of the
+    others.
 
     Args:
-        strength: ``s``, finite and not negative; for a divergence ``1 / N`` with ``N`` training examples, as the loss
-            is their mean.
+        strength: ``s``, finite and not negative. For a divergence use ``1 / N`` with ``N`` training examples, because
+            the loss is the mean over the examples.
 
     Raises:
-        ValueError: when the regularizer is made, a model without such layers, a sum with other penalties, or a pattern
-            that matches some of a layer's parameters only.
+        ValueError: when the regularizer is created: a model without such layers, a sum with other penalties, or a
+            pattern that matches only some parameters of a layer.
 
     Example:
         >>> from torchreg import Regularizer
@@ -45,12 +47,12 @@ class Complexity(Term):
         {'L0': 0.027}
 
     References:
-        Those of the layers.
+        See the layers.
     """
 
-    selects_itself: ClassVar[bool] = True
+    _selects_itself: ClassVar[bool] = True
 
-    def exempts(self, place: ParamInfo) -> str | None:
+    def _exempts(self, place: ParamInfo) -> str | None:
         gated = _gated(place)
         return None if gated is not None and _name(gated, place) in gated.depends_on else "not learned to drop"
 
@@ -66,13 +68,13 @@ class Complexity(Term):
         raise self._unbound()
 
     def _unbound(self) -> TypeError:
-        return TypeError("Complexity: is a function of a layer, not of a tensor: give it to a Regularizer")
+        return TypeError("Complexity: it is a function of a layer, not of a tensor: give it to a Regularizer")
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class _Share(Penalty):
-    """One parameter's share of a layer's complexity: the whole value for the first that is trained, a gradient each."""
+    """A layer's complexity, for one of its parameters: the first trained one has the value, each has its gradient."""
 
     strength: float
     layer: Gated
@@ -91,7 +93,7 @@ class _Share(Penalty):
         return value if is_whole else value - value.detach()
 
     def gradient(self, w: Tensor) -> Tensor:
-        return self.strength * self.layer.complexity_gradient(self.index, *self._inputs(w))
+        return self.strength * self.layer._complexity_gradient(self.index, *self._inputs(w))
 
     def _inputs(self, w: Tensor) -> Sequence[Tensor]:
         inputs = [param.detach() for param in self._params]
@@ -103,12 +105,12 @@ class _Share(Penalty):
         return [attrgetter(name)(self.layer) for name in self.layer.depends_on]
 
     @property
-    def companions(self) -> tuple[Tensor, ...]:
+    def _companions(self) -> tuple[Tensor, ...]:
         return tuple(param for i, param in enumerate(self._params) if i != self.index)
 
 
 def _gated(place: ParamInfo) -> Gated | None:
-    """The layer whose rates or weights the parameter holds."""
+    """The layer that learns to drop and that the parameter belongs to."""
     if isinstance(place.module, Gated):
         return place.module
     parent = place.parent

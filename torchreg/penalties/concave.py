@@ -1,4 +1,4 @@
-"""Penalties that look at one weight at a time and let large ones go: bridge, log-sum, MCP, SCAD."""
+"""Penalties that pull large weights less than small ones: bridge, log-sum, MCP, SCAD, Hoyer-Square."""
 
 import math
 from abc import abstractmethod
@@ -14,7 +14,7 @@ from torchreg.penalties.base import ProximalPenalty, Term
 
 
 class Magnitudes(Term, ProximalPenalty):
-    r"""A penalty ``R(w) = sum r(|w_i|)``, given by what it does to magnitudes. Complex weights keep their phase."""
+    r"""A penalty ``R(w) = sum r(|w_i|)``, defined by its function of magnitudes. Complex weights keep their phase."""
 
     is_uniform: ClassVar[bool] = True
 
@@ -47,7 +47,7 @@ class Magnitudes(Term, ProximalPenalty):
         return f.distance_beyond_kink(gradient + self.gradient(w), w == 0, slope)
 
     def _least(self, candidates: Sequence[Tensor], u: Tensor, step: Tensor) -> Tensor:
-        """Of the candidates for each element, the one that solves the proximal problem best; the first of equals."""
+        """For each element the candidate with the lowest proximal objective; the first one of equals."""
         best = candidates[0]
         lowest = (best - u).square() / 2 + step * self._cost(best)
         for candidate in candidates[1:]:
@@ -62,16 +62,20 @@ class Magnitudes(Term, ProximalPenalty):
 class Lp(Magnitudes):
     r"""The bridge penalty: powers of the weights.
 
-    .. math:: R(w) = s \sum_i |w_i|^p, \qquad p > 0
+    .. math:: R(w) = s \sum_i |w_i|^p, \quad p > 0, \qquad
+              \operatorname{prox}_{tR}(w)_i = \operatorname{argmin}_u \tfrac12 (u - w_i)^2 + ts |u|^p
 
-    Below ``p = 1`` it is not convex: it makes sparser weights than L1 and pulls large ones less. ``Lp(s, 1)`` is
-    ``L1(s)``, and ``Lp(s, 2)`` is ``L2(2 * s)``. The proximal operator is the root of a scalar equation, found by
-    Newton's method to the last bits; for ``p < 1`` it jumps: weights below a threshold become exactly zero. There the
-    slope at 0 is infinite: use mode ``"prox"``, as steps along the gradient overshoot.
+    For ``p < 1`` it is not convex: it makes sparser weights than L1 and pulls large weights less. ``Lp(s, 1)`` is
+    ``L1(s)``, and ``Lp(s, 2)`` is ``L2(2 * s)``. The proximal operator is the root of a scalar equation, which Newton's
+    method finds to rounding. For ``p < 1`` it sets weights below a threshold to exactly zero. The slope at 0 is then
+    infinite and gradient steps overshoot, so use mode ``"prox"``.
 
     Args:
         strength: ``s``, finite and not negative.
         p: the power, positive and finite.
+
+    Raises:
+        ValueError: ``p`` is not positive and finite.
 
     Example:
         >>> import torch
@@ -91,7 +95,7 @@ class Lp(Magnitudes):
         self._require("p", "positive and finite", lambda p: 0 < p < math.inf)
 
     def _cost(self, u: Tensor) -> Tensor:
-        # Not u**p at 0, where its slope may be infinite, which autograd would turn into NaN.
+        # Not u**p at 0: its slope may be infinite there, and autograd would turn that into NaN.
         positive = u > 0
         return self.strength * torch.where(positive, torch.where(positive, u, 1.0) ** self.p, 0.0)
 
@@ -107,19 +111,27 @@ class Lp(Magnitudes):
     def strength_max(self, gradient: Tensor) -> Tensor:
         if self.p > 1:
             return super().strength_max(gradient)
-        return f.largest(gradient) if self.p == 1 else f.largest(gradient) * 0  # an infinite slope holds any weight
+        # For p < 1 the slope at 0 is infinite, so that 0 is always stationary.
+        return f.largest(gradient) if self.p == 1 else f.largest(gradient) * 0
 
 
 @final
 @dataclass(frozen=True, repr=False, eq=False)
 class LogSum(Magnitudes):
-    r"""The log-sum penalty: L1 near zero, nearly nothing far away.
+    r"""The log-sum penalty: like L1 near zero, with a slope that vanishes for large weights.
 
-    .. math:: R(w) = s \sum_i \log\left(1 + \frac{|w_i|}{\epsilon}\right)
+    .. math:: R(w) = s \sum_i \log\left(1 + \frac{|w_i|}{\epsilon}\right), \qquad
+              \operatorname{prox}_{tR}(w)_i
+              = \operatorname{argmin}_u \tfrac12 (u - w_i)^2 + ts \log\left(1 + \frac{|u|}{\epsilon}\right)
+
+    The proximal operator is the root of a quadratic equation, or 0. The penalty is not convex.
 
     Args:
-        strength: ``s``, finite and not negative. Near 0 it acts like ``L1(s / epsilon)``.
-        epsilon: the size from which weights are let go, positive and finite.
+        strength: ``s``, finite and not negative. Near 0 the penalty acts like ``L1(s / epsilon)``.
+        epsilon: :math:`\epsilon`, the size at which the slope is half of that at 0, positive and finite.
+
+    Raises:
+        ValueError: ``epsilon`` is not positive and finite.
 
     Example:
         >>> import torch
@@ -156,17 +168,22 @@ class LogSum(Magnitudes):
 @final
 @dataclass(frozen=True, repr=False, eq=False)
 class MCP(Magnitudes):
-    r"""The minimax concave penalty: L1 near zero, whose slope falls to nothing at :math:`\gamma s`.
+    r"""The minimax concave penalty: L1 near zero, with a slope that falls linearly to 0 at :math:`\gamma s`.
 
-    .. math:: r(u) = \begin{cases} s u - u^2 / (2 \gamma) & u \le \gamma s \\ \gamma s^2 / 2 & u > \gamma s \end{cases}
+    .. math:: R(w) = \sum_i r(|w_i|), \qquad
+              r(u) = \begin{cases} s u - u^2 / (2 \gamma) & u \le \gamma s \\ \gamma s^2 / 2 & u > \gamma s \end{cases}
 
-    Weights beyond :math:`\gamma s` are not pulled at all. The strength shapes the penalty, so twice the penalty,
-    ``2 * MCP(s)``, is not ``MCP(2 * s)``.
+    Weights larger than :math:`\gamma s` are not pulled at all. The penalty is not convex. Its proximal operator is
+    :math:`\operatorname{argmin}_u \tfrac12 (u - w_i)^2 + t\, r(|u|)` for each weight. The strength is not a factor of
+    the penalty: ``2 * MCP(s)`` is not ``MCP(2 * s)``.
 
     Args:
         strength: ``s``, finite and not negative.
-        gamma: how slowly the slope falls, above 0. With a step of size ``t`` in mode ``"prox"`` the operator is
-            continuous for ``gamma > t`` and hard thresholding else.
+        gamma: :math:`\gamma > 0`, how slowly the slope falls. With a step of size ``t`` the proximal operator is
+            continuous if ``gamma > t``, else it is hard thresholding.
+
+    Raises:
+        ValueError: ``gamma`` is not positive and finite.
 
     Example:
         >>> import torch
@@ -205,17 +222,21 @@ class MCP(Magnitudes):
 @final
 @dataclass(frozen=True, repr=False, eq=False)
 class SCAD(Magnitudes):
-    r"""Smoothly clipped absolute deviation: L1 up to ``s``, fading out by ``a * s``.
+    r"""Smoothly clipped absolute deviation: L1 up to ``s``, with a slope that then falls linearly to 0 at ``a * s``.
 
-    .. math:: r'(u) = \begin{cases} s & u \le s \\ (as - u) / (a - 1) & s < u \le as \\ 0 & u > as \end{cases},
-              \qquad r(0) = 0
+    .. math:: R(w) = \sum_i r(|w_i|), \qquad r(0) = 0, \qquad
+              r'(u) = \begin{cases} s & u \le s \\ (as - u) / (a - 1) & s < u \le as \\ 0 & u > as \end{cases}
 
-    Weights beyond ``a * s`` are not pulled at all. The strength shapes the penalty, so ``2 * SCAD(s)`` is not
-    ``SCAD(2 * s)``.
+    Weights larger than ``a * s`` are not pulled at all. The penalty is not convex. Its proximal operator is
+    :math:`\operatorname{argmin}_u \tfrac12 (u - w_i)^2 + t\, r(|u|)` for each weight. The strength is not a factor of
+    the penalty: ``2 * SCAD(s)`` is not ``SCAD(2 * s)``.
 
     Args:
         strength: ``s``, finite and not negative.
-        a: where the slope has faded out, in strengths; above 2, by default the authors' 3.7.
+        a: the size, in units of ``s``, from which the slope is 0; above 2, by default the authors' 3.7.
+
+    Raises:
+        ValueError: ``a`` is not above 2 and finite.
 
     Example:
         >>> import torch
@@ -237,7 +258,7 @@ class SCAD(Magnitudes):
 
     def _cost(self, u: Tensor) -> Tensor:
         s, a = self.strength, self.a
-        fading = torch.where(u > s, u.clamp(max=a * s) - s, 0.0)  # how far into the middle piece
+        fading = torch.where(u > s, u.clamp(max=a * s) - s, 0.0)  # how far beyond s
         return s * torch.where(u > s, s, u) + fading * (s - fading / (2 * (a - 1)))
 
     def _slope(self, u: Tensor) -> Tensor:
@@ -247,8 +268,8 @@ class SCAD(Magnitudes):
         s, a = self.strength, self.a
         bend = a - 1 - step
         fading = torch.where(bend > 0, ((a - 1) * u - step * a * s) / bend, 0.0)
-        pieces = [torch.relu(u - step * s).clamp(max=s), fading.clamp(s, a * s), u.clamp(min=a * s)]
-        return self._least([*pieces, torch.zeros_like(u)], u, step)
+        candidates = [torch.relu(u - step * s).clamp(max=s), fading.clamp(s, a * s), u.clamp(min=a * s)]
+        return self._least([*candidates, torch.zeros_like(u)], u, step)
 
     def strength_max(self, gradient: Tensor) -> Tensor:
         return f.largest(gradient)
@@ -256,15 +277,18 @@ class SCAD(Magnitudes):
 
 @final
 class HoyerSquare(Term):
-    r"""The squared Hoyer measure, which counts nonzero weights without a look at their scale.
+    r"""The squared Hoyer measure: a differentiable count of nonzero weights that does not depend on their scale.
 
     .. math:: R(w) = s \frac{\left(\sum_i |w_i|\right)^2}{\sum_i w_i^2}, \qquad R(0) = 0
 
-    It lies between ``s`` (one weight is not zero) and ``s * n`` (all ``n`` are equally large) and is not separable. It
-    has no proximal operator in closed form.
+    It lies between ``s`` (one weight is not zero) and ``s * n`` (all ``n`` weights are equally large). It is neither
+    convex nor separable, and has no proximal operator in closed form, so it cannot be used in mode "prox".
 
     Args:
         strength: ``s``, finite and not negative.
+
+    Raises:
+        ValueError: ``strength`` is negative, infinite or NaN.
 
     Example:
         >>> import torch
@@ -288,15 +312,16 @@ class HoyerSquare(Term):
     def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
         size, unit = _normalized(w)
         density = _density(size)
-        slope = 2 * self.strength * torch.where(density > 0, density / unit, math.inf)  # where R jumps, any holds
+        # At 0, where R jumps, every subgradient is allowed.
+        slope = 2 * self.strength * torch.where(density > 0, density / unit, math.inf)
         return f.distance_beyond_kink(gradient + self.gradient(w), w == 0, slope if self.strength else 0.0)
 
     def strength_max(self, gradient: Tensor) -> Tensor:
-        return f.largest(gradient) * 0  # R jumps at 0, so that any strength holds it
+        return f.largest(gradient) * 0  # R jumps at 0, so that 0 is stationary at any strength
 
 
 def _normalized(w: Tensor) -> tuple[Tensor, Tensor]:
-    """The magnitudes in units of the largest, whose squares neither overflow nor vanish, and that unit."""
+    """The magnitudes divided by the largest one, so that squares neither overflow nor vanish, and that divisor."""
     size = f.magnitude(w)
     unit = f.largest(size.detach())
     unit = torch.where(unit > 0, unit, 1.0)
@@ -304,16 +329,16 @@ def _normalized(w: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _density(size: Tensor) -> Tensor:
-    """``sum |w| / sum |w|**2``, and 0 for nothing but zeros."""
+    """``sum |w| / sum |w|**2``; 0 if all weights are 0."""
     square = size.square().sum()
     return size.sum() / torch.where(square > 0, square, 1.0)
 
 
 def _bridge_root(u: Tensor, weight: Tensor, p: float) -> Tensor:
-    """The largest root ``v`` of ``v + weight * p * v**(p - 1) = u``, 0 if there is none.
+    """The largest root ``v`` of ``v + weight * p * v**(p - 1) = u``; 0 if there is none.
 
-    Newton's method from the right. In ``x = v`` (or ``x = v**(p - 1)`` for 1 < p < 2, where that power bends the wrong
-    way) the function is convex and rises, so that the iterates fall to the root and never pass it.
+    Newton's method starts to the right of the root. As a function of ``x = v`` (for 1 < p < 2 of ``x = v**(p - 1)``)
+    the left side is convex and increasing, so the iterates decrease to the root and never pass it.
     """
     cost, power = weight * p, p - 1
     if 1 < p < 2:

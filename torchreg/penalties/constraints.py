@@ -1,4 +1,4 @@
-"""WITHIN WHAT: sets that weights are projected onto after every step."""
+"""Constraints: sets onto which the weights are projected after every step."""
 
 from __future__ import annotations
 
@@ -15,26 +15,35 @@ from torchreg.penalties.base import Described, ProximalPenalty
 from torchreg.penalties.groups import ByGroup
 from torchreg.penalties.partition import Groups, Partition
 
-_ULPS = 4  # how far, in units of the largest weight's rounding, a weight may be off and count as inside
+_ULPS = 4  # a weight counts as inside up to so many units of the largest weight's rounding
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Constraint(Described, ProximalPenalty):
-    r"""The indicator function of a closed set: 0 inside, infinite outside.
+    r"""A closed set of weights. As a penalty it is the indicator function: 0 inside the set, infinite outside.
 
     .. math:: R(w) = \begin{cases} 0 & w \in C \\ \infty & w \notin C \end{cases}, \qquad
-              \operatorname{prox}_{tR}(w) = P_C(w) = \operatorname{argmin}_{u \in C} \|u - w\|
+              \operatorname{prox}_{tR}(w) = P_C(w) = \operatorname{argmin}_{u \in C} \|u - w\|_2
 
-    It acts in mode ``"prox"`` alone: ``Regularizer(model, MaxNorm(3.0), mode="prox").attach(optimizer)`` projects the
-    weights after every step, whatever the learning rate and the regularizer's scale. The projection is the Euclidean
-    one under every optimizer, and leaves the optimizer's momenta as they are. Weights inside are not moved; those that
-    start outside are inside from the first step on.
+    A constraint acts in mode ``"prox"`` only: ``Regularizer(model, MaxNorm(3.0), mode="prox").attach(optimizer)``
+    projects the weights after every step, whatever the learning rate and the regularizer's scale are. The projection is
+    Euclidean under every optimizer. The optimizer's momenta do not change. Weights inside the set do not move; weights
+    that start outside are inside after the first step.
 
     A constraint has no strength, so it cannot be multiplied by a number. ``L2(s) + MaxNorm(c)`` has a proximal
-    operator, ``L1(s) + MaxNorm(c)`` and the sum of two constraints have none: make one regularizer for each and attach
-    the constraint that must hold at the end last.
+    operator. ``L1(s) + MaxNorm(c)`` and the sum of two constraints have none: make one regularizer for each, and attach
+    last the constraint that must hold exactly.
 
-    Subclasses give :meth:`project`.
+    A constraint of your own defines :meth:`project`.
+
+    Example:
+        >>> import torch
+        >>> from torchreg import Constraint
+        >>> class Binary(Constraint):
+        ...     def project(self, w):
+        ...         return torch.where(w < 0, -1.0, 1.0)
+        >>> Binary().project(torch.tensor([0.3, -2.0]))
+        tensor([ 1., -1.])
     """
 
     def __post_init__(self) -> None:
@@ -44,10 +53,10 @@ class Constraint(Described, ProximalPenalty):
 
     @abstractmethod
     def project(self, w: Tensor) -> Tensor:
-        """The point of the set that is nearest to ``w``."""
+        """The point of the set that is nearest to ``w``, of ``w``'s shape."""
 
     def value(self, w: Tensor) -> Tensor:
-        """0 if ``w`` is in the set up to rounding, else infinite; constant, so without a gradient."""
+        """0 if ``w`` is in the set up to rounding, else infinite. It has no gradient."""
         w = w.detach()
         nearest = self.project(w)
         tolerance = _ULPS * torch.finfo(w.dtype).eps * f.largest(nearest)
@@ -58,7 +67,7 @@ class Constraint(Described, ProximalPenalty):
         return torch.zeros_like(w)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
-        """The projection, whatever the step."""
+        """The projection; the step does not matter."""
         return self.project(w)
 
     def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
@@ -80,10 +89,10 @@ class Constraint(Described, ProximalPenalty):
 
 
 class GroupConstraint(ByGroup, Constraint):
-    """A constraint that each group of a weight obeys on its own.
+    """A constraint on each group of a weight's elements.
 
     Args:
-        groups: what makes a group; see :class:`~torchreg.penalties.groups.ByGroup`.
+        groups: how the elements are grouped; see :class:`~torchreg.penalties.groups.ByGroup`.
 
     Raises:
         ValueError: ``groups`` is none of these, or does not fit the weight.
@@ -101,19 +110,20 @@ class GroupConstraint(ByGroup, Constraint):
 @final
 @dataclass(frozen=True, repr=False, eq=False)
 class MaxNorm(GroupConstraint):
-    r"""The max-norm constraint: no unit's vector of incoming weights is longer than a bound.
+    r"""The max-norm constraint: a bound on the length of each unit's vector of incoming weights.
 
-    .. math:: \|w_g\|_2 \le c \text{ for every group } g, \qquad P(w)_g = w_g \min(1, c / \|w_g\|_2)
+    .. math:: \|w_g\|_2 \le c \text{ for every group } g, \qquad
+              P(w)_g = \operatorname{argmin}_{\|u\|_2 \le c} \|u - w_g\|_2 = w_g \min(1, c / \|w_g\|_2)
 
-    Longer vectors are scaled back, shorter ones left as they are to the bit. It is :class:`L2Ball` with another default
-    for the groups, and the usual companion of dropout and large learning rates.
+    Longer vectors are scaled to the bound. Shorter ones do not change, to the bit. It is :class:`L2Ball` with another
+    default for the groups, and often used with dropout and large learning rates.
 
     Args:
         max_norm: ``c``, positive and finite.
-        groups: what is bounded. ``"output"``: the weights into each output unit, so a row of :class:`torch.nn.Linear`
-            and a filter of a convolution. ``"input"``: the weights out of each input, so a row of an
-            :class:`torch.nn.Embedding`, as its own ``max_norm`` does. For others see :class:`GroupConstraint`. A 1-D
-            weight has one element a unit.
+        groups: what is bounded. ``"output"``: the weights into each output unit, which are a row of
+            :class:`torch.nn.Linear` and a filter of a convolution. ``"input"``: the weights out of each input, which
+            are a row of :class:`torch.nn.Embedding`, as with its own ``max_norm``. For others see
+            :class:`~torchreg.penalties.groups.ByGroup`. A 1-D weight has one element for each unit.
 
     Raises:
         TypeError: ``max_norm`` is not a real number.
@@ -139,11 +149,11 @@ class MaxNorm(GroupConstraint):
 @final
 @dataclass(frozen=True, repr=False, eq=False)
 class NonNegative(Constraint):
-    r"""No weight is negative.
+    r"""The constraint that no weight is negative.
 
-    .. math:: w \ge 0, \qquad P(w) = \max(w, 0)
+    .. math:: w \ge 0, \qquad P(w) = \operatorname{argmin}_{u \ge 0} \|u - w\|_2 = \max(w, 0)
 
-    Negative weights become exactly zero, the others are left as they are to the bit.
+    Negative weights become exactly zero. The others do not change, to the bit.
 
     Raises:
         TypeError: a complex weight.
@@ -167,12 +177,13 @@ class NonNegative(Constraint):
 @final
 @dataclass(frozen=True, repr=False, eq=False)
 class UnitNorm(GroupConstraint):
-    r"""Every unit's vector of incoming weights has length 1. The set is a product of spheres, so it is not convex.
+    r"""The constraint that each unit's vector of incoming weights has length 1.
 
-    .. math:: \|w_g\|_2 = 1 \text{ for every group } g, \qquad P(w)_g = w_g / \|w_g\|_2
+    .. math:: \|w_g\|_2 = 1 \text{ for every group } g, \qquad
+              P(w)_g = \operatorname{argmin}_{\|u\|_2 = 1} \|u - w_g\|_2 = w_g / \|w_g\|_2
 
-    A zero vector has no direction: every point of the sphere is equally near. It is left alone and counts as inside,
-    so a unit that is dead stays dead instead of getting a direction nobody chose.
+    The set is a product of spheres, so it is not convex. A zero vector has no direction: all points of the sphere are
+    equally near. It stays zero and counts as inside, so a dead unit stays dead.
 
     Args:
         groups: what has length 1; as for :class:`MaxNorm`.
@@ -198,7 +209,7 @@ class UnitNorm(GroupConstraint):
     def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
         """The length of the projected step along the gradient's tangential part; 0 certifies a stationary point.
 
-        A step along the whole gradient may go through the center of a sphere, where the projection turns around.
+        A step along the whole gradient could pass the center of the sphere, where the projection changes its sign.
         """
         partition = self._split(w)
         unit, rows = f.normalize(partition.rows), self._split(gradient).rows
@@ -209,13 +220,14 @@ class UnitNorm(GroupConstraint):
 @final
 @dataclass(frozen=True, repr=False, eq=False)
 class L1Ball(GroupConstraint):
-    r"""The sum of magnitudes is bounded: the Lasso in the form its author gave it.
+    r"""A bound on the sum of magnitudes: the Lasso in its original form.
 
     .. math:: \sum_{i \in g} |w_i| \le r \text{ for every group } g, \qquad
-              P(w)_i = \operatorname{sign}(w_i) \max(|w_i| - \tau_g, 0)
+              P(w)_g = \operatorname{argmin}_{\|u\|_1 \le r} \|u - w_g\|_2
+              = \operatorname{sign}(w_g) \max(|w_g| - \tau_g, 0)
 
-    The threshold :math:`\tau_g` is 0 inside the ball, and outside the one that puts the group on its surface: weights
-    become exactly zero, as with :class:`~torchreg.L1`, but the bound is given and the strength found.
+    The threshold :math:`\tau_g` is 0 inside the ball; outside it is the one for which the sum is :math:`r`. Weights
+    become exactly zero, as with :class:`~torchreg.L1`, but a bound is given instead of a strength.
 
     Args:
         radius: ``r``, positive and finite.
@@ -244,16 +256,15 @@ class L1Ball(GroupConstraint):
 @final
 @dataclass(frozen=True, repr=False, eq=False)
 class L2Ball(GroupConstraint):
-    r"""The Euclidean norm is bounded: a Ridge whose bound is given and whose strength is found.
+    r"""A bound on the Euclidean norm: a Ridge with a given bound instead of a strength.
 
-    .. math:: \|w_g\|_2 \le r \text{ for every group } g, \qquad P(w)_g = w_g \min(1, r / \|w_g\|_2)
+    .. math:: \|w_g\|_2 \le r \text{ for every group } g, \qquad
+              P(w)_g = \operatorname{argmin}_{\|u\|_2 \le r} \|u - w_g\|_2 = w_g \min(1, r / \|w_g\|_2)
 
     Args:
-        radius: ``r``, positive and finite.
-        groups: what is bounded; by default each weight tensor as a whole, otherwise as for :class:`MaxNorm`.
+        radius, groups: as for :class:`L1Ball`.
 
     Raises:
-        TypeError: ``radius`` is not a real number.
         ValueError: ``radius`` is not positive and finite, or the groups do not fit a weight.
 
     Example:
@@ -275,9 +286,10 @@ class L2Ball(GroupConstraint):
 @final
 @dataclass(frozen=True, repr=False, eq=False)
 class LinfBall(Constraint):
-    r"""No weight is larger in magnitude than a bound: weight clipping.
+    r"""A bound on the magnitude of each weight: weight clipping.
 
-    .. math:: |w_i| \le r, \qquad P(w)_i = \operatorname{sign}(w_i) \min(|w_i|, r)
+    .. math:: |w_i| \le r, \qquad
+              P(w)_i = \operatorname{argmin}_{|u| \le r} |u - w_i| = \operatorname{sign}(w_i) \min(|w_i|, r)
 
     Args:
         radius: ``r``, positive and finite.
@@ -305,17 +317,17 @@ class LinfBall(Constraint):
 @final
 @dataclass(frozen=True, repr=False, eq=False)
 class Simplex(GroupConstraint):
-    r"""Every unit's incoming weights are proportions: not negative, and of a given sum.
+    r"""The constraint that each unit's incoming weights are proportions: not negative, with a given sum.
 
     .. math:: w_i \ge 0, \quad \sum_{i \in g} w_i = c \text{ for every group } g, \qquad
-              P(w)_i = \max(w_i - \tau_g, 0)
+              P(w)_g = \operatorname{argmin}_{u \ge 0,\ \sum_i u_i = c} \|u - w_g\|_2 = \max(w_g - \tau_g, 0)
 
-    with the threshold :math:`\tau_g` that makes the sum right. Many weights become exactly zero. With ``"output"`` each
-    unit of a :class:`torch.nn.Linear` averages its inputs; ``groups="input"`` makes the columns sum to ``c`` instead.
+    where the threshold :math:`\tau_g` gives the sum :math:`c`. Many weights become exactly zero. With ``"output"`` each
+    unit of a :class:`torch.nn.Linear` averages its inputs. With ``"input"`` the columns sum to :math:`c` instead.
 
     Args:
         total: ``c``, positive and finite.
-        groups: what sums to it; as for :class:`MaxNorm`.
+        groups: what has the sum ``c``; as for :class:`MaxNorm`.
 
     Raises:
         TypeError: ``total`` is not a real number, or a complex weight.
@@ -341,6 +353,6 @@ class Simplex(GroupConstraint):
 
     def _projected(self, partition: Partition) -> Tensor:
         rows, sizes = partition.rows, partition.sizes
-        if isinstance(sizes, Tensor):  # what fills up a short row must get no share
+        if isinstance(sizes, Tensor):  # the elements that fill a short row get no share
             rows = rows.masked_fill(torch.arange(rows.shape[1], device=rows.device) >= sizes, -math.inf)
         return f.project_simplex(rows, self.total)

@@ -1,4 +1,4 @@
-"""Penalties that look at one weight at a time: convex ones."""
+"""Convex penalties that are sums over single weights."""
 
 import math
 from dataclasses import dataclass
@@ -13,14 +13,18 @@ from torchreg.penalties.base import ProximalPenalty, Term
 
 @final
 class L1(Term, ProximalPenalty):
-    r"""The Lasso penalty, which drives weights to zero; in mode ``"prox"`` to exactly zero.
+    r"""The Lasso penalty: it drives weights to zero, in mode ``"prox"`` to exactly zero.
 
     .. math:: R(w) = s \sum_i |w_i|, \qquad
               \partial R(w) \ni s \operatorname{sign}(w), \qquad
-              \operatorname{prox}_{tR}(w) = \operatorname{sign}(w) \max(|w| - ts, 0)
+              \operatorname{prox}_{tR}(w) = \operatorname{argmin}_u \tfrac12 \|u - w\|_2^2 + ts \|u\|_1
+              = \operatorname{sign}(w) \max(|w| - ts, 0)
 
     Args:
         strength: ``s``, finite and not negative.
+
+    Raises:
+        ValueError: ``strength`` is negative, infinite or NaN.
 
     Example:
         >>> import torch
@@ -43,41 +47,41 @@ class L1(Term, ProximalPenalty):
     def gradient(self, w: Tensor) -> Tensor:
         return f.scaled_sign(w, self.strength)
 
-    # One pass less over the weights than the general forms.
+    # These take one pass less over the weights than the general forms.
 
-    def gradient_times(self, w: Tensor, scale: float | Tensor) -> Tensor:
+    def _gradient_times(self, w: Tensor, scale: float | Tensor) -> Tensor:
         return f.scaled_sign(w, self.strength * scale)
 
-    def add_gradient_(self, grad: Tensor, w: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+    def _add_gradient_(self, grad: Tensor, w: Tensor, scale: float | Tensor = 1.0) -> Tensor:
         return f.axpy_(grad, w.sgn(), self.strength * scale)
 
-    def descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
+    def _descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
         return f.axpy_(w, w.sgn(), -(self.strength * step))
 
-    def foreach_gradient_times(self, weights: list[Tensor], scale: float | Tensor) -> list[Tensor]:
+    def _foreach_gradient_times(self, weights: list[Tensor], scale: float | Tensor) -> list[Tensor]:
         if isinstance(scale, Tensor) or any(w.is_complex() for w in weights):
-            return super().foreach_gradient_times(weights, scale)
+            return super()._foreach_gradient_times(weights, scale)
         signs = list(torch._foreach_sign(weights))
         f.foreach_scale_(signs, self.strength * scale)
         return signs
 
-    def foreach_add_gradient_(self, grads: list[Tensor], weights: list[Tensor], scale: float | Tensor = 1.0) -> None:
+    def _foreach_add_gradient_(self, grads: list[Tensor], weights: list[Tensor], scale: float | Tensor = 1.0) -> None:
         if any(w.is_complex() for w in weights):
-            super().foreach_add_gradient_(grads, weights, scale)
+            super()._foreach_add_gradient_(grads, weights, scale)
         else:
             f.foreach_axpy_(grads, list(torch._foreach_sign(weights)), self.strength * scale)
 
-    def foreach_descend_(self, weights: list[Tensor], step: float | Tensor) -> None:
-        self.foreach_add_gradient_(weights, weights, -step)
+    def _foreach_descend_(self, weights: list[Tensor], step: float | Tensor) -> None:
+        self._foreach_add_gradient_(weights, weights, -step)
 
     @property
-    def curvature(self) -> float:
+    def _curvature(self) -> float:
         return 0.0
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         return f.soft_threshold(w, step * self.strength)
 
-    def prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
+    def _prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
         return f.soft_threshold_(w, step * self.strength)
 
     def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
@@ -89,17 +93,22 @@ class L1(Term, ProximalPenalty):
 
 @final
 class L2(Term, ProximalPenalty):
-    r"""The Ridge penalty, which shrinks weights in proportion to their size.
+    r"""The Ridge penalty: it shrinks weights in proportion to their size.
 
     .. math:: R(w) = \frac{s}{2} \sum_i w_i^2, \qquad
               \nabla R(w) = s w, \qquad
-              \operatorname{prox}_{tR}(w) = \frac{w}{1 + ts}
+              \operatorname{prox}_{tR}(w) = \operatorname{argmin}_u \tfrac12 \|u - w\|_2^2 + \tfrac{ts}{2} \|u\|_2^2
+              = \frac{w}{1 + ts}
 
-    With the factor 1/2 the gradient is ``s * w``, so mode ``"grad"`` is ``torch.optim.SGD(weight_decay=s)`` and mode
-    ``"decoupled"`` is ``torch.optim.AdamW(weight_decay=s)``. (Keras' L2 has no 1/2: its strength is half of this one.)
+    The factor 1/2 makes the gradient ``s * w``. Mode ``"grad"`` is therefore ``torch.optim.SGD(weight_decay=s)`` and
+    mode ``"decoupled"`` is ``torch.optim.AdamW(weight_decay=s)``. The L2 of Keras has no factor 1/2, so its strength is
+    half of this one.
 
     Args:
         strength: ``s``, finite and not negative.
+
+    Raises:
+        ValueError: ``strength`` is negative, infinite or NaN.
 
     Example:
         >>> import torch
@@ -115,7 +124,7 @@ class L2(Term, ProximalPenalty):
     """
 
     is_uniform: ClassVar[bool] = True
-    is_ridge: ClassVar[bool] = True
+    _is_ridge: ClassVar[bool] = True
 
     def value(self, w: Tensor) -> Tensor:
         return (self.strength * f.half_square(w)).to(f.real_dtype(w))
@@ -123,55 +132,88 @@ class L2(Term, ProximalPenalty):
     def gradient(self, w: Tensor) -> Tensor:
         return self.strength * w
 
-    def gradient_times(self, w: Tensor, scale: float | Tensor) -> Tensor:
+    def _gradient_times(self, w: Tensor, scale: float | Tensor) -> Tensor:
         return w * (self.strength * scale)
 
-    # The in-place forms do the arithmetic of torch's own weight decay, to the bit.
+    # The in-place forms do the arithmetic of torch's weight decay, to the bit.
 
-    def add_gradient_(self, grad: Tensor, w: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+    def _add_gradient_(self, grad: Tensor, w: Tensor, scale: float | Tensor = 1.0) -> Tensor:
         return f.axpy_(grad, w, self.strength * scale)
 
-    def descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
+    def _descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
         return w.mul_(1 - step * self.strength)
 
-    def foreach_add_gradient_(self, grads: list[Tensor], weights: list[Tensor], scale: float | Tensor = 1.0) -> None:
+    def _foreach_add_gradient_(self, grads: list[Tensor], weights: list[Tensor], scale: float | Tensor = 1.0) -> None:
         f.foreach_axpy_(grads, weights, self.strength * scale)
 
-    def foreach_descend_(self, weights: list[Tensor], step: float | Tensor) -> None:
+    def _foreach_descend_(self, weights: list[Tensor], step: float | Tensor) -> None:
         if isinstance(step, Tensor):
-            super().foreach_descend_(weights, step)
+            super()._foreach_descend_(weights, step)
         else:
             f.foreach_scale_(weights, 1 - step * self.strength)
 
     @property
-    def curvature(self) -> float:
+    def _curvature(self) -> float:
         return self.strength
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         return f.shrink(w, step * self.strength)
 
-    def prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
+    def _prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
         return w.div_(1 + step * self.strength)
 
-    def foreach_prox_(self, weights: list[Tensor], step: float | Tensor) -> None:
+    def _foreach_prox_(self, weights: list[Tensor], step: float | Tensor) -> None:
         if isinstance(step, Tensor):
-            super().foreach_prox_(weights, step)
+            super()._foreach_prox_(weights, step)
         else:
             f.foreach_scale_(weights, divisor=1 + step * self.strength)
 
 
+@dataclass(frozen=True, repr=False, eq=False)
+class L1Mixture(Term):
+    """L1 and another penalty under one strength.
+
+    Args:
+        strength: ``s``, finite and not negative.
+        l1_ratio: the share of L1, in [0, 1].
+
+    Raises:
+        ValueError: ``l1_ratio`` outside [0, 1].
+    """
+
+    l1_ratio: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("l1_ratio", "in [0, 1]", lambda ratio: 0 <= ratio <= 1)
+
+    @property
+    def _lasso(self) -> float:
+        return self.strength * self.l1_ratio
+
+    @property
+    def _rest(self) -> float:
+        return self.strength * (1 - self.l1_ratio)
+
+
 @final
 @dataclass(frozen=True, repr=False, eq=False)
-class ElasticNet(Term, ProximalPenalty):
+class ElasticNet(L1Mixture, ProximalPenalty):
     r"""The elastic net: Lasso and Ridge under one strength, as in scikit-learn.
 
-    .. math:: R(w) = s \Big( \alpha \|w\|_1 + \frac{1 - \alpha}{2} \|w\|_2^2 \Big)
+    .. math:: R(w) = s \Big( \alpha \|w\|_1 + \frac{1 - \alpha}{2} \|w\|_2^2 \Big), \qquad
+              \operatorname{prox}_{tR}(w) = \operatorname{argmin}_u \tfrac12 \|u - w\|_2^2 + t R(u)
+              = \frac{\operatorname{sign}(w) \max(|w| - ts\alpha, 0)}{1 + ts(1 - \alpha)}
 
-    The proximal operator thresholds, then shrinks. With both strengths at hand, ``L1(a) + L2(b)`` is the same penalty.
+    It gives zeros, and keeps groups of correlated weights together. ``L1(a) + L2(b)`` is the same penalty with two
+    strengths.
 
     Args:
         strength: ``s``, finite and not negative (scikit-learn's ``alpha``).
-        l1_ratio: the Lasso's share, in [0, 1].
+        l1_ratio: :math:`\alpha`, the share of the Lasso, in [0, 1].
+
+    Raises:
+        ValueError: ``l1_ratio`` outside [0, 1].
 
     Example:
         >>> import torch
@@ -183,37 +225,23 @@ class ElasticNet(Term, ProximalPenalty):
         Statistical Society B, 2005.
     """
 
-    l1_ratio: float = 0.5
-
     is_uniform: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require("l1_ratio", "in [0, 1]", lambda ratio: 0 <= ratio <= 1)
-
-    @property
-    def _lasso(self) -> float:
-        return self.strength * self.l1_ratio
-
-    @property
-    def _ridge(self) -> float:
-        return self.strength * (1 - self.l1_ratio)
-
     def value(self, w: Tensor) -> Tensor:
-        return (self._lasso * f.l1_norm(w) + self._ridge * f.half_square(w)).to(f.real_dtype(w))
+        return (self._lasso * f.l1_norm(w) + self._rest * f.half_square(w)).to(f.real_dtype(w))
 
     def gradient(self, w: Tensor) -> Tensor:
-        return f.scaled_sign(w, self._lasso).add_(w, alpha=self._ridge)
+        return f.scaled_sign(w, self._lasso).add_(w, alpha=self._rest)
 
     @property
-    def curvature(self) -> float:
-        return self.strength * (1 - self.l1_ratio)
+    def _curvature(self) -> float:
+        return self._rest
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
-        return f.shrink(f.soft_threshold(w, step * self._lasso), step * self._ridge)
+        return f.shrink(f.soft_threshold(w, step * self._lasso), step * self._rest)
 
-    def prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
-        return f.soft_threshold_(w, step * self._lasso).div_(1 + step * self._ridge)
+    def _prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
+        return f.soft_threshold_(w, step * self._lasso).div_(1 + step * self._rest)
 
     def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
         return f.distance_beyond_kink(gradient + self.gradient(w), w == 0, self._lasso)
@@ -225,17 +253,24 @@ class ElasticNet(Term, ProximalPenalty):
 @final
 @dataclass(frozen=True, repr=False, eq=False)
 class Huber(Term, ProximalPenalty):
-    r"""A ridge for small weights and a lasso, without its kink, for large ones.
+    r"""The Huber penalty: a ridge for small weights, linear for large ones.
 
     .. math:: R(w) = s \sum_i h(|w_i|), \qquad
               h(u) = \begin{cases} u^2 / 2 & u \le \delta \\ \delta (u - \delta / 2) & u > \delta \end{cases}
 
-    It is the formula of :class:`torch.nn.HuberLoss` towards 0; ``Huber(s / beta, beta)`` is that of
-    :class:`torch.nn.SmoothL1Loss`. Large weights are pulled less than by L2, and none becomes exactly zero.
+    .. math:: \operatorname{prox}_{tR}(w) = \operatorname{argmin}_u \tfrac12 \|u - w\|_2^2 + t R(u)
+              = \begin{cases} w / (1 + ts) & |w| \le \delta (1 + ts) \\
+                              w - ts \delta \operatorname{sign}(w) & |w| > \delta (1 + ts) \end{cases}
+
+    It is the formula of :class:`torch.nn.HuberLoss` with target 0; ``Huber(s / beta, beta)`` is that of
+    :class:`torch.nn.SmoothL1Loss`. It pulls large weights less than L2 does. No weight becomes exactly zero.
 
     Args:
         strength: ``s``, finite and not negative.
-        delta: where the parabola ends, positive and finite.
+        delta: :math:`\delta`, the size from which the penalty is linear, positive and finite.
+
+    Raises:
+        ValueError: ``delta`` is not positive and finite.
 
     Example:
         >>> import torch
@@ -263,7 +298,7 @@ class Huber(Term, ProximalPenalty):
         return f.clip(w, self.delta).mul_(self.strength)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
-        # The parabola's prox, but never further than the slope of the straight part goes: the longer of the two is it.
+        # The step of the parabola, but no longer than that of the linear part.
         amount = step * self.strength
         return torch.where(
             w.abs() <= self.delta * (1 + amount), f.shrink(w, amount), w - f.clip(w, self.delta) * amount

@@ -1,4 +1,4 @@
-"""Penalties on groups of weights, such as the rows of a matrix: whole groups go, or weights compete within them."""
+"""Penalties on groups of weights, such as the rows of a matrix: group lassos and the exclusive lasso."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ from torch import Tensor
 
 from torchreg import functional as f
 from torchreg.penalties.base import Described, ProximalPenalty, Term
-from torchreg.penalties.partition import Groups, Partition, as_spec, at, split
+from torchreg.penalties.elementwise import L1Mixture
+from torchreg.penalties.partition import Groups, Partition, check_groups, resolve, split
 from torchreg.selection.parameters import ParamInfo
 
 
 class ByGroup(Described):
-    """Acts on each group of a partition of the weight; the field ``groups`` of the classes it is mixed into says which.
+    """Mixin for what acts on groups of a weight's elements; the field ``groups`` says which elements form a group.
 
     Args:
-        groups: what makes a group.
+        groups: how the elements are grouped.
 
-            - ``"output"``: the weights into each output unit or channel, ``"input"``: those out of each input.
-            - ``"filter"``: as ``"output"``, and an error where the weight is not a convolution's.
-            - ``"tensor"``: the whole weight.
-            - a number: each slice of that dimension.
-            - :class:`~torchreg.Heads`: those of each attention head.
-            - an integer tensor of the weight's shape, or of its output units: equal numbers belong together.
+            - ``"output"``: a group for each output unit or channel, with all weights into it.
+            - ``"input"``: a group for each input, with all weights out of it.
+            - ``"filter"``: as ``"output"``, but an error for a weight that is not a convolution's.
+            - ``"tensor"``: the whole weight is one group.
+            - a number: a group for each slice of that dimension.
+            - :class:`~torchreg.Heads`: a group for each attention head.
+            - an integer tensor, of the weight's shape or with a number for each output unit: a group for each number.
 
-            Modules with their outputs on the second dimension, such as transposed convolutions and embeddings, are
-            known to a :class:`~torchreg.Regularizer`. Without one ``"output"`` is the first dimension and ``"input"``
-            the second.
+            A :class:`~torchreg.Regularizer` knows on which dimension the outputs of a module are; in transposed
+            convolutions and embeddings they are on the second. Without a regularizer ``"output"`` is the first
+            dimension and ``"input"`` the second.
 
     Raises:
         ValueError: ``groups`` is none of these, or does not fit the weight.
@@ -40,16 +42,16 @@ class ByGroup(Described):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "groups", as_spec(type(self).__name__, self.groups))
+        object.__setattr__(self, "groups", check_groups(type(self).__name__, self.groups))
 
     def bind(self, place: ParamInfo) -> Self:
         owner = type(self).__name__
-        groups = at(as_spec(owner, self.groups), place, owner)
+        groups = resolve(check_groups(owner, self.groups), place, owner)
         return replace(self, groups=groups)  # type: ignore[type-var]  # the final classes are dataclasses
 
     def _split(self, w: Tensor) -> Partition:
         owner = type(self).__name__
-        return split(w, as_spec(owner, self.groups), owner)
+        return split(w, check_groups(owner, self.groups), owner)
 
 
 class Grouped(ByGroup, Term, ProximalPenalty):
@@ -64,7 +66,7 @@ class Grouped(ByGroup, Term, ProximalPenalty):
     """
 
     @property
-    def takes_steps(self) -> bool:
+    def _takes_steps(self) -> bool:
         return True
 
     def _steps(self, step: float | Tensor) -> float | Tensor:
@@ -79,7 +81,7 @@ class Grouped(ByGroup, Term, ProximalPenalty):
         return groups.join(slopes.expand_as(groups.rows))
 
     def _distance(self, residual: Tensor, w: Tensor, lasso: float, strength: float) -> Tensor:
-        """The length of ``residual`` less what the kinks at zero elements (``lasso``) and at zero groups take."""
+        """The length of ``residual`` less the subgradients at zero elements (``lasso``) and at zero groups."""
         residual = torch.where(w == 0, f.soft_threshold(residual, lasso), residual)
         norms, groups = f.row_norms(self._split(w).rows), self._split(residual)
         slopes = strength * _root(groups, norms)
@@ -89,12 +91,15 @@ class Grouped(ByGroup, Term, ProximalPenalty):
 @final
 @dataclass(frozen=True, repr=False, eq=False)
 class GroupLasso(Grouped):
-    r"""The group lasso, which drives whole groups to zero; in mode ``"prox"`` to exactly zero.
+    r"""The group lasso: it drives whole groups to zero, in mode ``"prox"`` to exactly zero.
 
     .. math:: R(w) = s \sum_g \sqrt{n_g} \, \|w_g\|_2, \qquad
-              \operatorname{prox}_{tR}(w)_g = w_g \max\!\left(1 - \frac{ts \sqrt{n_g}}{\|w_g\|_2}, 0\right)
+              \operatorname{prox}_{tR}(w)_g
+              = \operatorname{argmin}_u \tfrac12 \|u - w_g\|_2^2 + ts \sqrt{n_g} \, \|u\|_2
+              = w_g \max\!\left(1 - \frac{ts \sqrt{n_g}}{\|w_g\|_2}, 0\right)
 
-    where :math:`n_g` is the size of group ``g``.
+    where :math:`n_g` is the size of group :math:`g`. With ``groups="output"`` whole units or filters become zero;
+    :func:`~torchreg.compress` can then remove them.
 
     Args:
         strength: ``s``, finite and not negative.
@@ -129,14 +134,14 @@ class GroupLasso(Grouped):
     def gradient(self, w: Tensor) -> Tensor:
         return (w * self._slopes(w, self.strength)).to(w.dtype)
 
-    def add_gradient_(self, grad: Tensor, w: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+    def _add_gradient_(self, grad: Tensor, w: Tensor, scale: float | Tensor = 1.0) -> Tensor:
         return grad.addcmul_(w, self._slopes(w, self.strength) * scale)
 
-    def descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
+    def _descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
         return w.addcmul_(w, self._slopes(w, self.strength) * -step)
 
     @property
-    def curvature(self) -> float:
+    def _curvature(self) -> float:
         return 0.0
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
@@ -154,21 +159,22 @@ class GroupLasso(Grouped):
 
 @final
 @dataclass(frozen=True, repr=False, eq=False)
-class SparseGroupLasso(Grouped):
+class SparseGroupLasso(Grouped, L1Mixture):
     r"""Lasso and group lasso under one strength: few groups, and few weights in each of them.
 
-    .. math:: R(w) = s \Big( \alpha \|w\|_1 + (1 - \alpha) \sum_g \sqrt{n_g} \, \|w_g\|_2 \Big)
+    .. math:: R(w) = s \Big( \alpha \|w\|_1 + (1 - \alpha) \sum_g \sqrt{n_g} \, \|w_g\|_2 \Big), \qquad
+              \operatorname{prox}_{tR} = \operatorname{prox}_{ts(1 - \alpha) \sum_g \sqrt{n_g} \|\cdot_g\|_2}
+              \circ \operatorname{prox}_{ts\alpha \|\cdot\|_1}
 
-    The proximal operator thresholds the elements, then the groups.
+    where :math:`n_g` is the size of group :math:`g`. The proximal operator thresholds the elements, then the groups.
 
     Args:
         strength: ``s``, finite and not negative.
-        l1_ratio: the Lasso's share, in [0, 1].
-        groups: ``"output"``, ``"input"``, ``"filter"``, ``"tensor"``, a dimension, ``Heads(n)`` or an index tensor; see
-            :class:`~torchreg.penalties.groups.ByGroup`.
+        l1_ratio: :math:`\alpha`, the share of the Lasso, in [0, 1].
+        groups: as for :class:`GroupLasso`.
 
     Raises:
-        ValueError: ``l1_ratio`` outside [0, 1]; ``groups`` is none of these, or does not fit the weight.
+        ValueError: ``l1_ratio`` outside [0, 1], or ``groups`` that do not fit the weight.
 
     Example:
         >>> import torch
@@ -181,43 +187,30 @@ class SparseGroupLasso(Grouped):
         and Graphical Statistics, 2013.
     """
 
-    l1_ratio: float = 0.5
     groups: Groups = "output"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require("l1_ratio", "in [0, 1]", lambda ratio: 0 <= ratio <= 1)
-
-    @property
-    def _lasso(self) -> float:
-        return self.strength * self.l1_ratio
-
-    @property
-    def _group(self) -> float:
-        return self.strength * (1 - self.l1_ratio)
 
     def value(self, w: Tensor) -> Tensor:
         groups = self._split(w)
         norms = f.row_norms(groups.rows)
-        value = self._lasso * f.l1_norm(w) + self._group * (_root(groups, norms) * norms).sum()
+        value = self._lasso * f.l1_norm(w) + self._rest * (_root(groups, norms) * norms).sum()
         return value.to(f.real_dtype(w))
 
     def gradient(self, w: Tensor) -> Tensor:
-        return f.scaled_sign(w, self._lasso).addcmul_(w, self._slopes(w, self._group))
+        return f.scaled_sign(w, self._lasso).addcmul_(w, self._slopes(w, self._rest))
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         groups = self._split(f.soft_threshold(w, step * self._lasso))
-        threshold = self._steps(step) * self._group * _root(groups, w)
+        threshold = self._steps(step) * self._rest * _root(groups, w)
         return groups.join(f.group_soft_threshold(groups.rows, threshold))
 
     def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
-        return self._distance(gradient + self.gradient(w), w, self._lasso, self._group)
+        return self._distance(gradient + self.gradient(w), w, self._lasso, self._rest)
 
     def strength_max(self, gradient: Tensor) -> Tensor:
         if not gradient.numel():
             return f.largest(gradient)
-        # A group is held at 0 by s if |S(g, s * lasso)| <= s * slope, S the soft threshold: a quadratic equation in s,
-        # once it is known which elements are beyond the threshold: those at whose own s the group is held.
+        # A group stays at 0 with strength s if |S(g, s * lasso)| <= s * slope, where S is the soft threshold. That is
+        # a quadratic equation in s once it is known which elements are above the threshold.
         groups = self._split(gradient)
         size = f.magnitude(groups.rows).sort(dim=1, descending=True).values
         lasso, slope = self.l1_ratio, (1 - self.l1_ratio) * _root(groups, size)
@@ -234,20 +227,22 @@ class SparseGroupLasso(Grouped):
 @final
 @dataclass(frozen=True, repr=False, eq=False)
 class ExclusiveLasso(Grouped):
-    r"""The exclusive lasso: the weights of a group compete, so that each group keeps few, and none is emptied.
+    r"""The exclusive lasso: each group keeps few nonzero weights, and no group becomes zero.
 
-    .. math:: R(w) = \frac{s}{2} \sum_g \|w_g\|_1^2
+    .. math:: R(w) = \frac{s}{2} \sum_g \|w_g\|_1^2, \qquad
+              \operatorname{prox}_{tR}(w)_g
+              = \operatorname{argmin}_u \tfrac12 \|u - w_g\|_2^2 + \tfrac{ts}{2} \|u\|_1^2
+              = \operatorname{sign}(w_g) \max(|w_g| - \tau_g, 0)
 
-    It is the reverse of the group lasso: zeros within the groups, spread evenly over them. The proximal operator is a
-    soft threshold for each group, found exactly by sorting.
+    It is the opposite of the group lasso: the zeros lie within the groups, evenly over all groups. The threshold
+    :math:`\tau_g` of each group is found exactly by sorting.
 
     Args:
         strength: ``s``, finite and not negative.
-        groups: ``"output"``, ``"input"``, ``"filter"``, ``"tensor"``, a dimension, ``Heads(n)`` or an index tensor; see
-            :class:`~torchreg.penalties.groups.ByGroup`.
+        groups: as for :class:`GroupLasso`.
 
     Raises:
-        ValueError: ``groups`` is none of these, or does not fit the weight.
+        ValueError: ``groups`` do not fit the weight.
 
     Example:
         >>> import torch

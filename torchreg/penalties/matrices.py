@@ -1,8 +1,9 @@
-"""A weight as a matrix, one row an output unit, and penalties on its Gram matrix.
+"""Penalties on a weight as a matrix with one row for each output unit, and on its Gram matrix.
 
-A kernel of a convolution is the matrix (outputs, everything else), so its rows are the filters. In transposed
-convolutions and embeddings the outputs are the second dimension of the weight: a :class:`~torchreg.Regularizer` knows
-that, else say ``dim=1``. A weight of fewer than two dimensions is a column. Half precision is computed in float32.
+The kernel of a convolution is the matrix (outputs, everything else): its rows are the filters. In transposed
+convolutions and embeddings the outputs are the second dimension of the weight. A :class:`~torchreg.Regularizer` knows
+that; elsewhere pass ``dim=1``. A weight with fewer than two dimensions is a column. Half precision is computed in
+float32.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ class Matrix(Term):
 
     Args:
         strength: ``s``, finite and not negative.
-        dim: the dimension of the output units, which are the rows of the matrix. ``None``: the module's, and without a
-            module the first.
+        dim: the dimension of the output units, which become the rows of the matrix. ``None``: the dimension that the
+            module has them on; without a module the first.
 
     Raises:
         TypeError: ``dim`` is not a whole number.
@@ -58,14 +59,14 @@ class Matrix(Term):
 class Orthogonality(Matrix):
     """The squared distance of the Gram matrix of the rows, the columns, or both, from the identity.
 
-    Both distances follow from that of the smaller Gram matrix: the larger one has as many eigenvalues 0 more as there
-    are more rows than columns, or the reverse.
+    Only the smaller Gram matrix is computed. The larger one has the same eigenvalues and additional zeros, as many as
+    the difference of the numbers of rows and columns.
     """
 
     @property
     @abstractmethod
     def _sides(self) -> tuple[bool, bool]:
-        """Whether the Gram matrix of the rows counts, and whether that of the columns does."""
+        """Whether the Gram matrix of the rows counts, and whether that of the columns counts."""
 
     def value(self, w: Tensor) -> Tensor:
         matrix = self._matrix(w)
@@ -88,20 +89,18 @@ class Orthogonality(Matrix):
 
 @final
 class SoftOrthogonality(Orthogonality):
-    r"""Soft orthogonality: the output units' weight vectors should be orthonormal.
+    r"""Soft orthogonality: draws the weight vectors of the output units towards an orthonormal system.
 
     .. math:: R(W) = s \|W W^H - I\|_F^2, \qquad \nabla R(W) = 4 s (W W^H - I) W
 
-    With more outputs than inputs they cannot be: ``R >= s * (outputs - inputs)``, and it is least where those of the
-    inputs are. Not convex.
+    With more outputs than inputs the vectors cannot be orthonormal: then ``R >= s * (outputs - inputs)``, with equality
+    where the vectors of the inputs are. The penalty is not convex and has no proximal operator in closed form.
 
     Args:
         strength: ``s``, finite and not negative.
-        dim: the dimension of the output units, which are the rows of the matrix. ``None``: the module's, and without a
-            module the first.
+        dim: the dimension of the output units in the weight, if not the module's own.
 
     Raises:
-        TypeError: ``dim`` is not a whole number.
         ValueError: the weight has no such dimension.
 
     Example:
@@ -121,20 +120,17 @@ class SoftOrthogonality(Orthogonality):
 
 @final
 class DoubleSoftOrthogonality(Orthogonality):
-    r"""Double soft orthogonality: as far as possible, both the output units' and the inputs' vectors are orthonormal.
+    r"""Double soft orthogonality: draws the weight vectors of both outputs and inputs towards orthonormal systems.
 
     .. math:: R(W) = s \big( \|W W^H - I\|_F^2 + \|W^H W - I\|_F^2 \big)
 
-    The two terms differ by a constant, the difference of the sides, so its gradient is that of
-    ``SoftOrthogonality(2 * s)``. Not convex.
+    The two terms differ by a constant, the difference of the numbers of outputs and inputs. The gradient is therefore
+    that of ``SoftOrthogonality(2 * s)``.
 
     Args:
-        strength: ``s``, finite and not negative.
-        dim: the dimension of the output units, which are the rows of the matrix. ``None``: the module's, and without a
-            module the first.
+        strength, dim: as for :class:`SoftOrthogonality`.
 
     Raises:
-        TypeError: ``dim`` is not a whole number.
         ValueError: the weight has no such dimension.
 
     Example:

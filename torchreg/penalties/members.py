@@ -1,4 +1,4 @@
-"""A penalty on each member of a stack of models, whose weights share one tensor."""
+"""Penalties on stacks of models, in which one tensor holds the weights of all members."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _SMALL = 1 << 15  # elements of one member's weight, above which calls for each 
 
 
 class ByMember(Penalty):
-    """The penalty that each member has on its part of a weight ``(members, ...)``.
+    """The penalties of the members of a stack on a weight ``(members, ...)``.
 
-    Values are ``(members,)``, and so may scales and steps be: a strength for each member.
+    Values have the shape ``(members,)``. Scales and steps may have it too: a strength for each member.
 
     Args:
         each: the members' penalties, in order.
@@ -30,8 +30,8 @@ class ByMember(Penalty):
         self.each = tuple(each)
 
     @property
-    def is_alike(self) -> bool:
-        """Whether it is one function of each element, whichever member it is of."""
+    def is_shared(self) -> bool:
+        """Whether all members have the same penalty, a sum of one function over the elements."""
         return self.each[0].is_uniform and all(penalty is self.each[0] for penalty in self.each)
 
     @property
@@ -45,28 +45,28 @@ class ByMember(Penalty):
         return self.each[0].label
 
     def value(self, w: Tensor) -> Tensor:
-        if self.is_alike:
+        if self.is_shared:
             return vmap(self.each[0].value)(w)
         return torch.stack([penalty.value(part) for penalty, part in zip(self.each, w.unbind(), strict=True)])
 
     def gradient(self, w: Tensor) -> Tensor:
-        if self.is_alike:
+        if self.is_shared:
             return self.each[0].gradient(w)
         return torch.stack([penalty.gradient(part) for penalty, part in zip(self.each, w.unbind(), strict=True)])
 
-    def gradient_times(self, w: Tensor, scale: float | Tensor) -> Tensor:
-        return spread(scale, w) * self.gradient(w)
+    def _gradient_times(self, w: Tensor, scale: float | Tensor) -> Tensor:
+        return broadcast_scale(scale, w) * self.gradient(w)
 
-    def add_gradient_(self, grad: Tensor, w: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+    def _add_gradient_(self, grad: Tensor, w: Tensor, scale: float | Tensor = 1.0) -> Tensor:
         if self._is_at_once(w):
-            return self.each[0].add_gradient_(grad, w, spread(scale, w))
-        self._on_each(lambda penalty, g, part, own: penalty.add_gradient_(g, part, own), scale, grad, w)
+            return self.each[0]._add_gradient_(grad, w, broadcast_scale(scale, w))
+        self._on_each(lambda penalty, g, part, own: penalty._add_gradient_(g, part, own), scale, grad, w)
         return grad
 
-    def descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
+    def _descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
         if self._is_at_once(w):
-            return self.each[0].descend_(w, spread(step, w))
-        self._on_each(lambda penalty, part, own: penalty.descend_(part, own), step, w)
+            return self.each[0]._descend_(w, broadcast_scale(step, w))
+        self._on_each(lambda penalty, part, own: penalty._descend_(part, own), step, w)
         return w
 
     def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class ByMember(Penalty):
         return torch.stack([(float(own) * penalty).optimality(part, g) for penalty, part, g, own in rows])
 
     def _is_at_once(self, w: Tensor) -> bool:
-        return self.is_alike and (w[0].numel() <= _SMALL or w.device.type != "cpu")
+        return self.is_shared and (w[0].numel() <= _SMALL or w.device.type != "cpu")
 
     def _on_each(self, act: Callable[..., object], scale: float | Tensor, *stacks: Tensor) -> None:
         """``act(penalty, *parts, scale)`` for each member, with its own scale."""
@@ -92,20 +92,20 @@ class ByMember(Penalty):
 
 
 class ProximalByMember(ByMember, ProximalPenalty):
-    """That of penalties with proximal operators."""
+    """The same for penalties with proximal operators."""
 
     @property
-    def takes_steps(self) -> bool:
+    def _takes_steps(self) -> bool:
         return False
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
-        return self.prox_(w.clone(), step)
+        return self._prox_(w.clone(), step)
 
-    def prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
+    def _prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
         if self._is_at_once(w):
-            return self._proximal(0).prox_(w, spread(step, w))
+            return self._proximal(0)._prox_(w, broadcast_scale(step, w))
         for member, (part, own) in enumerate(zip(w.unbind(), own_scales(step, len(self.each)), strict=True)):
-            self._proximal(member).prox_(part, own)
+            self._proximal(member)._prox_(part, own)
         return w
 
     def _proximal(self, member: int) -> ProximalPenalty:
@@ -115,7 +115,7 @@ class ProximalByMember(ByMember, ProximalPenalty):
 
 
 class AnchoredByMember(ProximalByMember):
-    """That of penalties towards a reference, of which each member has its own."""
+    """The same for penalties towards a reference; each member has its own reference."""
 
     @property
     def reference(self) -> Tensor:
@@ -123,7 +123,7 @@ class AnchoredByMember(ProximalByMember):
 
 
 def by_member(each: Sequence[Penalty]) -> ByMember:
-    """The members' penalties as one, on the stack of their weights."""
+    """One penalty on the stacked weights, made of the members' penalties."""
     if all(isinstance(penalty, Anchored) for penalty in each):
         return AnchoredByMember(each)
     proximal = all(isinstance(penalty, ProximalPenalty) for penalty in each)
@@ -134,22 +134,22 @@ def bound_by_member(penalty: Penalty, place: ParamInfo, members: int) -> ByMembe
     """The penalty, bound to each member's part of the parameter.
 
     Raises:
-        ValueError: one that is a function of several parameters.
+        ValueError: the penalty depends on several parameters.
     """
     each = [_at_member(penalty, place, member).bind(member_of(place, member)) for member in range(members)]
-    if any(bound.companions or bound.selects_itself or penalty.selects_itself for bound in each):
+    if any(bound._companions or bound._selects_itself or penalty._selects_itself for bound in each):
         raise ValueError(f"Regularizer: {penalty!r} cannot act on a stack of models: use it on each of its members()")
     return by_member(each)
 
 
 def member_of(place: ParamInfo, member: int) -> ParamInfo:
-    """The place as it is in that member's model."""
+    """The parameter as it is in that member's model."""
     own = place.param.detach()[member]
     return replace(place, param=torch.nn.Parameter(own, requires_grad=place.param.requires_grad))
 
 
-def spread(scale: float | Tensor, w: Tensor) -> float | Tensor:
-    """A scale for each member so that it broadcasts to their weights ``(members, ...)``."""
+def broadcast_scale(scale: float | Tensor, w: Tensor) -> float | Tensor:
+    """The members' scales, in a shape that broadcasts to their weights ``(members, ...)``."""
     if not isinstance(scale, Tensor) or scale.ndim == 0:
         return scale
     real = w.dtype.to_real() if w.is_complex() else w.dtype
@@ -157,7 +157,7 @@ def spread(scale: float | Tensor, w: Tensor) -> float | Tensor:
 
 
 def own_scales(scale: float | Tensor, members: int) -> Sequence[float | Tensor]:
-    """Each member's scale; as a number, where reading one does not wait for a device."""
+    """The scale of each member; as a number if reading it does not wait for a device."""
     if not isinstance(scale, Tensor) or scale.ndim == 0:
         return [scale] * members
     scales: Sequence[float | Tensor] = scale.tolist() if scale.device.type == "cpu" else scale.unbind()
@@ -165,7 +165,7 @@ def own_scales(scale: float | Tensor, members: int) -> Sequence[float | Tensor]:
 
 
 def _at_member(penalty: Penalty, place: ParamInfo, member: int) -> Penalty:
-    """The penalty with the member's part of references that are stacked, too."""
+    """The penalty with the member's part of references that are stacked."""
     if isinstance(penalty, Sum):
         terms = tuple(_at_member(term, place, member) for term in penalty.terms)
         return penalty if all(map(operator.is_, terms, penalty.terms)) else replace(penalty, _terms=terms)

@@ -1,4 +1,4 @@
-"""Which elements of a weight belong together, for penalties and constraints that act on groups."""
+"""Groups of a weight's elements, for penalties and constraints that act on groups."""
 
 from __future__ import annotations
 
@@ -18,18 +18,21 @@ Name = Literal["tensor", "output", "input", "filter"]
 
 @dataclass(frozen=True)
 class Heads:
-    """A group for each attention head: equal blocks of rows (``side="output"``) or columns (``"input"``) of a weight.
+    """Groups for attention heads: equal blocks of rows (``side="output"``) or columns (``"input"``) of a weight.
 
-    The projections to queries, keys and values have their heads at the output, the projection behind the attention
-    at the input. In the packed ``in_proj_weight`` of :class:`torch.nn.MultiheadAttention` a head's group is its part
-    of all three.
+    The projections to queries, keys and values have their heads at the output; the projection after the attention has
+    them at the input. In the packed ``in_proj_weight`` of :class:`torch.nn.MultiheadAttention` the group of a head
+    holds its rows of all three projections.
 
     Args:
-        number: how many heads, at least 1.
-        side: where the heads are.
+        number: the number of heads, at least 1.
+        side: ``"output"`` or ``"input"``.
+
+    Raises:
+        ValueError: ``number`` is not a whole number of at least 1, or ``side`` is another word.
 
     Example:
-        >>> from torchreg.penalties.groups import GroupLasso
+        >>> from torchreg import GroupLasso
         >>> penalty = GroupLasso(1.0, groups=Heads(2))
         >>> penalty.prox(torch.tensor([[3.0, 4.0], [0.1, 0.1]]), step=1.0).count_nonzero(dim=1)
         tensor([2, 0])
@@ -46,7 +49,7 @@ class Heads:
 
 
 class Index:
-    """Groups by number: elements (or, in one dimension, output units) of one number belong together."""
+    """Groups by number: all elements (or, of a 1-D index, all output units) with one number form a group."""
 
     def __init__(self, owner: str, index: Tensor) -> None:
         if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
@@ -57,7 +60,7 @@ class Index:
 
     @cached_property
     def gather(self) -> Tensor:
-        """Positions of each group's elements, (groups, largest size); short rows end in ``numel``, one past the end."""
+        """Positions of each group's elements, (groups, largest size); short rows are filled with ``numel``."""
         flat = self.tensor.flatten()
         _, group, sizes = flat.unique(return_inverse=True, return_counts=True)
         order = group.argsort(stable=True)
@@ -67,7 +70,7 @@ class Index:
         return table
 
     def gather_on(self, device: torch.device) -> Tensor:
-        """:attr:`gather` on a device, where it is kept."""
+        """:attr:`gather` on a device; it is cached."""
         return self._copies.setdefault(device, self.gather.to(device))
 
     @cached_property
@@ -102,18 +105,18 @@ Groups: TypeAlias = Spec | Tensor
 
 @dataclass(frozen=True)
 class Partition:
-    """A weight as one row a group. Rows of groups smaller than the largest are filled up with zeros."""
+    """A weight with one row for each group. The rows of smaller groups are filled with zeros."""
 
     rows: Tensor  # (groups, size)
     sizes: Tensor | int  # of each group, (groups, 1)
     join: Callable[[Tensor], Tensor]  # rows back to the weight's shape
 
 
-def as_spec(owner: str, groups: Any) -> Spec:
-    """What a user gave as ``groups``, checked as far as it can be without a weight.
+def check_groups(owner: str, groups: Any) -> Spec:
+    """The ``groups`` that a user gave, checked as far as possible without a weight.
 
     Raises:
-        ValueError: it is none of those, or an index that holds more than whole numbers.
+        ValueError: they are of another kind, or an index that does not hold whole numbers.
     """
     if isinstance(groups, Tensor):
         return Index(owner, groups)
@@ -127,11 +130,11 @@ def as_spec(owner: str, groups: Any) -> Spec:
     )
 
 
-def at(spec: Spec, place: ParamInfo, owner: str) -> Spec:
-    """The groups in a parameter of a module, which knows on which dimensions its outputs and inputs are.
+def resolve(spec: Spec, place: ParamInfo, owner: str) -> Spec:
+    """The groups of one parameter. Its module says on which dimensions the outputs and inputs are.
 
     Raises:
-        ValueError: the groups do not fit the parameter, or are filters of something else than a convolution.
+        ValueError: the groups do not fit the parameter, or are ``"filter"`` in a module that is no convolution.
     """
     found = _in_module(spec, place, owner)
     split(torch.empty(place.param.shape, device="meta"), found, owner)
@@ -139,13 +142,13 @@ def at(spec: Spec, place: ParamInfo, owner: str) -> Spec:
 
 
 def output_dim(module: nn.Module) -> int:
-    """The dimension of the output units in the weight of a module: the first, but in some the second."""
+    """The dimension of the output units in a module's weight: 0, in transposed convolutions and embeddings 1."""
     return int(isinstance(module, nn.modules.conv._ConvTransposeNd | nn.Embedding | nn.EmbeddingBag))
 
 
 def _in_module(spec: Spec, place: ParamInfo, owner: str) -> Spec:
     module, w = place.module, place.param
-    blocks = 1  # of a grouped convolution, whose second dimension counts within a block
+    blocks = 1  # of a grouped convolution; its second dimension counts within a block
     if isinstance(module, nn.modules.conv._ConvNd):
         blocks = module.groups
     elif spec == "filter":
@@ -188,7 +191,7 @@ def _units(w: Tensor, dim: int, blocks: int) -> Tensor:
 
 
 def split(w: Tensor, spec: Spec, owner: str) -> Partition:
-    """The weight as one row a group.
+    """The weight with one row for each group.
 
     Raises:
         ValueError: the groups do not fit the weight's shape.

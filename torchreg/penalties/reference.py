@@ -1,4 +1,4 @@
-"""Penalties towards a reference instead of 0: the pretrained weights, the initial ones, or an average of the run."""
+"""Penalties on the distance from a reference: the pretrained weights, the initial weights, or an average."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Self, final
 from torch import Tensor
 
 from torchreg import functional as f
-from torchreg.functional.sharding import is_spread, placed, plain
+from torchreg.functional.sharding import as_plain, is_sharded, sharded_like
 from torchreg.penalties.base import ProximalPenalty, Term
 from torchreg.selection.parameters import ParamInfo
 
@@ -22,17 +22,17 @@ class Anchored(Term, ProximalPenalty):
 
     Args:
         strength: ``s``, finite and not negative.
-        reference: what the weights are drawn to.
+        reference: :math:`w^0`.
 
-            - ``None``: the weights that the model has when its :class:`~torchreg.Regularizer` is made. They are saved
-              in the regularizer's ``state_dict``.
-            - a dict of names to tensors, such as the ``state_dict`` of a pretrained or an averaged model. Its tensors
-              are not copied: where they are updated in place, as :class:`torch.optim.swa_utils.AveragedModel` does,
-              the penalty follows.
-            - a tensor of the weight's shape, or a 0-d one for every weight.
+            - ``None``: the weights of the model when its :class:`~torchreg.Regularizer` is created. The regularizer's
+              ``state_dict`` holds them.
+            - a dict of names to tensors, such as the ``state_dict`` of a pretrained or an averaged model. The tensors
+              are not copied. If they are updated in place, as :class:`torch.optim.swa_utils.AveragedModel` does, the
+              penalty uses the new values.
+            - a tensor of the weight's shape, or a 0-d tensor for every weight.
 
     Raises:
-        ValueError: the reference has no tensor of that name, or one of another shape.
+        ValueError: the reference holds no tensor of the parameter's name, or one of another shape.
     """
 
     reference: Reference = None
@@ -42,7 +42,7 @@ class Anchored(Term, ProximalPenalty):
         return True
 
     @property
-    def kind(self) -> object:
+    def _kind(self) -> object:
         return type(self), id(self.reference)  # not its values: it may change in place
 
     def bind(self, place: ParamInfo) -> Self:
@@ -51,7 +51,7 @@ class Anchored(Term, ProximalPenalty):
             if place.name not in reference:
                 raise ValueError(
                     f"{owner}: reference must hold {place.name}, got {len(reference)} names: "
-                    f"{', '.join(list(reference)[:8]) or 'none'}; a dict of patterns to penalties spares what is new"
+                    f"{', '.join(list(reference)[:8]) or 'none'}; exempt new parameters with a dict of patterns"
                 )
             reference = reference[place.name]
         if reference is not None and not isinstance(reference, Tensor):
@@ -64,7 +64,7 @@ class Anchored(Term, ProximalPenalty):
         if reference is None or _is_same_memory(reference, w):  # model.state_dict() is the weights themselves
             reference = w.clone()
         if reference.ndim and _placements(reference) != _placements(w):
-            reference = placed(plain(reference, alone=False), w, alone=False)
+            reference = sharded_like(as_plain(reference, local=False), w, local=False)
         return replace(self, reference=reference.detach())
 
     def _away(self, w: Tensor) -> Tensor:
@@ -74,26 +74,29 @@ class Anchored(Term, ProximalPenalty):
     def _reference(self, w: Tensor) -> Tensor:
         if not isinstance(self.reference, Tensor):
             raise ValueError(
-                f"{type(self).__name__}: reference must be a tensor, got {self.reference!r}: a Regularizer takes it "
-                "from the model, or pass one"
+                f"{type(self).__name__}: reference must be a tensor, got {self.reference!r}: pass one, or use a "
+                "Regularizer, which takes it from the model"
             )
-        reference = self.reference if is_spread(w) else plain(self.reference, alone=True)
+        reference = self.reference if is_sharded(w) else as_plain(self.reference, local=True)
         return reference.to(w.device, w.dtype)
 
 
 @final
 class L2SP(Anchored):
-    r"""A ridge towards a starting point, so that fine-tuning stays near the pretrained weights.
+    r"""A ridge towards a reference: fine-tuning stays near the pretrained weights.
 
     .. math:: R(w) = \frac{s}{2} \|w - w^0\|_2^2, \qquad
-              \operatorname{prox}_{tR}(w) = \frac{w + ts\, w^0}{1 + ts}
+              \operatorname{prox}_{tR}(w)
+              = \operatorname{argmin}_u \tfrac12 \|u - w\|_2^2 + \tfrac{ts}{2} \|u - w^0\|_2^2
+              = \frac{w + ts\, w^0}{1 + ts}
 
     Args:
         strength: ``s``, finite and not negative.
-        reference: :math:`w^0`: a tensor, a ``state_dict``, or None for the weights at the start.
+        reference: :math:`w^0`: a tensor, a ``state_dict``, or None for the weights at the start; see
+            :class:`~torchreg.penalties.reference.Anchored`.
 
     Raises:
-        ValueError: the reference has no tensor of a weight's name, or one of another shape.
+        ValueError: the reference holds no tensor of a parameter's name, or one of another shape.
 
     Example:
         >>> import torch
@@ -116,7 +119,7 @@ class L2SP(Anchored):
         return self._away(w).mul_(self.strength)
 
     @property
-    def curvature(self) -> float:
+    def _curvature(self) -> float:
         return self.strength
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
@@ -126,17 +129,20 @@ class L2SP(Anchored):
 
 @final
 class L1SP(Anchored):
-    r"""A lasso towards a starting point: fine-tuning changes few weights, and in mode ``"prox"`` leaves the rest exact.
+    r"""A lasso towards a reference: fine-tuning changes only a few weights.
 
     .. math:: R(w) = s \|w - w^0\|_1, \qquad
-              \operatorname{prox}_{tR}(w) = w^0 + \operatorname{sign}(w - w^0) \max(|w - w^0| - ts, 0)
+              \operatorname{prox}_{tR}(w) = \operatorname{argmin}_u \tfrac12 \|u - w\|_2^2 + ts \|u - w^0\|_1
+              = w^0 + \operatorname{sign}(w - w^0) \max(|w - w^0| - ts, 0)
+
+    In mode ``"prox"`` the other weights keep their reference values to the bit.
 
     Args:
         strength: ``s``, finite and not negative.
-        reference: :math:`w^0`: a tensor, a ``state_dict``, or None for the weights at the start.
+        reference: :math:`w^0`; as for :class:`L2SP`.
 
     Raises:
-        ValueError: the reference has no tensor of a weight's name, or one of another shape.
+        ValueError: the reference holds no tensor of a parameter's name, or one of another shape.
 
     Example:
         >>> import torch
@@ -155,7 +161,7 @@ class L1SP(Anchored):
         return f.scaled_sign(self._away(w), self.strength)
 
     @property
-    def curvature(self) -> float:
+    def _curvature(self) -> float:
         return 0.0
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
@@ -165,14 +171,14 @@ class L1SP(Anchored):
         return f.distance_beyond_kink(gradient + self.gradient(w), self._away(w) == 0, self.strength)
 
     def strength_max(self, gradient: Tensor) -> Tensor:
-        """The smallest strength at which the reference itself is stationary, given the loss's gradient there."""
+        """The smallest strength at which the reference is a stationary point, given the loss's gradient there."""
         return f.largest(gradient)
 
 
 def _is_same_memory(a: Tensor, b: Tensor) -> bool:
-    a, b = plain(a, alone=True), plain(b, alone=True)
+    a, b = as_plain(a, local=True), as_plain(b, local=True)
     return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr() != 0
 
 
 def _placements(w: Tensor) -> Sequence[object] | None:
-    return w.placements if is_spread(w) else None
+    return w.placements if is_sharded(w) else None

@@ -1,6 +1,6 @@
 """Penalties on the singular values of a weight as a matrix; see :mod:`torchreg.penalties.matrices`.
 
-At every step the decomposition of a matrix with a side of more than a thousand costs more than most models do.
+Each step decomposes the matrix. For sides of more than a thousand that costs more than the step of most models.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from torchreg.selection.parameters import ParamInfo
 
 
 class Spectral(Term):
-    """A penalty ``R(W) = r(sigma)`` of the singular values of one matrix or more.
+    """A penalty ``R(W) = r(sigma)`` on the singular values of one matrix or more.
 
-    Its gradient is ``U diag(r'(sigma)) V^H``. Singular values that are equal up to rounding are treated alike, so that
-    it does not matter which of their vectors the decomposition chose. Second derivatives are autograd's: they exist
-    where all singular values differ.
+    Its gradient is ``U diag(r'(sigma)) V^H``. Singular values that are equal up to rounding get the same slope, so the
+    result does not depend on which of their vectors the decomposition chose. Second derivatives are autograd's: they
+    exist where all singular values differ.
     """
 
     @abstractmethod
@@ -56,19 +56,21 @@ class Spectral(Term):
 
 @final
 class Nuclear(Matrix, Spectral, ProximalPenalty):
-    r"""The nuclear norm, which drives singular values to zero and the weight to a low rank.
+    r"""The nuclear norm: it drives singular values to zero and the weight to a low rank.
 
     .. math:: R(W) = s \sum_i \sigma_i(W), \qquad
               \partial R(W) \ni s\, U_r V_r^H, \qquad
-              \operatorname{prox}_{tR}(W) = U \max(\Sigma - ts, 0) V^H
+              \operatorname{prox}_{tR}(W)
+              = \operatorname{argmin}_X \tfrac12 \|X - W\|_F^2 + ts \sum_i \sigma_i(X)
+              = U \max(\Sigma - ts, 0) V^H
 
-    where :math:`U_r, V_r` are the singular vectors to singular values that are not zero: those above
-    :math:`\sigma_1` times the larger side of the matrix times the rounding unit.
+    for :math:`W = U \Sigma V^H`, where :math:`U_r, V_r` are the singular vectors of the singular values that are not
+    zero. A singular value counts as zero up to :math:`\sigma_1` times the larger side of the matrix times the rounding
+    unit.
 
     Args:
         strength: ``s``, finite and not negative.
-        dim: the dimension of the output units, which are the rows of the matrix. ``None``: the module's, and without a
-            module the first.
+        dim: the dimension of the output units in the weight, if not the module's own.
 
     Raises:
         ValueError: the weight has no such dimension.
@@ -95,7 +97,7 @@ class Nuclear(Matrix, Spectral, ProximalPenalty):
         return self.strength * _positive(sigma, shape)
 
     @property
-    def curvature(self) -> float:
+    def _curvature(self) -> float:
         return 0.0
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
@@ -118,7 +120,7 @@ class Nuclear(Matrix, Spectral, ProximalPenalty):
 
 
 class Largest(Spectral):
-    """Half the square of the largest singular value."""
+    """Half the squared largest singular value."""
 
     def _cost(self, sigma: Tensor, shape: torch.Size) -> Tensor:
         return self.strength / 2 * (_leading(sigma, shape) * sigma.square()).sum()
@@ -129,21 +131,21 @@ class Largest(Spectral):
 
 @final
 class SpectralNorm(Matrix, Largest, ProximalPenalty):
-    r"""Half the squared spectral norm: how much the layer can stretch its input.
+    r"""Half the squared spectral norm: it bounds how much the layer stretches its input, its Lipschitz constant.
 
     .. math:: R(W) = \frac{s}{2} \sigma_1(W)^2, \qquad
               \nabla R(W) = s\, \sigma_1 u_1 v_1^H, \qquad
-              \operatorname{prox}_{tR}(W) = U \min(\Sigma, \tau) V^H, \quad
-              \tau = \max_k \frac{\sigma_1 + \dots + \sigma_k}{k + ts}
+              \operatorname{prox}_{tR}(W)
+              = \operatorname{argmin}_X \tfrac12 \|X - W\|_F^2 + \tfrac{ts}{2} \sigma_1(X)^2
+              = U \min(\Sigma, \tau) V^H
 
-    Where several singular values are the largest, the gradient is the mean of theirs. The authors take one power
-    iteration for :math:`\sigma_1`; this is the decomposition's. Of a convolution it is the norm of the kernel's matrix,
-    not of the operator on images: that is :class:`ConvolutionNorm`.
+    with :math:`\tau = \max_k (\sigma_1 + \dots + \sigma_k) / (k + ts)`. If several singular values are the largest, the
+    gradient is the mean of theirs. The authors approximate :math:`\sigma_1` by one power iteration; here it is exact.
+    For a convolution this is the norm of the kernel as a matrix; the norm of the operator on images is
+    :class:`ConvolutionNorm`.
 
     Args:
-        strength: ``s``, finite and not negative.
-        dim: the dimension of the output units, which are the rows of the matrix. ``None``: the module's, and without a
-            module the first.
+        strength, dim: as for :class:`Nuclear`.
 
     Raises:
         ValueError: the weight has no such dimension.
@@ -188,23 +190,24 @@ class SpectralNorm(Matrix, Largest, ProximalPenalty):
 @final
 @dataclass(frozen=True, repr=False, eq=False)
 class ConvolutionNorm(Largest):
-    r"""Half the squared norm of a convolution as an operator on images: how much the layer can stretch its input.
+    r"""Half the squared norm of a convolution as an operator on images: it bounds how much the layer stretches them.
 
     .. math:: R(K) = \frac{s}{2} \max_\omega \sigma_1\big(\hat K(\omega)\big)^2, \qquad
               \hat K(\omega)_{oi} = \sum_x K_{oix} \, e^{-2 \pi \mathrm{i} \langle \omega, x \rangle}
 
     over the frequencies :math:`\omega` of images of the given size. It is exact for circular padding and stride 1. A
-    stride makes the operator smaller; zero padding changes it at the borders. It has no proximal operator in closed
-    form.
+    larger stride makes the norm of the operator smaller; zero padding changes it at the borders. The penalty has no
+    proximal operator in closed form.
 
     Args:
         strength: ``s``, finite and not negative.
-        input_size: of the images in pixels, one number for each of the kernel's dimensions: ``(height, width)``.
-        groups: blocks of a grouped convolution. ``None``: the module's, and without a module 1.
+        input_size: the size of the images in pixels, with one number for each dimension: ``(height, width)``.
+        groups: the number of blocks of a grouped convolution. ``None``: the module's number; without a module 1.
 
     Raises:
         TypeError: ``input_size`` is not a sequence of whole numbers.
-        ValueError: the weight is not a kernel of that many dimensions or is larger than the images.
+        ValueError: the weight is not a kernel with that many dimensions, or it is larger than the images; in a
+            :class:`~torchreg.Regularizer` also a module that is no convolution, or a dilated one.
 
     Example:
         >>> import torch
@@ -248,7 +251,7 @@ class ConvolutionNorm(Largest):
     def gradient(self, w: Tensor) -> Tensor:
         matrix = self._matrix(w)
         slopes = self._slope(torch.linalg.svdvals(matrix), matrix.shape)
-        leading = slopes.any(-1)  # vectors cost many times what values do, and few frequencies need them
+        leading = slopes.any(-1)  # vectors cost much more than values, and few frequencies need them
         left, _, right = _svd(matrix[leading])
         change = torch.zeros_like(matrix)
         change[leading] = _product(left, slopes[leading], right)
@@ -289,21 +292,18 @@ class ConvolutionNorm(Largest):
 
 @final
 class SRIP(Matrix, Spectral):
-    r"""The spectral restricted isometry property: no direction is stretched or shrunk much.
+    r"""Spectral restricted isometry property: draws the largest and the smallest stretching of an input towards 1.
 
     .. math:: R(W) = s \max_i |\sigma_i(W)^2 - 1|
 
-    which is :math:`s \, \|W W^H - I\|_2`, or that of :math:`W^H W` if there are more outputs than inputs: of the larger
-    Gram matrix some eigenvalues are 0 whatever the weights are, and can hide all the others. The authors take a power
-    iteration; this is the decomposition's. Not convex.
+    This is :math:`s \, \|W W^H - I\|_2`, or :math:`s \, \|W^H W - I\|_2` if there are more outputs than inputs: the
+    larger Gram matrix always has eigenvalues 0, which could hide all others. The authors approximate the norm by a
+    power iteration; here it is exact. The penalty is not convex and has no proximal operator in closed form.
 
     Args:
-        strength: ``s``, finite and not negative.
-        dim: the dimension of the output units, which are the rows of the matrix. ``None``: the module's, and without a
-            module the first.
+        strength, dim: as for :class:`Nuclear`.
 
     Raises:
-        TypeError: ``dim`` is not a whole number.
         ValueError: the weight has no such dimension.
 
     Example:
@@ -336,22 +336,22 @@ def _product(left: Tensor, diagonal: Tensor, right: Tensor) -> Tensor:
 
 
 def _rounding(shape: torch.Size, dtype: torch.dtype) -> float:
-    """What singular values may be off by, relative to the largest one, as in :func:`torch.linalg.matrix_rank`."""
+    """The rounding error of singular values relative to the largest one, as in :func:`torch.linalg.matrix_rank`."""
     return max(shape[-2:]) * torch.finfo(dtype).eps
 
 
 def _positive(sigma: Tensor, shape: torch.Size) -> Tensor:
-    """1 for singular values that are not zero, 0 for those that are."""
+    """1 for singular values that are not zero, 0 for the others."""
     return (sigma > _rounding(shape, sigma.dtype) * f.largest(sigma)).to(sigma.dtype)
 
 
 def _leading(sigma: Tensor, shape: torch.Size) -> Tensor:
-    """Equal weights, of sum 1, for the largest ones; 0 for the others."""
+    """Equal weights with sum 1 for the largest singular values, 0 for the others."""
     leading = sigma >= (1 - 4 * _rounding(shape, sigma.dtype)) * f.largest(sigma)
     return leading.to(sigma.dtype) / leading.sum().clamp(min=1)
 
 
 def _excess(sigma: Tensor, shape: torch.Size) -> Tensor:
-    """``sigma**2 - 1``, 0 where that is rounding."""
+    """``sigma**2 - 1``; 0 where it is within rounding."""
     excess = sigma.square() - 1
     return excess.masked_fill(excess.abs() <= 4 * _rounding(shape, sigma.dtype), 0.0)

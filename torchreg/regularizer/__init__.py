@@ -4,3 +4,7 @@ from torchreg.regularizer.activity import ActivityRegularizer
 from torchreg.regularizer.regularizer import Mode, PenalizedLoss, Regularizer
 
 __all__ = ["ActivityRegularizer", "Mode", "PenalizedLoss", "Regularizer"]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__doc__"]

@@ -1,4 +1,4 @@
-"""A penalty on what chosen modules put out."""
+"""A penalty on the outputs of selected modules."""
 
 from __future__ import annotations
 
@@ -16,50 +16,49 @@ from torchreg.ensemble.stacked import Stacked
 from torchreg.penalties import Penalty
 from torchreg.regularizer.regularizer import PenalizedLoss
 from torchreg.schedules import check_scale
-from torchreg.selection.modules import Choice, chosen
+from torchreg.selection.modules import ModuleFilter, select_modules
 
 
 class ActivityRegularizer:
-    r"""Penalizes the outputs of chosen modules of an existing model, such as the activations of its hidden units.
+    r"""Penalizes the outputs of selected modules of an existing model, such as the activations of its hidden units.
 
     .. math:: \text{scale} \cdot \sum_{\text{calls } c} \frac{1}{n_c} R(a_c)
 
-    where :math:`a_c` is the output of one call of a chosen module in the last forward pass of the model and
-    :math:`n_c` its batch size, so that the strength means the same for every batch size. A module that is called
-    several times counts each time; a tensor that several chosen modules put out (a ``Sequential`` and its last layer)
-    counts once. Only passes in training mode and with gradients enabled are recorded. Each pass of the model forgets
-    the one before, whether or not it had a backward pass, so outputs never pile up: add ``value()`` to the loss of each
-    forward pass, before the next one.
+    where :math:`a_c` is the output of one call of a selected module in the model's last forward pass and :math:`n_c`
+    its batch size. A strength therefore has the same effect at every batch size. If a module is called several times,
+    each call counts. A tensor that several modules return (a ``Sequential`` and its last layer) counts once.
 
-    Forward hooks do the recording for as long as the regularizer lives or until :meth:`remove`; the model's parameters,
-    buffers and ``state_dict`` stay as they are. A copy of the model alone is not recorded, a copy of both is.
+    Only forward passes in training mode with gradients enabled are recorded. Each pass of the model replaces the
+    recorded outputs of the one before. Add ``value()`` to the loss of a forward pass before the next one.
+
+    Forward hooks record the outputs until :meth:`remove` or the end of the regularizer's life. The model's parameters,
+    buffers and ``state_dict`` do not change. A copy of the model alone is not recorded; a copy of model and regularizer
+    is. If an output is a tuple, list or mapping, its first floating-point tensor is used (of an LSTM the sequence).
+    Under activation checkpointing use ``use_reentrant=False``: reentrant checkpointing runs the forward pass without
+    gradients.
 
     Args:
-        model: any module. Call it, or a wrapper of it such as ``DistributedDataParallel``: outputs of submodules that
-            are called past it are not seen. With ``torch.compile``, make the regularizer before the first call.
-        penalty: a penalty, of which ``value`` gets the output with the batch first.
-        modules: which ones: a pattern on full module names (``*`` crosses dots, ``""`` is the model itself), a module,
-            a type, a predicate ``(name, module) -> bool``, or several of these.
-        batch_dim: the outputs' batch dimension.
+        model: any module. Call it, or a wrapper such as ``DistributedDataParallel``; calls of its submodules alone are
+            not recorded. With ``torch.compile`` create the regularizer before the first call.
+        penalty: a penalty; its ``value`` gets each output with the batch first.
+        modules: which modules: a pattern on full module names (``*`` also matches dots, ``""`` is the model itself), a
+            module, a type, a predicate ``(name, module) -> bool``, or several of these.
+        batch_dim: the batch dimension of the outputs.
 
     Attributes:
-        modules: the chosen modules by name.
-        scale: multiplies the penalty; a number or a tensor.
-
-    Of an output that is a tuple, list or mapping the first floating-point tensor is taken (of an LSTM the sequence).
-    Under reentrant activation checkpointing, where the forward pass runs without gradients, outputs cannot be seen;
-    ``use_reentrant=False`` works.
+        modules: the selected modules by name.
+        scale: multiplies the penalty; a number or a 0-d tensor.
 
     Raises:
-        ValueError: one of the choices matches no module.
-        TypeError: ``model`` is no module, ``penalty`` no penalty, or ``modules`` none of the above.
+        ValueError: one of ``modules`` matches no module.
+        TypeError: ``model`` is no module, ``penalty`` no penalty, or ``modules`` of another kind.
 
     Example:
         >>> from torchreg import L1
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
         >>> activity = ActivityRegularizer(model, L1(0.1), modules=nn.ReLU)
         >>> loss = model(torch.ones(8, 2)).square().mean() + activity.value()
-        >>> criterion = activity.penalize(nn.MSELoss())  # or: adds it in training mode, never in evaluation
+        >>> criterion = activity.penalize(nn.MSELoss())  # or this: it adds the value in training mode only
         >>> activity
         ActivityRegularizer(L1(0.1), scale=1.0): 1 of 4 modules
           1  ReLU
@@ -72,26 +71,31 @@ class ActivityRegularizer:
     _handles: tuple[RemovableHandle, ...] = ()
 
     def __init__(
-        self, model: nn.Module, penalty: Penalty, modules: Choice | Iterable[Choice] = "*", *, batch_dim: int = 0
+        self,
+        model: nn.Module,
+        penalty: Penalty,
+        modules: ModuleFilter | Iterable[ModuleFilter] = "*",
+        *,
+        batch_dim: int = 0,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"ActivityRegularizer: model must be a torch.nn.Module, got {type(model).__name__}")
         if any(isinstance(module, Stacked) for module in model.modules()):
             raise ValueError(
-                "ActivityRegularizer: model must not be a stack, whose activities nobody sees: use members()"
+                "ActivityRegularizer: model must not be a stack, whose activities cannot be recorded: use members()"
             )
         if not isinstance(penalty, Penalty):
             raise TypeError(f"ActivityRegularizer: penalty must be a Penalty such as L1(1e-6), got {penalty!r}")
         self.model = model
         self.penalty = penalty
-        self.modules = chosen("ActivityRegularizer", model, modules)
+        self.modules = select_modules("ActivityRegularizer", model, modules)
         self.batch_dim = batch_dim
         self.scale = 1.0
         self._listen()
 
     @property
     def scale(self) -> float | Tensor:
-        """What the penalty is multiplied with."""
+        """The factor of the penalty."""
         return self._scale
 
     @scale.setter
@@ -99,16 +103,16 @@ class ActivityRegularizer:
         self._scale = check_scale("ActivityRegularizer", scale)
 
     def value(self) -> Tensor:
-        """The penalty on the last forward pass: 0-d, differentiable; 0 if it was not recorded."""
+        """The penalty on the last forward pass, 0-d and differentiable; 0 if the pass was not recorded."""
         terms = list(self.terms().values())
         return sum((term.to(terms[0].device) for term in terms[1:]), start=terms[0]) if terms else torch.zeros(())
 
     def terms(self) -> dict[str, Tensor]:
-        """The value split by kind of penalty, such as ``{"L1": tensor, "L2": tensor}``.
+        """The value of each kind of penalty, such as ``{"L1": tensor, "L2": tensor}``.
 
         Raises:
-            ValueError: a chosen output was changed in place after the module returned it, or has no batch dimension.
-            TypeError: a chosen output holds no floating-point tensor.
+            ValueError: an output was changed in place after the module returned it, or has no batch dimension.
+            TypeError: an output holds no floating-point tensor.
         """
         totals: dict[str, Tensor] = {}
         for activation in self._activations():
@@ -119,11 +123,11 @@ class ActivityRegularizer:
         return totals
 
     def penalize(self, criterion: Callable[..., Tensor]) -> PenalizedLoss:
-        """The criterion with the penalty added while the model is in training mode, and without it in evaluation."""
+        """The criterion plus the penalty while the model is in training mode, in evaluation the criterion alone."""
         return PenalizedLoss(self, criterion)
 
     def remove(self) -> None:
-        """Stops recording and forgets the last pass. Does nothing if already removed."""
+        """Stops recording and discards the last pass. It may be called twice."""
         for handle in self._handles:
             handle.remove()
         self._handles = ()
@@ -140,7 +144,7 @@ class ActivityRegularizer:
             handle.remove()
 
     def _listen(self) -> None:
-        # The hooks know the record only, and nothing of this object: no cycle keeps either of them alive.
+        # The hooks refer to the record only and not to this object, so that no reference cycle keeps it alive.
         self._record = record = _Record()
         self._handles = (
             self.model.register_forward_pre_hook(record.begin),
@@ -156,8 +160,8 @@ class ActivityRegularizer:
                 raise ValueError(f"ActivityRegularizer: the output of {name!r} must have a batch dimension, is 0-d")
             if kept is output and output._version != version:
                 raise ValueError(
-                    f"ActivityRegularizer: the output of {name!r} must stay as it is, a later operation has changed it "
-                    "in place: choose the module that does, or give it inplace=False"
+                    f"ActivityRegularizer: the output of {name!r} must not be changed in place by a later operation: "
+                    "select the module that changes it, or give that module inplace=False"
                 )
             tensors[id(output), version] = kept.movedim(self.batch_dim, 0)
         return [a.to(torch.promote_types(a.dtype, torch.float32)) for a in tensors.values()]
@@ -165,7 +169,7 @@ class ActivityRegularizer:
     # -- copying --------------------------------------------------------------------------------------------------
 
     def __copy__(self) -> Self:
-        """One that records for itself: the handles of hooks cannot be shared."""
+        """The copy has its own hooks, because handles of hooks cannot be shared."""
         twin = type(self).__new__(type(self))
         twin.__dict__.update(self.__dict__)
         if self._handles:
@@ -193,21 +197,21 @@ class _Output(NamedTuple):
 
 @dataclass
 class _Record:
-    """The chosen outputs of one forward pass of a model, as its hooks collect them.
+    """The recorded outputs of one forward pass of a model.
 
-    A copy is empty and collects nothing until a copied regularizer reads it.
+    A copy is empty and records nothing until a copied regularizer reads it.
     """
 
     outputs: list[_Output] = field(default_factory=list)
-    depth: int = 0  # passes of the model that are under way: more than one if it calls itself
+    depth: int = 0  # running passes of the model: more than one if the model calls itself
     is_open: bool = False
     has_reader: bool = True
 
     def begin(self, model: nn.Module, args: Any) -> None:
         if self.depth and not _is_nested(model):
-            self.depth = 0  # the last pass was interrupted from the keyboard, of which no hook is told
+            self.depth = 0  # the last pass was interrupted from the keyboard, without a call of the hooks
         if self.depth == 0:
-            self.outputs = []  # not cleared: a compiled model would be compiled anew for a record that is not empty
+            self.outputs = []  # not cleared: a compiled model is compiled again if it finds a record that is not empty
         self.depth += 1
         self.is_open = model.training and self.has_reader
 
@@ -217,22 +221,22 @@ class _Record:
             if tensor is None:
                 raise TypeError(
                     f"ActivityRegularizer: the output of {name!r} must hold a floating-point tensor, got "
-                    f"{type(output).__name__}: choose other modules"
+                    f"{type(output).__name__}: select other modules"
                 )
-            # Compiled code counts no changes in place that a later comparison could see, so there it is copied.
+            # Compiled code does not count changes in place, so that the output must be copied.
             kept = tensor.clone() if torch.compiler.is_compiling() else tensor
             self.outputs.append(_Output(name, tensor, tensor._version, kept))
 
     def end(self, model: nn.Module, args: Any, output: Any) -> None:
         self.depth -= 1
-        self.is_open = self.is_open and self.depth > 0  # what checkpointing calls in the backward pass is not recorded
+        self.is_open = self.is_open and self.depth > 0  # calls of checkpointing in the backward pass are not recorded
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(_Record(has_reader=False))
 
 
 def _is_nested(model: nn.Module) -> bool:
-    """Whether the call of the model that is about to begin was made within another one."""
+    """Whether the call of the model that is about to begin is part of another call."""
     code, frame, calls = nn.Module._call_impl.__code__, sys._getframe(1), 0
     while frame is not None and calls < 2:
         calls += frame.f_code is code and frame.f_locals["self"] is model

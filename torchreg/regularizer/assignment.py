@@ -1,4 +1,4 @@
-"""Which parameter of a model carries which penalty, or the reason why it carries none."""
+"""The penalty of each parameter of a model, or the reason why it has none."""
 
 from __future__ import annotations
 
@@ -11,33 +11,26 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from torchreg.ensemble.stacked import Stacked
-from torchreg.functional.sharding import is_spread
-from torchreg.penalties import (
-    Anchored,
-    AnchoredByMember,
-    ByMember,
-    Penalty,
-    ProximalPenalty,
-    Sum,
-    bound_by_member,
-    by_member,
-    member_of,
-)
+from torchreg.functional.sharding import is_sharded
+from torchreg.penalties import Penalty, ProximalPenalty
+from torchreg.penalties.base import Sum
 from torchreg.penalties.constraints import Constraint
+from torchreg.penalties.members import AnchoredByMember, ByMember, bound_by_member, by_member, member_of
+from torchreg.penalties.reference import Anchored
 from torchreg.selection.modules import listed
 from torchreg.selection.parameters import ParamInfo, each_parameter
 from torchreg.selection.selectors import Selector
 
 
 @dataclass(frozen=True, eq=False)
-class Entry:
-    """One parameter of the model, with the penalty it carries or the reason why it carries none.
+class Assignment:
+    """One parameter of the model with its penalty, or with the reason why it has none.
 
     Args:
-        places: where the parameter stands; several places if it is tied.
-        penalty: the penalty as the user gave it.
-        acting: the penalty bound to this parameter: it knows its groups, or its reference.
-        reason: why there is none.
+        places: where the parameter is in the model; several places if it is tied.
+        penalty: the penalty that the user gave.
+        acting: the penalty bound to this parameter, with its groups or its reference.
+        reason: why there is no penalty.
     """
 
     places: tuple[ParamInfo, ...]
@@ -63,7 +56,7 @@ class Entry:
 
     @property
     def is_penalized(self) -> bool:
-        """Whether it carries a penalty and is not frozen at the moment."""
+        """Whether the parameter has a penalty and is not frozen now."""
         return self.penalty is not None and self.param.requires_grad
 
     @property
@@ -77,12 +70,12 @@ class Entry:
 
 
 def as_rules(penalty: Penalty | Mapping[str, Penalty], mode: str) -> Mapping[str, Penalty]:
-    """Name patterns to penalties; a single penalty is for every name.
+    """A dict of name patterns to penalties; a single penalty gets the pattern ``"*"``.
 
     Raises:
-        TypeError: one of them is no penalty.
-        ValueError: there are none, a pattern is no string, or one of them has no proximal operator, in mode "prox",
-            or is a constraint, in another.
+        TypeError: one of the values is no penalty.
+        ValueError: the dict is empty, a pattern is no string, a penalty has no proximal operator in mode "prox", or is
+            a constraint in another mode.
     """
     rules = penalty if isinstance(penalty, Mapping) else {"*": penalty}
     if not rules or not all(isinstance(pattern, str) for pattern in rules):
@@ -92,9 +85,9 @@ def as_rules(penalty: Penalty | Mapping[str, Penalty], mode: str) -> Mapping[str
     for rule in rules.values():
         if not isinstance(rule, Penalty):
             raise TypeError(f"Regularizer: penalty must be a Penalty such as L2(1e-4), got {rule!r}")
-        if not rule.selects_itself and any(term.selects_itself for term in rule.terms):
+        if not rule._selects_itself and any(term._selects_itself for term in rule.terms):
             raise ValueError(
-                f"Regularizer: a penalty that selects its parameters itself must be alone, got {rule!r}: "
+                f"Regularizer: a penalty that selects its parameters itself must not be part of a sum, got {rule!r}: "
                 "make one Regularizer for each term"
             )
         if mode == "prox" and not isinstance(rule, ProximalPenalty):
@@ -110,80 +103,82 @@ def as_rules(penalty: Penalty | Mapping[str, Penalty], mode: str) -> Mapping[str
     return rules
 
 
-def survey(model: nn.Module, rules: Mapping[str, Penalty], select: Selector) -> list[Entry]:
-    """Each parameter of the model once; of the rules (name patterns to penalties) the first that matches is taken.
+def assign(model: nn.Module, rules: Mapping[str, Penalty], select: Selector) -> list[Assignment]:
+    """An assignment for each parameter of the model. The first rule (name pattern to penalty) that matches is used.
 
     Raises:
         ValueError: nothing is selected, a rule matches no parameter, a parameter is lazy or sparse, or a penalty does
-            not fit one.
+            not fit its parameter.
     """
     members = len(model) if isinstance(model, Stacked) else None
     if any(isinstance(module, Stacked) for module in model.modules() if module is not model):
         raise ValueError(f"Regularizer: model must be the stack itself, got a {type(model).__name__} that holds one")
-    entries = [_entry(tuple(places), rules, select, members) for places in each_parameter(model)]
-    names = [name for entry in entries for name in entry.names]
+    assignments = [_assigned(tuple(places), rules, select, members) for places in each_parameter(model)]
+    names = [name for a in assignments for name in a.names]
     for pattern in rules:
         if names and not any(fnmatchcase(name, pattern) for name in names):
             raise ValueError(f"Regularizer: the pattern {pattern!r} matches none of the parameters {listed(names)}")
-    _check_companions(entries)
-    if all(entry.penalty is None for entry in entries):
-        reasons = [f"{entry.name} ({entry.reason})" for entry in entries]
+    _check_companions(assignments)
+    if all(a.penalty is None for a in assignments):
+        reasons = [f"{a.name} ({a.reason})" for a in assignments]
         raise ValueError(
             f"Regularizer: select must choose at least one parameter, got none of {listed(reasons)}; "
             "select=everything lifts the exemptions"
         )
-    return entries
+    return assignments
 
 
-def _check_companions(entries: Sequence[Entry]) -> None:
-    """``ValueError`` if a penalty that is a function of several parameters is not that of them all."""
-    penalties: dict[Tensor, Penalty | None] = {entry.param: entry.penalty for entry in entries}
-    for entry in entries:
-        for other in entry.acting.companions if entry.acting is not None else ():
-            if penalties.get(other) != entry.penalty:
+def _check_companions(assignments: Sequence[Assignment]) -> None:
+    """Raises ``ValueError`` if a penalty depends on several parameters and they do not all have it."""
+    penalties: dict[Tensor, Penalty | None] = {a.param: a.penalty for a in assignments}
+    for assignment in assignments:
+        for other in assignment.acting._companions if assignment.acting is not None else ():
+            if penalties.get(other) != assignment.penalty:
                 raise ValueError(
-                    f"Regularizer: {entry.penalty!r} on {entry.name} is a function of its layer's other parameters, "
-                    f"which have {penalties.get(other)!r}: match them all with one pattern"
+                    f"Regularizer: {assignment.penalty!r} on {assignment.name} is a function of its layer's other "
+                    f"parameters, which have {penalties.get(other)!r}: match them all with one pattern"
                 )
 
 
-def _entry(places: tuple[ParamInfo, ...], rules: Mapping[str, Penalty], select: Selector, members: int | None) -> Entry:
+def _assigned(
+    places: tuple[ParamInfo, ...], rules: Mapping[str, Penalty], select: Selector, members: int | None
+) -> Assignment:
     name, param = places[0].name, places[0].param
     if is_lazy(param):
         raise ValueError(f"Regularizer: {name} has no shape yet: run one batch through the lazy model first")
     if not (param.is_floating_point() or param.is_complex()):
-        return Entry(places, reason=f"{str(param.dtype).removeprefix('torch.')} values")
+        return Assignment(places, reason=f"{str(param.dtype).removeprefix('torch.')} values")
     found = next((p for pattern, p in rules.items() if any(fnmatchcase(place.name, pattern) for place in places)), None)
-    chooses = found.exempts if found is not None and found.selects_itself else select.reason
+    chooses = found._exempts if found is not None and found._selects_itself else select.reason
     reasons = [chooses(place if members is None else member_of(place, 0)) for place in places]
     if None not in reasons:
-        return Entry(places, reason=reasons[0])
+        return Assignment(places, reason=reasons[0])
     if param.layout != torch.strided:
         raise ValueError(
             f"Regularizer: {name} must be a dense tensor, got layout {param.layout}: exempt it with select"
         )
     if found is None:
-        return Entry(places, reason="no pattern matches")
+        return Assignment(places, reason="no pattern matches")
     acting = _bound(found, places[reasons.index(None)], members)
-    if is_spread(param) and not acting.is_separable and any(isinstance(t, Anchored) for t in acting.terms):
+    if is_sharded(param) and not acting.is_separable and any(isinstance(t, Anchored) for t in acting.terms):
         raise ValueError(
-            f"Regularizer: {name} is spread over processes, where a penalty towards a reference must be "
-            f"alone or with separable ones, got {found!r}: make one Regularizer for each term"
+            f"Regularizer: {name} is sharded over processes, where a penalty towards a reference can be added to "
+            f"separable penalties only, got {found!r}: make one Regularizer for each term"
         )
-    return Entry(places, found, acting)
+    return Assignment(places, found, acting)
 
 
 def _bound(penalty: Penalty, place: ParamInfo, members: int | None) -> Penalty:
     return penalty.bind(place) if members is None else bound_by_member(penalty, place, members)
 
 
-def references(entries: Sequence[Entry]) -> dict[str, Tensor]:
-    """The starting points that penalties towards a reference have taken from the model themselves."""
+def references(assignments: Sequence[Assignment]) -> dict[str, Tensor]:
+    """The references that penalties have taken from the model, by the parameter's name."""
     return {
-        entry.name: acting.reference
-        for entry in entries
-        if entry.acting is not None
-        for given, acting in zip(entry.terms, entry.acting.terms, strict=True)
+        a.name: acting.reference
+        for a in assignments
+        if a.acting is not None
+        for given, acting in zip(a.terms, a.acting.terms, strict=True)
         if isinstance(given, Anchored)
         and given.reference is None
         and isinstance(acting, (Anchored, AnchoredByMember))
@@ -191,21 +186,21 @@ def references(entries: Sequence[Entry]) -> dict[str, Tensor]:
     }
 
 
-def with_references(entry: Entry, saved: Mapping[str, Tensor]) -> Entry:
-    """The entry with the starting points that were saved."""
-    acting = entry.acting
-    if acting is None or not references([entry]):
-        return entry
-    if entry.name not in saved:
-        raise ValueError(f"Regularizer: state must hold the reference of {entry.name}, got {listed(list(saved))}")
+def with_references(assignment: Assignment, saved: Mapping[str, Tensor]) -> Assignment:
+    """The assignment with the saved references."""
+    acting = assignment.acting
+    if acting is None or not references([assignment]):
+        return assignment
+    if assignment.name not in saved:
+        raise ValueError(f"Regularizer: state must hold the reference of {assignment.name}, got {listed(list(saved))}")
     members = len(acting.each) if isinstance(acting, ByMember) else None
     terms = tuple(
-        _bound(replace(given, reference=saved), entry.places[0], members)
+        _bound(replace(given, reference=saved), assignment.places[0], members)
         if isinstance(given, Anchored) and given.reference is None
         else bound
-        for given, bound in zip(entry.terms, acting.terms, strict=True)
+        for given, bound in zip(assignment.terms, acting.terms, strict=True)
     )
-    return replace(entry, acting=_with_terms(acting, terms))
+    return replace(assignment, acting=_with_terms(acting, terms))
 
 
 def _with_terms(acting: Penalty, terms: Sequence[Penalty]) -> Penalty:

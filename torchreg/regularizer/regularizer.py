@@ -1,4 +1,4 @@
-"""A penalty on chosen parameters of a model, in one of four modes."""
+"""A penalty on selected parameters of a model, in one of four modes."""
 
 from __future__ import annotations
 
@@ -11,68 +11,68 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 from torchreg.ensemble.stacked import Stacked
-from torchreg.functional.sharding import is_spread
+from torchreg.functional.sharding import is_sharded
 from torchreg.hooks import Group, StepHooks
 from torchreg.penalties import Penalty
 from torchreg.penalties.constraints import Constraint
-from torchreg.regularizer.assignment import Entry, as_rules, references, survey, with_references
-from torchreg.regularizer.compatibility import check_decay, check_hosts
+from torchreg.regularizer.assignment import Assignment, as_rules, assign, references, with_references
+from torchreg.regularizer.compatibility import check_decay, check_optimizers
 from torchreg.regularizer.summary import table
-from torchreg.regularizer.value import total
+from torchreg.regularizer.value import penalty_value
 from torchreg.schedules import Schedule, check_scale
 from torchreg.selection.modules import listed
 from torchreg.selection.parameters import ParamInfo
 from torchreg.selection.selectors import Selector, as_selector, weights
-from torchreg.steps.updates import add_gradients, descend, moving, take_proximal_points
+from torchreg.steps.updates import add_gradients, descend, stepped, take_proximal_steps
 
 Mode = Literal["loss", "grad", "decoupled", "prox"]
 Scale: TypeAlias = float | Tensor | Mapping[str, float | Tensor]
 
 
 class Regularizer:
-    r"""Applies a penalty to chosen parameters of an existing model. The model is not changed in any way.
+    r"""Applies a penalty to selected parameters of an existing model. It does not change the model.
 
     Training then minimizes
 
-    .. math:: L(w) + \text{scale} \cdot \sum_{\text{chosen } w_j} R(w_j)
+    .. math:: L(w) + \text{scale} \cdot \sum_{\text{selected } w_j} R(w_j)
 
     where :math:`L` is the mean loss. The mode says how:
 
     =============  ===========================================  ==============================================
-    mode           acts                                         equals
+    mode           what it does                                 same result as
     =============  ===========================================  ==============================================
-    "loss"         where you add ``value()`` to the loss, or    autograd
-                   through ``penalize(criterion)``
+    "loss"         you add ``value()`` to the loss, or call     autograd
+                   ``penalize(criterion)``
     "grad"         before the step: ``grad += dR(w)``           mode "loss"; ``SGD(weight_decay=s)`` for L2(s)
     "decoupled"    before the step: ``w -= lr * dR(w)``         ``AdamW(weight_decay=s)`` for L2(s)
     "prox"         after the step: ``w = prox(w, lr)``          the exact Lasso, Ridge or elastic net, with zeros
     =============  ===========================================  ==============================================
 
-    The last three are attached to an optimizer and leave the training loop as it is. They act once per optimizer step:
-    under gradient accumulation, loss scaling, closures and tied parameters alike. A parameter whose ``grad`` is None is
-    left alone, as torch's optimizers do; so is a frozen one. Mode "grad" acts after any gradient clipping and leaves
-    the penalized gradient in ``.grad``, as mode "loss" does: a second step without ``zero_grad`` finds it there.
+    A regularizer in one of the last three modes is attached to an optimizer; the training loop does not change. The
+    penalty is applied once per optimizer step, also under gradient accumulation, loss scaling, closures and with tied
+    parameters. A frozen parameter, or one whose ``grad`` is None, is not changed, as in torch's optimizers. Mode "grad"
+    acts after gradient clipping. It leaves the penalized gradient in ``.grad``, as mode "loss" does.
 
     Args:
-        model: any module, built and not lazy.
-        penalty: a penalty, or a dict of name patterns to penalties, of which the first that matches is taken.
+        model: any module without lazy parameters.
+        penalty: a penalty, or a dict of name patterns to penalties. The first pattern that matches is used.
         mode: ``"loss"``, ``"grad"``, ``"decoupled"`` or ``"prox"``.
-        select: which parameters; by default :data:`~torchreg.selectors.weights`, so no biases, no normalization.
+        select: which parameters; by default :data:`~torchreg.weights`: no biases, no parameters of normalization.
         schedule: a function from the number of steps made to ``scale``; see :mod:`torchreg.schedules`.
-        compile: whether :func:`torch.compile` shall make one kernel of what an elementwise penalty does to a large
-            weight, one pass over memory instead of several, for the networks whose steps take ten milliseconds and
-            more. It takes some seconds at the first step, once for all strengths, and needs a C++ compiler; without
-            one, a warning says so and the steps are made as usual. The last bits may differ.
+        compile: whether :func:`torch.compile` makes a kernel of an elementwise penalty, which takes one pass over a
+            large weight instead of several. It pays for networks whose steps take ten milliseconds or more. Compiling
+            takes some seconds at the first step, once for all strengths, and needs a C++ compiler. Without a compiler
+            there is a warning, and the usual step. The last bits may differ.
 
     Attributes:
-        scale: multiplies every penalty; a number, or a 0-d tensor; for a :class:`~torchreg.Stacked` model also a tensor
-            of one scale a member; or a dict of names to scales, for each penalized parameter its own. A schedule
-            overwrites it each step.
-        listeners: functions of the regularizer and the optimizer, called each step before the regularizer acts.
+        scale: multiplies every penalty. It is a number or a 0-d tensor; for a :class:`~torchreg.Stacked` model also a
+            tensor with one scale for each member; or a dict with a scale for the name of each penalized parameter. A
+            schedule overwrites it each step.
+        entries: each parameter of the model with its penalty, or with the reason why it has none.
 
     Raises:
-        ValueError: nothing is selected, a pattern matches no parameter, an unknown mode, a lazy parameter, or mode
-            "prox" for a penalty without a proximal operator.
+        ValueError: nothing is selected, a pattern matches no parameter, the mode is unknown, a parameter is lazy, or
+            the penalty has no proximal operator in mode "prox".
         TypeError: ``model`` is no module or ``penalty`` no penalty.
 
     Example:
@@ -110,9 +110,10 @@ class Regularizer:
         self.schedule = schedule
         self.compile = compile
         self._scale: Scale = 1.0
-        self.listeners: list[Callable[[Regularizer, Optimizer], object]] = []
-        self.entries = survey(model, as_rules(penalty, mode), as_selector(select))
-        if schedule is not None and any(isinstance(term, Constraint) for entry in self.entries for term in entry.terms):
+        # called with the regularizer and the optimizer in each step, before the regularizer acts
+        self._listeners: list[Callable[[Regularizer, Optimizer], object]] = []
+        self._take(assign(model, as_rules(penalty, mode), as_selector(select)))
+        if schedule is not None and any(isinstance(term, Constraint) for a in self.entries for term in a.terms):
             raise ValueError(
                 "Regularizer: a constraint has no strength that a schedule could change: make one Regularizer for the "
                 "constraint, without a schedule, and one for the rest"
@@ -123,27 +124,26 @@ class Regularizer:
         self._follow_schedule()
 
     @property
-    def entries(self) -> Sequence[Entry]:
+    def entries(self) -> Sequence[Assignment]:
         """Each parameter of the model once, with its penalty or the reason why it has none."""
         return self._entries
 
-    @entries.setter
-    def entries(self, entries: Sequence[Entry]) -> None:
-        self._entries = tuple(entries)
-        self._penalties = {e.param: e.acting for e in entries if e.acting is not None}
-        self._places = _places(self.model, [e for e in entries if e.penalty is not None])
+    def _take(self, assignments: Sequence[Assignment]) -> None:
+        self._entries = tuple(assignments)
+        self._penalties = {a.param: a.acting for a in assignments if a.acting is not None}
+        self._places = _places(self.model, [a for a in assignments if a.penalty is not None])
         self.scale = self._scale
 
     @property
     def scale(self) -> Scale:
-        """What every penalty is multiplied with."""
+        """The factor of every penalty."""
         return self._scale
 
     @scale.setter
     def scale(self, scale: Scale) -> None:
         members = len(self.model) if isinstance(self.model, Stacked) else None
         if isinstance(scale, Mapping):
-            names = {entry.name: entry.param for entry in self.entries if entry.acting is not None}
+            names = {a.name: a.param for a in self.entries if a.acting is not None}
             if scale.keys() != names.keys():
                 raise ValueError(
                     f"Regularizer: scale must name each penalized parameter, {listed(list(names))}, "
@@ -158,15 +158,16 @@ class Regularizer:
     # -- mode "loss": the penalty as a number ---------------------------------------------------------------------
 
     def value(self) -> Tensor:
-        """``scale * sum R(w)`` over the penalized parameters: 0-d, differentiable. In every mode, for logging.
+        """``scale * sum R(w)`` over the penalized parameters, differentiable. It may be called in every mode.
 
-        Of a :class:`~torchreg.Stacked` model it is ``(members,)``.
+        If the parameters are sharded over processes, every process must call it; all get the same value. It uses the
+        model's own parameters, not those of ``functional_call``.
 
-        Of a model whose parameters are spread over processes it is the value over all of them, the same in each, and
-        every process must call it. It looks at the model's own parameters, not at those of ``functional_call``.
+        Returns:
+            A 0-d tensor; for a :class:`~torchreg.Stacked` model a tensor of shape ``(members,)``.
 
         Raises:
-            ValueError: the model's parameters were replaced since, as ``fully_shard`` does.
+            ValueError: the model's parameters were replaced after the regularizer was created, as ``fully_shard`` does.
         """
         self._check_parameters()
         params = [param for param in self._penalties if param.requires_grad]
@@ -175,7 +176,7 @@ class Regularizer:
         return self._scaled_total([(self._penalties[param], param) for param in params])
 
     def terms(self) -> dict[str, Tensor]:
-        """The value split by kind of penalty, such as ``{"L1": tensor, "L2": tensor}``."""
+        """The value of each kind of penalty, such as ``{"L1": tensor, "L2": tensor}``; for logging."""
         self._check_parameters()
         kinds: dict[str, list[tuple[Penalty, nn.Parameter]]] = {}
         for param, penalty in self._penalties.items():
@@ -187,17 +188,19 @@ class Regularizer:
     def _scaled_total(self, pairs: Sequence[tuple[Penalty, nn.Parameter]]) -> Tensor:
         if not isinstance(self.scale, Mapping):
             penalties, params = zip(*pairs, strict=True)
-            return self.scale * total(penalties, params, self.compile)
-        first, *others = (self._scales[param] * total([penalty], [param], self.compile) for penalty, param in pairs)
+            return self.scale * penalty_value(penalties, params, self.compile)
+        first, *others = (
+            self._scales[param] * penalty_value([penalty], [param], self.compile) for penalty, param in pairs
+        )
         for other in others:
             first = first + other.to(first.device)
         return first
 
     def penalize(self, criterion: Callable[..., Tensor]) -> PenalizedLoss:
-        """The criterion with the penalty added while the model is in training mode, and without it in evaluation.
+        """The criterion plus the penalty while the model is in training mode; in evaluation mode the criterion alone.
 
         Raises:
-            ValueError: in another mode than "loss", where the penalty would count twice.
+            ValueError: the mode is not "loss", so that the penalty would be applied twice.
         """
         if self.mode != "loss":
             raise ValueError(
@@ -209,19 +212,19 @@ class Regularizer:
     # -- the other modes: the penalty in the optimizer's step -----------------------------------------------------
 
     def attach(self, *optimizers: Optimizer) -> Self:
-        """Acts in every step of the optimizer from now on; in mode "loss", only the schedule follows its steps.
+        """Applies the penalty in every step of the optimizer from now on. In mode "loss" only the schedule follows it.
 
-        Where several optimizers share a model, pass them all, in the order of their steps: the schedule then counts
-        those of the last one. Use it as a context manager to detach at the end:
-        ``with regularizer.attach(optimizer): ...``
+        If several optimizers train the model, pass all of them, in the order of their steps; the schedule counts the
+        steps of the last one. As a context manager it detaches at the end: ``with regularizer.attach(optimizer): ...``
 
         Returns:
             The regularizer itself.
 
         Raises:
-            ValueError: already attached; the optimizers do not hold a penalized parameter, already decay one that
-                carries an L2, or are LBFGS or have no ``lr`` in mode "decoupled" or "prox"; no schedule in mode "loss".
-            TypeError: not a ``torch.optim.Optimizer``.
+            ValueError: the regularizer is attached already; a penalized parameter is in none of the optimizers, or has
+                an L2 penalty beside the optimizer's own weight decay; in mode "decoupled" or "prox" an optimizer is
+                LBFGS or has no ``lr``; in mode "loss" there is no schedule.
+            TypeError: an argument is no ``torch.optim.Optimizer``.
         """
         for optimizer in optimizers or (None,):
             if not isinstance(optimizer, Optimizer):
@@ -243,20 +246,20 @@ class Regularizer:
             )
         self._check_parameters()
         if self.mode != "loss":
-            check_hosts(optimizers, self.entries, self.mode)
+            check_optimizers(optimizers, self.entries, self.mode)
         for optimizer in optimizers:
             check_decay(optimizer, self.entries)
         self._register(optimizers)
         return self
 
     def remove(self) -> None:
-        """Detaches from the optimizer, which goes on as if nothing had been attached. Does nothing if not attached."""
+        """Detaches from the optimizer, whose further steps are as without a regularizer. It may be called twice."""
         for hooks in self._hooks:
             hooks.remove()
         self._hooks = self._optimizers = ()
 
     def step(self) -> None:
-        """Tells the schedule that a step was made; an attached regularizer is told by its optimizer."""
+        """Advances the schedule by one step. An attached regularizer does so itself at each step of its optimizer."""
         self._steps += 1
         self._follow_schedule()
 
@@ -272,7 +275,7 @@ class Regularizer:
         self._hooks = tuple(StepHooks(o, self._on_gradients, self._after_step, objective) for o in optimizers)
 
     def _objective(self, optimizer: Optimizer) -> Tensor:
-        """What a closure's loss lacks of the function that the optimizer minimizes, or maximizes."""
+        """The difference between the loss of a closure and the function that the optimizer minimizes or maximizes."""
         return -self.value() if optimizer.param_groups[0].get("maximize") else self.value()
 
     def _on_gradients(self, optimizer: Optimizer, evaluation: int) -> None:
@@ -287,34 +290,29 @@ class Regularizer:
     def _after_step(self, optimizer: Optimizer) -> None:
         if self.mode == "prox":
             self._tell(optimizer)
-            take_proximal_points(optimizer, self._penalties, self._scales, self.compile)
+            take_proximal_steps(optimizer, self._penalties, self._scales, self.compile)
         if optimizer is self._optimizers[-1]:
             self.step()
 
-    @property
-    def optimizers(self) -> tuple[Optimizer, ...]:
-        """Those it is attached to."""
-        return self._optimizers
-
-    def acting_in(self, optimizer: Optimizer) -> Iterator[tuple[Group, nn.Parameter, Penalty, float | Tensor]]:
-        """The weights that it acts on in the coming step: their group, the penalty bound to them, and its scale."""
-        for param, _, penalty, group in moving(optimizer, self._penalties):
+    def _acting_in(self, optimizer: Optimizer) -> Iterator[tuple[Group, nn.Parameter, Penalty, float | Tensor]]:
+        """The weights that the coming step changes: their group, their bound penalty, and its scale."""
+        for param, _, penalty, group in stepped(optimizer, self._penalties):
             yield group, param, penalty, self._scales[param]
 
     def _tell(self, optimizer: Optimizer) -> None:
-        for listener in self.listeners:
+        for listener in self._listeners:
             listener(self, optimizer)
 
     def _check_parameters(self) -> None:
-        """Refuses to act on parameters that the model has lost: their penalty would reach nobody."""
+        """Raises ``ValueError`` if the model no longer holds a penalized parameter."""
         if torch.compiler.is_compiling() or all(held.get(name) is what for held, name, what in self._places):
             return
         held = set(self.model.parameters())
-        replaced = [e.name for e in self.entries if e.is_penalized and e.param not in held and not is_spread(e.param)]
+        replaced = [a.name for a in self.entries if a.is_penalized and a.param not in held and not is_sharded(a.param)]
         if replaced:
             raise ValueError(
                 f"Regularizer: the model must hold the parameters it had, {listed(replaced)} were replaced: make the "
-                "Regularizer, and the optimizer, when the model has its layers, as after fully_shard(model)"
+                "Regularizer and the optimizer when the model has its final parameters, as after fully_shard(model)"
             )
 
     def _follow_schedule(self) -> None:
@@ -330,16 +328,16 @@ class Regularizer:
     # -- saving and copying ---------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The steps counted, the current scale, and the starting points that L2SP or L1SP have taken from the model.
+        """The number of steps, the scale, and the references that L2SP or L1SP have taken from the model.
 
-        It loads with ``torch.load(weights_only=True)``.
+        It can be loaded with ``torch.load(weights_only=True)``.
         """
         taken = references(self.entries)
         scale = tree_map_only(Tensor, lambda own: own.detach().clone(), self.scale)
         return {"steps": self._steps, "scale": scale} | ({"references": taken} if taken else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up what :meth:`state_dict` saved."""
+        """Restores what :meth:`state_dict` saved."""
         expected = self.state_dict()
         if set(state) != set(expected):
             keys = " and ".join(map(repr, expected))
@@ -347,16 +345,16 @@ class Regularizer:
         if isinstance(state["steps"], bool) or not isinstance(state["steps"], int) or state["steps"] < 0:
             raise ValueError(f"Regularizer: steps must be a whole number >= 0, got {state['steps']!r}")
         if "references" in state:
-            self.entries = [with_references(entry, state["references"]) for entry in self.entries]
+            self._take([with_references(a, state["references"]) for a in self.entries])
         self.scale, self._steps = state["scale"], state["steps"]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_hooks": (), "listeners": []}
+        return {**self.__dict__, "_hooks": (), "_listeners": []}
 
     def __copy__(self) -> Self:
-        """A detached one: two on the same optimizer would count the penalty twice."""
+        """The copy is detached: two regularizers on one optimizer would apply the penalty twice."""
         twin = type(self).__new__(type(self))
-        twin.__dict__.update(self.__dict__, _optimizers=(), _hooks=(), listeners=[])
+        twin.__dict__.update(self.__dict__, _optimizers=(), _hooks=(), _listeners=[])
         return twin
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -367,22 +365,22 @@ class Regularizer:
         return f"Regularizer(mode={self.mode!r}, scale={self.scale!r}): {table(self.entries)}"
 
 
-def _places(model: nn.Module, entries: Sequence[Entry]) -> list[tuple[Mapping[str, object], str, object]]:
-    """Where the model holds the entries: each module on the way to a parameter, and the parameter, by its name."""
+def _places(model: nn.Module, assignments: Sequence[Assignment]) -> list[tuple[Mapping[str, object], str, object]]:
+    """The places in the model that lead to each parameter: a dict of modules or parameters, the name, and the value."""
     places: dict[tuple[int, str], tuple[Mapping[str, object], str, object]] = {}
-    for entry in entries:
-        module, *path = model, *entry.name.split(".")
+    for assignment in assignments:
+        module, *path = model, *assignment.name.split(".")
         for name in path[:-1]:
             child = module._modules[name]
             assert child is not None
             places[id(module), name] = module._modules, name, child
             module = child
-        places[id(module), path[-1]] = module._parameters, path[-1], entry.param
+        places[id(module), path[-1]] = module._parameters, path[-1], assignment.param
     return list(places.values())
 
 
 class Penalizer(Protocol):
-    """What can be added to a loss: a regularizer of parameters, or one of activities."""
+    """A regularizer of parameters or of activities, whose value can be added to a loss."""
 
     model: nn.Module
 
@@ -392,7 +390,12 @@ class Penalizer(Protocol):
 class PenalizedLoss(nn.Module):
     """A criterion plus a regularizer's value while the regularized model is in training mode.
 
-    The model is not a submodule of the loss: moving or saving the loss leaves it alone.
+    :meth:`Regularizer.penalize` and :meth:`ActivityRegularizer.penalize` return it. The model is not a submodule of the
+    loss, so moving or saving the loss does not affect the model.
+
+    Args:
+        regularizer: its value is added.
+        criterion: any function that returns the mean loss.
     """
 
     def __init__(self, regularizer: Penalizer, criterion: Callable[..., Tensor]) -> None:

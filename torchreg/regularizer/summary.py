@@ -1,4 +1,4 @@
-"""The table that a regularizer prints: who is penalized, who is not, and why, with repeated layers folded."""
+"""The table that a regularizer prints: which parameters are penalized, and why the others are not."""
 
 from __future__ import annotations
 
@@ -6,24 +6,25 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from torchreg.regularizer.assignment import Entry
+from torchreg.regularizer.assignment import Assignment
 
-_SHORT = 16  # so many rows are shown as they are
+_SHORT = 16  # tables of up to so many rows are not folded
 
 
-def table(entries: Sequence[Entry]) -> str:
-    """How many are penalized, and a line for each: name, shape, number of values, penalty or why it has none.
+def table(assignments: Sequence[Assignment]) -> str:
+    """The number of penalized parameters, and a line for each: name, shape, number of values, penalty or reason.
 
-    In a long table rows that differ in one part of the name only become one: ``layer.{0-11}.attention.{q,k,v}.weight``.
+    In a long table rows that differ in one part of the name become one row:
+    ``layer.{0-11}.attention.{q,k,v}.weight``.
     """
-    chosen = [e.param.numel() for e in entries if e.is_penalized]
-    count = sum(e.param.numel() for e in entries)
-    lines = [Line.of(e.name, _shape(e), e.param.numel(), e.status) for e in entries]
+    chosen = [a.param.numel() for a in assignments if a.is_penalized]
+    count = sum(a.param.numel() for a in assignments)
+    lines = [Line.of(a.name, _shape(a), a.param.numel(), a.status) for a in assignments]
     cells = [("parameter", "shape", "values", "penalty")]
     cells += [(line.name, line.shape, f"{line.values:,}", line.status) for line in folded(lines)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
-        [f"{len(chosen)} of {len(entries)} parameters penalized, {sum(chosen):,} of {count:,} values"]
+        [f"{len(chosen)} of {len(assignments)} parameters penalized, {sum(chosen):,} of {count:,} values"]
         + [
             f"  {name:<{widths[0]}}  {shape:<{widths[1]}}  {values:>{widths[2]}}  {status}"
             for name, shape, values, status in cells
@@ -33,7 +34,7 @@ def table(entries: Sequence[Entry]) -> str:
 
 @dataclass(frozen=True)
 class Line:
-    """Parameters of one shape and status. Each part of their name is one of several."""
+    """Parameters with the same shape and status. Each part of their names has one or more variants."""
 
     parts: tuple[tuple[str, ...], ...]
     seams: tuple[str, ...]  # between the parts: dots, and underscores before a number, as in encoder_layer_0
@@ -84,5 +85,5 @@ def _listed(parts: Sequence[str]) -> str:
     return ",".join(parts)
 
 
-def _shape(entry: Entry) -> str:
-    return " x ".join(map(str, entry.param.shape))
+def _shape(assignment: Assignment) -> str:
+    return " x ".join(map(str, assignment.param.shape))

@@ -1,4 +1,4 @@
-"""The penalties of many parameters as one number, in one autograd node however many there are."""
+"""The sum of the penalties of many parameters, in one autograd node."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchreg.functional.chunks import bundles, pieces
-from torchreg.functional.sharding import Layout, joined, layout_of_sum, placed, plain
+from torchreg.functional.chunks import bundles, chunks_of
+from torchreg.functional.sharding import Layout, as_plain, layout_of_sum, reduced, sharded_like
 from torchreg.penalties import Penalty
 from torchreg.steps.kernels import kernel_for
 
 
-def total(penalties: Sequence[Penalty], params: Sequence[Tensor], compile: bool = False) -> Tensor:
-    """``sum_j R_j(w_j)``: 0-d on the first parameter's device, differentiable in reverse as often as they are.
+def penalty_value(penalties: Sequence[Penalty], params: Sequence[Tensor], compile: bool = False) -> Tensor:
+    """``sum_j R_j(w_j)``, 0-d on the first parameter's device; it can be differentiated as often as the penalties.
 
     Args:
         penalties: one for each parameter.
         params: the parameters.
-        compile: whether to take the kernels of :mod:`torchreg.steps.kernels` where there is one.
+        compile: whether to use the kernels of :mod:`torchreg.steps.kernels`.
     """
     if torch.is_autocast_enabled(params[0].device.type):
-        with torch.autocast(params[0].device.type, enabled=False):  # matrix penalties would lose half their digits
-            return total(penalties, params, compile)
+        with torch.autocast(params[0].device.type, enabled=False):  # it would cost matrix penalties half their digits
+            return penalty_value(penalties, params, compile)
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return _sum(penalties, params)  # they trace, or transform, the formulas themselves
+        return _sum(penalties, params)  # a compiler or transform traces the formulas themselves
     value: Tensor = PenaltySum.apply(penalties, compile, *params)
     return value
 
 
 class PenaltySum(torch.autograd.Function):
-    """Autograd would make several nodes for each parameter, and more passes over the weights than the closed forms."""
+    """The sum as one node. Autograd would make several nodes for each parameter, and more passes over the weights."""
 
     @staticmethod
     def forward(ctx: Any, penalties: Sequence[Penalty], compile: bool, *params: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class PenaltySum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        # A number, where it costs nothing to read, keeps the gradient's arithmetic to fewer passes than a tensor does.
+        # With a number the gradient takes fewer passes than with a tensor; reading it is free on the CPU.
         batched = torch._C._functorch.is_legacy_batchedtensor(grad)
         readable = grad.device.type == "cpu" and grad.ndim == 0 and not torch.is_grad_enabled() and not batched
         scale = grad.item() if readable else grad
@@ -60,20 +60,20 @@ class PenaltySum(torch.autograd.Function):
 
 
 def _sum(penalties: Sequence[Penalty], params: Sequence[Tensor], compile: bool = False) -> Tensor:
-    sums: dict[Layout, Tensor] = {}  # one reduction over the processes for all weights that are spread alike
+    sums: dict[Layout, Tensor] = {}  # one reduction over the processes for all weights with the same layout
     for bundle in _bundles(penalties, params):
         penalty, weights = penalties[bundle[0]], [params[i] for i in bundle]
         value, layout = _value(penalty, weights, compile), layout_of_sum(weights[0], penalty.is_separable)
         value = value.to(torch.promote_types(value.dtype, torch.float32))  # many small values outgrow half precision
         sums[layout] = sums[layout] + value.to(sums[layout].device) if layout in sums else value
-    first, *others = (joined(value, layout) for layout, value in sums.items())
+    first, *others = (reduced(value, layout) for layout, value in sums.items())
     for value in others:
         first = first + value.to(first.device)
     return first
 
 
 def _bundles(penalties: Sequence[Penalty], params: Sequence[Tensor]) -> list[list[int]]:
-    """Which weights are worked on together: under autograd, which is to see the formulas, each is alone."""
+    """Which weights are processed in one call. Under autograd, which needs the formulas, each weight is alone."""
     if torch.is_grad_enabled():
         return [[i] for i in range(len(params))]
     return bundles([id(p) if p.is_uniform else object() for p in penalties], params)
@@ -82,29 +82,29 @@ def _bundles(penalties: Sequence[Penalty], params: Sequence[Tensor]) -> list[lis
 def _value(penalty: Penalty, weights: Sequence[Tensor], compile: bool) -> Tensor:
     if len(weights) > 1:
         return penalty.value(torch.cat([w.reshape(-1) for w in weights]))
-    w = plain(weights[0], penalty.is_separable)
+    w = as_plain(weights[0], penalty.is_separable)
     if not penalty.is_uniform or torch.is_grad_enabled() or w.dtype not in (torch.float32, torch.float64):
-        return penalty.value(w)  # in one sum, for the derivatives of the formula and for what half precision holds
+        return penalty.value(w)  # in one sum: for the derivatives of the formula, and for the range of half precision
     kernel = kernel_for(penalty, "value", 1.0, w) if compile else None
     if kernel is not None:
         value: Tensor = kernel(w)
         return value
-    first, *others = (penalty.value(some) for (some,) in pieces(w))
+    first, *others = (penalty.value(some) for (some,) in chunks_of(w))
     return torch.stack([first, *others]).sum() if others else first
 
 
 def _gradients(penalty: Penalty, weights: Sequence[Tensor], scale: float | Tensor, compile: bool) -> Sequence[Tensor]:
     if len(weights) > 1:
-        return penalty.foreach_gradient_times(list(weights), scale)
+        return penalty._foreach_gradient_times(list(weights), scale)
     (w,) = weights
-    alone = penalty.is_separable
-    own = plain(w, alone)
+    local = penalty.is_separable
+    own = as_plain(w, local)
     if isinstance(scale, Tensor) or not penalty.is_uniform:
-        return [placed(penalty.gradient_times(own, scale), w, alone)]
+        return [sharded_like(penalty._gradient_times(own, scale), w, local)]
     kernel = kernel_for(penalty, "gradient", scale, own) if compile else None
     if kernel is not None:
-        return [placed(kernel(own).view(own.shape), w, alone)]
+        return [sharded_like(kernel(own).view(own.shape), w, local)]
     result = torch.empty_like(own)
-    for part, some in pieces(result, own):
-        part.copy_(penalty.gradient_times(some, scale))
-    return [placed(result, w, alone)]
+    for part, some in chunks_of(result, own):
+        part.copy_(penalty._gradient_times(some, scale))
+    return [sharded_like(result, w, local)]

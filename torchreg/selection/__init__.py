@@ -1,19 +1,10 @@
-"""WHICH parameters and modules a penalty is for."""
+"""WHICH parameters and modules are penalized."""
 
-from torchreg.selection.modules import Choice, chosen, listed
-from torchreg.selection.parameters import ParamInfo, each_parameter
-from torchreg.selection.selectors import Selector, as_selector, everything, in_modules, named, weights
+from torchreg.selection.parameters import ParamInfo
+from torchreg.selection.selectors import Selector, everything, in_modules, named, weights
 
-__all__ = [
-    "Choice",
-    "ParamInfo",
-    "Selector",
-    "as_selector",
-    "chosen",
-    "each_parameter",
-    "everything",
-    "in_modules",
-    "listed",
-    "named",
-    "weights",
-]
+__all__ = ["ParamInfo", "Selector", "everything", "in_modules", "named", "weights"]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__doc__"]

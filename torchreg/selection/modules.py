@@ -1,4 +1,4 @@
-"""Choosing modules of a model, and naming what there was to choose from."""
+"""Selecting modules of a model."""
 
 from __future__ import annotations
 
@@ -7,53 +7,53 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-Choice = str | nn.Module | type[nn.Module] | Callable[[str, nn.Module], bool]
+ModuleFilter = str | nn.Module | type[nn.Module] | Callable[[str, nn.Module], bool]
 
 
-def chosen(
-    owner: str, model: nn.Module, modules: Choice | Iterable[Choice], argument: str = "modules"
+def select_modules(
+    owner: str, model: nn.Module, modules: ModuleFilter | Iterable[ModuleFilter], argument: str = "modules"
 ) -> dict[str, nn.Module]:
-    """The modules that any of the choices matches, each once, under its first name.
+    """The modules that any of the filters matches, each once, under its first name.
 
     Args:
-        owner: whose errors these are.
-        model: any module; it is among the choices, under the name ``""``.
+        owner: the name with which error messages begin.
+        model: any module; it can be selected itself, under the name ``""``.
         modules: a pattern on full names, a module, a type, a predicate ``(name, module) -> bool``, or several of these.
-        argument: what the owner calls them.
+        argument: the name of the owner's argument.
 
     Raises:
-        ValueError: one of the choices matches no module.
-        TypeError: ``modules`` are none of the above.
+        ValueError: one of the filters matches no module.
+        TypeError: ``modules`` is of another kind.
     """
-    choices = [modules] if isinstance(modules, str) or callable(modules) else modules
-    if not isinstance(choices, Iterable):
+    filters = [modules] if isinstance(modules, str) or callable(modules) else modules
+    if not isinstance(filters, Iterable):
         raise TypeError(f"{owner}: {argument} must be a pattern, type or predicate, got {modules!r}")
     places = list(model.named_modules(remove_duplicate=False))
     names = listed([name or "'' (the model)" for name, _ in places])
     found: set[nn.Module] = set()
-    for choice in choices:
-        matched = {module for name, module in places if _matches(choice, name, module, f"{owner}: {argument}")}
+    for wanted in filters:
+        matched = {module for name, module in places if _matches(wanted, name, module, f"{owner}: {argument}")}
         if not matched:
-            raise ValueError(f"{owner}: {argument} must choose some, {choice!r} matches none of {names}")
+            raise ValueError(f"{owner}: {argument} must select some, {wanted!r} matches none of {names}")
         found |= matched
     if not found:
-        raise ValueError(f"{owner}: {argument} must choose some of {names}, got {modules!r}")
+        raise ValueError(f"{owner}: {argument} must select some of {names}, got {modules!r}")
     return {name: module for name, module in model.named_modules() if module in found}
 
 
-def _matches(choice: Choice, name: str, module: nn.Module, what: str) -> bool:
-    if isinstance(choice, str):
-        return fnmatchcase(name, choice)
-    if isinstance(choice, nn.Module):
-        return module is choice
-    if isinstance(choice, type):
-        return isinstance(module, choice)
-    if callable(choice):
-        return choice(name, module)
-    raise TypeError(f"{what} must be patterns, types or predicates, got {choice!r}")
+def _matches(wanted: ModuleFilter, name: str, module: nn.Module, what: str) -> bool:
+    if isinstance(wanted, str):
+        return fnmatchcase(name, wanted)
+    if isinstance(wanted, nn.Module):
+        return module is wanted
+    if isinstance(wanted, type):
+        return isinstance(module, wanted)
+    if callable(wanted):
+        return wanted(name, module)
+    raise TypeError(f"{what} must be patterns, types or predicates, got {wanted!r}")
 
 
 def listed(names: list[str], most: int = 12) -> str:
-    """The names, or the first of many."""
+    """The names in one line, of many only the first."""
     rest = f", ... ({len(names) - most} more)" if len(names) > most else ""
     return ", ".join(names[:most]) + rest if names else "a model without parameters"

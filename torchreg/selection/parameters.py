@@ -1,4 +1,4 @@
-"""Each parameter of a model, with the places it stands in."""
+"""The parameters of a model, with their places in it."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -8,14 +8,21 @@ from torch import nn
 
 @dataclass(frozen=True, eq=False)
 class ParamInfo:
-    """One place of a parameter in a model: what selectors and penalties see of it.
+    """One parameter and its place in a model, as selectors and penalties see it.
 
     Args:
-        name: its full name in the model, such as ``"features.0.weight"``.
+        name: the full name in the model, such as ``"features.0.weight"``.
         param: the parameter.
-        module: the module that owns it.
-        parent: the module that holds that module, if any.
-        exemption: why the model itself says that the parameter is not to be decayed; None if it does not say so.
+        module: the module that owns the parameter.
+        parent: the module that holds ``module``, if any.
+        exemption: the reason if the model itself exempts the parameter from weight decay, else None.
+
+    Example:
+        >>> from torchreg import L2, Regularizer
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+        >>> regularizer = Regularizer(model, L2(1.0), select=lambda info: info.name.startswith("1."))
+        >>> [a.name for a in regularizer.entries if a.penalty]
+        ['1.weight', '1.bias']
     """
 
     name: str
@@ -26,7 +33,7 @@ class ParamInfo:
 
 
 def each_parameter(model: nn.Module) -> Iterator[list[ParamInfo]]:
-    """Each parameter of the model once, with every place it stands in: several places if it is tied."""
+    """Each parameter of the model once, with its places in the model: several places if it is tied."""
     places: dict[nn.Parameter, list[ParamInfo]] = {}
     modules = dict(model.named_modules(remove_duplicate=False))
     exemptions = {name: reason for prefix, module in modules.items() for name, reason in _exemptions(prefix, module)}
@@ -52,7 +59,7 @@ def _exemptions(prefix: str, module: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 def _mark_of(param: nn.Parameter) -> str | None:
-    """The attribute with which some models, Mamba's and Hyena's among them, mark parameters of theirs."""
+    """The attribute with which some models, such as Mamba and Hyena, mark parameters that must not decay."""
     return "_no_weight_decay" if getattr(param, "_no_weight_decay", False) else None
 
 

@@ -1,12 +1,11 @@
-"""WHICH parameters are penalized, and why the others are not.
+"""Selectors: which parameters are penalized, and why the others are not.
 
-A selector answers one question of a parameter: is it penalized, and if not, what is the reason? The default,
-:data:`weights`, exempts what is no weight: biases, normalization layers' parameters, position embeddings, learned
-tokens such as ``cls_token``, scales of channels, rates that layers learn to drop with, and everything with fewer than
-two dimensions. A model may also say so itself: by a method ``no_weight_decay()`` that returns names of parameters, as
-timm's models have it, or by an attribute ``_no_weight_decay`` of the parameter. Where a type does not say what a
-parameter is, the whole words of its name do. :func:`named` and :func:`in_modules` narrow that; they never
-lift an exemption. To penalize a bias, start from :data:`everything`; a predicate of your own decides alone.
+The default, :data:`weights`, exempts biases, parameters of normalization layers, position embeddings, learned tokens
+such as ``cls_token``, scales of channels, learned drop rates, and everything with fewer than two dimensions. A model
+can exempt further parameters: with a method ``no_weight_decay()`` that returns their names, as timm's models have it,
+or with an attribute ``_no_weight_decay`` of the parameter. If a module's type does not say what a parameter is, whole
+words of its name do. :func:`named` and :func:`in_modules` narrow this selection; they never lift an exemption. To
+penalize biases too, use :data:`everything`, or a predicate of your own.
 """
 
 import re
@@ -37,11 +36,24 @@ _SCALE_WORDS = {"scale", "gain", "gamma", "temperature"}
 
 
 class Selector(ABC):
-    """Decides which parameters are penalized, with a reason for each that is not."""
+    """Decides which parameters are penalized, with a reason for each exempt one.
+
+    A selector of your own defines :meth:`reason`. Where no reason is needed, pass a function of :class:`ParamInfo` that
+    returns True or False instead.
+
+    Example:
+        >>> from torchreg import L2, Regularizer
+        >>> class Large(Selector):
+        ...     def reason(self, info):
+        ...         return None if info.param.numel() >= 10 else "small"
+        >>> regularizer = Regularizer(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), L2(1.0), select=Large())
+        >>> [a.name for a in regularizer.entries if a.penalty]
+        ['0.weight']
+    """
 
     @abstractmethod
     def reason(self, info: ParamInfo) -> str | None:
-        """Why the parameter is exempt, in a word or two; None if it is penalized."""
+        """Why the parameter is exempt, in a few words; None if it is penalized."""
 
     def __call__(self, info: ParamInfo) -> bool:
         return self.reason(info) is None
@@ -49,7 +61,14 @@ class Selector(ABC):
 
 @final
 class _Everything(Selector):
-    """Every parameter, biases and normalization layers' among them."""
+    """Selects every parameter, also biases and those of normalization layers.
+
+    Example:
+        >>> from torchreg import L2, Regularizer
+        >>> regularizer = Regularizer(nn.Linear(4, 3), L2(1.0), select=everything)
+        >>> [a.name for a in regularizer.entries if a.penalty]
+        ['weight', 'bias']
+    """
 
     def reason(self, info: ParamInfo) -> str | None:
         return None
@@ -60,7 +79,18 @@ class _Everything(Selector):
 
 @final
 class _Weights(Selector):
-    """All but intercepts, normalization, position embeddings, learned tokens, scales, and what is less than 2-D."""
+    """The default: all parameters except those that usually must not be penalized.
+
+    Exempt are biases, parameters of normalization layers, position embeddings, learned tokens such as ``cls_token``,
+    scales, learned drop rates, everything with fewer than two dimensions, and what the model itself exempts by a method
+    ``no_weight_decay()`` or an attribute ``_no_weight_decay`` of the parameter.
+
+    Example:
+        >>> from torchreg import L2, Regularizer
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+        >>> {a.name: a.reason for a in Regularizer(model, L2(1.0), select=weights).entries}
+        {'0.weight': None, '0.bias': 'bias', '1.weight': 'normalization', '1.bias': 'bias'}
+    """
 
     def reason(self, info: ParamInfo) -> str | None:
         if info.exemption is not None:
@@ -93,7 +123,7 @@ def _is_embedding(info: ParamInfo) -> bool:
 
 
 def _telling_name(info: ParamInfo) -> str:
-    """The parameter's own name; where that tells nothing, an embedding's or a list's."""
+    """The parameter's own name; in an embedding, or if it is a number, the name of the module."""
     *_, module_name, own_name = ("", *info.name.split("."))
     return module_name if own_name.isdecimal() or (own_name == "weight" and _is_embedding(info)) else own_name
 
@@ -105,7 +135,7 @@ def _is_normalization(info: ParamInfo) -> bool:
 
 
 def _is_vector(param: nn.Parameter) -> bool:
-    """Whether it has one axis, shaped to broadcast perhaps. A matrix of one row is no vector but one unit's weights."""
+    """Whether it has one axis longer than 1. A matrix with one row is no vector: it holds the weights of one unit."""
     return param.ndim != 2 and sum(size > 1 for size in param.shape) <= 1
 
 
@@ -147,7 +177,10 @@ class _Predicate(Selector):
 
 
 def named(*patterns: str) -> Selector:
-    """The weights whose full name matches one of the patterns (``*`` and ``?`` as in a shell; ``*`` crosses dots).
+    """Selects the weights whose full name matches one of the patterns.
+
+    Args:
+        patterns: with ``*`` and ``?`` as in a shell; ``*`` also matches dots.
 
     Example:
         >>> layer = nn.Linear(2, 1)
@@ -158,7 +191,10 @@ def named(*patterns: str) -> Selector:
 
 
 def in_modules(*types: type[nn.Module]) -> Selector:
-    """The weights owned by a module of one of the types.
+    """Selects the weights of modules of the given types.
+
+    Args:
+        types: classes of modules; instances of subclasses count too.
 
     Example:
         >>> layer = nn.Linear(2, 1)
@@ -169,7 +205,7 @@ def in_modules(*types: type[nn.Module]) -> Selector:
 
 
 def as_selector(select: Selector | Callable[[ParamInfo], bool]) -> Selector:
-    """The selector itself, or one that asks the predicate."""
+    """The selector itself, or a selector made of the predicate."""
     if isinstance(select, Selector):
         return select
     if not callable(select):

@@ -1,1 +1,1 @@
-"""WHAT a penalty does in an optimizer's step: the in-place updates, and the compiled kernels for large weights."""
+"""WHAT a penalty does in an optimizer's step: in-place updates, and compiled kernels for large weights."""

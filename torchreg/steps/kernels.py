@@ -1,6 +1,7 @@
-"""What a penalty does to a large weight in one pass over it: kernels that ``torch.compile`` makes of its formulas.
+"""Kernels that ``torch.compile`` makes of a penalty's formulas, for large weights: one pass over memory.
 
-Torch's own calls make a pass each. Where a step is bound by memory, as a large network's is, passes are what it costs.
+Without them each call of torch takes a pass. In large networks, whose steps are bound by memory, the passes are the
+cost.
 """
 
 from __future__ import annotations
@@ -15,35 +16,35 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from torchreg.functional.chunks import PIECE
+from torchreg.functional.chunks import CHUNK
 from torchreg.penalties import Penalty, ProximalPenalty, Term
 
-Form = Literal["value", "gradient", "add_gradient_", "descend_", "prox_"]
+Form = Literal["value", "gradient", "add_gradient", "descend", "prox"]
 Kernel = Callable[..., Any]
 
-_PROBE = 1 << 20  # elements of the first call, by which the compiler judges whether threads pay
+_PROBE = 1 << 20  # elements of the first call; the compiler decides by them whether to use threads
 
 
 def kernel_for(penalty: Penalty, form: Form, number: float | Tensor, *tensors: Tensor) -> Kernel | None:
-    """What does ``penalty``'s form of that name to such tensors in one pass, called as ``kernel(*tensors)``.
+    """A kernel for that form of the penalty, called as ``kernel(*tensors)``.
 
-    The number is the scale of a gradient or the step of a proximal operator. None where torch's own calls are as fast,
-    where the penalty looks at more than one weight at a time, and where nothing can be compiled, which a warning says.
+    The number is the scale of a gradient or the step of a proximal operator. The result is None if torch's own calls
+    are as fast, if the penalty is not a sum over single weights, or if nothing can be compiled (with a warning).
     """
     return kernel_on(tensors[0].device, penalty, form, number) if penalty.is_uniform and fits(*tensors) else None
 
 
 def fits(*tensors: Tensor) -> bool:
-    """Whether tensors are such as kernels are for: of fewer elements the call costs more than it saves."""
+    """Whether kernels support the tensors and pay for them: for few elements a call costs more than it saves."""
     w = tensors[0]
     is_plain = type(w) in (Tensor, Parameter) and w.dtype in (torch.float32, torch.float64)
-    if not is_plain or w.numel() < PIECE or torch.compiler.is_compiling():
+    if not is_plain or w.numel() < CHUNK or torch.compiler.is_compiling():
         return False
     return all(t.is_contiguous() and t.dtype == w.dtype and t.device == w.device for t in tensors)
 
 
 def kernel_on(device: torch.device, penalty: Penalty, form: Form, number: float | Tensor) -> Kernel | None:
-    """:func:`kernel_for` of any tensors on the device that fit."""
+    """:func:`kernel_for` for any tensors on the device that :func:`fits` accepts."""
     unit, strength = at_unit_strength(penalty)
     kernel = _kernel(unit, form, device.type)
     if kernel is None:
@@ -52,7 +53,7 @@ def kernel_on(device: torch.device, penalty: Penalty, form: Form, number: float 
     if isinstance(scaled, Tensor):
         times = scaled.to(device, torch.float64)
     else:
-        times = torch.full((), scaled, dtype=torch.float64, device=device)  # which no device is waited for
+        times = torch.full((), scaled, dtype=torch.float64, device=device)  # made without waiting for the device
 
     def act(*tensors: Tensor) -> Any:
         return kernel(times, *(t.detach().view(-1) for t in tensors))
@@ -65,42 +66,42 @@ def _kernel(penalty: Penalty, form: Form, device: str) -> Kernel | None:
     assert form in get_args(Form)
 
     def value(number: Tensor, w: Tensor) -> Tensor:
-        return (penalty.value(w.double()) * number).to(w.dtype)  # a kernel adds up one by one, which costs digits
+        return (penalty.value(w.double()) * number).to(w.dtype)  # a kernel adds one by one, which loses digits
 
     def gradient(number: Tensor, w: Tensor) -> Tensor:
-        return penalty.gradient_times(w, number.to(w.dtype))
+        return penalty._gradient_times(w, number.to(w.dtype))
 
-    def add_gradient_(number: Tensor, grad: Tensor, w: Tensor) -> None:
-        grad.add_(penalty.gradient_times(w, number.to(w.dtype)))
+    def add_gradient(number: Tensor, grad: Tensor, w: Tensor) -> None:
+        grad.add_(penalty._gradient_times(w, number.to(w.dtype)))
 
-    def descend_(number: Tensor, w: Tensor) -> None:
-        w.sub_(penalty.gradient_times(w, number.to(w.dtype)))
+    def descend(number: Tensor, w: Tensor) -> None:
+        w.sub_(penalty._gradient_times(w, number.to(w.dtype)))
 
-    def prox_(number: Tensor, w: Tensor) -> None:
+    def prox(number: Tensor, w: Tensor) -> None:
         assert isinstance(penalty, ProximalPenalty)
         w.copy_(penalty.prox(w, number.to(w.dtype)))
 
     kernels: dict[Form, tuple[Kernel, int]] = {
         "value": (value, 1),
         "gradient": (gradient, 1),
-        "add_gradient_": (add_gradient_, 2),
-        "descend_": (descend_, 1),
-        "prox_": (prox_, 1),
+        "add_gradient": (add_gradient, 2),
+        "descend": (descend, 1),
+        "prox": (prox, 1),
     }
     kernel, count = kernels[form]
     return compiled("Regularizer", kernel, torch.ones((), dtype=torch.float64, device=device), count)
 
 
 def compiled(owner: str, kernel: Kernel, numbers: Tensor, count: int) -> Kernel | None:
-    """The kernel for flat tensors of any size; None, with a warning, where nothing can be compiled.
+    """The compiled kernel for flat tensors of any size; None, with a warning, if nothing can be compiled.
 
     Args:
-        owner: who says so.
+        owner: the name with which the warning begins.
         kernel: takes ``numbers`` and ``count`` tensors of one size.
-        numbers: of the shape and the device of all that will come; tried at once.
-        count: how many tensors there are.
+        numbers: an example of the later numbers, of the same shape and on the same device.
+        count: the number of tensors.
     """
-    kernel.__code__ = kernel.__code__.replace()  # of its own: torch.compile keeps only eight versions of one code
+    kernel.__code__ = kernel.__code__.replace()  # a new code object: torch.compile keeps only eight versions of one
     made: Kernel = torch.compile(kernel, dynamic=True)
     try:
         with torch.no_grad():
@@ -115,7 +116,7 @@ def compiled(owner: str, kernel: Kernel, numbers: Tensor, count: int) -> Kernel 
 
 
 def at_unit_strength(penalty: Penalty) -> tuple[Penalty, float]:
-    """A penalty and a number whose product is this one, so that many strengths share a kernel."""
+    """A penalty and a number with this penalty as their product, so that all strengths share a kernel."""
     strengths = [term.strength for term in penalty.terms if isinstance(term, Term) and term.is_linear]
     if len(strengths) < len(penalty.terms) or strengths[0] == 0:
         return penalty, 1.0

@@ -1,4 +1,4 @@
-"""What a penalty does in an optimizer's step, in each of the modes that act there."""
+"""The updates that a penalty makes in an optimizer's step, in each mode."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from torchreg.functional.chunks import PIECE, pieces
+from torchreg.functional.chunks import CHUNK, chunks_of
 from torchreg.functional.sharding import on_plain_
 from torchreg.hooks import Group, gradient_scale, step_size
 from torchreg.penalties import Penalty, ProximalPenalty
@@ -25,43 +25,43 @@ def add_gradients(optimizer: Optimizer, penalties: Penalties, scales: Scales, co
     """Mode "grad", before the update: ``grad += dR(w)``.
 
     Raises:
-        ValueError: a gradient is sparse, where a penalty's would not be.
+        ValueError: a gradient is sparse, but the penalty's gradient is dense.
     """
     unscaled = gradient_scale(optimizer)
-    for share in shares(optimizer, penalties, scales):
-        for param, grad in zip(share.params, share.grads, strict=True):
+    for batch in param_batches(optimizer, penalties, scales):
+        for param, grad in zip(batch.params, batch.grads, strict=True):
             if grad.layout != torch.strided:
                 raise ValueError(
                     "Regularizer: mode 'grad' needs dense gradients, got a sparse one for the parameter of shape "
                     f"{tuple(param.shape)}: use mode 'decoupled' or 'prox'"
                 )
-        penalty = share.penalty
-        times = share.scale * (-unscaled if share.group.get("maximize") else unscaled)
-        one, many = partial(penalty.add_gradient_, scale=times), partial(penalty.foreach_add_gradient_, scale=times)
-        _act_on(penalty, one, many, (share.grads, share.params), ("add_gradient_", times) if compile else None)
+        penalty = batch.penalty
+        times = batch.scale * (-unscaled if batch.group.get("maximize") else unscaled)
+        one, many = partial(penalty._add_gradient_, scale=times), partial(penalty._foreach_add_gradient_, scale=times)
+        _update_all(penalty, one, many, (batch.grads, batch.params), ("add_gradient", times) if compile else None)
 
 
 @torch.no_grad()
 def descend(optimizer: Optimizer, penalties: Penalties, scales: Scales, compile: bool = False) -> None:
     """Mode "decoupled", before the update: ``w -= lr * dR(w)``."""
-    for share in shares(optimizer, penalties, scales):
-        penalty, step = share.penalty, step_size(optimizer, share.group) * share.scale
-        one, many = partial(penalty.descend_, step=step), partial(penalty.foreach_descend_, step=step)
-        _act_on(penalty, one, many, (share.params,), ("descend_", step) if compile else None)
+    for batch in param_batches(optimizer, penalties, scales):
+        penalty, step = batch.penalty, step_size(optimizer, batch.group) * batch.scale
+        one, many = partial(penalty._descend_, step=step), partial(penalty._foreach_descend_, step=step)
+        _update_all(penalty, one, many, (batch.params,), ("descend", step) if compile else None)
 
 
 @torch.no_grad()
-def take_proximal_points(optimizer: Optimizer, penalties: Penalties, scales: Scales, compile: bool = False) -> None:
+def take_proximal_steps(optimizer: Optimizer, penalties: Penalties, scales: Scales, compile: bool = False) -> None:
     """Mode "prox", after the update: ``w = prox(w, lr)``."""
-    for share in shares(optimizer, penalties, scales):
-        penalty, step = share.penalty, step_size(optimizer, share.group) * share.scale
+    for batch in param_batches(optimizer, penalties, scales):
+        penalty, step = batch.penalty, step_size(optimizer, batch.group) * batch.scale
         assert isinstance(penalty, ProximalPenalty)
-        one, many = partial(penalty.prox_, step=step), partial(penalty.foreach_prox_, step=step)
-        _act_on(penalty, one, many, (share.params,), ("prox_", step) if compile else None)
+        one, many = partial(penalty._prox_, step=step), partial(penalty._foreach_prox_, step=step)
+        _update_all(penalty, one, many, (batch.params,), ("prox", step) if compile else None)
 
 
-class Share(NamedTuple):
-    """Parameters in a row, of one group, that a step moves, with one penalty and one scale."""
+class ParamBatch(NamedTuple):
+    """Consecutive parameters of one group that a step changes, with the same penalty and the same scale."""
 
     group: Group
     penalty: Penalty
@@ -70,32 +70,32 @@ class Share(NamedTuple):
     grads: list[Tensor]
 
 
-def shares(optimizer: Optimizer, penalties: Penalties, scales: Scales) -> list[Share]:
-    """The penalized parameters that the coming (or just made) step moves, as few shares as there can be in order."""
-    found: list[Share] = []
+def param_batches(optimizer: Optimizer, penalties: Penalties, scales: Scales) -> list[ParamBatch]:
+    """The penalized parameters that the coming (or last) step changes, in as few batches as their order allows."""
+    found: list[ParamBatch] = []
     last: tuple[object, ...] = ()
-    for param, grad, penalty, group in moving(optimizer, penalties):
+    for param, grad, penalty, group in stepped(optimizer, penalties):
         scale = scales[param]
         if not last or last[0] is not penalty or last[1] is not scale or last[2] is not group:
-            found.append(Share(group, penalty, scale, [], []))
+            found.append(ParamBatch(group, penalty, scale, [], []))
             last = (penalty, scale, group)
         found[-1].params.append(param)
         found[-1].grads.append(grad)
     return found
 
 
-def _act_on(
+def _update_all(
     penalty: Penalty,
     one: Callable[..., object],
     many: Callable[..., object],
     lists: tuple[list[Tensor], ...],
     in_one_pass: tuple[Form, float | Tensor] | None,
 ) -> None:
-    """``one(*tensors)`` for the tensors of each weight, or ``many(*lists)`` for those of small ones together."""
+    """Calls ``one(*tensors)`` for each large weight, and ``many(*lists)`` for small weights together."""
     is_uniform, is_separable = penalty.is_uniform, penalty.is_separable
     kernels: dict[torch.device, Kernel | None] = {}
     small: tuple[list[Tensor], ...] = tuple([] for _ in lists)
-    room = PIECE
+    left = CHUNK
     for tensors in zip(*lists, strict=True):
         w = tensors[0]
         kernel = None
@@ -105,31 +105,31 @@ def _act_on(
             kernel = kernels[w.device]
         if kernel is not None:
             kernel(*tensors)
-        elif is_uniform and type(w) in _PLAIN and w.numel() < PIECE:
-            if w.numel() > room:
+        elif is_uniform and type(w) in _PLAIN and w.numel() < CHUNK:
+            if w.numel() > left:
                 many(*small)
-                small, room = tuple([] for _ in lists), PIECE
-            room -= w.numel()
+                small, left = tuple([] for _ in lists), CHUNK
+            left -= w.numel()
             for some, tensor in zip(small, tensors, strict=True):
                 some.append(tensor)
         else:
-            on_plain_(partial(_piecewise, one) if is_uniform else one, is_separable, *tensors)
+            on_plain_(partial(_chunk_by_chunk, one) if is_uniform else one, is_separable, *tensors)
     if small[0]:
         many(*small)
 
 
-def act_(penalty: Penalty, act: Callable[..., object], *tensors: Tensor) -> None:
-    """``act(*tensors)``, which changes the first of them, on as much of them at a time as the penalty needs to see."""
-    on_plain_(partial(_piecewise, act) if penalty.is_uniform else act, penalty.is_separable, *tensors)
+def update_(penalty: Penalty, act: Callable[..., object], *tensors: Tensor) -> None:
+    """``act(*tensors)``, which changes the first tensor: in chunks or on shards if the penalty allows that."""
+    on_plain_(partial(_chunk_by_chunk, act) if penalty.is_uniform else act, penalty.is_separable, *tensors)
 
 
-def _piecewise(act: Callable[..., object], *tensors: Tensor) -> None:
-    for some in pieces(*tensors):
+def _chunk_by_chunk(act: Callable[..., object], *tensors: Tensor) -> None:
+    for some in chunks_of(*tensors):
         act(*some)
 
 
-def moving(optimizer: Optimizer, penalties: Penalties) -> Iterator[tuple[nn.Parameter, Tensor, Penalty, Group]]:
-    """The penalized parameters that the coming (or just made) step moves."""
+def stepped(optimizer: Optimizer, penalties: Penalties) -> Iterator[tuple[nn.Parameter, Tensor, Penalty, Group]]:
+    """The penalized parameters that the coming (or last) step changes."""
     for group in optimizer.param_groups:
         for param in group["params"]:
             penalty = penalties.get(param)

@@ -1,4 +1,10 @@
-"""HOW STRONG: the strength is chosen, not guessed."""
+"""HOW STRONG: choosing the strength.
+
+Before training: :func:`strength_path` trains a model at many strengths and validates each; :func:`best` and
+:func:`one_standard_error` choose one; :func:`strength_max` is the smallest strength at which everything is zero. During
+training: :class:`AutoStrength` tunes strengths, :class:`AutoRate` dropout rates. :class:`Stacked` trains many models as
+one.
+"""
 
 from torchreg.ensemble.stacked import Stacked
 from torchreg.tuning.online.rate import AutoRate
@@ -20,3 +26,7 @@ __all__ = [
     "strength_max",
     "strength_path",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__doc__"]

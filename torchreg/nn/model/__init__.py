@@ -1,1 +1,1 @@
-"""What is done to the dropout of a whole model: replace, insert, seed, schedule, Monte Carlo."""
+"""What is done to a whole model: replace, insert and seed dropout, schedule its rates, Monte Carlo predictions."""

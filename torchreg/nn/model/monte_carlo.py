@@ -1,4 +1,4 @@
-"""How sure a model with dropout is: predictions of many masks."""
+"""Monte Carlo dropout: the uncertainty of predictions, from many masks."""
 
 from __future__ import annotations
 
@@ -20,14 +20,22 @@ Outputs = Literal["logits", "probabilities", "values"]
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """The predictions of several masks, and what they say together.
+    """The predictions for several masks and their statistics; :func:`mc_dropout` gives the formulas.
 
     Attributes:
-        mean: of the samples; of shape ``(batch, ...)``.
-        variance: of the samples, unbiased; of shape ``(batch, ...)``.
-        samples: one for each pass, of shape ``(passes, batch, ...)``; probabilities if the outputs are logits.
-        entropy: of the mean, in nats, for each example; None of values that are no probabilities.
-        mutual_information: of prediction and weights, in nats, likewise: what more data could teach.
+        mean: the mean of the samples, of shape ``(batch, ...)``.
+        variance: the unbiased variance of the samples, of shape ``(batch, ...)``.
+        samples: one prediction for each pass, of shape ``(passes, batch, ...)``. Logits are converted to probabilities.
+        entropy: the entropy of the mean, in nats, for each example; None if the outputs are no probabilities.
+        mutual_information: that of prediction and weights, in nats, for each example; None if the outputs are no
+            probabilities. It is the part of the uncertainty that more data could reduce.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+        >>> with mc_dropout(model) as mc:
+        ...     prediction = mc(torch.ones(2, 4), outputs="values")
+        >>> prediction.variance.shape
+        torch.Size([2, 3])
     """
 
     mean: Tensor
@@ -39,10 +47,22 @@ class Prediction:
 
 @dataclass(frozen=True)
 class MonteCarlo:
-    """What :func:`mc_dropout` opens: call it for a :class:`Prediction`."""
+    """The object that :func:`mc_dropout` returns; call it to get a :class:`Prediction`.
+
+    Attributes:
+        model: the model.
+        layers: its dropout layers, which are in training mode.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+        >>> with mc_dropout(model) as mc:
+        ...     prediction = mc(torch.ones(2, 4), passes=10)
+        >>> prediction.samples.shape
+        torch.Size([10, 2, 3])
+    """
 
     model: nn.Module
-    layers: frozenset[nn.Module]  # of dropout, which alone are in training mode
+    layers: frozenset[nn.Module]
 
     @torch.no_grad()
     def __call__(
@@ -53,7 +73,19 @@ class MonteCarlo:
         *,
         at_once: int | None = None,
     ) -> Prediction:
-        """Predicts ``passes`` times, with other masks each time. The arguments are those of :func:`mc_dropout`."""
+        """Predicts ``passes`` times, each time with different masks.
+
+        Args:
+            x: the model's input: a tensor with the batch first, or a tuple of such tensors.
+            passes: the number of passes, at least 2.
+            outputs: ``"logits"`` or ``"probabilities"``, over the last dimension, or ``"values"``.
+            at_once: the maximal number of passes in one batch, which bounds the memory.
+
+        Raises:
+            ValueError: an argument out of range, or an output without the batch first.
+            TypeError: an input or output is no tensor.
+            RuntimeError: the block has ended, or the modes of modules were changed in it.
+        """
         if outputs not in get_args(Outputs):
             raise ValueError(f"mc_dropout: outputs must be one of {', '.join(get_args(Outputs))}, got {outputs!r}")
         if type(passes) is not int or passes < 2:
@@ -71,7 +103,7 @@ class MonteCarlo:
         return _summary(samples, outputs)
 
     def _run(self, inputs: tuple[Tensor, ...], count: int) -> Tensor:
-        """That many passes in one call, of shape ``(count, batch, ...)``."""
+        """So many passes in one call, of shape ``(count, batch, ...)``."""
         output = self.model(*(x.repeat(count, *[1] * (x.ndim - 1)) for x in inputs))
         batch = len(inputs[0])
         if not isinstance(output, Tensor) or not output.is_floating_point():
@@ -88,31 +120,28 @@ class MonteCarlo:
 
 @contextmanager
 def mc_dropout(model: nn.Module) -> Iterator[MonteCarlo]:
-    r"""Keeps dropout on, and all else in evaluation mode; what it opens predicts with many masks.
+    r"""Predicts with many dropout masks: dropout stays on, everything else is in evaluation mode.
 
     .. math:: \bar y = \frac{1}{T} \sum_{t=1}^T y_t, \qquad s^2 = \frac{1}{T-1} \sum_{t=1}^T (y_t - \bar y)^2, \qquad
               I = \operatorname{H}(\bar y) - \frac{1}{T} \sum_{t=1}^T \operatorname{H}(y_t), \qquad
               \operatorname{H}(y) = -\sum_c y_c \log y_c
 
-    for :math:`T` passes; entropy H and mutual information I are those of probabilities. The passes are computed as one
-    batch, without gradients, unless a layer has one mask for the whole batch, where they run one after another. On
-    exit each module is in the mode it was in. Rates that layers such as ``nn.LSTM`` and ``nn.MultiheadAttention`` hold
-    as a number, and calls of ``torch.nn.functional.dropout``, stay off.
+    for :math:`T` passes. The entropy :math:`\operatorname{H}` and the mutual information :math:`I` are those of
+    probabilities. The passes are computed as one batch, without gradients; if a layer has one mask for the whole batch,
+    they are computed one after another. On exit each module has its former mode. The rates that layers such as
+    ``nn.LSTM`` and ``nn.MultiheadAttention`` store as a number stay off, and so do calls of
+    ``torch.nn.functional.dropout``.
 
     Args:
         model: a module with dropout layers, of torch or of :mod:`torchreg.nn`.
 
-    The object has the arguments ``(x, passes=30, outputs="logits", *, at_once=None)``:
-
-    - x: the model's input, a tensor with the batch first, or a tuple of such.
-    - passes: how many, at least 2.
-    - outputs: ``"logits"`` or ``"probabilities"``, over the last dimension, or ``"values"``.
-    - at_once: how many passes at most are one batch; it bounds the memory.
+    Returns:
+        A context manager for a :class:`MonteCarlo`, which has the arguments
+        ``(x, passes=30, outputs="logits", *, at_once=None)``.
 
     Raises:
-        ValueError: a model in which nothing is dropped; an argument out of range.
-        TypeError: ``model`` is no module; an input or output that is no tensor.
-        RuntimeError: called after the end of the block, or with other modes set in it.
+        ValueError: the model drops nothing.
+        TypeError: ``model`` is no module.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 3))
@@ -132,14 +161,14 @@ def mc_dropout(model: nn.Module) -> Iterator[MonteCarlo]:
     if all(map(_is_idle, layers)):
         found = "got p=0 in all of them" if layers else "got none"
         held = numbers_in(model)
-        aside = f"; rates that are held as numbers stay off: {listed(held)}" if held else ""
+        aside = f"; rates that are stored as numbers stay off: {listed(held)}" if held else ""
         raise ValueError(f"mc_dropout: model must have dropout layers with p > 0, {found}{aside}")
     modes = {module: module.training for module in model.modules()}
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
-        torch.backends.mha.set_fastpath_enabled(False)  # of transformer layers in evaluation mode: it calls no dropout
+        torch.backends.mha.set_fastpath_enabled(False)  # in evaluation mode it would skip the dropout
         for module in modes:
-            module.training = module in layers  # not train(): the branch that a layer may hold stays in evaluation
+            module.training = module in layers  # not train(): the branch of a StochasticDepth stays in evaluation
         yield MonteCarlo(model, layers)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -148,12 +177,12 @@ def mc_dropout(model: nn.Module) -> Iterator[MonteCarlo]:
 
 
 def _is_idle(layer: nn.Module) -> bool:
-    rate = getattr(layer, "p", None)  # layers that learn have a tensor, or other parameters
+    rate = getattr(layer, "p", None)  # layers that learn have a tensor or other parameters
     return isinstance(rate, int | float) and rate == 0
 
 
 def _shares_mask(layer: nn.Module) -> bool:
-    """Whether examples of a batch have one mask, or masks for a batch of that size only."""
+    """Whether the examples of a batch share a mask, or the mask is for a batch of one size only."""
     if _is_idle(layer):
         return False
     shape = getattr(layer, "noise_shape", None) or [None]

@@ -1,4 +1,4 @@
-"""torchreg's layers for torch's, in models that exist already."""
+"""Replacing torch's dropout layers by torchreg's in an existing model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from torchreg.nn.dropout import (
 from torchreg.nn.model.seeding import seed_dropout
 from torchreg.selection.modules import listed
 
-_TWINS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
+_REPLACEMENTS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     nn.Dropout: Dropout,
     nn.Dropout1d: Dropout1d,
     nn.Dropout2d: Dropout2d,
@@ -42,23 +42,34 @@ class _Swap(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Replacement:
-    """What :func:`replace_dropout` has changed, place by place."""
+    """The layers that :func:`replace_dropout` has replaced.
 
-    swaps: tuple[_Swap, ...]
+    Attributes:
+        names: the places of the layers.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.2), nn.Linear(8, 2))
+        >>> changes = replace_dropout(model)
+        >>> changes.names
+        ('1',)
+        >>> changes.undo()
+    """
+
+    _swaps: tuple[_Swap, ...]
 
     @property
     def names(self) -> tuple[str, ...]:
         """The places, as full names in the model."""
-        return tuple(swap.name for swap in self.swaps)
+        return tuple(swap.name for swap in self._swaps)
 
     def undo(self) -> None:
-        """Puts the very same old layers back where the new ones still stand, in the training mode those have now."""
-        for swap in self.swaps:
+        """Puts the old layers back in place of the new ones that are still in the model; the training mode is kept."""
+        for swap in self._swaps:
             if swap.parent._modules.get(swap.key) is swap.new:
                 swap.parent._modules[swap.key] = swap.old.train(swap.new.training)
 
     def __repr__(self) -> str:
-        return table_of(self, {swap.name: f"{shown(swap.old)} -> {shown(swap.new)}" for swap in self.swaps})
+        return table_of(self, {swap.name: f"{shown(swap.old)} -> {shown(swap.new)}" for swap in self._swaps})
 
 
 def replace_dropout(
@@ -67,26 +78,26 @@ def replace_dropout(
     *,
     seed: int | None = None,
 ) -> Replacement:
-    """Puts torchreg's layers in the place of torch's dropout layers, all over a model that exists.
+    """Replaces torch's dropout layers in an existing model by those of torchreg.
 
-    They keep the rate, ``inplace``, the training mode and the hooks; a layer that stands at several places still does.
-    The ``state_dict`` stays as it is, unless generators (``seed``) or layers with parameters (``kinds``) come in.
-    Only layers of exactly torch's types are replaced: a subclass, or a layer whose own ``forward`` was patched, may
-    compute anything. Out of sight are calls of ``torch.nn.functional.dropout``, and the rates that layers such as
-    ``nn.LSTM`` and ``nn.MultiheadAttention`` hold as a number.
+    The new layers have the same rate, ``inplace``, training mode and hooks. A layer at several places of the model is
+    replaced by one layer at these places. The ``state_dict`` stays the same, except for generators (``seed``) and
+    layers with parameters (``kinds``). Only layers of exactly torch's types are replaced: subclasses and layers with a
+    patched ``forward`` may compute anything. Calls of ``torch.nn.functional.dropout`` are not replaced; neither are
+    the rates that layers such as ``nn.LSTM`` and ``nn.MultiheadAttention`` store as a number.
 
     Args:
         model: any module; it is changed in place.
-        kinds: which layers, of exactly which types, become what: ``{nn.Dropout: lambda old: GaussianDropout(old.p)}``.
-            It comes before the usual choice. What is made takes over the mode and the hooks, and no more.
-        seed: gives each new layer a generator of its own, as :func:`seed_dropout` does, on the parameters' device.
+        kinds: further replacements by exact type, such as ``{nn.Dropout: lambda old: GaussianDropout(old.p)}``. They
+            have precedence. The new layer gets the training mode and the hooks of the old one.
+        seed: gives each new layer its own generator, as :func:`seed_dropout` does, on the parameters' device.
 
     Returns:
-        What was changed; ``undo()`` takes it back.
+        The changes; ``undo()`` reverts them.
 
     Raises:
-        ValueError: a model with nothing to replace, or that is a dropout layer itself.
-        TypeError: ``model`` is no module, or ``kinds`` makes none.
+        ValueError: the model has nothing to replace, or is a dropout layer itself.
+        TypeError: ``model`` is no module, or ``kinds`` does not return one.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.2), nn.Linear(8, 2))
@@ -97,27 +108,27 @@ def replace_dropout(
         >>> changes.undo()
     """
     check_model("replace_dropout", model)
-    twins = {**_TWINS, **(kinds or {})}
-    if _is_swappable(model, twins):
+    replacements = {**_REPLACEMENTS, **(kinds or {})}
+    if _is_replaceable(model, replacements):
         raise ValueError(
-            f"replace_dropout: model must hold its dropout in a module, got {model!r} itself, which cannot be replaced "
-            "in place: make torchreg.nn's"
+            f"replace_dropout: model must contain dropout layers, got the layer {model!r} itself, which cannot be "
+            "replaced in place: create torchreg.nn's layer"
         )
     places = [
         (f"{name}.{key}" if name else key, parent, key, child)
         for name, parent in model.named_modules()
         for key, child in parent._modules.items()
-        if child is not None and _is_swappable(child, twins)
+        if child is not None and _is_replaceable(child, replacements)
     ]
     made: dict[nn.Module, nn.Module] = {}
     for *_, old in places:
         if old not in made:
-            made[old] = _successor(old, kinds or {})
+            made[old] = _replacement_for(old, kinds or {})
     swaps = tuple(_Swap(*place, made[place[-1]]) for place in places if made[place[-1]] is not place[-1])
     if not swaps:
         raise ValueError(
             f"replace_dropout: model must have layers of torch's own dropout types, {type(model).__name__} has none to "
-            f"replace{_others(model)}; calls of torch.nn.functional.dropout cannot be seen"
+            f"replace{_others(model)}; calls of torch.nn.functional.dropout cannot be found"
         )
     if seed is not None:
         device = next((param.device for param in model.parameters()), torch.device("cpu"))
@@ -127,38 +138,38 @@ def replace_dropout(
     return Replacement(swaps)
 
 
-def _is_swappable(module: nn.Module, twins: Mapping[type[nn.Module], Any]) -> bool:
-    return type(module) in twins and "forward" not in vars(module)
+def _is_replaceable(module: nn.Module, replacements: Mapping[type[nn.Module], Any]) -> bool:
+    return type(module) in replacements and "forward" not in vars(module)
 
 
-def _successor(old: nn.Module, kinds: Mapping[type[nn.Module], Callable[[Any], nn.Module]]) -> nn.Module:
-    """What takes the layer's place; the dicts of hooks are shared, so that the handles of the hooks stay good."""
+def _replacement_for(old: nn.Module, kinds: Mapping[type[nn.Module], Callable[[Any], nn.Module]]) -> nn.Module:
+    """The new layer. It shares the dicts of hooks with the old one, so that the handles of the hooks stay valid."""
     kind = type(old)
     if kind not in kinds:
-        new = _TWINS[kind](old.p)
+        new = _REPLACEMENTS[kind](old.p)
         vars(new).update(vars(old))
         return new
     new = kinds[kind](old)
     if not isinstance(new, nn.Module):
         raise TypeError(f"replace_dropout: kinds must make modules, got {new!r} for {old!r}")
-    if all(module is not old for module in new.modules()):  # inside the new one, the old one keeps them
+    if all(module is not old for module in new.modules()):  # an old layer inside the new one keeps its hooks
         vars(new).update({key: value for key, value in vars(old).items() if "_hook" in key})
     return new.train(old.training)
 
 
 def _others(model: nn.Module) -> str:
-    """What drops in the model and cannot be swapped, as the end of a sentence."""
+    """The dropout of the model that cannot be replaced, as the end of a sentence."""
     layers = [
         f"{name or 'the model'} ({shown(module)})"
         for name, module in model.named_modules()
         if isinstance(module, _DropoutNd | Seeded)
     ]
     seen = layers + numbers_in(model)
-    return f", only what cannot be swapped: {listed(seen)}" if seen else ""
+    return f", only others: {listed(seen)}" if seen else ""
 
 
 def numbers_in(model: nn.Module) -> list[str]:
-    """The modules that drop by a rate they hold as a number, as ``nn.LSTM`` does."""
+    """The modules that store a drop rate as a number, as ``nn.LSTM`` does."""
     return [
         f"{name or 'the model'} ({type(module).__name__}, dropout={rate})"
         for name, module in model.named_modules()
@@ -167,19 +178,19 @@ def numbers_in(model: nn.Module) -> list[str]:
 
 
 def check_model(owner: str, model: nn.Module) -> None:
-    """``TypeError`` unless the model is one."""
+    """Raises ``TypeError`` unless the model is a module."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{owner}: model must be a torch.nn.Module, got {type(model).__name__}")
 
 
 def shown(module: nn.Module) -> str:
-    """The module in one line, with torch's own apart from ours."""
+    """The module in one line; torch's own with the prefix ``nn.``."""
     kind = type(module)
     return f"{'nn.' * kind.__module__.startswith('torch.nn.')}{kind.__name__}({module.extra_repr()})"
 
 
 def table_of(changes: object, rows: Mapping[str, str]) -> str:
-    """What was changed, a line for each place."""
+    """The changes, with a line for each place."""
     width = max(map(len, rows))
     count = f"{len(rows)} place{'s' * (len(rows) > 1)}"
     return f"{type(changes).__name__}: {count}" + "".join(f"\n  {name:<{width}}  {row}" for name, row in rows.items())

@@ -1,4 +1,4 @@
-"""Drop rates that change while training."""
+"""Drop rates that change during training."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from torchreg.schedules import Schedule
 
 
 class DropoutSchedule:
-    r"""Scales the rates of a model's dropout layers, torch's or torchreg's, by a schedule of the optimizer's steps.
+    r"""Multiplies the rates of a model's dropout layers by a schedule.
 
     .. math:: p_l(t) = p_l \cdot \text{schedule}(t)
 
-    where :math:`p_l` is the rate that the layer has when the schedule is made.
+    where :math:`p_l` is the rate of the layer when the schedule is created and :math:`t` counts the optimizer's steps.
+    The layers may be torch's or torchreg's. The rates that layers such as ``nn.LSTM`` and ``nn.MultiheadAttention``
+    store as a number do not change. A compiled model is compiled again when a rate first changes, and when it becomes
+    0.
 
     Args:
         model: a model with dropout layers.
@@ -27,13 +30,10 @@ class DropoutSchedule:
             :class:`~torchreg.late`, :class:`~torchreg.linear`, :class:`~torchreg.curriculum`, or your own.
 
     Attributes:
-        rates: the layers' full rates by name.
-
-    Rates that other layers hold as numbers of their own, such as ``nn.LSTM`` and ``nn.MultiheadAttention``, stay as
-    they are. A compiled model is compiled anew when a rate changes for the first time, and where one becomes 0.
+        rates: the layers' full rates :math:`p_l` by name.
 
     Raises:
-        ValueError: a model without dropout layers that have a rate; a scheduled rate outside [0, 1].
+        ValueError: the model has no dropout layers with a rate; a scheduled rate is outside [0, 1].
         TypeError: ``schedule`` cannot be called, ``model`` is no module.
 
     Example:
@@ -70,11 +70,14 @@ class DropoutSchedule:
         self._follow()
 
     def attach(self, optimizer: Optimizer) -> Self:
-        """Follows the optimizer's steps from now on.
+        """Follows the steps of the optimizer from now on.
+
+        Returns:
+            The schedule itself, which is also a context manager that detaches at the end.
 
         Raises:
-            ValueError: already attached.
-            TypeError: not a ``torch.optim.Optimizer``.
+            ValueError: the schedule is attached already.
+            TypeError: ``optimizer`` is no ``torch.optim.Optimizer``.
         """
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"DropoutSchedule: attach() takes a torch.optim.Optimizer, got {type(optimizer).__name__}")
@@ -85,14 +88,14 @@ class DropoutSchedule:
         return self
 
     def remove(self) -> None:
-        """Detaches from the optimizer and gives the layers their full rates back."""
+        """Detaches from the optimizer and restores the full rates."""
         if self._hooks is not None:
             self._hooks.remove()
             self._hooks = None
         self._set(1.0)
 
     def step(self) -> None:
-        """Tells the schedule that a step was made; an attached one is told by its optimizer."""
+        """Advances the schedule by one step. An attached schedule does so itself at each step of its optimizer."""
         self._steps += 1
         self._follow()
 
@@ -103,11 +106,11 @@ class DropoutSchedule:
         self.remove()
 
     def state_dict(self) -> dict[str, Any]:
-        """The steps counted and the full rates."""
+        """The number of steps and the full rates."""
         return {"steps": self._steps, "rates": dict(self.rates)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up what :meth:`state_dict` saved, for a model with the same layers."""
+        """Restores what :meth:`state_dict` saved, for a model with the same layers."""
         if set(state) != {"steps", "rates"} or set(state["rates"]) != set(self.rates):
             raise ValueError(
                 f"DropoutSchedule: state must be of a model with the dropout layers {', '.join(self.rates)}, "
@@ -117,7 +120,7 @@ class DropoutSchedule:
         self._follow()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_hooks": None}  # a copy is detached: two would count each step twice
+        return {**self.__dict__, "_hooks": None}  # a copy is detached: two schedules would count each step twice
 
     def _after_step(self, optimizer: Optimizer) -> None:
         self.step()

@@ -1,4 +1,4 @@
-"""Generators for a model's dropout layers: across processes, and under activation checkpointing."""
+"""Generators for a model's dropout layers, also for several processes and for activation checkpointing."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from torchreg.nn.dropout import Seeded
 def seed_dropout(
     model: nn.Module, seed: int, *, device: torch.device | str = "cpu", same_on_all_ranks: bool = False
 ) -> list[str]:
-    """Gives each of the model's torchreg layers a generator of its own, so that their masks depend on nothing else.
+    """Gives each dropout layer of torchreg its own generator, so that its masks depend on the seed only.
 
-    Where ``torch.distributed`` is set up, each process draws other masks, as each has other examples. With one global
-    seed for all processes, as training scripts often set, torch's own layers would draw the same ones in each.
+    With ``torch.distributed`` each process draws different masks, as it has different examples. (Training scripts often
+    set one global seed in all processes; torch's own layers then draw the same masks in each process.)
 
     Args:
-        model: a model with layers of :mod:`torchreg.nn`; :func:`replace_dropout` puts them in torch's place.
-        seed: any whole number: each bit of it counts, down to 64 of them.
-        device: where the model's inputs are.
-        same_on_all_ranks: draws the same masks in each process: for tensor parallelism, say.
+        model: a model with layers of :mod:`torchreg.nn`; :func:`replace_dropout` makes them of torch's layers.
+        seed: any whole number; its lowest 64 bits are used.
+        device: the device of the model's inputs.
+        same_on_all_ranks: whether all processes draw the same masks, for example for tensor parallelism.
 
     Returns:
-        The layers' names.
+        The names of the layers.
 
     Raises:
-        ValueError: a model without such layers.
-        TypeError: a seed that is no whole number.
+        ValueError: the model has no such layers.
+        TypeError: ``seed`` is no whole number.
 
     Example:
         >>> from torchreg.nn import Dropout
@@ -46,13 +46,13 @@ def seed_dropout(
     """
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed_dropout: seed must be a whole number, got {seed!r}")
-    is_spread = torch.distributed.is_available() and torch.distributed.is_initialized() and not same_on_all_ranks
-    rank = torch.distributed.get_rank() if is_spread else 0
+    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized() and not same_on_all_ranks
+    rank = torch.distributed.get_rank() if is_distributed else 0
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Seeded)}
     if not layers:
         raise ValueError(
             f"seed_dropout: model must have layers of torchreg.nn, {type(model).__name__} has none: "
-            "replace_dropout(model) puts them in the place of torch's"
+            "replace_dropout(model) makes them of torch's layers"
         )
     stream = f.mixed(seed) << 32 | f.mixed(~seed)
     for number, layer in enumerate(layers.values()):
@@ -61,17 +61,17 @@ def seed_dropout(
 
 
 def same_masks(module: nn.Module) -> Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]:
-    """For activation checkpointing: has the layers in ``module`` that have generators draw the same masks again.
+    """Makes layers with generators draw the same masks again under activation checkpointing.
 
-    Checkpointing restores torch's global random state before it computes a block a second time, but knows of no other
-    generator. Without this, a layer with one refuses to be computed in the backward pass, where its second mask would
-    give a wrong gradient. Layers without a generator need nothing.
+    Checkpointing computes a block a second time in the backward pass. It restores torch's global random state before,
+    but not that of other generators. Without ``same_masks`` a layer with a generator raises an error there, because a
+    second mask would give a wrong gradient. Layers without a generator need nothing.
 
     Args:
-        module: the block, or any module that holds it.
+        module: the block, or any module that contains it.
 
     Returns:
-        What ``torch.utils.checkpoint.checkpoint(..., use_reentrant=False)`` takes as ``context_fn``.
+        A function for the argument ``context_fn`` of ``torch.utils.checkpoint.checkpoint(..., use_reentrant=False)``.
 
     Example:
         >>> from torch.utils.checkpoint import checkpoint
@@ -84,13 +84,13 @@ def same_masks(module: nn.Module) -> Callable[[], tuple[AbstractContextManager[N
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         layers = [layer for layer in module.modules() if isinstance(layer, Seeded)]
         generators = list({id(g): g for layer in layers if (g := layer.generator) is not None}.values())
-        return nullcontext(), _Again(generators, [generator.get_state() for generator in generators])
+        return nullcontext(), _Replay(generators, [generator.get_state() for generator in generators])
 
     return contexts
 
 
-class _Again(AbstractContextManager[None]):
-    """``f.replaying``, to be entered once for each time that the backward pass computes the block."""
+class _Replay(AbstractContextManager[None]):
+    """``f.replaying``; it can be entered several times, once for each time that the backward pass needs the block."""
 
     def __init__(self, generators: list[Generator | f.Generators], states: list[torch.Tensor]) -> None:
         self.generators, self.states = generators, states

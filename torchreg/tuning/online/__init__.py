@@ -1,1 +1,1 @@
-"""The strength tuned while training: by the gradient of the loss on held-out examples."""
+"""Strengths and dropout rates tuned during training, by the gradient of the loss on held-out examples."""

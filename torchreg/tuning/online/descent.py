@@ -1,4 +1,4 @@
-"""Steps of one size along a noisy slope, whatever its scale."""
+"""Descent along a noisy slope with steps that do not depend on the slope's scale."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _MEMORY = (0.9, 0.99)
 
 
 def normalized(moments: Moments, slope: float) -> tuple[Moments, float]:
-    """The moments with one more slope, and their ratio: about 1 in size where slopes agree, less where they do not.
+    """The moments updated with a slope, and the step: Adam's step of size 1.
 
-    It is Adam's step of size 1.
+    Its size is about 1 if the slopes agree, and smaller if they do not.
     """
     mean, square, count = moments
     first, second = _MEMORY

@@ -1,4 +1,4 @@
-"""Held-out batches without end, and the model as it is validated."""
+"""Endless held-out batches, and the evaluation mode."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Batches(Iterator[tuple[Any, Any]]):
-    """Held-out batches without end."""
+    """Endless held-out batches, from two tensors or from an iterable that is repeated."""
 
     def __init__(self, owner: str, source: Any, size: int, seed: int) -> None:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
@@ -52,14 +52,12 @@ class Batches(Iterator[tuple[Any, Any]]):
                     inputs, targets = batch
                     return inputs, targets
                 self._open = None
-        raise ValueError(
-            f"{self.owner}: validation must have at least one batch each time it is gone through, got none"
-        )
+        raise ValueError(f"{self.owner}: validation must have at least one batch in each pass, got none")
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, and afterwards each module in the mode it was in."""
+    """The model in evaluation mode; afterwards each module has its former mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

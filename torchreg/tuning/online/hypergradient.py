@@ -1,4 +1,4 @@
-"""What one optimizer step's weights owe to the strengths: derivatives of the step, in each of the modes."""
+"""Derivatives of an optimizer's step with respect to the strengths, in each mode."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ from torchreg.optim import DecoupledDecay, Proximal
 from torchreg.penalties import Penalty, ProximalPenalty
 from torchreg.penalties.constraints import Constraint
 from torchreg.regularizer import Mode, Regularizer
-from torchreg.tuning.online.updates import DIFFERENTIATED, Update, what_of
+from torchreg.tuning.online.updates import DIFFERENTIATED, Update, update_fields
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Act(Update):
-    """A regularizer's act on one weight, in one step: what it saw, so that it can be differentiated afterwards."""
+class PenaltyUpdate(Update):
+    """What a regularizer does to one weight in one step, with everything needed to differentiate it later."""
 
     regularizer: Regularizer
     penalty: Penalty
     scale: float | Tensor
-    before: Tensor  # the weight as it was
+    before: Tensor  # the old weight
 
     @property
     def mode(self) -> Mode:
         return self.regularizer.mode
 
 
-def acts_of(regularizer: Regularizer, optimizer: Optimizer) -> list[Act]:
-    """What the regularizer is about to do to each weight that the step moves."""
+def penalty_updates_of(regularizer: Regularizer, optimizer: Optimizer) -> list[PenaltyUpdate]:
+    """What the regularizer will do to each weight that the step changes."""
     return [
-        Act(
-            **what_of(optimizer, group, param),
+        PenaltyUpdate(
+            **update_fields(optimizer, group, param),
             regularizer=regularizer,
             penalty=penalty,
             scale=scale,
             before=param.detach().clone(),
         )
-        for group, param, penalty, scale in regularizer.acting_in(optimizer)
+        for group, param, penalty, scale in regularizer._acting_in(optimizer)
     ]
 
 
 def check_differentiable(regularizer: Regularizer, optimizer: Optimizer) -> None:
-    """Raises ``ValueError`` unless a step of the optimizer can be differentiated by the strength, in the mode."""
+    """Raises ``ValueError`` unless the optimizer's step can be differentiated by the strength in the mode."""
     owner, name = "AutoStrength", type(optimizer).__name__
-    bare = isinstance(optimizer, DecoupledDecay) and isinstance(optimizer, DIFFERENTIATED)  # but for its decay
+    bare = isinstance(optimizer, DecoupledDecay) and isinstance(optimizer, DIFFERENTIATED)  # except for its decay
     if regularizer.mode != "prox" and isinstance(optimizer, Proximal):
         raise ValueError(
             f"{owner}: mode {regularizer.mode!r} needs an optimizer without a penalty of its own, got {name}"
@@ -61,14 +61,14 @@ def check_differentiable(regularizer: Regularizer, optimizer: Optimizer) -> None
             f"{owner}: mode {regularizer.mode!r} needs an optimizer without a weight_decay of its own, or SGD, Adam or "
             f"AdamW, got {name}: decay by another Regularizer"
         )
-    if any(isinstance(term, Constraint) for entry in regularizer.entries for term in entry.terms):
-        raise ValueError(f"{owner}: a constraint has no strength to tune: make one Regularizer for it, apart")
+    if any(isinstance(term, Constraint) for a in regularizer.entries for term in a.terms):
+        raise ValueError(f"{owner}: a constraint has no strength to tune: make a separate Regularizer for it")
 
 
-def hypergradients(acts: Sequence[Act], gradient: Tensor) -> list[Tensor]:
-    r"""The derivatives of a loss after the step by the scales of the acts on one weight, in the order they acted.
+def hypergradients(updates: Sequence[PenaltyUpdate], gradient: Tensor) -> list[Tensor]:
+    r"""The derivatives of the loss after the step by the scales of the updates of one weight, in their order.
 
-    With :math:`v = \nabla L_{\text{val}}(w')` at the weight :math:`w'` that the step led to, they are
+    With :math:`v = \nabla L_{\text{val}}(w')` at the weight :math:`w'` after the step they are
 
     .. math:: \frac{\partial L_{\text{val}}}{\partial c} = \Big\langle v, \frac{\partial w'}{\partial c} \Big\rangle,
               \qquad \frac{\partial w'}{\partial c} =
@@ -78,58 +78,61 @@ def hypergradients(acts: Sequence[Act], gradient: Tensor) -> list[Tensor]:
                 \partial_c \operatorname{prox}_{\eta c R}(u) & \text{mode "prox"}
               \end{cases}
 
-    with :math:`J` the derivative of the optimizer's update by the gradient; what acts later is differentiated through.
+    where :math:`J` is the derivative of the optimizer's update by the gradient. The updates that follow an update are
+    differentiated through.
 
     Args:
-        acts: those on one weight, in order.
-        gradient: ``v``.
+        updates: the updates of one weight, in order.
+        gradient: :math:`v`.
 
     Returns:
-        A 0-d tensor for each act.
+        A 0-d tensor for each update.
 
     References:
         Jelena Luketina, Mathias Berglund, Klaus Greff, Tapani Raiko, "Scalable Gradient-Based Tuning of Continuous
         Regularization Hyperparameters", ICML 2016.
     """
     found = []
-    after, is_updated = acts[-1].param.detach(), False  # whether we are back before the optimizer's own update
+    after, is_updated = updates[-1].param.detach(), False  # whether the optimizer's own update has been passed
     carried = gradient
-    for number, act in reversed(list(enumerate(acts))):
-        if act.mode == "prox":
-            slope, gradient = _through_prox(act, after, gradient, further=number > 0)
+    for number, update in reversed(list(enumerate(updates))):
+        if update.mode == "prox":
+            slope, gradient = _through_prox(update, after, gradient, further=number > 0)
             carried = gradient
         else:
             if not is_updated:
-                carried, is_updated = _through_update(act, gradient), True
-            slope, carried = _before_update(act, gradient, carried, further=number > 0)
+                carried, is_updated = _through_update(update, gradient), True
+            slope, carried = _before_update(update, gradient, carried, further=number > 0)
         found.append(slope)
-        after = act.before
+        after = update.before
     return found[::-1]
 
 
 @torch.no_grad()
-def _through_update(act: Act, gradient: Tensor) -> Tensor:
-    """The derivative of ``<gradient, w'>`` by the weight that the optimizer was given, its gradient held."""
-    if not act.group.get("weight_decay", 0):
+def _through_update(update: PenaltyUpdate, gradient: Tensor) -> Tensor:
+    """The derivative of ``<gradient, w'>`` by the weight before the optimizer's update, with its gradient fixed."""
+    if not update.group.get("weight_decay", 0):
         return gradient
-    moves = act.mode == "decoupled"
-    weight = act.before - act.step * act.scale * act.penalty.gradient(act.before) if moves else act.before
-    return gradient * act.through(weight)
+    moves = update.mode == "decoupled"
+    weight = (
+        update.before - update.step * update.scale * update.penalty.gradient(update.before) if moves else update.before
+    )
+    return gradient * update.through(weight)
 
 
 @torch.no_grad()
-def _before_update(act: Act, gradient: Tensor, carried: Tensor, further: bool) -> tuple[Tensor, Tensor]:
-    """The derivative by the scale of an act in mode "grad" or "decoupled", and by the weight before it.
+def _before_update(update: PenaltyUpdate, gradient: Tensor, carried: Tensor, further: bool) -> tuple[Tensor, Tensor]:
+    """The derivative by the scale of an update in mode "grad" or "decoupled", and by the weight before it.
 
-    ``gradient`` is by the weight after the optimizer's update, ``carried`` by the weight after the act.
+    ``gradient`` is by the weight after the optimizer's update, ``carried`` by the weight after the penalty's.
     """
-    direction = act.penalty.gradient(act.before)
-    if act.mode == "grad":
-        response = act.response(act.before, gradient)  # each element depends on its own gradient alone
-        slope, along = _inner(response, direction), act.scale * response
+    direction = update.penalty.gradient(update.before)
+    if update.mode == "grad":
+        response = update.response(update.before, gradient)  # each element depends on its own gradient alone
+        slope, along = _inner(response, direction), update.scale * response
     else:
-        slope, along = -act.step * _inner(carried, direction), -act.step * act.scale * carried
-    return slope, carried + _curved(act.penalty, act.before, along) if further else carried
+        slope, along = -update.step * _inner(carried, direction), -update.step * update.scale * carried
+    return slope, carried + _curved(update.penalty, update.before, along) if further else carried
 
 
 def _curved(penalty: Penalty, weight: Tensor, direction: Tensor) -> Tensor:
@@ -143,33 +146,35 @@ def _curved(penalty: Penalty, weight: Tensor, direction: Tensor) -> Tensor:
     return found
 
 
-def _through_prox(act: Act, after: Tensor, gradient: Tensor, further: bool) -> tuple[Tensor, Tensor]:
+def _through_prox(update: PenaltyUpdate, after: Tensor, gradient: Tensor, further: bool) -> tuple[Tensor, Tensor]:
     """The derivatives of ``<gradient, prox(u, step * scale)>`` by the scale and, if it goes further, by ``u``."""
-    penalty = act.penalty
+    penalty = update.penalty
     assert isinstance(penalty, ProximalPenalty)
-    if penalty.curvature is None or further:
-        return _by_autograd(act, penalty, gradient, further)
+    if penalty._curvature is None or further:
+        return _by_autograd(update, penalty, gradient, further)
     with torch.no_grad():
         slope = _inner(gradient, penalty.gradient(after))
-        return -act.step * slope / (1 + act.step * act.scale * penalty.curvature), gradient
+        return -update.step * slope / (1 + update.step * update.scale * penalty._curvature), gradient
 
 
-def _by_autograd(act: Act, penalty: ProximalPenalty, gradient: Tensor, further: bool) -> tuple[Tensor, Tensor]:
+def _by_autograd(
+    update: PenaltyUpdate, penalty: ProximalPenalty, gradient: Tensor, further: bool
+) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
-        u = act.before.clone().requires_grad_(further)
-        scale = torch.as_tensor(act.scale, dtype=torch.promote_types(u.dtype, torch.float32), device=u.device)
-        scale = (scale.expand(u.shape) if penalty.takes_steps else scale).detach().clone().requires_grad_()
-        moved = penalty.prox(u, act.step * scale)
+        u = update.before.clone().requires_grad_(further)
+        scale = torch.as_tensor(update.scale, dtype=torch.promote_types(u.dtype, torch.float32), device=u.device)
+        scale = (scale.expand(u.shape) if penalty._takes_steps else scale).detach().clone().requires_grad_()
+        moved = penalty.prox(u, update.step * scale)
         wanted = (scale, u) if further else (scale,)
         slopes, *through = torch.autograd.grad(moved, wanted, gradient, allow_unused=True, materialize_grads=True)
-    at_zero = moved == 0  # where some formulas, such as roots, have no derivative, and the weight stays zero
+    at_zero = moved == 0  # some formulas, such as roots, have no derivative there; the weight stays zero
     if slopes.ndim:
         slopes = slopes.masked_fill(at_zero & slopes.isnan(), 0.0)
     return slopes.sum(), through[0].masked_fill(at_zero & through[0].isnan(), 0.0) if further else gradient
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
-    """The inner product in one pass; of complex tensors its real part."""
+    """The real part of the inner product, in one pass."""
     if a.is_complex():
         a, b = torch.view_as_real(a), torch.view_as_real(b)
     return torch.dot(a.reshape(-1), b.reshape(-1).to(a.dtype))

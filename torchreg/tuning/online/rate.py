@@ -1,4 +1,4 @@
-"""Dropout rates that are tuned while the model trains."""
+"""Dropout rates that are tuned during training."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ Examples = tuple[Tensor, Tensor] | Iterable[tuple[Any, Any]]
 
 
 class AutoRate:
-    r"""Tunes the rates of :class:`~torchreg.nn.ConcreteDropout` layers by the loss on examples held out.
-
-    Such a layer is differentiable in its rate :math:`p`, so that a step :math:`w'` of the optimizer is:
+    r"""Tunes the rates of :class:`~torchreg.nn.ConcreteDropout` layers by the loss on held-out examples.
 
     .. math:: \operatorname{logit} p \leftarrow \operatorname{logit} p - \eta_p \frac{\bar h}{\sqrt{\overline{h^2}}},
               \qquad h = \Big\langle D\, \nabla L_{\text{val}}(w'),\,
               \frac{\partial}{\partial \operatorname{logit} p} \nabla_w L_{\text{train}}(w', p) \Big\rangle
 
-    with :math:`D` the derivative of the update by the gradient. The rates are not trained with the weights meanwhile,
-    so no :class:`~torchreg.Complexity` is needed. A tuning costs about four steps, as the mixed derivative is a second
-    one.
+    where :math:`w'` are the weights after a step of the optimizer, :math:`D` is the derivative of its update by the
+    gradient, and bars are running averages, as in Adam. Such a layer is differentiable in its rate :math:`p`. The
+    optimizer does not train the rates, so no :class:`~torchreg.Complexity` is needed. One update of the rates costs
+    about four training steps, because of the mixed second derivative. Start with a rate near 0.5: near 0 the masks
+    hardly depend on the rate.
 
     Args:
-        model: one with ``ConcreteDropout`` layers.
-        training: training examples: two tensors, or any iterable of pairs, which is gone through again and again.
-        validation: held-out ones, likewise.
+        model: a model with ``ConcreteDropout`` layers.
+        training: training examples: two tensors, or any iterable of pairs, which is repeated.
+        validation: held-out examples, of the same kind.
         criterion: the loss of outputs and targets.
         lr: :math:`\eta_p`, the size of a step of the log-odds.
-        every: so many steps of the optimizer, which is SGD, Adam or AdamW, for one of the rates.
-        bounds: the least and the largest rate.
-        batch_size: of batches from two tensors.
-        seed: of their shuffling, and of the masks that tuning draws.
+        every: the number of steps of the optimizer for one update of the rates.
+        bounds: the smallest and the largest rate.
+        batch_size: the size of batches from two tensors.
+        seed: of the shuffling, and of the masks for the updates.
 
     Attributes:
         rates: the current rates, by the layers' names.
 
     Raises:
-        ValueError: a model without such layers, no examples, an argument out of range; in :meth:`attach`, another
-            optimizer, or one that holds the rates.
+        ValueError: the model has no such layers, there are no examples, or an argument is out of range; in
+            :meth:`attach` an optimizer other than SGD, Adam or AdamW, or one that holds the rates.
 
     Example:
         >>> from torchreg.nn import ConcreteDropout
@@ -99,10 +99,10 @@ class AutoRate:
         return {name: layer.p.item() for name, layer in self.layers.items()}
 
     def attach(self, optimizer: Optimizer) -> Self:
-        """Tunes in every step of the optimizer from now on.
+        """Tunes the rates during the optimizer's steps from now on.
 
         Returns:
-            Itself, which is a context manager too.
+            The object itself, which is also a context manager that detaches at the end.
         """
         if self._hooks is not None:
             raise ValueError("AutoRate: already attached: call remove() first")
@@ -111,13 +111,13 @@ class AutoRate:
         held = {param for group in optimizer.param_groups for param in group["params"]}
         for name, layer in self.layers.items():
             if layer.logit_p in held:
-                raise ValueError(f"AutoRate: the optimizer must not hold the rates it would train, got {name}.logit_p")
+                raise ValueError(f"AutoRate: the optimizer must not hold the rates, got {name}.logit_p")
             layer.logit_p.requires_grad_(False)
         self._hooks = StepHooks(optimizer, self._note, self._after_step)
         return self
 
     def remove(self) -> None:
-        """Leaves the rates as they are now."""
+        """Detaches from the optimizer. The rates keep their current values."""
         if self._hooks is not None:
             self._hooks.remove()
             self._hooks = None
@@ -144,7 +144,7 @@ class AutoRate:
         self._steps += 1
 
     def _slopes(self, updates: list[Update]) -> dict[str, Tensor]:
-        """The hypergradient of each rate's log-odds."""
+        """The derivative of the held-out loss by each rate's log-odds."""
         params = [update.param for update in updates]
         inputs, targets = next(self._validation)
         with evaluating(self.model):
@@ -169,13 +169,13 @@ class AutoRate:
         logit.sub_(self.lr * unit).clamp_(least, largest)
 
     def state_dict(self) -> dict[str, Any]:
-        """Averages and the places in the examples; the rates are in the model's own."""
+        """The averages and the positions in the examples. The model's ``state_dict`` contains the rates."""
         batches = [self._training.count, self._validation.count]
         moments = {name: list(moments) for name, moments in self._moments.items()}
         return {"steps": self._steps, "batches": batches, "moments": moments}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up what :meth:`state_dict` saved."""
+        """Restores what :meth:`state_dict` saved."""
         if set(state) != {"steps", "batches", "moments"} or set(state["moments"]) != set(self.layers):
             raise ValueError(f"AutoRate: state must be that of the layers {', '.join(self.layers)}, got {list(state)}")
         self._steps = state["steps"]
@@ -189,7 +189,7 @@ class AutoRate:
 
 @contextmanager
 def _apart(model: nn.Module, seed: int) -> Iterator[None]:
-    """The model in training mode, but so that random states, buffers and modes are afterwards what they were."""
+    """The model in training mode; afterwards random states, buffers and modes are restored."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     generators = [m.generator for m in model.modules() if isinstance(m, Seeded) and m.generator is not None]

@@ -1,4 +1,4 @@
-"""Strengths that are tuned while the model trains."""
+"""Strengths that are tuned during training."""
 
 from __future__ import annotations
 
@@ -17,45 +17,44 @@ from torchreg.penalties import Term
 from torchreg.regularizer import Regularizer
 from torchreg.tuning.online.descent import NO_MOMENTS, normalized
 from torchreg.tuning.online.held_out import Batches, evaluating
-from torchreg.tuning.online.hypergradient import Act, acts_of, check_differentiable, hypergradients
+from torchreg.tuning.online.hypergradient import PenaltyUpdate, check_differentiable, hypergradients, penalty_updates_of
 
 Per = Literal["regularizer", "parameter"]
 
 
 class AutoStrength:
-    r"""Tunes the strength of a regularizer in one run, by the gradient of the loss on examples held out.
-
-    After each step :math:`w \to w'(c)` it asks how the loss on a batch of held-out examples would change with the scale
-    :math:`c` of the penalty, and moves the scale the other way:
+    r"""Tunes the strength of a regularizer in one run, by the gradient of the loss on held-out examples.
 
     .. math:: \log c \leftarrow \log c - \eta_c \frac{\bar h}{\sqrt{\overline{h^2}}}, \qquad
               h = \Big\langle \nabla L_{\text{val}}(w'), \frac{\partial w'}{\partial c} \Big\rangle
 
-    where bars are averages over the last steps, as in Adam. So the strength moves by up to a factor of
-    :math:`e^{\eta_c}` a step, and where it starts matters little. It takes the place of a search over a grid, at the
-    price of about one more forward and backward pass a step.
+    where :math:`w'(c)` are the weights after a step of the optimizer with the scale :math:`c`, and bars are running
+    averages, as in Adam. A step changes the strength by a factor of at most about :math:`e^{\eta_c}`; the initial
+    strength matters little. This replaces a search over a grid and costs about one more forward and backward pass for
+    each step. It looks one step ahead only, so it favors strengths with an early benefit: use it with modes "decoupled"
+    and "prox", not with L1 in mode "grad" under Adam.
 
     Args:
-        regularizer: one in mode ``"grad"``, ``"decoupled"`` or ``"prox"``, or several, which share the held-out
-            batches. Mode ``"grad"`` needs SGD, Adam or AdamW, and mode ``"decoupled"`` one of them or an optimizer
-            without a decay of its own.
-        validation: held-out examples: two tensors, inputs and targets, or any iterable of such pairs, as a data loader,
-            which is gone through again and again.
-        criterion: the loss that is to become small on them: a function of outputs and targets.
+        regularizer: a regularizer in mode ``"grad"``, ``"decoupled"`` or ``"prox"``, or several that share the held-out
+            batches. Mode ``"grad"`` needs SGD, Adam or AdamW. Mode ``"decoupled"`` needs one of these or an optimizer
+            without its own decay.
+        validation: held-out examples: two tensors (inputs and targets), or any iterable of such pairs, such as a data
+            loader, which is repeated.
+        criterion: the loss of outputs and targets on the held-out examples.
         lr: :math:`\eta_c`, the size of a step of the log-strength.
-        every: so many steps of the optimizer for one of the strength.
-        per: one strength for each ``"regularizer"``, or one for each ``"parameter"``. Strengths for each parameter of
-            an L1 are greedy in the first layer.
-        bounds: the least and the largest strength. Of a sum, or of several penalties by patterns, it is the factor of
-            them all that is tuned and bounded.
-        batch_size: of batches from two tensors, which are shuffled in each pass.
-        seed: of that shuffling.
+        every: the number of steps of the optimizer for one step of the strength.
+        per: ``"regularizer"``: one strength for each regularizer; ``"parameter"``: one for each parameter. With L1 and
+            ``"parameter"`` the strength of the first layer becomes too large.
+        bounds: the smallest and the largest strength. For a sum, or for several penalties by patterns, they bound the
+            common factor that is tuned.
+        batch_size: the size of batches from two tensors, which are shuffled in each pass.
+        seed: of the shuffling.
 
     Attributes:
         strengths: the current strengths by name.
 
     Raises:
-        ValueError: mode "loss", a stack, no examples, a strength of 0, or an argument out of range; in :meth:`attach`,
+        ValueError: mode "loss", a stack, no examples, a strength of 0, or an argument out of range; in :meth:`attach`
             an optimizer whose steps cannot be differentiated.
 
     Example:
@@ -96,57 +95,57 @@ class AutoStrength:
         self.criterion, self.lr, self.every, self.bounds = criterion, lr, every, bounds
         self.model = self.regularizers[0].model
         self._batches = Batches("AutoStrength", validation, batch_size, seed)
-        self._knobs = _told_apart([knob for each in self.regularizers for knob in _knobs(each, per)])
+        self._tuned = _with_distinct_names([item for each in self.regularizers for item in _tuned(each, per)])
         self._steps = 0
-        self._acts: dict[Optimizer, list[Act]] = {}
-        self._stepped: set[Optimizer] = set()  # those whose last step's acts are noted
+        self._updates: dict[Optimizer, list[PenaltyUpdate]] = {}
+        self._stepped: set[Optimizer] = set()  # those whose last step is recorded
         self._optimizers: tuple[Optimizer, ...] = ()
         self._hooks: tuple[StepHooks, ...] = ()
         self._attached: list[Regularizer] = []
 
     @property
     def strengths(self) -> dict[str, float]:
-        """The current strengths: of each regularizer by the name of its penalty, or of each of its parameters."""
-        return {knob.name: knob.strength for knob in self._knobs}
+        """The current strengths by name: of each regularizer, or of each parameter."""
+        return {item.name: item.strength for item in self._tuned}
 
     def attach(self, *optimizers: Optimizer) -> Self:
-        """Tunes in every step of the optimizer from now on; attaches the regularizers that are not attached yet.
+        """Tunes the strengths during the optimizer's steps from now on; attaches unattached regularizers.
 
         Returns:
-            Itself, which is a context manager too.
+            The object itself, which is also a context manager that detaches at the end.
         """
         if self._hooks:
             raise ValueError("AutoStrength: already attached: call remove() first")
         for regularizer in self.regularizers:
             for optimizer in optimizers:
                 check_differentiable(regularizer, optimizer)
-            if regularizer.optimizers not in ((), optimizers):
+            if regularizer._optimizers not in ((), optimizers):
                 raise ValueError("AutoStrength: attach() takes the optimizers that the regularizer is attached to")
         try:
             for regularizer in self.regularizers:
-                if not regularizer.optimizers:
+                if not regularizer._optimizers:
                     regularizer.attach(*optimizers)
                     self._attached.append(regularizer)
         except Exception:
             self.remove()
             raise
         self._listen(optimizers)
-        self._turn()
+        self._set_scales()
         return self
 
     def _listen(self, optimizers: tuple[Optimizer, ...]) -> None:
         for regularizer in self.regularizers:
-            regularizer.listeners.append(self._note)
+            regularizer._listeners.append(self._note)
         self._optimizers = optimizers
         self._hooks = tuple(StepHooks(o, _nothing, self._after_step) for o in optimizers)
 
     def remove(self) -> None:
-        """Leaves the strengths as they are now; detaches the regularizers that it has attached."""
+        """Detaches, also the regularizers that it has attached. The strengths keep their current values."""
         for hooks in self._hooks:
             hooks.remove()
         for regularizer in self.regularizers:
-            if self._note in regularizer.listeners:
-                regularizer.listeners.remove(self._note)
+            if self._note in regularizer._listeners:
+                regularizer._listeners.remove(self._note)
         for regularizer in self._attached:
             regularizer.remove()
         self._hooks, self._optimizers, self._attached = (), (), []
@@ -164,78 +163,78 @@ class AutoStrength:
         return (self._steps + 1) % self.every == 0
 
     def _note(self, regularizer: Regularizer, optimizer: Optimizer) -> None:
-        if optimizer in self._stepped:  # it steps more often than others: its latest step counts
-            self._acts.pop(optimizer, None)
+        if optimizer in self._stepped:  # it steps more often than the others: its last step counts
+            self._updates.pop(optimizer, None)
             self._stepped.discard(optimizer)
         if self._is_due:
-            self._acts.setdefault(optimizer, []).extend(acts_of(regularizer, optimizer))
+            self._updates.setdefault(optimizer, []).extend(penalty_updates_of(regularizer, optimizer))
 
     def _after_step(self, optimizer: Optimizer) -> None:
         self._stepped.add(optimizer)
         if optimizer is not self._hooks[-1].optimizer:
             return
-        if self._is_due and any(self._acts.values()):
+        if self._is_due and any(self._updates.values()):
             self._tune()
-        self._acts.clear()
+        self._updates.clear()
         self._steps += 1
 
     def _tune(self) -> None:
-        by_param: dict[nn.Parameter, list[Act]] = {}
-        for acts in self._acts.values():
-            for act in acts:
-                by_param.setdefault(act.param, []).append(act)
+        by_param: dict[nn.Parameter, list[PenaltyUpdate]] = {}
+        for updates in self._updates.values():
+            for update in updates:
+                by_param.setdefault(update.param, []).append(update)
         slopes: dict[tuple[Regularizer, nn.Parameter], Tensor] = {}
         for param, gradient in self._gradients(list(by_param)).items():
             own = by_param[param]
-            for act, slope in zip(own, hypergradients(own, gradient), strict=True):
-                slopes[act.regularizer, param] = slope
-        for knob in self._knobs:
-            parts = [slopes[knob.regularizer, param] for param in knob.params if (knob.regularizer, param) in slopes]
+            for update, slope in zip(own, hypergradients(own, gradient), strict=True):
+                slopes[update.regularizer, param] = slope
+        for item in self._tuned:
+            parts = [slopes[item.regularizer, param] for param in item.params if (item.regularizer, param) in slopes]
             if parts:
-                knob.move(sum(part.item() for part in parts), self.lr, self.bounds)
-        self._turn()
+                item.move(sum(part.item() for part in parts), self.lr, self.bounds)
+        self._set_scales()
 
     def _gradients(self, params: list[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
-        """Of the held-out loss, in evaluation mode."""
+        """The gradients of the held-out loss, in evaluation mode."""
         inputs, targets = next(self._batches)
         with evaluating(self.model), torch.enable_grad():
             loss = self.criterion(self.model(inputs), targets)
             gradients = torch.autograd.grad(loss, params, allow_unused=True)
         return {param: gradient for param, gradient in zip(params, gradients, strict=True) if gradient is not None}
 
-    def _turn(self) -> None:
-        """Hands the strengths to the regularizers."""
+    def _set_scales(self) -> None:
+        """Sets the scales of the regularizers."""
         for regularizer in self.regularizers:
-            knobs = [knob for knob in self._knobs if knob.regularizer is regularizer]
-            if len(knobs) == 1:
-                regularizer.scale = knobs[0].scale
+            tuned = [item for item in self._tuned if item.regularizer is regularizer]
+            if len(tuned) == 1:
+                regularizer.scale = tuned[0].scale
             else:
-                names = {entry.param: entry.name for entry in regularizer.entries if entry.acting is not None}
-                regularizer.scale = {names[param]: knob.scale for knob in knobs for param in knob.params}
+                names = {a.param: a.name for a in regularizer.entries if a.acting is not None}
+                regularizer.scale = {names[param]: item.scale for item in tuned for param in item.params}
 
     # -- saving ---------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Strengths, averages and the place in the held-out tensors. It loads with ``torch.load(weights_only=True)``.
+        """The strengths, the averages and the position in the held-out tensors, but not in an iterable.
 
-        The place in an iterable of your own is not in it.
+        It can be loaded with ``torch.load(weights_only=True)``.
         """
-        knobs = {knob.name: [knob.log_scale, knob.unit, *knob.moments] for knob in self._knobs}
-        return {"steps": self._steps, "batches": self._batches.count, "knobs": knobs}
+        tuned = {item.name: [item.log_scale, item.unit, *item.moments] for item in self._tuned}
+        return {"steps": self._steps, "batches": self._batches.count, "knobs": tuned}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up what :meth:`state_dict` saved."""
-        names = [knob.name for knob in self._knobs]
+        """Restores what :meth:`state_dict` saved."""
+        names = [item.name for item in self._tuned]
         if set(state) != {"steps", "batches", "knobs"} or list(state["knobs"]) != names:
             raise ValueError(f"AutoStrength: state must be that of the strengths {', '.join(names)}, got {list(state)}")
         self._steps = state["steps"]
         self._batches.go_to(state["batches"])
-        for knob, (log_scale, unit, mean, square, count) in zip(self._knobs, state["knobs"].values(), strict=True):
-            knob.log_scale, knob.moments = log_scale + math.log(unit / knob.unit), (mean, square, count)
-        self._turn()
+        for item, (log_scale, unit, mean, square, count) in zip(self._tuned, state["knobs"].values(), strict=True):
+            item.log_scale, item.moments = log_scale + math.log(unit / item.unit), (mean, square, count)
+        self._set_scales()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_hooks": (), "_acts": {}, "_stepped": set()}
+        return {**self.__dict__, "_hooks": (), "_updates": {}, "_stepped": set()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -247,7 +246,7 @@ class AutoStrength:
         return f"AutoStrength({shown})"
 
 
-class _Knob:
+class _TunedStrength:
     """One strength that is tuned, with the parameters that share it."""
 
     def __init__(self, regularizer: Regularizer, name: str, params: Sequence[nn.Parameter], unit: float) -> None:
@@ -267,7 +266,7 @@ class _Knob:
     @torch.no_grad()
     def move(self, slope: float, lr: float, bounds: tuple[float, float]) -> None:
         if slope == 0 and not any(bool(param.any()) for param in self.params):
-            move = -1.0  # nothing is left that could tell more from less
+            move = -1.0  # all weights are zero: the slope would stay 0
         elif not math.isfinite(slope):
             warnings.warn(
                 f"AutoStrength: the held-out loss must have a finite gradient, got {slope}: {self.name} stays as it is",
@@ -281,32 +280,32 @@ class _Knob:
         self.log_scale = min(max(self.log_scale + lr * move, least), largest)
 
 
-def _told_apart(knobs: list[_Knob]) -> list[_Knob]:
-    """The knobs, with numbers behind names that several have."""
-    names = [knob.name for knob in knobs]
-    for number, knob in enumerate(knobs):
+def _with_distinct_names(tuned: list[_TunedStrength]) -> list[_TunedStrength]:
+    """The same strengths, with a number added to names that occur more than once."""
+    names = [item.name for item in tuned]
+    for number, item in enumerate(tuned):
         if names.count(names[number]) > 1:
-            knob.name = f"{names[number]} ({names[: number + 1].count(names[number])})"
-    return knobs
+            item.name = f"{names[number]} ({names[: number + 1].count(names[number])})"
+    return tuned
 
 
-def _knobs(regularizer: Regularizer, per: Per) -> list[_Knob]:
-    chosen = [entry for entry in regularizer.entries if entry.acting is not None]
-    labels = list(dict.fromkeys(term.label for entry in chosen for term in entry.terms))
-    units = {entry.penalty.strength if isinstance(entry.penalty, Term) else 1.0 for entry in chosen}
+def _tuned(regularizer: Regularizer, per: Per) -> list[_TunedStrength]:
+    chosen = [a for a in regularizer.entries if a.acting is not None]
+    labels = list(dict.fromkeys(term.label for a in chosen for term in a.terms))
+    units = {a.penalty.strength if isinstance(a.penalty, Term) else 1.0 for a in chosen}
     if 0 in units:
         raise ValueError("AutoStrength: strength must be > 0 to start from, got 0")
     if per == "regularizer":
         unit = units.pop() if len(units) == 1 else 1.0
-        return [_Knob(regularizer, "+".join(labels), [entry.param for entry in chosen], unit)]
+        return [_TunedStrength(regularizer, "+".join(labels), [a.param for a in chosen], unit)]
     return [
-        _Knob(
+        _TunedStrength(
             regularizer,
-            f"{'+'.join(term.label for term in entry.terms)} {entry.name}",
-            [entry.param],
-            entry.penalty.strength if isinstance(entry.penalty, Term) else 1.0,
+            f"{'+'.join(term.label for term in a.terms)} {a.name}",
+            [a.param],
+            a.penalty.strength if isinstance(a.penalty, Term) else 1.0,
         )
-        for entry in chosen
+        for a in chosen
     ]
 
 
@@ -317,9 +316,9 @@ def _check(regularizers: Sequence[Regularizer], lr: float, every: int, per: Per,
         if each.mode == "loss":
             raise ValueError("AutoStrength: mode must be 'grad', 'decoupled' or 'prox', got 'loss'")
         if each.schedule is not None:
-            raise ValueError("AutoStrength: the regularizer must have no schedule, which turns the same knob")
+            raise ValueError("AutoStrength: the regularizer must have no schedule, because both would set its scale")
         if isinstance(each.model, Stacked):
-            raise ValueError("AutoStrength: the model must be one, got a stack: use its members()")
+            raise ValueError("AutoStrength: the model must not be a stack: use its members()")
         if each.model is not regularizers[0].model:
             raise ValueError("AutoStrength: the regularizers must be of one model, got several")
     if not (isinstance(lr, (int, float)) and 0 < lr < math.inf):
@@ -333,4 +332,4 @@ def _check(regularizers: Sequence[Regularizer], lr: float, every: int, per: Per,
 
 
 def _nothing(optimizer: Optimizer, evaluation: int) -> None:
-    """All is noted by the regularizers, before they act."""
+    """The regularizers record everything before they act."""

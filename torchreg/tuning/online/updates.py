@@ -1,4 +1,4 @@
-"""An optimizer's update of one weight, differentiated after it was made."""
+"""Derivatives of an optimizer's update of one weight, computed after the update."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DIFFERENTIATED = (torch.optim.SGD, torch.optim.Adam)  # AdamW is an Adam
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Update:
-    """The update of one weight, from what is known of it before it is made."""
+    """The update of one weight, with what is known before it is made."""
 
     optimizer: Optimizer
     group: Group
@@ -31,9 +31,9 @@ class Update:
         return bool(self.group.get("decoupled_weight_decay", isinstance(self.optimizer, torch.optim.AdamW)))
 
     def response(self, weight: Tensor, direction: Tensor) -> Tensor:
-        """The derivative of the weight after the update if the gradient, taken at ``weight``, moves in a direction.
+        """The derivative of the new weight when the gradient, computed at ``weight``, changes in a direction.
 
-        It looks at the state that the update has left behind. Each element depends on its own gradient alone.
+        It uses the optimizer's state after the update. Each element depends only on its own gradient.
         """
         if isinstance(self.optimizer, torch.optim.SGD):
             return -self.step * self._sgd_gain() * direction
@@ -44,7 +44,7 @@ class Update:
         return self._adam_response(gradient, direction)
 
     def through(self, weight: Tensor) -> float | Tensor:
-        """The derivative of the weight after an update that decays it by the weight before, of each element."""
+        """The derivative of the new weight by the old one, element by element, for an update with decay."""
         decay = self.group["weight_decay"]
         if self.decays_apart:
             left: float | Tensor = 1 - self.step * decay
@@ -52,7 +52,7 @@ class Update:
         return 1 + self.response(weight, torch.full_like(weight, decay))
 
     def _sgd_gain(self) -> float:
-        """How much of a gradient reaches the step that it is first seen in."""
+        """The share of a gradient in the step in which it is first used."""
         momentum, dampening = self.group["momentum"], self.group["dampening"]
         taken = 1.0 if not momentum or self.is_first else 1 - dampening
         return 1 + momentum * taken if self.group["nesterov"] else taken
@@ -61,7 +61,7 @@ class Update:
         """The derivative of ``-step * m / (sqrt(v) + eps)``."""
         state: dict[str, Any] = self.optimizer.state[self.param]
         beta1, beta2 = map(scalar, self.group["betas"])
-        steps = state["step"].double() if isinstance(state["step"], Tensor) else state["step"]  # it is held in float32
+        steps = state["step"].double() if isinstance(state["step"], Tensor) else state["step"]  # stored in float32
         first, second = (1 - beta**steps for beta in (beta1, beta2))
         mean, largest = state["exp_avg"] / first, state.get("max_exp_avg_sq", state["exp_avg_sq"])
         root = (largest / second).sqrt()
@@ -74,14 +74,14 @@ class Update:
 
 
 def updates_of(optimizer: Optimizer) -> Iterator[Update]:
-    """The updates that the optimizer is about to make."""
+    """The updates that the optimizer will make."""
     for group in optimizer.param_groups:
         for param in group["params"]:
             if param.grad is not None and param.requires_grad:
-                yield Update(**what_of(optimizer, group, param))
+                yield Update(**update_fields(optimizer, group, param))
 
 
-def what_of(optimizer: Optimizer, group: Group, param: nn.Parameter) -> dict[str, Any]:
+def update_fields(optimizer: Optimizer, group: Group, param: nn.Parameter) -> dict[str, Any]:
     """The fields of an :class:`Update`."""
     return {
         "optimizer": optimizer,

@@ -1,1 +1,1 @@
-"""The strength chosen before and after training: many strengths, on folds, and the best one of them."""
+"""Paths: a model trained at many strengths and validated on folds, and the choice of the best strength."""

@@ -1,4 +1,4 @@
-"""How many models are trained: stacked, in worker processes, or one after another, whichever is fastest."""
+"""Executors that train many models: stacked, in worker processes, or one after another."""
 
 from __future__ import annotations
 
@@ -19,31 +19,33 @@ from torch import Tensor, nn
 
 from torchreg.ensemble.stacked import Stacked
 
-Way = Literal["stacked", "processes", "one after another"]
+Executor = Literal["stacked", "processes", "one after another"]
 Job = Callable[[Stacked, Sequence[float]], None]  # trains a stack at its members' strengths
 State = dict[str, Tensor]
 
-_LARGE, _WAITING = 1 << 19, 1.3  # weights, of which processes wait for the same memory, and for how long
-_LOOKS = 3  # steps that are timed of each way
+_LARGE, _WAITING = 1 << 19, 1.3  # with so many weights processes wait for memory; the factor of their time
+_LOOKS = 3  # the number of steps that are timed for each executor
 
 
-def train_all(models: Sequence[nn.Module], strengths: Sequence[float], job: Job, way: Way, jobs: int) -> list[State]:
-    """Trains each model at its strength; returns their states, in order. The models stay as they are."""
-    if way == "processes":
+def train_all(
+    models: Sequence[nn.Module], strengths: Sequence[float], job: Job, executor: Executor, jobs: int
+) -> list[State]:
+    """Trains each model at its strength and returns the states in order. The models do not change."""
+    if executor == "processes":
         return _in_processes(models, strengths, job, jobs)
-    if way == "stacked":
+    if executor == "stacked":
         return _stacked(models, strengths, job)
     return [state for pair in zip(models, strengths, strict=True) for state in _stacked([pair[0]], [pair[1]], job)]
 
 
-def fastest(models: Sequence[nn.Module], strengths: Sequence[float], step: Job, jobs: int) -> tuple[Way, str]:
-    """The way that is fastest by a few steps of each, and a line that says so.
+def fastest(models: Sequence[nn.Module], strengths: Sequence[float], step: Job, jobs: int) -> tuple[Executor, str]:
+    """The executor that is fastest in a few steps, and a line with the times.
 
     Args:
         step: makes one step of training.
     """
     count, share = len(models), -(-len(models) // jobs)
-    costs: dict[Way, float] = {
+    costs: dict[Executor, float] = {
         "stacked": _cost(models, strengths, step),
         "one after another": count * _cost(models[:1], strengths[:1], step),
     }
@@ -51,20 +53,20 @@ def fastest(models: Sequence[nn.Module], strengths: Sequence[float], step: Job, 
         with _one_thread():
             large = sum(param.numel() for param in models[0].parameters()) > _LARGE
             costs["processes"] = _cost(models[:share], strengths[:share], step) * (_WAITING if large else 1.0)
-    way = min(costs, key=lambda name: costs[name])
+    executor = min(costs, key=lambda name: costs[name])
     shown = ", ".join(f"{name} {1e3 * cost:.3g} ms" for name, cost in costs.items())
-    return way, f"{count} members {way} (a step of all: {shown})"
+    return executor, f"{count} members {executor} (a step of all: {shown})"
 
 
 def can_fork(models: Sequence[nn.Module]) -> bool:
-    """Whether worker processes can take over what this one has in memory."""
+    """Whether worker processes can use the memory of this process."""
     values = (value for model in models for value in (*model.parameters(), *model.buffers()))
     on_cpu = all(value.device.type == "cpu" for value in values)
     return on_cpu and "fork" in multiprocessing.get_all_start_methods() and not torch.cuda.is_initialized()
 
 
 def _cost(models: Sequence[nn.Module], strengths: Sequence[float], step: Job) -> float:
-    """The seconds that a step of all of them takes."""
+    """The seconds for one step of all models."""
     stack = Stacked(models, vectorize=len(models) > 1)
     seconds = []
     for _ in range(_LOOKS + 1):
@@ -88,7 +90,7 @@ def _in_processes(models: Sequence[nn.Module], strengths: Sequence[float], job: 
         ours, theirs = context.Pipe(duplex=False)
         arguments = (theirs, models[first::jobs], strengths[first::jobs], job)
         worker = context.Process(target=_work, args=arguments, daemon=True)
-        with warnings.catch_warnings(action="ignore"):  # of threads that the children would lack: they use none
+        with warnings.catch_warnings(action="ignore"):  # about threads, which the children do not use
             worker.start()
         theirs.close()
         workers.append((worker, ours))
@@ -127,7 +129,7 @@ def _work(pipe: Any, models: Sequence[nn.Module], strengths: Sequence[float], jo
     torch.save(result, buffer)
     pipe.send_bytes(buffer.getvalue())
     pipe.close()
-    os._exit(0)  # what the parent has registered for its exit is not the child's
+    os._exit(0)  # without the exit handlers of the parent
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""How the members of a stack are trained to a problem's minimum."""
+"""Training the members of a stack."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torchreg.tuning.path.solver import solve
 
 
 def fit(stack: Stacked, strengths: Sequence[float], problem: Problem, steps: int | None = None) -> None:
-    """Trains each member at its strength on the same batches; ``steps`` ends it early.
+    """Trains each member at its strength on the same batches; ``steps`` limits the number of steps.
 
-    A member that does not improve on the validation examples for ``patience`` epochs stops at its best.
+    A member that does not improve on the validation examples for ``patience`` epochs stops with its best values.
     """
     if problem.optimizer is None:
         solve(stack, strengths, problem, steps or problem.epochs)
@@ -47,7 +47,7 @@ def fit(stack: Stacked, strengths: Sequence[float], problem: Problem, steps: int
 
 
 class Stopping:
-    """Early stopping of each member on its own."""
+    """Early stopping of each member separately."""
 
     def __init__(self, stack: Stacked, patience: int) -> None:
         self.stack, self.patience = stack, patience
@@ -56,7 +56,7 @@ class Stopping:
         self.waited = [0] * len(stack)
 
     def after_epoch(self, losses: Tensor) -> bool:
-        """Takes note of each member's validation loss; whether all have stopped."""
+        """Records each member's validation loss; returns whether all members have stopped."""
         for member, loss in enumerate(losses.tolist()):
             if member in self.stack.frozen:
                 continue
@@ -70,7 +70,7 @@ class Stopping:
         return len(self.stack.frozen) == len(self.stack)
 
     def take_best(self) -> None:
-        """Gives each member its best epoch's values; one that never had a finite loss keeps its last."""
+        """Gives each member the values of its best epoch; a member without a finite loss keeps its last values."""
         for member, state in enumerate(self.best):
             if state and member not in self.stack.frozen:
                 self.stack.load_member(member, state)

@@ -1,4 +1,4 @@
-"""Which examples are trained on and which held out: the same for all strengths."""
+"""Folds: training and validation examples, the same for all strengths."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Split = tuple[Examples, Examples]
 
 
 def splits(train: Examples, valid: Examples | None, folds: int | Sequence[tuple[Any, Any]], seed: int) -> list[Split]:
-    """Pairs of examples to train on and to validate on; folds are drawn from the seed, with each class in each.
+    """Pairs of training and validation examples. Folds are drawn from the seed, with the classes spread evenly.
 
     Raises:
-        ValueError: no examples, fewer than folds, or a training part with one class only.
+        ValueError: there are no examples, fewer examples than folds, or only one class in a training part.
     """
     _check_examples("train", train)
     if valid is not None:
@@ -56,7 +56,7 @@ def _drawn(y: Tensor, folds: int, seed: int) -> list[tuple[Tensor, Tensor]]:
         raise ValueError(f"strength_path: folds must be from 2 to the {len(y)} examples, got {folds!r}; or give valid")
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed)).to(y.device)
     if is_classes(y) and y.ndim == 1:
-        order = order[y[order].argsort(stable=True)]  # dealt out class by class
+        order = order[y[order].argsort(stable=True)]  # dealt to the folds class by class
     fold = torch.empty_like(order)
     fold[order] = torch.arange(len(y), device=y.device) % folds
     return [((fold != number).nonzero().flatten(), (fold == number).nonzero().flatten()) for number in range(folds)]

@@ -1,4 +1,4 @@
-"""What became of the members of a path."""
+"""The results of the members of a path."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torchreg.tuning.path.solver import optimality
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """One member, trained."""
+    """The results of one trained member."""
 
     figures: dict[str, float]
     norms: dict[str, float]
@@ -26,7 +26,7 @@ class Outcome:
 
 
 def outcomes(models: Sequence[nn.Module], strengths: Sequence[float], problem: Problem, keep: bool) -> list[Outcome]:
-    """The figures of each member, trained at its strength, with the model if it is to be kept."""
+    """The results of each trained member; with the model if ``keep`` is set."""
     stack = Stacked(models)
     train, valid = (measure(stack, problem.criterion, part) for part in (problem.train, problem.valid))
     figures = {"train_loss": train[0], "train_error": train[1]}
@@ -36,7 +36,7 @@ def outcomes(models: Sequence[nn.Module], strengths: Sequence[float], problem: P
     found = []
     for member, model in enumerate(models):
         chosen = Regularizer(model, problem.penalty, mode=problem.mode, select=problem.select).entries
-        params = {entry.name: entry.param.detach() for entry in chosen if entry.is_penalized}
+        params = {a.name: a.param.detach() for a in chosen if a.is_penalized}
         own = {name: values[member].item() for name, values in figures.items()}
         count = sum(param.numel() for param in params.values())
         own["zeros"] = sum(int((param == 0).sum()) for param in params.values()) / max(count, 1)
@@ -47,7 +47,7 @@ def outcomes(models: Sequence[nn.Module], strengths: Sequence[float], problem: P
 
 
 def point(strength: float, folds: Sequence[Sequence[Outcome]]) -> Point:
-    """One strength's members, fold by fold, as means: over seeds first, then over folds."""
+    """The point of one strength: means over the seeds of each fold, then over folds."""
     members = [outcome for fold in folds for outcome in fold]
 
     def mean(key: str, se_of_one_fold: str | None = None) -> Mean:

@@ -1,4 +1,4 @@
-"""A path of strengths: trained together, validated on the same folds."""
+"""A path of strengths, trained together and validated on the same folds."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from torchreg.ensemble.stacked import Stacked
 from torchreg.nn.dropout import Seeded
 from torchreg.nn.model.replace import replace_dropout
 from torchreg.nn.model.seeding import seed_dropout
-from torchreg.penalties import Anchored, Penalty
+from torchreg.penalties import Penalty
+from torchreg.penalties.reference import Anchored
 from torchreg.regularizer import Mode
 from torchreg.selection.parameters import ParamInfo
 from torchreg.selection.selectors import Selector, weights
-from torchreg.tuning.path.executors import Job, State, Way, can_fork, fastest, train_all
+from torchreg.tuning.path.executors import Executor, Job, State, can_fork, fastest, train_all
 from torchreg.tuning.path.fit import fit
 from torchreg.tuning.path.folds import splits
 from torchreg.tuning.path.outcome import outcomes, point
@@ -53,55 +54,60 @@ def strength_path(
     patience: int | None = None,
     tolerance: float = 1e-6,
     warm: bool = False,
-    way: Way | Literal["fastest"] = "fastest",
+    executor: Executor | Literal["fastest"] = "fastest",
     jobs: int | None = None,
     seed: int = 0,
     keep: bool = False,
     verbose: bool = True,
 ) -> StrengthPath:
-    r"""Trains a model at many strengths of a penalty and validates each, on folds that are the same for all.
+    r"""Trains a model at many strengths of a penalty and validates each strength on the same folds.
 
-    Each member of the path minimizes :math:`L(w) + s R(w)` from the same start, on the same batches; the path holds
-    what became of the loss, the error, the zeros and the norms. Choose from it with :func:`one_standard_error` or
+    .. math:: w(s) = \operatorname{argmin}_w L(w) + s R(w)
+
+    All members of the path have the same initial weights and the same batches. The path contains the loss, the error,
+    the share of zeros and the norms for each strength. Choose a strength with :func:`one_standard_error` or
     :func:`best`.
 
-    Without an ``optimizer`` each member is taken to its minimum, in double precision, by accelerated proximal gradient
-    steps over all examples (for linear models, whose minimum is the only one: this is the lasso's path), and each
-    point tells how far from it the minimum is. With one, members are trained in batches for so many epochs.
+    Without an ``optimizer`` each member is trained to its minimum, in double precision, by accelerated proximal
+    gradient steps over all examples; each point contains its distance from a stationary point. For linear models the
+    minimum is unique, so with :class:`~torchreg.L1` this is the path of the lasso. With an ``optimizer`` the members
+    are trained in batches for ``epochs`` epochs.
 
     Args:
-        make_model: makes a fresh model; called with torch's seed set to each of ``seeds``.
-        penalty: as for a :class:`~torchreg.Regularizer`, usually with strength 1: the path multiplies it.
+        make_model: a function that returns a new model. It is called once for each of ``seeds``, with torch's seed set.
+        penalty: as for a :class:`~torchreg.Regularizer`, usually with strength 1; the path multiplies it by :math:`s`.
         train: inputs and targets.
-        valid: inputs and targets to validate on, instead of folds.
-        strengths: positive numbers; by default ``count`` of them in geometric progression from :func:`strength_max`
-            down to ``ratio`` times it.
-        folds: how many, with each class spread evenly over them; or pairs of indices to train and to validate on.
-        seeds: of initial weights and dropout, for which torch's layers give way to torchreg's. The figures of a fold
-            are means over them.
+        valid: inputs and targets for validation instead of folds.
+        strengths: positive numbers; by default ``count`` numbers in geometric progression from :func:`strength_max`
+            to ``ratio`` times this.
+        folds: the number of folds, with the classes spread evenly over them; or pairs of indices for training and
+            validation.
+        seeds: of the initial weights and of dropout. Torch's dropout layers are replaced by torchreg's. The results of
+            a fold are means over the seeds.
         criterion: the mean loss of outputs and targets; cross entropy for whole-number targets, else the mean square.
-        mode: of the regularizer.
+        mode: the mode of the regularizer.
         select: which parameters are penalized.
-        optimizer: a function of parameters that makes the optimizer, such as ``partial(torch.optim.Adam, lr=1e-3)``.
-        epochs: passes over the training examples, 100 by default; without an optimizer at most so many steps, 3,000.
-        batch_size: examples a batch; all of them if None.
-        patience: ends a member's training after so many epochs without a lower validation loss, and takes its best.
-        tolerance: without an optimizer, the distance from the minimum to reach: the norm of the (sub)gradient, in units
+        optimizer: a function from parameters to an optimizer, such as ``partial(torch.optim.Adam, lr=1e-3)``.
+        epochs: passes over the training examples, by default 100; without an optimizer the maximal number of steps, by
+            default 3,000.
+        batch_size: examples in a batch; all examples if None.
+        patience: ends a member's training after so many epochs without a lower validation loss, with the best weights.
+        tolerance: without an optimizer the required distance from the minimum: the norm of the (sub)gradient, in units
             of the largest strength.
-        warm: goes from the strongest to the weakest, each starting where the one before ended.
-        way: ``"stacked"``, ``"processes"`` (Linux, on the CPU), ``"one after another"``, or the fastest, which a few
-            steps of each tell.
-        jobs: how many processes; as many as torch has threads if None.
+        warm: trains from the strongest to the weakest strength, each from the result of the one before.
+        executor: ``"stacked"``, ``"processes"`` (Linux, on the CPU), ``"one after another"``, or ``"fastest"``, which
+            times a few steps of each.
+        jobs: the number of processes; the number of torch's threads if None.
         seed: of the folds and of the batches.
-        keep: keeps the models in the path.
-        verbose: prints which way was taken and why.
+        keep: whether the path contains the trained models.
+        verbose: whether to print the executor and its time.
 
     Returns:
-        The path, strongest first.
+        The path, from the strongest to the weakest strength.
 
     Raises:
-        ValueError: no examples, a fold with one class only, a strength that is not positive, a penalty that makes no
-            zeros and no ``strengths``, or a way that cannot be gone.
+        ValueError: no examples, a fold with only one class, a strength that is not positive, no ``strengths`` for a
+            penalty that makes no zeros, or an executor that is not available.
 
     Example:
         >>> from torchreg import L1
@@ -116,7 +122,7 @@ def strength_path(
         Coordinate Descent", Journal of Statistical Software, 2010.
     """
     started = time.perf_counter()
-    _check(epochs, batch_size, patience, tolerance, way, jobs, seeds, count, ratio)
+    _check(epochs, batch_size, patience, tolerance, executor, jobs, seeds, count, ratio)
     _check_penalty(penalty)
     if optimizer is None and (batch_size or patience):
         raise ValueError("strength_path: batch_size and patience need an optimizer, got none: give one, or drop them")
@@ -134,7 +140,7 @@ def strength_path(
     for part in (train, *(theirs for _, theirs in found)):
         check_examples(made[0], part)
     if optimizer is None and mode != "prox":
-        raise ValueError(f"strength_path: mode must be 'prox' where there is no optimizer, got {mode!r}")
+        raise ValueError(f"strength_path: mode must be 'prox' without an optimizer, got {mode!r}")
     if strengths is None:
         largest = strength_max(
             made[0],
@@ -146,22 +152,24 @@ def strength_path(
             epochs=epochs,
             batch_size=batch_size,
             seed=seed,
-        ).strength * (1 + tolerance)  # which is how well the solver knows the intercept
+        ).strength * (1 + tolerance)  # the accuracy to which the solver fits the unpenalized parameters
         strengths = [largest * ratio ** (k / max(count - 1, 1)) for k in range(count)]
     strengths = _descending(strengths)
-    tolerance *= strengths[0]  # which is of the size of the gradient at 0
+    tolerance *= strengths[0]  # about the size of the gradient at 0
     problem = replace(problem, tolerance=tolerance)
     models = [model for _ in strengths for model in made]
     each = [strength for strength in strengths for _ in made]
     jobs = jobs or torch.get_num_threads()
-    way, why = _way(way, models if not warm else made, each if not warm else each[: len(made)], problem, jobs)
+    executor, why = _executor(
+        executor, models if not warm else made, each if not warm else each[: len(made)], problem, jobs
+    )
     if verbose:
         print(f"strength_path: {why}")
     folds_found = []
     for ours, theirs in found:
         own = replace(problem, train=ours, valid=theirs)
         job = partial(_fit, own)
-        states = _warm(made, strengths, job, way, jobs) if warm else train_all(models, each, job, way, jobs)
+        states = _warm(made, strengths, job, executor, jobs) if warm else train_all(models, each, job, executor, jobs)
         trained = [_loaded(model, state) for model, state in zip(models, states, strict=True)]
         folds_found.append(outcomes(trained, each, own, keep))
     several = len(seeds)
@@ -169,8 +177,8 @@ def strength_path(
         point(strength, [fold[k * several : (k + 1) * several] for fold in folds_found])
         for k, strength in enumerate(strengths)
     ]
-    _tell_the_unfinished(points, tolerance)
-    return StrengthPath(tuple(points), way, time.perf_counter() - started)
+    _warn_of_unfinished(points, tolerance)
+    return StrengthPath(tuple(points), executor, time.perf_counter() - started)
 
 
 def _fit(problem: Problem, stack: Stacked, strengths: Sequence[float]) -> None:
@@ -181,7 +189,7 @@ def _step(problem: Problem, stack: Stacked, strengths: Sequence[float]) -> None:
     fit(stack, strengths, problem, steps=1)
 
 
-def _tell_the_unfinished(points: Sequence[Point], tolerance: float) -> None:
+def _warn_of_unfinished(points: Sequence[Point], tolerance: float) -> None:
     far = [point.optimality for point in points if point.optimality > tolerance]
     if far:
         warnings.warn(
@@ -191,23 +199,29 @@ def _tell_the_unfinished(points: Sequence[Point], tolerance: float) -> None:
         )
 
 
-def _warm(made: Sequence[nn.Module], strengths: Sequence[float], job: Job, way: Way, jobs: int) -> list[State]:
+def _warm(
+    made: Sequence[nn.Module], strengths: Sequence[float], job: Job, executor: Executor, jobs: int
+) -> list[State]:
     states: list[State] = []
     models = list(made)
     for strength in strengths:
-        found = train_all(models, [strength] * len(models), job, way, jobs)
+        found = train_all(models, [strength] * len(models), job, executor, jobs)
         models = [_loaded(model, state) for model, state in zip(made, found, strict=True)]
         states += found
     return states
 
 
-def _way(
-    way: Way | Literal["fastest"], models: Sequence[nn.Module], strengths: Sequence[float], problem: Problem, jobs: int
-) -> tuple[Way, str]:
-    if way == "processes" and not can_fork(models):
-        raise ValueError("strength_path: way 'processes' needs Linux and models on the CPU: take another")
-    if way != "fastest":
-        return way, f"{len(models)} members {way}, as asked"
+def _executor(
+    executor: Executor | Literal["fastest"],
+    models: Sequence[nn.Module],
+    strengths: Sequence[float],
+    problem: Problem,
+    jobs: int,
+) -> tuple[Executor, str]:
+    if executor == "processes" and not can_fork(models):
+        raise ValueError("strength_path: executor 'processes' needs Linux and models on the CPU: use another")
+    if executor != "fastest":
+        return executor, f"{len(models)} members {executor}, as asked"
     return fastest(models, strengths, partial(_step, problem), jobs)
 
 
@@ -217,8 +231,8 @@ def _made(make_model: Callable[[], nn.Module], seed: int) -> nn.Module:
         model = make_model()
     if not isinstance(model, nn.Module):
         raise TypeError(f"strength_path: make_model must make a torch.nn.Module, got {type(model).__name__}")
-    with suppress(ValueError):  # there is nothing to replace
-        replace_dropout(model)  # by layers that draw the same masks however the members are trained
+    with suppress(ValueError):  # if there is nothing to replace
+        replace_dropout(model)  # by layers whose masks do not depend on the executor
     layers = [module for module in model.modules() if isinstance(module, Seeded)]
     first = next(model.parameters(), None)
     given = [layer.generator for layer in layers]
@@ -259,7 +273,7 @@ def _check(
     batch_size: int | None,
     patience: int | None,
     tolerance: float,
-    way: str,
+    executor: str,
     jobs: int | None,
     seeds: Sequence[int],
     count: int,
@@ -273,7 +287,9 @@ def _check(
         raise ValueError(f"strength_path: tolerance must be finite and >= 0, got {tolerance!r}")
     if not 0 < ratio < 1:
         raise ValueError(f"strength_path: ratio must be in (0, 1), got {ratio!r}")
-    if way not in ("fastest", *get_args(Way)):
-        raise ValueError(f"strength_path: way must be one of fastest, {', '.join(get_args(Way))}, got {way!r}")
+    if executor not in ("fastest", *get_args(Executor)):
+        raise ValueError(
+            f"strength_path: executor must be one of fastest, {', '.join(get_args(Executor))}, got {executor!r}"
+        )
     if not seeds:
         raise ValueError("strength_path: seeds must be at least one, got none")

@@ -14,7 +14,7 @@ _VALID, _TRAIN, _INK = "#c2410c", "#2563a8", "#1e293b"
 
 
 def plot(path: Sequence[Point]) -> Figure:
-    """Three pictures with one axis of strengths: loss with its band and the chosen points, norms, zeros."""
+    """Three plots against the strength: the loss with its standard error and the chosen points, norms, zeros."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

@@ -1,4 +1,4 @@
-"""What is to be minimized, and how the members of a stack are trained to it."""
+"""The problem of a path: what is minimized, and how."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Criterion = Callable[[Any, Any], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Training examples, a loss, a penalty of strength 1, and how to get to the minimum."""
+    """Training examples, a loss, a penalty of strength 1, and the options of the training."""
 
     train: Examples
     valid: Examples
@@ -39,7 +39,7 @@ class Problem:
     seed: int
 
     def regularizer(self, stack: Stacked, strengths: Sequence[float]) -> Regularizer:
-        """The penalty on each member at its strength."""
+        """A regularizer with the members' strengths."""
         regularizer = Regularizer(stack, self.penalty, mode=self.mode, select=self.select)
         regularizer.scale = torch.tensor(strengths, dtype=torch.float64)
         return regularizer
@@ -47,15 +47,16 @@ class Problem:
 
 @torch.no_grad()
 def measure(stack: Stacked, criterion: Criterion, examples: Examples, at_once: int = 4096) -> tuple[Tensor, ...]:
-    """Each member's loss and error, and the standard errors that these have for being means over examples.
+    """Each member's loss and error, and the standard errors of both as means over examples.
 
-    The error is the rate of wrong classes, of a single output by its sign; or the root of the mean square if targets
-    are no classes.
+    The error is the rate of wrong classes (for a single output by its sign). If the targets are no classes, it is the
+    root mean square.
     """
     was_training, (x, y) = stack.training, examples
     outputs = torch.cat([stack.eval()(part) for part in x.split(at_once)], dim=1)
     stack.train(was_training)
-    loss = stack.per_member(criterion)(outputs, y).double()  # of all at once: it need not be a mean over examples
+    # The loss of all examples at once, because it need not be a mean over them.
+    loss = stack.per_member(criterion)(outputs, y).double()
     if is_classes(y):
         error = _are_wrong(outputs, y).double().flatten(1).mean(1)
         return loss, error, _deviation(criterion, outputs, y), (error * (1 - error) / len(y)).sqrt()
@@ -66,14 +67,14 @@ def measure(stack: Stacked, criterion: Criterion, examples: Examples, at_once: i
 
 
 def _are_wrong(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Of each member and example, whether the class is wrong: the largest output, or the sign of the only one."""
+    """Whether the class is wrong, for each member and example: by the largest output, or the sign of a single one."""
     if outputs.ndim > 2 and outputs.shape[2] > 1:
         return outputs.argmax(2) != targets
     return (outputs.flatten(1) > 0) != targets.flatten()
 
 
 def _deviation(criterion: Criterion, outputs: Tensor, targets: Tensor) -> Tensor:
-    """The standard error of the loss as a mean over examples: 0 where it cannot be told from one example."""
+    """The standard error of the loss as a mean over examples; 0 for a single example."""
     one = torch.func.vmap(lambda output, target: criterion(output[None], target[None]))
     losses = torch.func.vmap(one, in_dims=(0, None))(outputs, targets).double()
     if len(targets) < 2:
@@ -83,7 +84,7 @@ def _deviation(criterion: Criterion, outputs: Tensor, targets: Tensor) -> Tensor
 
 
 def check_examples(model: nn.Module, examples: Examples) -> None:
-    """Raises ``ValueError`` unless the model's outputs can be compared with the targets, and all is finite."""
+    """Raises ``ValueError`` unless the examples are finite and the targets have the shape of the outputs."""
     x, y = examples
     for name, part in (("inputs", x), ("targets", y)):
         if part.is_floating_point() and not part.isfinite().all():
@@ -100,16 +101,16 @@ def check_examples(model: nn.Module, examples: Examples) -> None:
 
 
 def is_classes(targets: Tensor) -> bool:
-    """Whether targets are the numbers of classes."""
+    """Whether the targets are class numbers."""
     return not (targets.is_floating_point() or targets.is_complex())
 
 
 def in_double(examples: Examples) -> Examples:
-    """The examples in double precision, but for numbers of classes."""
+    """The examples in double precision, except for class numbers."""
     x, y = (part.double() if part.is_floating_point() else part for part in examples)
     return x, y
 
 
 def usual_criterion(targets: Tensor) -> Criterion:
-    """Cross entropy for numbers of classes, else the mean square."""
+    """Cross entropy for class numbers, else the mean square."""
     return F.cross_entropy if is_classes(targets) else F.mse_loss

@@ -1,4 +1,4 @@
-"""What became of each strength, and which one to take."""
+"""The points of a path, and the choice of a strength."""
 
 from __future__ import annotations
 
@@ -24,14 +24,22 @@ class Point:
     """One strength of a path.
 
     Attributes:
-        strength: what the penalty was multiplied with.
-        train_loss, valid_loss: mean and standard error over folds; of a single fold over its examples.
-        train_error, valid_error: of classes the share of wrong ones, else the root of the mean square.
+        strength: the factor of the penalty.
+        train_loss, valid_loss: mean and standard error over the folds, or of a single fold over its examples.
+        train_error, valid_error: the same for the error: the share of wrong classes, or the root mean square.
         zeros: the share of penalized weights that are exactly zero.
-        norms: of each penalized parameter.
-        optimality: the largest distance from a stationary point over the folds, which certifies a minimum if it is 0;
-            NaN where an optimizer was given.
-        models: one for each fold and seed, if they were kept.
+        norms: the norm of each penalized parameter, by name.
+        optimality: the largest distance from a stationary point over the folds; NaN with an optimizer.
+        models: the models of each fold and seed, if they were kept.
+
+    Example:
+        >>> import torch
+        >>> from torchreg import L1
+        >>> from torchreg.tuning import strength_path
+        >>> data = torch.eye(6), torch.arange(6.0)[:, None]
+        >>> path = strength_path(lambda: nn.Linear(6, 1), L1(1.0), data, data, strengths=[10.0], verbose=False)
+        >>> path[0].strength, path[0].zeros
+        (10.0, 1.0)
     """
 
     strength: float
@@ -46,35 +54,64 @@ class Point:
 
     @property
     def diverged(self) -> bool:
-        """Whether the loss of any of its members is not finite."""
+        """Whether the training or validation loss is not finite."""
         return not all(map(math.isfinite, (self.train_loss.mean, self.valid_loss.mean)))
 
     def valid(self, by: By) -> Mean:
-        """The figure that strengths are compared by."""
+        """The validation loss or error."""
         return self.valid_loss if by == "loss" else self.valid_error
 
 
 def best(path: Sequence[Point], by: By = "loss") -> Point:
-    """The point with the lowest validation loss or error; of equals the strongest.
+    r"""The point with the lowest validation loss or error; of equal points the strongest.
+
+    .. math:: s^* = \operatorname{argmin}_s \bar L(s)
+
+    Args:
+        path: the points, such as a :class:`StrengthPath`.
+        by: ``"loss"`` or ``"error"``.
 
     Raises:
-        ValueError: all points diverged.
+        ValueError: all points diverged, or ``by`` is another word.
+
+    Example:
+        >>> import torch
+        >>> from torchreg import L1
+        >>> from torchreg.tuning import strength_path
+        >>> data = torch.eye(6), torch.arange(6.0)[:, None]
+        >>> path = strength_path(lambda: nn.Linear(6, 1), L1(1.0), data, data, strengths=[0.5, 0.1], verbose=False)
+        >>> best(path).strength
+        0.1
     """
     _check_by(by)
     return min(_sound(path), key=lambda point: (point.valid(by).mean, -point.strength))
 
 
 def one_standard_error(path: Sequence[Point], by: By = "loss") -> Point:
-    r"""The strongest point whose validation figure is within one standard error of the best one's.
+    r"""The strongest point whose validation loss or error is within one standard error of the best.
 
     .. math:: \max \{ s : \bar L(s) \le \bar L(s^*) + \operatorname{SE}(s^*) \}, \qquad
               \operatorname{SE} = \operatorname{SD} / \sqrt{\text{folds}}
 
-    With a single fold the standard error is that of a mean over its examples; of an error rate :math:`e` over :math:`n`
-    examples it is :math:`\sqrt{e (1 - e) / n}`.
+    where :math:`s^*` is the strength of the :func:`best` point. With a single fold the standard error is that of a mean
+    over its examples; for an error rate :math:`e` over :math:`n` examples it is :math:`\sqrt{e (1 - e) / n}`.
+
+    Args:
+        path: the points, such as a :class:`StrengthPath`.
+        by: ``"loss"`` or ``"error"``.
 
     Raises:
-        ValueError: all points diverged.
+        ValueError: all points diverged, or ``by`` is another word.
+
+    Example:
+        >>> import torch
+        >>> from torchreg import L1
+        >>> from torchreg.tuning import strength_path
+        >>> x = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
+        >>> y = x[:, :1] + torch.randn(60, 1, generator=torch.Generator().manual_seed(1))
+        >>> path = strength_path(lambda: nn.Linear(5, 1), L1(1.0), (x, y), count=5, verbose=False)
+        >>> one_standard_error(path).strength >= best(path).strength
+        True
 
     References:
         Leo Breiman, Jerome Friedman, Charles Stone, Richard Olshen, "Classification and Regression Trees", 1984,

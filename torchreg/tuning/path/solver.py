@@ -1,4 +1,4 @@
-"""The exact minimum of a penalized loss over full batches, for each member of a stack."""
+"""A solver for the minimum of a penalized loss over all examples, for each member of a stack."""
 
 from __future__ import annotations
 
@@ -8,28 +8,29 @@ import torch
 from torch import Tensor, nn
 
 from torchreg.ensemble.stacked import Stacked
-from torchreg.penalties import ByMember, ProximalPenalty
+from torchreg.penalties import ProximalPenalty
 from torchreg.penalties.groups import ByGroup
+from torchreg.penalties.members import ByMember
 from torchreg.tuning.path.problem import Problem
 
-_LOOK_EVERY, _POLISH_EVERY = 10, 20  # steps between two looks at how far the minimum is, and two Newton steps
-_LENGTHS = (1.0, 0.5, 0.25, 0.125, 0.03)  # of a Newton step, which are tried in turn
-_DAMPING = 0.03  # of Newton steps, in units of the distance from the minimum: flat directions would lead too far
-_CONJUGATE = 100  # gradients at most in a Newton step
-_IDLE = 500  # steps without any member coming nearer, which rounding then does not let it
-_STEEPEST = 1e100  # L, of losses that are not finite
-_ROUNDING = 16  # units in the last place of the loss, below which it cannot tell a good step from a bad one
+_LOOK_EVERY, _POLISH_EVERY = 10, 20  # steps between two checks of the distance, and between two Newton steps
+_LENGTHS = (1.0, 0.5, 0.25, 0.125, 0.03)  # the lengths of a Newton step that are tried
+_DAMPING = 0.03  # of Newton steps, in units of the distance from the minimum; it bounds steps in flat directions
+_CONJUGATE = 100  # the maximal number of conjugate gradients in a Newton step
+_IDLE = 500  # the solver stops after so many steps without progress, because of rounding
+_STEEPEST = 1e100  # the largest L, reached for losses that are not finite
+_ROUNDING = 16  # differences of the loss below so many units in the last place are rounding
 
 
 def solve(stack: Stacked, strengths: Sequence[float], problem: Problem, steps: int) -> None:
-    r"""Accelerated proximal gradient for all members at once, polished by Newton steps among what is not zero.
+    r"""Accelerated proximal gradient for all members at once, with Newton steps in the weights that are not zero.
 
     .. math:: w^+ = \operatorname{prox}_{R / L}\big(u - \nabla f(u) / L\big), \qquad u^+ = w^+ + \beta (w^+ - w)
 
-    Each member has its own :math:`L`, found by doubling, and its own momentum :math:`\beta`, which starts anew where it
-    leads uphill. That soon finds which weights are zero, but the others slowly; for those :math:`f + R` is smooth, and
-    a Newton step, its equations solved by conjugate gradients, is taken where it comes nearer. A member is done when
-    minus the gradient is within ``tolerance`` of the subdifferential.
+    Each member has its own :math:`L`, found by doubling, and its own momentum :math:`\beta`, which restarts when it
+    leads uphill. These steps soon find which weights are zero, but the values of the others only slowly. For those
+    :math:`f + R` is smooth, so Newton steps are tried, with conjugate gradients. A member is finished when minus the
+    gradient is within ``tolerance`` of the subdifferential.
 
     References:
         Amir Beck, Marc Teboulle, "A Fast Iterative Shrinkage-Thresholding Algorithm for Linear Inverse Problems", SIAM
@@ -51,7 +52,7 @@ def solve(stack: Stacked, strengths: Sequence[float], problem: Problem, steps: i
         left = (distance > problem.tolerance).nonzero().flatten().tolist()
         if not left or step - last > _IDLE:
             return
-        if len(left) <= len(stack) / 2:  # the others have arrived, and would only slow these down
+        if len(left) <= len(stack) / 2:  # without the finished members the others are faster
             members = stack.members()
             few = Stacked([members[member] for member in left], vectorize=stack.vectorize)
             solve(few, [strengths[member] for member in left], problem, steps - step)
@@ -62,18 +63,18 @@ def solve(stack: Stacked, strengths: Sequence[float], problem: Problem, steps: i
 
 @torch.no_grad()
 def optimality(stack: Stacked, strengths: Sequence[float], problem: Problem) -> Tensor:
-    """How far each member is from a stationary point: the distance of minus the gradient to the subdifferential."""
+    """Each member's distance from a stationary point: that of minus the gradient from the subdifferential."""
     return _Descent(stack, strengths, problem).distance()
 
 
 class _Descent:
-    """The state of the iteration: one row a member."""
+    """The state of the iteration, with one row for each member."""
 
     def __init__(self, stack: Stacked, strengths: Sequence[float], problem: Problem) -> None:
-        self.stack, self.examples = stack.eval(), problem.train  # what is drawn at random has no minimum
+        self.stack, self.examples = stack.eval(), problem.train  # random masks would have no minimum
         self.losses, self.regularizer = stack.per_member(problem.criterion), problem.regularizer(stack, strengths)
         self.params = [param for param in stack.parameters() if param.requires_grad]
-        self.penalties = {e.param: e.acting for e in self.regularizer.entries if e.acting is not None}
+        self.penalties = {a.param: a.acting for a in self.regularizer.entries if a.acting is not None}
         self.scale = torch.tensor(strengths, dtype=torch.float64, device=self.params[0].device)
         self.points = [param.detach().clone() for param in self.params]  # where the gradient is taken
         self.curvature = torch.ones_like(self.scale)  # L
@@ -81,7 +82,7 @@ class _Descent:
 
     @property
     def has_second_derivatives(self) -> bool:
-        """Whether the penalties are smooth where no element, or group, is zero, and autograd knows it."""
+        """Whether the penalties have second derivatives where no element, or group, is zero."""
         penalties = [penalty.each[0] for penalty in self.penalties.values() if isinstance(penalty, ByMember)]
         return all(penalty.is_separable or isinstance(penalty, ByGroup) for penalty in penalties)
 
@@ -99,24 +100,24 @@ class _Descent:
                 break
             self.curvature = torch.where(bad, 2 * self.curvature, self.curvature)
         news = [param - old for param, old in zip(self.params, olds, strict=True)]
-        self.age = torch.where(_dots(moves, news) < 0, 1.0, self.age)  # the step turns back: without momentum
+        self.age = torch.where(_dots(moves, news) < 0, 1.0, self.age)  # the step turns back: restart the momentum
         older, self.age = self.age, (1 + (1 + 4 * self.age.square()).sqrt()) / 2
         momentum = (older - 1) / self.age
         for point, param, new in zip(self.points, self.params, news, strict=True):
             point.copy_(param + _rows(momentum, new) * new)
 
     def _move(self, gradients: list[Tensor]) -> None:
-        """The members from the points to where a step of 1 / L leads."""
+        """Moves the members from the points by a proximal gradient step of 1 / L."""
         for param, point, gradient in zip(self.params, self.points, gradients, strict=True):
             param.copy_(point - gradient / _rows(self.curvature, gradient))
             penalty = self.penalties.get(param)
             if penalty is not None:
                 assert isinstance(penalty, ProximalPenalty)
-                penalty.prox_(param, self.scale / self.curvature)
+                penalty._prox_(param, self.scale / self.curvature)
 
     @torch.no_grad()
     def distance(self) -> Tensor:
-        """Of each member, from a stationary point."""
+        """Each member's distance from a stationary point."""
         _, gradients = self._value_and_gradients([param.detach().clone() for param in self.params])
         squares = torch.zeros_like(self.scale)
         for param, gradient in zip(self.params, gradients, strict=True):
@@ -130,10 +131,10 @@ class _Descent:
 
     @torch.no_grad()
     def polish(self, distance: Tensor) -> Tensor:
-        """Moves members along a Newton step among what is not zero; returns how far from the minimum they are then.
+        """Takes a Newton step in the weights that are not zero; returns the distances after it.
 
-        Each goes as far as its objective falls: all the way, or a part of it. What would change its sign becomes zero.
-        One whose objective has no digits left to tell goes if that is nearer.
+        Each member takes the first of the lengths at which its objective decreases. Weights that would change their
+        sign become zero. If the objective is the same up to rounding, the step is taken if it reduces the distance.
         """
         olds = [param.detach().clone() for param in self.params]
         newton = self._newton_step(_DAMPING * distance)
@@ -153,7 +154,7 @@ class _Descent:
         return torch.where(going, reached, distance)
 
     def _newton_step(self, damping: Tensor) -> list[Tensor]:
-        """Where the second derivatives, and a bit more where the minimum is far, put it among what is not zero."""
+        """The Newton step in the weights that are not zero, with damped second derivatives."""
         free = [param != 0 if param in self.penalties else torch.ones_like(param) for param in self.params]
         with torch.enable_grad():
             slopes = torch.autograd.grad(
@@ -168,11 +169,11 @@ class _Descent:
         return _conjugate_gradients(curved, [-slope.detach() * mask for slope, mask in zip(slopes, free, strict=True)])
 
     def _go(self, olds: list[Tensor], step: list[Tensor], length: Tensor) -> None:
-        """The members to where so much of the step leads."""
+        """Moves the members by so much of the step."""
         for param, old, part in zip(self.params, olds, step, strict=True):
             new = old + _rows(length, part) * part
             penalty = self.penalties.get(param)
-            if isinstance(penalty, ByMember) and penalty.is_alike:
+            if isinstance(penalty, ByMember) and penalty.is_shared:
                 new = new.masked_fill(new * old < 0, 0.0)
             param.copy_(new)
 
@@ -194,7 +195,7 @@ class _Descent:
 
 
 def _conjugate_gradients(curved: Callable[[list[Tensor]], list[Tensor]], target: list[Tensor]) -> list[Tensor]:
-    """Solves ``curved(x) = target`` for each member; one whose curvature is not positive keeps what it has."""
+    """Solves ``curved(x) = target`` for each member; a member stops when its curvature is not positive."""
     solution = [torch.zeros_like(part) for part in target]
     rest, direction = [part.clone() for part in target], [part.clone() for part in target]
     square = _dots(rest, rest)
@@ -222,10 +223,10 @@ def _put(params: list[nn.Parameter], values: list[Tensor]) -> None:
 
 
 def _rows(scale: Tensor, like: Tensor) -> Tensor:
-    """One number a member, to multiply a stack with."""
+    """One number for each member, in a shape that multiplies a stack."""
     return scale.to(like.dtype).view(-1, *[1] * (like.ndim - 1))
 
 
 def _dots(a: list[Tensor], b: list[Tensor]) -> Tensor:
-    """Of each member, the inner product over all its parameters."""
+    """The inner product over all parameters, for each member."""
     return torch.stack([(x.double() * y).flatten(1).sum(1) for x, y in zip(a, b, strict=True)]).sum(0)

@@ -1,4 +1,4 @@
-"""The smallest strength at which everything penalized is zero: where paths begin."""
+"""The smallest strength at which all penalized weights are zero, where paths begin."""
 
 from __future__ import annotations
 
@@ -21,18 +21,24 @@ from torchreg.selection.selectors import Selector, weights
 from torchreg.tuning.path.fit import fit
 from torchreg.tuning.path.problem import Criterion, Examples, Problem, check_examples, in_double, usual_criterion
 
-_ROUND = 12  # strengths that are tried at once
-_FIRST = 1e-6, 1e6  # the range they are first looked for in
+_ROUND = 12  # the number of strengths that are tried at once
+_FIRST = 1e-6, 1e6  # their first range
 _HALVINGS = 60
 
 
 class StrengthMax(NamedTuple):
-    """The smallest strength at which everything penalized is zero.
+    """The smallest strength at which all penalized weights are zero; :func:`strength_max` returns it.
 
     Attributes:
-        strength: there everything is zero.
-        lower: a strength at which something is not; ``strength`` itself where that is exact.
-        exact: whether it follows from the optimality conditions, or from training at strengths on both sides.
+        strength: a strength at which all penalized weights are zero.
+        lower: a strength at which some are not; ``strength`` itself if that is exact.
+        exact: True if the strength follows from the optimality conditions, False if it was found by training.
+
+    Example:
+        >>> from torchreg import L1
+        >>> found = strength_max(nn.Linear(2, 1), L1(1.0), (torch.eye(2), torch.tensor([[1.0], [3.0]])))
+        >>> found.exact, found.lower == found.strength
+        (True, True)
     """
 
     strength: float
@@ -52,18 +58,18 @@ def strength_max(
     batch_size: int | None = None,
     seed: int = 0,
 ) -> StrengthMax:
-    r"""The smallest number ``s`` such that training with ``s * penalty`` leaves everything penalized at zero.
-
-    Where the outputs are linear in what is penalized, it is exact: with the penalized weights at 0 and the rest (the
-    intercept) fitted,
+    r"""The smallest number ``s`` such that training with ``s * penalty`` makes all penalized weights zero.
 
     .. math:: s_{\max} = \min \{ s : -\nabla L(0) \in \partial (s R)(0) \}, \qquad
               \text{for L1} \quad s_{\max} = \|\nabla L(0)\|_\infty
 
-    If hidden layers are trained without penalty this holds given the hidden layers as they are. In a deep network
-    whose layers are all penalized the gradient at 0 is 0, and tells nothing; and for penalties that are not convex,
-    such as Lp with p < 1, 0 is stationary long before training leads there. Then the strength is found by training the
-    model, from where it stands, at several strengths at once, and once more between the two it lies between.
+    where the gradient is taken with the penalized weights at 0 and the others (such as the bias) fitted. This is exact
+    if the model's outputs are linear in the penalized weights and the penalty is convex. If only the last layer is
+    penalized, it holds for the hidden layers as they are.
+
+    In a deep network with penalties on all layers the gradient at 0 is 0. For a penalty that is not convex, such as Lp
+    with p < 1, 0 is stationary at strengths at which training does not lead there. In these cases the model is trained
+    from its current weights at several strengths at once, and a second time in the interval that contains the answer.
 
     Args:
         model: a module; it is not changed.
@@ -71,10 +77,13 @@ def strength_max(
         train: inputs and targets.
         criterion: the mean loss of outputs and targets; cross entropy for whole-number targets, else the mean square.
         select: which parameters are penalized.
-        optimizer, epochs, batch_size, seed: how to train, as in :func:`strength_path`; for deep networks only.
+        optimizer, epochs, batch_size, seed: as in :func:`strength_path`; used if the model is trained.
+
+    Returns:
+        The strength, and whether it is exact.
 
     Raises:
-        ValueError: a penalty that makes no zeros, such as a ridge; or none found.
+        ValueError: the penalty makes no zeros, as a ridge; or no such strength was found.
 
     Example:
         >>> x = torch.eye(4)
@@ -89,11 +98,11 @@ def strength_max(
     """
     criterion = criterion or usual_criterion(train[1])
     model = deepcopy(model).eval()
-    if optimizer is None:  # where rounding is not to decide
+    if optimizer is None:  # so that rounding does not matter
         model, train = model.double(), in_double(train)
     check_examples(model, train)
     regularizer = Regularizer(model, penalty, mode="prox", select=select)
-    penalized = {entry.param: entry.acting for entry in regularizer.entries if entry.acting and entry.is_penalized}
+    penalized = {a.param: a.acting for a in regularizer.entries if a.acting and a.is_penalized}
     _check_zeros(penalized)
     is_convex = not any(
         isinstance(term, Magnitudes | HoyerSquare) for rule in penalized.values() for term in rule.terms
@@ -126,7 +135,7 @@ def is_linear_in(model: nn.Module, params: Sequence[nn.Parameter], x: Tensor) ->
 def _at_zero(
     model: nn.Module, penalized: list[nn.Parameter], criterion: Criterion, train: Examples
 ) -> Sequence[Tensor]:
-    """The loss's gradients by the penalized weights, with these at zero and the rest at its best."""
+    """The loss's gradients by the penalized weights, with these at zero and the others fitted."""
     with torch.no_grad():
         for param in penalized:
             param.zero_()
@@ -148,7 +157,7 @@ def _at_zero(
 
 
 def _held(penalty: Penalty, gradient: Tensor) -> float:
-    """The smallest number of times the penalty that holds a weight at 0 against the gradient."""
+    """The smallest factor of the penalty at which 0 is stationary for the gradient."""
     if isinstance(penalty, Term) and penalty.is_linear:
         return penalty.strength_max(gradient).item() / penalty.strength if penalty.strength else math.inf
     zero = torch.zeros_like(gradient)
@@ -167,14 +176,14 @@ def _held(penalty: Penalty, gradient: Tensor) -> float:
 
 
 def _check_zeros(penalized: Mapping[nn.Parameter, Penalty]) -> None:
-    """Refuses penalties that hold no weight at 0 against any gradient."""
+    """Raises ``ValueError`` for penalties that make no weight zero."""
     for param, penalty in penalized.items():
         if math.isinf(_held(penalty, torch.ones_like(param))):
             raise ValueError(f"strength_max: penalty must make weights zero, {penalty!r} never does: give strengths")
 
 
 def _bracketed(model: nn.Module, problem: Problem) -> StrengthMax:
-    """By training at strengths on a geometric grid, twice: the second lies between two neighbors of the first."""
+    """Found by training at the strengths of a geometric grid, and again between two neighbors of this grid."""
     low, high = _FIRST
     for _ in range(2):
         tried = [low * (high / low) ** (k / (_ROUND - 1)) for k in range(_ROUND)]
@@ -183,14 +192,14 @@ def _bracketed(model: nn.Module, problem: Problem) -> StrengthMax:
         zero = [_is_zero(member, problem) for member in stack.members()]
         if not zero[-1]:
             raise ValueError(
-                f"strength_max: none found, not even {high:g} makes all penalized weights zero in {problem.epochs} "
-                "epochs: train longer, or with a higher lr"
+                f"strength_max: even {high:g} does not make all penalized weights zero in {problem.epochs} epochs: "
+                "train longer, or with a higher lr"
             )
-        first = _ROUND - zero[::-1].index(False) if False in zero else 0  # from it on, all are zero
+        first = _ROUND - zero[::-1].index(False) if False in zero else 0  # from this strength on all weights are zero
         low, high = tried[max(first - 1, 0)], tried[first]
     return StrengthMax(high, low, exact=False)
 
 
 def _is_zero(model: nn.Module, problem: Problem) -> bool:
     chosen = Regularizer(model, problem.penalty, mode="prox", select=problem.select).entries
-    return not any(bool(entry.param.any()) for entry in chosen if entry.is_penalized)
+    return not any(bool(a.param.any()) for a in chosen if a.is_penalized)

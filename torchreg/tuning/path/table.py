@@ -1,4 +1,4 @@
-"""A path of strengths, which prints as a table and plots itself."""
+"""The result of a path, which prints as a table and can be plotted."""
 
 from __future__ import annotations
 
@@ -16,16 +16,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class StrengthPath(Sequence[Point]):
-    """The points of a path, from the strongest to the weakest; prints as a table and plots itself.
+    """The points of a path, from the strongest to the weakest strength. It prints as a table.
+
+    It is a sequence of :class:`Point`; :func:`strength_path` returns it.
 
     Attributes:
         points: the points.
-        way: how the members were trained.
-        seconds: what it took.
+        executor: the executor that trained the members.
+        seconds: the time of the path.
+
+    Example:
+        >>> import torch
+        >>> from torchreg import L1
+        >>> from torchreg.tuning import strength_path
+        >>> x = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
+        >>> y, make = x[:, :1] * 2 + 0.1 * x[:, 1:2], lambda: torch.nn.Linear(5, 1)
+        >>> path = strength_path(make, L1(1.0), (x, y), (x, y), strengths=[10.0, 0.1], verbose=False)
+        >>> [(point.strength, point.zeros) for point in path]
+        [(10.0, 1.0), (0.1, 0.6)]
+        >>> path.at(0.2).strength
+        0.1
     """
 
     points: tuple[Point, ...]
-    way: str
+    executor: str
     seconds: float
 
     def __getitem__(self, index: int) -> Point:  # type: ignore[override]
@@ -35,7 +49,7 @@ class StrengthPath(Sequence[Point]):
         return len(self.points)
 
     def at(self, strength: float) -> Point:
-        """The point at the strength nearest to that, on a logarithmic scale."""
+        """The point with the nearest strength, on a logarithmic scale."""
         if not strength > 0:
             raise ValueError(f"strength_path: strength must be > 0, got {strength!r}")
         return min(self.points, key=lambda point: abs(math.log(max(point.strength, 1e-300) / strength)))
@@ -56,7 +70,7 @@ class StrengthPath(Sequence[Point]):
         return "\n".join(line.rstrip() for line in lines)
 
     def plot(self) -> Figure:
-        """Validation loss with one standard error, coefficient paths and zeros against strength. Needs matplotlib."""
+        """Plots loss with one standard error, norms and zeros against the strength. Needs matplotlib."""
         return plot(self)
 
 

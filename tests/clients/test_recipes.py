@@ -1,4 +1,4 @@
-"""The recipes of the README run as they stand there, and the lines that are marked are what makes the difference."""
+"""The recipes for trainers run as they stand there, and the lines that are marked are what makes the difference."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from tests.integration.test_readme import blocks
+from tests.docs.pages import PAGES, Block, blocks
 from torchreg import L1, Regularizer
 
 pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore")]  # what they warn of is theirs
@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore")]  # what
 INPUTS, CLASSES, EXAMPLES, BATCH, EPOCHS = 20, 3, 32, 8, 10
 STEPS = EPOCHS * EXAMPLES // BATCH
 LR, STRENGTH = 1e-3, 0.1  # those of the recipes
-RECIPES = dict(zip(["lightning", "transformers", "accelerate", "skorch"], blocks("diff"), strict=True))
-ADDED = {"lightning": 1, "transformers": 1, "accelerate": 1, "skorch": 2}
+RECIPES = [block for page in PAGES for block in blocks(page) if block.language == "diff"]
+GIVEN = {"Regularizer": Regularizer, "L1": L1, "torch": torch}
 
 
 class Net(nn.Linear):
@@ -41,7 +41,7 @@ def data() -> TensorDataset:
 
 def run_lightning(recipe: str, folder: Path) -> Tensor:
     lightning = pytest.importorskip("lightning")
-    exec(recipe, names := {"torch": torch, "Regularizer": Regularizer, "L1": L1})
+    exec(recipe, names := dict(GIVEN))
 
     class Module(lightning.LightningModule):
         configure_optimizers = names["configure_optimizers"]
@@ -76,7 +76,7 @@ def run_transformers(recipe: str, folder: Path) -> Tensor:
         "model": Net(),
         "data": [{"x": x, "labels": y} for x, y in data()],
     }
-    exec(recipe, {"Regularizer": Regularizer, "L1": L1} | names)
+    exec(recipe, GIVEN | names)
     return names["model"].weight
 
 
@@ -89,7 +89,7 @@ def run_accelerate(recipe: str, folder: Path) -> Tensor:
         "optimizer": torch.optim.Adam(model.parameters(), lr=LR),
         "loader": DataLoader(data(), batch_size=BATCH // 2),
     }
-    exec(recipe, names := {"Regularizer": Regularizer, "L1": L1} | names)
+    exec(recipe, names := GIVEN | names)
     for _ in range(EPOCHS):
         for x, y in names["loader"]:
             with accelerator.accumulate(names["model"]):
@@ -102,38 +102,39 @@ def run_accelerate(recipe: str, folder: Path) -> Tensor:
 def run_skorch(recipe: str, folder: Path) -> Tensor:
     skorch = pytest.importorskip("skorch")
 
-    def quiet(*args: Any, **kwargs: Any) -> Any:
-        return skorch.NeuralNetClassifier(
-            *args,
-            **kwargs | {"max_epochs": EPOCHS, "batch_size": BATCH, "train_split": None},
-            criterion=nn.CrossEntropyLoss,
-            verbose=0,
-        )
+    class Quiet(skorch.NeuralNetClassifier):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            ours = {"max_epochs": EPOCHS, "batch_size": BATCH, "train_split": None, "verbose": 0}
+            super().__init__(*args, **{"criterion": nn.CrossEntropyLoss} | kwargs | ours)
 
     x, y = (column.numpy() for column in data().tensors)
-    names = {"NeuralNetClassifier": quiet, "Net": Net, "x": x, "y": y, "torch": torch}
-    exec(recipe, names := {"Regularizer": Regularizer, "L1": L1} | names)
+    exec(recipe, names := GIVEN | {"NeuralNetClassifier": Quiet, "Net": Net, "x": x, "y": y})
     return names["net"].module_.weight
 
 
-RUN = {
-    "lightning": run_lightning,
-    "transformers": run_transformers,
-    "accelerate": run_accelerate,
-    "skorch": run_skorch,
+RUN = {  # by what tells that a recipe is theirs
+    "configure_optimizers": run_lightning,
+    "trainer.train()": run_transformers,
+    "accelerator.prepare": run_accelerate,
+    "NeuralNetClassifier": run_skorch,
 }
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_shrinks_the_weights_by_its_marked_lines_and_counts_once_a_step(name, tmp_path):
-    lines = RECIPES[name].splitlines()
-    assert {line[0] for line in lines} == {" ", "+"}
-    assert sum(line[0] == "+" for line in lines) == ADDED[name]
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda block: block.place)
+def test_a_recipe_shrinks_the_weights_by_its_marked_lines_and_counts_once_a_step(recipe: Block, tmp_path):
+    (run,) = (run for sign, run in RUN.items() if sign in recipe.text)
+    lines = [line or " " for line in recipe.text.splitlines()]
 
     def weight(marks: str) -> Tensor:
         torch.manual_seed(0)
-        return RUN[name]("\n".join(line[1:] for line in lines if line[0] in marks), tmp_path)
+        return run("\n".join(line[1:] for line in lines if line[0] in marks), tmp_path)
 
     shrinkage = weight(" ").abs().sum() - weight(" +").abs().sum()
     once = STEPS * LR * STRENGTH * INPUTS * CLASSES  # but for what Adam does to smaller weights
     assert shrinkage.item() == pytest.approx(once, rel=0.1)
+
+
+def test_every_trainer_has_its_recipe_in_the_guide_with_as_few_marked_lines_as_can_be():
+    recipes = [block.text for block in RECIPES if block.page.name == "trainers.md"]
+    assert all(any(sign in recipe for recipe in recipes) for sign in RUN)
+    assert [recipe.count("\n+") + recipe.startswith("+") for recipe in recipes] == [1, 1, 1, 2, 1]
