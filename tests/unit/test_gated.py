@@ -213,6 +213,14 @@ def test_at_low_temperature_the_mean_is_kept():
     assert layer(torch.ones(200_000, 1, dtype=torch.float64)).mean().item() == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_entropy_counts_every_input_channel_of_a_convolution(groups):
+    layer = ConcreteDropout(nn.Conv2d(4, 6, 1, groups=groups, dtype=torch.float64), p=0.3, length_scale=0.5)
+    entropy = -0.3 * math.log(0.3) - 0.7 * math.log(0.7)
+    expected = 0.25 * layer.layer.weight.square().sum() / (2 * 0.7) - 4 * entropy
+    assert_close(layer.complexity(), expected, tolerance=1e-6)
+
+
 def test_the_learned_rate_is_the_entropys_and_the_priors_optimum():
     """With data that say nothing, p settles where the complexity has its minimum, found by a grid."""
     layer = ConcreteDropout(nn.Linear(4, 3, dtype=torch.float64), p=0.1, length_scale=1.0)
