@@ -213,12 +213,14 @@ def test_inside_dropout_is_on_and_all_else_in_evaluation_and_afterwards_all_is_a
     assert {name: module.training for name, module in model.named_modules()} == modes
 
 
-def test_the_fast_path_of_transformers_which_calls_no_dropout_is_not_taken():
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_fast_path_of_transformers_which_calls_no_dropout_is_not_taken(enabled, monkeypatch):
+    monkeypatch.setattr(torch.backends.mha, "_is_fastpath_enabled", enabled)
     model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.3, batch_first=True), 1).eval()
     x = torch.randn(2, 5, 8)
     with mc_dropout(model) as mc:
         assert (mc(x, 10, "values").variance > 0).all()
-    assert torch.backends.mha.get_fastpath_enabled()
+    assert torch.backends.mha.get_fastpath_enabled() == enabled
 
 
 @pytest.mark.parametrize("convert", [replace_dropout, lambda model: insert_dropout(model, 0.5, after=nn.ReLU)])
