@@ -16,7 +16,7 @@ from experiments.benches.epoch import Loop
 from experiments.benches.memory import Allocations
 from experiments.benches.overhead import MODES, _checked, deep
 from experiments.benches.steps import CHECKED, mlp, step
-from experiments.benches.timing import Row, Table, race, tabulate
+from experiments.benches.timing import Row, Table, laps, race, tabulate
 from experiments.errors import UserError
 from experiments.training.data import Split
 from torchreg import L1
@@ -42,6 +42,13 @@ def test_all_contenders_run_in_each_round():
     table = race("t", {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=2, warmup=1)
     assert calls == ["a", "b", "b", "a", "a", "b"]  # each round begins with the next one
     assert [row.name for row in table.rows] == ["a", "b"]
+
+
+def test_the_laps_that_warm_up_are_not_among_the_figures():
+    calls = []
+    taken = laps("t", {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=4, warmup=3)
+    assert [len(times) for times in taken] == [2] * 4
+    assert len(calls) == 2 * 7
 
 
 def test_the_figures_are_printed_and_written(tmp_path, monkeypatch, capsys):

@@ -7,7 +7,7 @@ from torch import nn
 
 from tests.cases import each_case_and_mode, each_fused, each_step_mode
 from tests.helpers import assert_bit_equal, assert_close, assert_differs, make_data, make_model, train, weights_of
-from tests.unit.training import PENALTY, run, sgd
+from tests.unit.training import PENALTY, run, set_gradients, sgd
 from torchreg import L2, Regularizer
 
 
@@ -51,6 +51,20 @@ def test_an_empty_weight_is_no_trouble(mode):
     regularizer = Regularizer(model, PENALTY, mode=mode).attach(optimizer)
     optimizer.step()
     assert regularizer.value().item() == 0
+
+
+@each_step_mode
+def test_weights_of_all_sizes_are_penalized_once_in_a_step(mode):
+    model = nn.ParameterList(torch.randn(n, n, dtype=torch.float64) for n in (3, 400, 600, 400, 5))  # squared
+    before = weights_of(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    Regularizer(model, PENALTY, mode=mode).attach(optimizer)
+    set_gradients(model, 0.0)
+    optimizer.step()
+    moved = {
+        name: PENALTY.prox(w, 0.1) if mode == "prox" else w - 0.1 * PENALTY.gradient(w) for name, w in before.items()
+    }
+    assert_close(weights_of(model), moved)
 
 
 @each_step_mode
