@@ -90,7 +90,7 @@ def apply(mutant: Mutant, folder: Path) -> None:
 
 
 def likely_tests(mutant: Mutant, folder: Path) -> list[str]:
-    """The test files that speak most of what the mutated file defines; what is in and around its line counts more.
+    """The test files that speak most of what the mutated file defines; what encloses its line counts ten times.
 
     The rarer a name is in the tests, the more it tells: a file gets its share of all places where the name stands.
     """
@@ -101,7 +101,6 @@ def likely_tests(mutant: Mutant, folder: Path) -> list[str]:
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
             encloses = node.lineno <= line <= (node.end_lineno or node.lineno)
             weights[node.name] = max(weights.get(node.name, 0.0), 10.0 if encloses else 1.0)
-    weights |= {name: max(weights.get(name, 0.0), 5.0) for name in re.findall(r"[a-z_]{4,}", mutant.text)}
     words = {
         str(path): Counter(re.findall(r"\w+", (folder / path).read_text(encoding="utf-8"))) for path in _tests(folder)
     }
