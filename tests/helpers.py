@@ -145,6 +145,15 @@ def assert_compiles_twice_at_most(step: Callable[[], Any], before: Callable[[], 
     assert len(set(frames[1:])) == 1
 
 
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def modules_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Every module by its name, those at several places several times."""
+    return list(model.named_modules(remove_duplicate=False))
+
+
 def drawn_from(seed: int, model: nn.Module, *args: Any) -> Any:
     """The model's output where torch's generator starts from a seed."""
     torch.manual_seed(seed)

@@ -3,7 +3,8 @@
 ``--representatives`` runs these tests, ``--rest`` exactly the others, and neither option (or both) runs all tests. One
 rule holds for every test, so that no test is marked by hand:
 
-- A test without parameters is its own representative, and so is an example in a docstring.
+- A test without parameters is its own representative, and so is an example in a docstring. What is marked ``slow`` is
+  none: the mark is for a few long calculations of a kind that quicker ones stand for.
 - A test with parameters runs over as many combinations as are needed for each value of each parameter to occur at least
   once. A test over 23 penalties, 4 modes and 6 optimizers has 552 combinations, and 23 of them are enough. They meet a
   fault in one penalty, in one mode or in one optimizer. They may miss a fault of one certain pair: the whole suite is
@@ -34,7 +35,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     tests = defaultdict(list)
     for item in items:
-        tests[item.nodeid.partition("[")[0]].append(item)
+        if item.get_closest_marker("slow") is None:
+            tests[item.nodeid.partition("[")[0]].append(item)
     chosen = {item for combinations in tests.values() for item in representatives(combinations)}
     kept, left = [], []
     for item in items:

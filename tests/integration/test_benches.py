@@ -127,7 +127,6 @@ def test_allocations_counts_what_is_alive():
     assert seen.peak == 4000
 
 
-@pytest.mark.slow
 def test_no_mode_but_the_loss_takes_the_memory_of_the_largest_parameter():
     shares = {row.name: row.ratio for row in memory.tables()[0].rows}
     assert shares.keys() == {f"mode {mode!r}" for mode in MODES}

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from scipy.integrate import quad
 from scipy.stats import norm
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from tests.cases import each_duplicate
-from tests.helpers import assert_bit_equal, assert_close, assert_differs
+from tests.helpers import assert_bit_equal, assert_close, assert_differs, seeded
 from torchreg import functional as f
 from torchreg.nn import DropConnect, connect
 
@@ -25,10 +25,6 @@ CONVOLUTIONS = {
     ),
     "3d": (lambda: nn.Conv3d(2, 3, 2, dilation=2, dtype=torch.float64), (2, 2, 5, 5, 5)),
 }
-
-
-def seeded(seed: int) -> Generator:
-    return Generator().manual_seed(seed)
 
 
 def masks(layer: nn.Module, p: float, count: int, seed: int) -> Tensor:

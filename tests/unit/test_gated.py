@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from scipy.integrate import quad
 from scipy.special import expit
-from torch import Generator, nn
+from torch import nn
 
 import torchreg
-from tests.helpers import assert_bit_equal, assert_close
+from tests.helpers import assert_bit_equal, assert_close, seeded
 from torchreg import L2, Complexity, Regularizer, compress
 from torchreg.diagnostics import compression
 from torchreg.nn import ConcreteDropout, HardConcrete, VariationalDropout, pruned
@@ -33,10 +33,6 @@ LAYERS = {
     "conv3d": (lambda: nn.Conv3d(2, 3, 2, dtype=torch.float64), (2, 2, 4, 4, 4)),
 }
 each_layer = pytest.mark.parametrize(("make", "shape"), LAYERS.values(), ids=LAYERS.keys())
-
-
-def seeded(seed: int) -> Generator:
-    return Generator().manual_seed(seed)
 
 
 def network() -> nn.Sequential:
@@ -251,6 +247,12 @@ def test_the_regularizer_adds_the_layers_complexity_once(mode):
             optimizer.step()
     for param, gradient in zip(model.parameters(), gradients, strict=True):
         assert_close(0 * param if param.grad is None else param.grad, 0 * param if gradient is None else gradient)
+
+
+def test_the_complexity_counts_once_where_torch_func_differentiates_the_formulas_themselves():
+    regularizer = Regularizer(network(), Complexity(0.01))
+    one = torch.ones((), dtype=torch.float64)
+    assert_close(torch.func.grad(lambda scale: scale * regularizer.value())(one), regularizer.value())
 
 
 def test_terms_tell_the_divergences_from_the_gates():

@@ -9,14 +9,10 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from tests.cases import each_duplicate
-from tests.helpers import assert_bit_equal, assert_differs, drawn_from, make_data, make_model
+from tests.helpers import assert_bit_equal, assert_differs, drawn_from, make_data, make_model, modules_of
 from torchreg.nn import insert_dropout
 from torchreg.nn.block import DropBlock2d
 from torchreg.nn.dropout import Dropout
-
-
-def modules_of(model):
-    return list(model.named_modules(remove_duplicate=False))
 
 
 def hooks_of(model):

@@ -40,7 +40,6 @@ def trained(penalty, mode, compile, steps=4):
     return [p.detach() for p in net.parameters()], values
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["loss", "grad", "decoupled", "prox"])
 @pytest.mark.parametrize("penalty", PENALTIES, ids=repr)
 def test_kernels_do_what_the_formulas_do(penalty, mode):
@@ -53,7 +52,6 @@ def test_kernels_do_what_the_formulas_do(penalty, mode):
         assert torch.equal(compiled[0] == 0, plain[0] == 0)
 
 
-@pytest.mark.slow
 def test_one_kernel_serves_all_strengths_and_shapes():
     with torch.no_grad():
         for strength in (1.0, 0.1, 1e-6):
@@ -69,7 +67,6 @@ def test_one_kernel_serves_all_strengths_and_shapes():
     assert module._kernel.cache_info().misses == before
 
 
-@pytest.mark.slow
 def test_many_penalties_have_kernels_of_their_own():
     """More of them than torch.compile keeps versions of one function."""
     w = torch.linspace(-2, 2, LARGE)

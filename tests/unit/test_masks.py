@@ -5,10 +5,9 @@ import math
 import pytest
 import torch
 from scipy.stats import chisquare
-from torch import Generator
 from torch.autograd import forward_ad
 
-from tests.helpers import assert_bit_equal, assert_close
+from tests.helpers import assert_bit_equal, assert_close, seeded
 from torchreg import functional as f
 from torchreg.functional import dropping, masks
 from torchreg.nn import Dropout
@@ -21,10 +20,6 @@ RATES = [
     0.1,
     0.95,
 ]  # eight bits decide alone at the first, and share others at the rest; the last is inverted
-
-
-def seeded(seed: int) -> Generator:
-    return Generator().manual_seed(seed)
 
 
 def dropped(p: float, count: int = COUNT, seed: int = 0, is_rare: bool = False) -> torch.Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import torchreg
-from tests.helpers import assert_bit_equal, assert_differs, drawn_from, make_model
+from tests.helpers import assert_bit_equal, assert_differs, drawn_from, make_model, modules_of
 from torchreg.nn import replace_dropout
 from torchreg.nn.block import DropBlock2d
 from torchreg.nn.dropout import Dropout, GaussianDropout
@@ -34,10 +34,6 @@ class Net(nn.Module):
         for layer in (self.drop, *self.many, self.named["x"], self.shared, self.own):
             x = layer(x)
         return x
-
-
-def modules_of(model):
-    return list(model.named_modules(remove_duplicate=False))
 
 
 # -- torchreg's for torch's ---------------------------------------------------------------------------------------

@@ -64,6 +64,12 @@ FILE = """
         def test_product(self, a, kind): pass
 
     def test_alone(): pass
+
+    @pytest.mark.slow
+    def test_long(): pass
+
+    @pytest.mark.parametrize("a", [1, pytest.param(2, marks=pytest.mark.slow)])
+    def test_sometimes_long(a): pass
 """
 
 
@@ -71,10 +77,12 @@ def test_representatives_and_the_rest_are_all_and_nothing_twice(pytester):
     pytester.makepyfile(FILE)
 
     def ran(*options):
-        reports = pytester.inline_run("-p", "tests.representatives", *options).getreports("pytest_runtest_logreport")
+        reports = pytester.inline_run("-p", "tests.representatives", "-W", "ignore", *options).getreports(
+            "pytest_runtest_logreport"
+        )
         return [report.nodeid for report in reports if report.when == "call"]
 
     few, rest, everything = ran("--representatives"), ran("--rest"), ran()
-    assert len(few) == 3 + 2 + 1
+    assert len(few) == 3 + 2 + 1 + 1
     assert sorted(few + rest) == sorted(everything) == sorted(ran("--representatives", "--rest"))
-    assert len(everything) == 6 + 4 + 1
+    assert len(everything) == 6 + 4 + 1 + 1 + 2

@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
-from torch import Generator, nn
+from torch import nn
 
-from tests.helpers import assert_bit_equal, assert_close
+from tests.helpers import assert_bit_equal, assert_close, seeded
 from torchreg.nn import (
     AlphaDropout,
     DropBlock1d,
@@ -24,10 +24,6 @@ from torchreg.nn import (
 
 BLOCKS = {1: DropBlock1d, 2: DropBlock2d, 3: DropBlock3d}
 EMBEDDING = nn.Embedding.from_pretrained(torch.ones(30, 2))
-
-
-def seeded(seed: int) -> Generator:
-    return Generator().manual_seed(seed)
 
 
 # -- blocks -------------------------------------------------------------------------------------------------------
