@@ -1,6 +1,6 @@
 """The table of penalties against properties, written by the tests that show them.
 
-``TORCHREG_CONFORMANCE=docs/conformance.md python -m pytest`` writes it. A test joins with
+``TORCHREG_CONFORMANCE=docs/conformance.md make test-all`` writes it. A test joins with
 ``@pytest.mark.shows("prox")`` if it runs over the cases of :mod:`tests.cases`.
 """
 
@@ -44,12 +44,18 @@ class Conformance:
         report = yield
         marker, params = item.get_closest_marker("shows"), getattr(item, "callspec", None) and item.callspec.params
         if marker and params and "case" in params and (report.when == "call" or report.failed) and not report.skipped:
-            counter = self.passed if report.passed else self.failed
-            counter[_shown(marker.args[0], params)] += 1
+            report.user_properties.append(("shows", _shown(marker.args[0], params)))
         return report
 
-    def pytest_sessionfinish(self):
-        self.file.write_text(self.table())
+    def pytest_runtest_logreport(self, report):
+        """With several processes, the one that hears of all tests counts."""
+        for name, shown in report.user_properties:
+            if name == "shows":
+                (self.passed if report.passed else self.failed)[tuple(shown)] += 1
+
+    def pytest_sessionfinish(self, session):
+        if not hasattr(session.config, "workerinput"):
+            self.file.write_text(self.table())
 
     def table(self) -> str:
         names = [case.name for case in (*PENALTIES, *CONSTRAINTS)]
@@ -58,10 +64,9 @@ class Conformance:
         lines = [
             "# What the tests show of each penalty",
             "",
-            f"{passed:,} checks passed, {failed:,} failed. A number counts the tests behind "
-            "it, of which those that draw weights at random stand for a hundred draws each; a dot: there is no such "
-            "thing.",
-            "Made by `TORCHREG_CONFORMANCE=docs/conformance.md python -m pytest`.",
+            f"{passed:,} checks passed, {failed:,} failed. A number counts the tests behind it, of which those",
+            "that draw weights at random stand for a hundred draws each; a dot: there is no such thing.",
+            "Made by `TORCHREG_CONFORMANCE=docs/conformance.md make test-all`.",
             "",
             "| penalty | " + " | ".join(shown) + " |",
             "|---" * (len(shown) + 1) + "|",
