@@ -104,8 +104,16 @@ def test_bad_constructions_are_refused_with_what_was_given():
         Regularizer(model, 0.5)
     with pytest.raises(TypeError, match="penalty must be a Penalty"):
         Regularizer(model, {"0.*": L2(1.0), "*": None})
+    for penalty, advice in (
+        (L1, r"give it a strength, as in L1\(1e-4\)"),
+        ([L1(1.0), L2(1.0)], r"add penalties up, as in L1\(1e-5\) \+ L2"),
+    ):
+        with pytest.raises(TypeError, match=advice):
+            Regularizer(model, penalty)
     for rules in ({}, {3: L2(1.0)}):
-        with pytest.raises(ValueError, match=r"must be a penalty or a dict of name patterns to penalties, got \{"):
+        with pytest.raises(
+            ValueError, match=r"must be a penalty or a dict of name patterns, such as .*, to penalties, got \{"
+        ):
             Regularizer(model, rules)
     with pytest.raises(TypeError, match=r"schedule must be a function of the step number, got 0\.5"):
         Regularizer(model, L2(1.0), schedule=0.5)

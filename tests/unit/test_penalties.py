@@ -111,6 +111,13 @@ def test_sums_are_associative():
     assert (L1(1) + L2(2)) + Cubic() == L1(1) + (L2(2) + Cubic())
 
 
+def test_the_builtin_sum_adds_penalties_up():
+    assert sum([L1(1.0), L2(2.0), L1(0.5)]) == L1(1.5) + L2(2.0)
+    for other in (1, 0.5, "0"):
+        with pytest.raises(TypeError):
+            other + L1(1.0)
+
+
 def test_the_terms_of_a_sum_are_its_parts():
     assert (L1(1) + L2(2)).terms == (L1(1), L2(2))
     assert L1(1).terms == (L1(1),)

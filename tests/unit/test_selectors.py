@@ -237,6 +237,41 @@ def test_what_is_neither_selector_nor_predicate_is_refused(select):
         Regularizer(a_network(), L2(1.0), select=select)
 
 
+@pytest.mark.parametrize(
+    ("select", "advice"),
+    [
+        ("*.weight", r"use torchreg\.named\('\*\.weight'\)"),
+        (nn.Linear, r"got the class Linear: use torchreg\.in_modules\(Linear\)"),
+        (nn.Linear(2, 2), r"got a module Linear: use torchreg\.named"),
+    ],
+    ids=["a pattern", "a class", "a module"],
+)
+def test_what_is_meant_by_a_wrong_selection_is_said(select, advice):
+    with pytest.raises(TypeError, match=advice):
+        Regularizer(a_network(), L2(1.0), select=select)
+
+
+@pytest.mark.parametrize(
+    ("select", "arguments", "expected"),
+    [
+        (named, (), "patterns must be strings"),
+        (named, (["0.*"],), "patterns must be strings"),
+        (in_modules, (), "types must be classes of modules"),
+        (in_modules, ("Linear",), "types must be classes of modules"),
+        (in_modules, (nn.Linear(2, 2),), "types must be classes of modules"),
+    ],
+)
+def test_a_selector_refuses_arguments_that_select_nothing(select, arguments, expected):
+    with pytest.raises(TypeError, match=expected):
+        select(*arguments)
+
+
+def test_a_pattern_that_matches_nothing_is_said_to_match_whole_names():
+    for arguments in ({"penalty": {"weight": L2(1.0)}}, {"penalty": L2(1.0), "select": named("weight")}):
+        with pytest.raises(ValueError, match=r"matches whole names, as '\*\.weight' does"):
+            Regularizer(a_network(), **arguments)
+
+
 def test_of_several_patterns_the_first_that_matches_wins():
     rules = {"3.*": L1(1.0), "*weight": L2(1.0), "*": L2(2.0)}
     penalties = {entry.name: entry.penalty for entry in Regularizer(a_network(), rules).entries if entry.penalty}
@@ -260,7 +295,7 @@ def test_a_pattern_that_matches_nothing_is_refused_with_the_names_there_are():
         Regularizer(a_network(), {"classifer.*": L1(1.0), "*": L2(1.0)})
 
 
-@pytest.mark.parametrize("select", [named("nothing"), in_modules(nn.LSTM), lambda info: False])
+@pytest.mark.parametrize("select", [in_modules(nn.LSTM), lambda info: False])
 def test_selecting_nothing_is_refused_with_the_parameters_and_their_reasons(select):
     with pytest.raises(ValueError, match=r"got none of 0\.weight \((not|in) .*0\.bias.*3\.bias.*select=everything"):
         Regularizer(a_network(), L2(1.0), select=select)

@@ -123,6 +123,10 @@ class Penalty(ABC):
         """The sum. Terms that differ only in strength become one term: ``L1(a) + L1(b) == L1(a + b)``."""
         return _sum(self.terms + other.terms) if isinstance(other, Penalty) else NotImplemented
 
+    def __radd__(self, other: object) -> Penalty:
+        """So that ``sum([L1(a), L2(b)])`` is ``L1(a) + L2(b)``."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
     def __mul__(self, factor: object) -> Penalty:
         """``factor`` times this penalty."""
         if isinstance(factor, bool) or not isinstance(factor, Real):

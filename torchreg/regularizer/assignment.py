@@ -80,11 +80,12 @@ def as_rules(penalty: Penalty | Mapping[str, Penalty], mode: str) -> Mapping[str
     rules = penalty if isinstance(penalty, Mapping) else {"*": penalty}
     if not rules or not all(isinstance(pattern, str) for pattern in rules):
         raise ValueError(
-            f"Regularizer: penalty must be a penalty or a dict of name patterns to penalties, got {rules!r}"
+            "Regularizer: penalty must be a penalty or a dict of name patterns, such as '0.*', to penalties, "
+            f"got {rules!r}"
         )
     for rule in rules.values():
         if not isinstance(rule, Penalty):
-            raise TypeError(f"Regularizer: penalty must be a Penalty such as L2(1e-4), got {rule!r}")
+            raise TypeError(f"Regularizer: penalty must be a Penalty such as L2(1e-4), got {rule!r}{_advice(rule)}")
         if not rule._selects_itself and any(term._selects_itself for term in rule.terms):
             raise ValueError(
                 f"Regularizer: a penalty that selects its parameters itself must not be part of a sum, got {rule!r}: "
@@ -103,6 +104,15 @@ def as_rules(penalty: Penalty | Mapping[str, Penalty], mode: str) -> Mapping[str
     return rules
 
 
+def _advice(rule: object) -> str:
+    """What to write instead of something that is no penalty, where that can be told."""
+    if isinstance(rule, type) and issubclass(rule, Penalty):
+        return f": give it a strength, as in {rule.__name__}(1e-4)"
+    if isinstance(rule, list | tuple) and rule and all(isinstance(each, Penalty) for each in rule):
+        return ": add penalties up, as in L1(1e-5) + L2(1e-4)"
+    return ""
+
+
 def assign(model: nn.Module, rules: Mapping[str, Penalty], select: Selector) -> list[Assignment]:
     """An assignment for each parameter of the model. The first rule (name pattern to penalty) that matches is used.
 
@@ -117,13 +127,19 @@ def assign(model: nn.Module, rules: Mapping[str, Penalty], select: Selector) -> 
     names = [name for a in assignments for name in a.names]
     for pattern in rules:
         if names and not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(f"Regularizer: the pattern {pattern!r} matches none of the parameters {listed(names)}")
+            raise ValueError(
+                f"Regularizer: the pattern {pattern!r} matches none of the parameters {listed(names)}: a pattern "
+                "matches whole names, as '*.weight' does"
+            )
     _check_companions(assignments)
     if all(a.penalty is None for a in assignments):
         reasons = [f"{a.name} ({a.reason})" for a in assignments]
+        unnamed = assignments and all((a.reason or "").startswith("not named ") for a in assignments)
+        advice = (
+            "a pattern matches whole names, as '*.weight' does" if unnamed else "select=everything lifts exemptions"
+        )
         raise ValueError(
-            f"Regularizer: select must choose at least one parameter, got none of {listed(reasons)}; "
-            "select=everything lifts the exemptions"
+            f"Regularizer: select must choose at least one parameter, got none of {listed(reasons)}: {advice}"
         )
     return assignments
 

@@ -228,7 +228,11 @@ class Regularizer:
         """
         for optimizer in optimizers or (None,):
             if not isinstance(optimizer, Optimizer):
-                raise TypeError(f"Regularizer: attach() takes a torch.optim.Optimizer, got {type(optimizer).__name__}")
+                got = "nothing" if optimizer is None else type(optimizer).__name__
+                raise TypeError(
+                    f"Regularizer: attach() takes a torch.optim.Optimizer, or several, got {got}: write "
+                    "attach(optimizer) or attach(first, second)"
+                )
             if "_optimizer_step_pre_hooks" not in vars(optimizer):  # it only looks like one, as accelerate's does
                 raise TypeError(
                     f"Regularizer: attach() takes the optimizer itself, got the wrapper {type(optimizer).__name__}: "

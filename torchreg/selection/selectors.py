@@ -182,11 +182,16 @@ def named(*patterns: str) -> Selector:
     Args:
         patterns: with ``*`` and ``?`` as in a shell; ``*`` also matches dots.
 
+    Raises:
+        TypeError: there is no pattern, or one of them is no string.
+
     Example:
         >>> layer = nn.Linear(2, 1)
         >>> named("conv*")(ParamInfo("head.weight", layer.weight, layer))
         False
     """
+    if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
+        raise TypeError(f"named: patterns must be strings, as in named('0.*', '*.weight'), got {patterns}")
     return _Named(patterns)
 
 
@@ -196,11 +201,16 @@ def in_modules(*types: type[nn.Module]) -> Selector:
     Args:
         types: classes of modules; instances of subclasses count too.
 
+    Raises:
+        TypeError: there is no class, or one of the arguments is no class of modules.
+
     Example:
         >>> layer = nn.Linear(2, 1)
         >>> in_modules(nn.Conv2d)(ParamInfo("head.weight", layer.weight, layer))
         False
     """
+    if not types or not all(isinstance(kind, type) and issubclass(kind, nn.Module) for kind in types):
+        raise TypeError(f"in_modules: types must be classes of modules, as in in_modules(nn.Linear), got {types}")
     return _InModules(types)
 
 
@@ -208,6 +218,15 @@ def as_selector(select: Selector | Callable[[ParamInfo], bool]) -> Selector:
     """The selector itself, or a selector made of the predicate."""
     if isinstance(select, Selector):
         return select
+    expected = "select must be a selector or a predicate on ParamInfo"
+    if isinstance(select, str):
+        raise TypeError(f"{expected}, got {select!r}: use torchreg.named({select!r})")
+    given: object = select
+    if isinstance(given, type) and issubclass(given, nn.Module):
+        raise TypeError(f"{expected}, got the class {given.__name__}: use torchreg.in_modules({given.__name__})")
+    if isinstance(select, nn.Module):
+        kind = type(select).__name__
+        raise TypeError(f"{expected}, got a module {kind}: use torchreg.named with its name, such as named('0.*')")
     if not callable(select):
-        raise TypeError(f"select must be a selector or a predicate on ParamInfo, got {select!r}")
+        raise TypeError(f"{expected}, got {select!r}")
     return _Predicate(select)
