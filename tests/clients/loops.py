@@ -253,7 +253,7 @@ each_loop = pytest.mark.parametrize(
     ("loop", "make_optimizer", "accumulate"),
     [
         pytest.param(loop, make_optimizer, accumulate, id=f"{name}-{accumulate}")
-        for name, (loop, make_optimizer, ways) in LOOPS.items()
-        for accumulate in ways
+        for name, (loop, make_optimizer, steps) in LOOPS.items()
+        for accumulate in steps
     ],
 )

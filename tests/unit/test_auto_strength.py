@@ -169,7 +169,7 @@ def test_it_only_looks_the_training_is_that_of_the_strengths_it_sets():
     assert_close(train(None), train(1.0), 1e-15)  # exp(log(0.1 / 0.1)) is 1
 
 
-def test_strengths_of_parameters_go_their_own_ways():
+def test_each_parameter_may_have_a_strength_of_its_own():
     model = make_model()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     regularizers = [Regularizer(model, L2(0.1), mode="decoupled"), Regularizer(model, {"0.*": L1(1e-3)}, mode="prox")]

@@ -42,19 +42,10 @@ def train(model, optimizer, criterion, regularizer=None, steps=6):
         optimizer.step()
 
 
-def both_ways(make_optimizer, penalty=None, mode="prox", *extra, vectorize=True):
+def together_and_alone(make_optimizer, penalty=None, mode="prox", *extra, vectorize=True):
     """The state of each member: trained in a stack, and trained alone."""
-    models = [network(seed, *deepcopy(extra)) for seed in range(MEMBERS)]
-    stack = Stacked(models, vectorize=vectorize)
-    optimizer = make_optimizer(stack.parameters())
-    regularizer = None
-    if penalty is not None:
-        regularizer = Regularizer(stack, penalty, mode=mode)
-        regularizer.scale = SCALES
-        if mode != "loss":
-            regularizer.attach(optimizer)
-    train(stack, optimizer, stack.per_member(nn.CrossEntropyLoss()), regularizer)
-    for model, scale in zip(models, SCALES.tolist(), strict=True):
+
+    def go(model, criterion, scale):
         optimizer = make_optimizer(model.parameters())
         regularizer = None
         if penalty is not None:
@@ -62,14 +53,20 @@ def both_ways(make_optimizer, penalty=None, mode="prox", *extra, vectorize=True)
             regularizer.scale = scale
             if mode != "loss":
                 regularizer.attach(optimizer)
-        train(model, optimizer, nn.CrossEntropyLoss(), regularizer)
+        train(model, optimizer, criterion, regularizer)
+
+    models = [network(seed, *deepcopy(extra)) for seed in range(MEMBERS)]
+    stack = Stacked(models, vectorize=vectorize)
+    go(stack, stack.per_member(nn.CrossEntropyLoss()), SCALES)
+    for model, scale in zip(models, SCALES.tolist(), strict=True):
+        go(model, nn.CrossEntropyLoss(), scale)
     return [member.state_dict() for member in stack.members()], [model.state_dict() for model in models]
 
 
 @pytest.mark.parametrize("vectorize", [True, False], ids=["at once", "one after another"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_each_optimizer_trains_a_member_as_if_alone(name, vectorize):
-    together, alone = both_ways(OPTIMIZERS[name], vectorize=vectorize)
+    together, alone = together_and_alone(OPTIMIZERS[name], vectorize=vectorize)
     assert_close(together, alone, 1e-10)
     assert_differs(together[0], together[1])
 
@@ -85,14 +82,14 @@ CASES += [(L1(0.2) + L2SP(0.3), mode) for mode in MODES if mode != "prox"] + [(N
 
 @pytest.mark.parametrize(("penalty", "mode"), CASES, ids=str)
 def test_each_penalty_acts_on_a_member_as_on_a_model_alone(penalty, mode):
-    together, alone = both_ways(lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.5), penalty, mode)
+    together, alone = together_and_alone(lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.5), penalty, mode)
     assert_close(together, alone, 1e-7)
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", ["SGD-momentum", "Adam", "AdamW-fused"])
 def test_each_optimizer_and_mode_give_a_member_its_own_strength(name, mode):
-    together, alone = both_ways(OPTIMIZERS[name], L1(0.1) + L2(0.2), mode)
+    together, alone = together_and_alone(OPTIMIZERS[name], L1(0.1) + L2(0.2), mode)
     assert_close(together, alone, 1e-10)
 
 
@@ -114,7 +111,7 @@ def test_each_optimizer_and_mode_give_a_member_its_own_strength(name, mode):
 @pytest.mark.parametrize("vectorize", [True, False], ids=["at once", "one after another"])
 def test_a_members_masks_are_those_it_would_have_alone(layer, vectorize):
     layer.generator = None
-    together, alone = both_ways(OPTIMIZERS["Adam"], L2(0.1), "decoupled", layer, vectorize=vectorize)
+    together, alone = together_and_alone(OPTIMIZERS["Adam"], L2(0.1), "decoupled", layer, vectorize=vectorize)
     assert_close(together, alone, 1e-8)
 
 
@@ -154,7 +151,7 @@ def test_a_layer_of_torch_drops_other_units_in_each_member():
 
 
 def test_buffers_are_stacked_and_a_batch_norm_counts_for_each_member():
-    together, alone = both_ways(OPTIMIZERS["Adam"], None, "prox", nn.BatchNorm1d(8))
+    together, alone = together_and_alone(OPTIMIZERS["Adam"], None, "prox", nn.BatchNorm1d(8))
     assert_close(together, alone, 1e-10)
     assert together[0]["2.num_batches_tracked"] == 6
     assert_differs(together[0]["2.running_mean"], together[1]["2.running_mean"])
@@ -220,7 +217,7 @@ def test_a_frozen_member_stays_while_the_others_go_on():
 
 
 def test_a_member_that_diverges_leaves_the_others_alone():
-    together, _ = both_ways(OPTIMIZERS["Adam"])
+    together, _ = together_and_alone(OPTIMIZERS["Adam"])
     models = [network(seed) for seed in range(MEMBERS)]
     with torch.no_grad():
         models[2][0].weight.fill_(float("nan"))

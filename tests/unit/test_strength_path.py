@@ -69,7 +69,7 @@ def test_each_member_is_what_a_loop_by_hand_makes_of_it(mode, executor):
         assert math.isnan(point.optimality)
 
 
-def test_torchs_own_dropout_is_repeatable_and_the_same_in_all_ways():
+def test_torchs_own_dropout_is_repeatable_and_the_same_in_every_way_of_training():
     make = lambda: nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5), nn.Linear(8, 3)).double()  # noqa: E731
     losses = [
         [point.train_loss.mean for point in path(make, executor=executor, jobs=2)] for executor in (*WAYS, WAYS[0])
