@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torchreg import Regularizer
+
 FEATURES, OUTPUTS, EXAMPLES = 6, 3, 32
 
 
@@ -98,6 +100,14 @@ def train(
             scaler.step(optimizer)
             scaler.update()
     return weights_of(model)
+
+
+def engaged(regularizer: Regularizer, optimizer: torch.optim.Optimizer) -> Callable[..., Tensor]:
+    """The loss to train with: in mode "loss" it holds the penalty, in the other modes the optimizer's steps do."""
+    if regularizer.mode == "loss":
+        return regularizer.penalize(nn.MSELoss())
+    regularizer.attach(optimizer)
+    return nn.MSELoss()
 
 
 def through_a_file(it: Any, weights_only: bool = True) -> Any:

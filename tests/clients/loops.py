@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.cases import STEP_MODES
-from tests.helpers import make_data, make_model, weights_of
+from tests.helpers import engaged, make_data, make_model, weights_of
 from torchreg import L1, L2, Regularizer
 
 LR, LASSO, RIDGE = 0.05, 0.02, 0.1
@@ -72,12 +72,8 @@ def add_to_gradients(weights: list[nn.Parameter], slopes: list[Tensor]) -> None:
 
 def plain(mode: str, accumulate: int, clip: float | None, folder: Path) -> Weights:
     model = make_model()
-    optimizer, criterion = SGD(model.parameters()), nn.MSELoss()
-    regularizer = Regularizer(model, PENALTY, mode=mode)
-    if mode == "loss":
-        criterion = regularizer.penalize(criterion)
-    else:
-        regularizer.attach(optimizer)
+    optimizer = SGD(model.parameters())
+    criterion = engaged(Regularizer(model, PENALTY, mode=mode), optimizer)
     for number, (x, y) in enumerate(micro_batches(), start=1):
         (criterion(model(x), y) / accumulate).backward()
         if number % accumulate == 0:
@@ -194,12 +190,8 @@ def accelerate(mode: str, accumulate: int, clip: float | None, folder: Path, sca
     accelerator = pytest.importorskip("accelerate").Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
     accelerator.scaler = scaler
     model = make_model()
-    optimizer, criterion = SGD(model.parameters()), nn.MSELoss()
-    regularizer = Regularizer(model, PENALTY, mode=mode)
-    if mode == "loss":
-        criterion = regularizer.penalize(criterion)
-    else:
-        regularizer.attach(optimizer)  # before prepare, which wraps the optimizer
+    optimizer = SGD(model.parameters())
+    criterion = engaged(Regularizer(model, PENALTY, mode=mode), optimizer)  # before prepare, which wraps the optimizer
     model, optimizer, loader = accelerator.prepare(model, optimizer, batches())
     for _ in range(EPOCHS):
         for x, y in loader:

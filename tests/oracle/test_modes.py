@@ -6,7 +6,6 @@ from functools import cache
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from tests.cases import (
     OPTIMIZERS,
@@ -17,7 +16,16 @@ from tests.cases import (
     each_penalty,
     each_silent,
 )
-from tests.helpers import assert_bit_equal, assert_close, assert_differs, make_data, make_model, train, weights_of
+from tests.helpers import (
+    assert_bit_equal,
+    assert_close,
+    assert_differs,
+    engaged,
+    make_data,
+    make_model,
+    train,
+    weights_of,
+)
 from torchreg import L2, Regularizer, everything
 
 DECAY = 0.1
@@ -31,12 +39,7 @@ def regularized(make_optimizer, penalty, mode, steps, *, dtype=torch.float64, **
     """The weights after training in a mode, loss included."""
     model = make_model(dtype=dtype)
     optimizer = make_optimizer(model.parameters())
-    regularizer = Regularizer(model, penalty, mode=mode, **options)
-    criterion = nn.MSELoss()
-    if mode == "loss":
-        criterion = regularizer.penalize(criterion)
-    else:
-        regularizer.attach(optimizer)
+    criterion = engaged(Regularizer(model, penalty, mode=mode, **options), optimizer)
     return train(model, optimizer, steps, criterion=criterion)
 
 

@@ -6,7 +6,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.cases import each_case_and_mode, each_fused, each_step_mode
-from tests.helpers import assert_bit_equal, assert_close, assert_differs, make_data, make_model, train, weights_of
+from tests.helpers import (
+    assert_bit_equal,
+    assert_close,
+    assert_differs,
+    engaged,
+    make_data,
+    make_model,
+    train,
+    weights_of,
+)
 from tests.unit.training import PENALTY, run, set_gradients, sgd
 from torchreg import L2, Regularizer
 
@@ -21,11 +30,7 @@ def test_zero_weights_strengths_and_learning_rates_make_no_nan(case, mode, scale
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     regularizer = Regularizer(model, case.penalty, mode=mode)
     regularizer.scale = scale
-    criterion = nn.MSELoss()
-    if mode == "loss":
-        criterion = regularizer.penalize(criterion)
-    else:
-        regularizer.attach(optimizer)
+    criterion = engaged(regularizer, optimizer)
     for weights in train(model, optimizer, 3, criterion=criterion).values():
         assert weights.isfinite().all()
         assert lr > 0 or not weights.any()
