@@ -244,10 +244,10 @@ def test_the_table_and_the_picture(monkeypatch):
 def test_it_says_which_way_it_goes(capsys):
     path(verbose=True)
     line = capsys.readouterr().out
-    assert line.startswith("strength_path: 2 members ")
+    assert line.startswith("strength_path: training 2 models ")
     assert " ms" in line
     path(verbose=True, executor="stacked")
-    assert capsys.readouterr().out == "strength_path: 2 members stacked, as asked\n"
+    assert capsys.readouterr().out == "strength_path: training 2 models as one stack\n"
 
 
 def test_what_fails_in_a_process_reaches_the_caller():

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from torchreg import functional as f
-from torchreg.penalties.base import Described, ProximalPenalty
+from torchreg.penalties.base import ProximalPenalty
+from torchreg.penalties.described import Described
 from torchreg.penalties.groups import ByGroup
 from torchreg.penalties.partition import Groups, Partition
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from torchreg import functional as f
-from torchreg.penalties.base import Described, ProximalPenalty, Term
+from torchreg.penalties.base import ProximalPenalty, Term
+from torchreg.penalties.described import Described
 from torchreg.penalties.elementwise import L1Mixture
 from torchreg.penalties.partition import Groups, Partition, check_groups, resolve, split
 from torchreg.selection.parameters import ParamInfo

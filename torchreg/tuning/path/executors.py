@@ -55,7 +55,13 @@ def fastest(models: Sequence[nn.Module], strengths: Sequence[float], step: Job, 
             costs["processes"] = _cost(models[:share], strengths[:share], step) * (_WAITING if large else 1.0)
     executor = min(costs, key=lambda name: costs[name])
     shown = ", ".join(f"{name} {1e3 * cost:.3g} ms" for name, cost in costs.items())
-    return executor, f"{count} members {executor} (a step of all: {shown})"
+    return executor, f"{described(executor, count)}, the fastest in a trial step (of all models: {shown})"
+
+
+def described(executor: Executor, count: int) -> str:
+    """What the executor does, in words."""
+    where = {"stacked": "as one stack", "processes": "in worker processes", "one after another": "one after another"}
+    return f"training {count} models {where[executor]}"
 
 
 def can_fork(models: Sequence[nn.Module]) -> bool:

@@ -24,7 +24,7 @@ from torchreg.penalties.reference import Anchored
 from torchreg.regularizer import Mode
 from torchreg.selection.parameters import ParamInfo
 from torchreg.selection.selectors import Selector, weights
-from torchreg.tuning.path.executors import Executor, Job, State, can_fork, fastest, train_all
+from torchreg.tuning.path.executors import Executor, Job, State, can_fork, described, fastest, train_all
 from torchreg.tuning.path.fit import fit
 from torchreg.tuning.path.folds import splits
 from torchreg.tuning.path.outcome import outcomes, point
@@ -221,7 +221,7 @@ def _executor(
     if executor == "processes" and not can_fork(models):
         raise ValueError("strength_path: executor 'processes' needs Linux and models on the CPU: use another")
     if executor != "fastest":
-        return executor, f"{len(models)} members {executor}, as asked"
+        return executor, described(executor, len(models))
     return fastest(models, strengths, partial(_step, problem), jobs)
 
 
