@@ -96,7 +96,7 @@ def likely_tests(mutant: Mutant, folder: Path) -> list[str]:
     """
     source = (folder / mutant.file).read_text(encoding="utf-8")
     line = source[: source.index(mutant.text)].count("\n") + 1
-    weights = {Path(mutant.file).stem: 3.0}
+    weights = dict.fromkeys((Path(mutant.file).stem, Path(mutant.file).parent.name), 3.0)
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
             encloses = node.lineno <= line <= (node.end_lineno or node.lineno)

@@ -39,13 +39,13 @@ MUTANTS = (
         "the mean over examples of a stack's losses counts the ignored targets",
     ),
     Mutant(
-        "torchreg/hooks.py",
+        "torchreg/hooks/step.py",
         "        if self._depth > 1:\n            return None",
         "        if self._depth > 2:\n            return None",
         "a step that calls super().step() is penalized twice",
     ),
     Mutant(
-        "torchreg/hooks.py",
+        "torchreg/hooks/step.py",
         "return lr if found_inf is None else lr * (1 - found_inf.reshape(()).clamp(max=1))",
         "return lr",
         "weights shrink in a step that a fused optimizer skips for infinite gradients",
@@ -133,8 +133,8 @@ MUTANTS = (
     ),
     Mutant(
         "torchreg/nn/model/schedule.py",
-        "            self._hooks = None\n        self._set(1.0)",
-        "            self._hooks = None",
+        "        self._hooks = ()\n        self._set(1.0)",
+        "        self._hooks = ()",
         "a dropout schedule that is removed does not give the layers their own rates back",
     ),
     # -- torchreg/ensemble ----------------------------------------------------------------------------------------
@@ -165,8 +165,8 @@ MUTANTS = (
     ),
     Mutant(
         "torchreg/regularizer/regularizer.py",
-        "        if optimizer is self._optimizers[-1]:\n            self.step()",
-        "        self.step()",
+        "        if optimizer is self._optimizers[-1]:\n            self._advance()",
+        "        self._advance()",
         "a schedule counts the steps of each of several optimizers",
     ),
     Mutant(

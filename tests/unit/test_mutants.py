@@ -21,7 +21,7 @@ def test_each_fault_can_be_made_in_one_place_and_is_still_a_program(mutant, tmp_
 
 
 def test_the_tests_of_what_is_broken_are_run_first():
-    hooks = next(mutant for mutant in MUTANTS if mutant.file == "torchreg/hooks.py")
+    hooks = next(mutant for mutant in MUTANTS if mutant.file == "torchreg/hooks/step.py")
     likely = likely_tests(hooks, ROOT)
     assert "tests/unit/test_hooks.py" in likely
     assert len(likely) == 5

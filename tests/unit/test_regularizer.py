@@ -152,11 +152,14 @@ def test_the_repr_shows_every_parameter_with_its_penalty_or_the_reason():
     model[2].weight.requires_grad_(False)
     model[4].weight = nn.Parameter(model[4].weight[:, :2])
     lines = repr(Regularizer(model, {"0.*": L1(0.1) + L2(0.2), "*": L2(0.3)}, mode="prox")).splitlines()
-    assert lines[0] == ("Regularizer(mode='prox', scale=1.0): 2 of 6 parameters penalized, 8 of 24 values")
-    rows = [line.split(maxsplit=1)[0] for line in lines[1:]]
+    assert lines[:2] == [
+        "Regularizer(mode='prox', scale=1.0): 2 of 6 parameters penalized, 8 of 24 values",
+        "  not attached",
+    ]
+    rows = [line.split(maxsplit=1)[0] for line in lines[2:]]
     assert rows == ["parameter", "0.weight", "0.bias", "2.weight", "2.bias", "4.weight", "4.bias"]
     endings = ["penalty", "L1(0.1) + L2(0.2)", "- bias", "- frozen", "- bias", "L2(0.3)", "- bias"]
-    for line, ending in zip(lines[1:], endings, strict=True):
+    for line, ending in zip(lines[2:], endings, strict=True):
         assert line.endswith(ending)
 
 

@@ -55,6 +55,7 @@ class Proximal(StepWrapper):
     """
 
     penalty: ProximalPenalty
+    _changes_weights = "prox"
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from torchreg.hooks import Carried
 from torchreg.optim.proximal import Proximal
 
 _NUMBERS = {"sparsity": "sparsity", "log_scale": "_log_scale", "error": "_error", "pace": "_pace"}
@@ -79,11 +80,16 @@ class TargetSparsity:
         self._log_scale, self._error, self._pace = (self.sparsity + start for start in (0, 0, 1))
         self._scales = [group["scale"] for group in optimizer.param_groups]
         self._made = 0
-        self._handle = optimizer.register_step_post_hook(self._after_step)
+        self._handles = Carried(optimizer, self), optimizer.register_step_post_hook(self._after_step)
 
     def remove(self) -> None:
         """Detaches from the optimizer, which keeps its current scale."""
-        self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
+
+    @property
+    def _is_counting(self) -> bool:
+        return True
 
     @property
     def _steered(self) -> int:

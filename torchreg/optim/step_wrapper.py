@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from torchreg.hooks import Group, unhooked_step
+from torchreg.hooks import Group, check_steps, unhooked_step
 
 Weights = Mapping[Tensor, Tensor]
 Plan = Any
@@ -26,6 +26,7 @@ class StepWrapper(Optimizer):
     """
 
     _own_options: Mapping[str, Any]  # our options and their defaults, for groups without values of their own
+    _changes_weights: str = "decoupled"  # what it assumes of the base's steps; see torchreg.hooks.probe
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -40,6 +41,7 @@ class StepWrapper(Optimizer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)  # adds the groups, which need our options
         self.defaults.update(self._own_options)
+        check_steps(type(self).__name__, self, self._changes_weights, _base(self))
 
     def _add_options(self, **options: Any) -> None:
         self._own_options = {**getattr(self, "_own_options", {}), **options}

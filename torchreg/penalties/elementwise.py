@@ -237,6 +237,10 @@ class ElasticNet(L1Mixture, ProximalPenalty):
     def _curvature(self) -> float:
         return self._rest
 
+    @property
+    def _ridge(self) -> float:
+        return self._rest
+
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         return f.shrink(f.soft_threshold(w, step * self._lasso), step * self._rest)
 

@@ -17,8 +17,7 @@ def check_optimizers(optimizers: Sequence[Optimizer], assignments: Sequence[Assi
     """Raises ``ValueError`` for optimizers in whose steps a mode cannot act on the penalized parameters.
 
     Raises:
-        ValueError: a penalized parameter is in none or in several of the optimizers, or an optimizer makes no steps of
-            a known size.
+        ValueError: a penalized parameter is in none or in several of the optimizers, or an optimizer is LBFGS.
     """
     held = Counter(p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"])
     twice = [a.name for a in assignments if a.is_penalized and held[a.param] > 1]
@@ -39,21 +38,30 @@ def check_optimizers(optimizers: Sequence[Optimizer], assignments: Sequence[Assi
                 f"Regularizer: mode {mode!r} must act between the steps of a first-order method, LBFGS makes many "
                 "steps in one call: use mode 'grad' or 'loss'"
             )
-        if mode != "grad" and any("lr" not in group for group in optimizer.param_groups):
-            raise ValueError(
-                f"Regularizer: mode {mode!r} needs the optimizer's lr, {type(optimizer).__name__} has none: "
-                "use mode 'grad' or 'loss'"
-            )
 
 
 def check_decay(optimizer: Optimizer, assignments: Sequence[Assignment]) -> None:
     """Raises ``ValueError`` if a parameter would decay twice: by an L2 and by the optimizer's weight decay."""
     decays = {p: group.get("weight_decay", 0) for group in optimizer.param_groups for p in group["params"]}
     for assignment in assignments:
-        ridges = [t for t in assignment.terms if isinstance(t, Term) and t._is_ridge and t.strength > 0]
+        ridges = [t for t in assignment.terms if isinstance(t, Term) and t._ridge > 0]
         decay = decays.get(assignment.param, 0)
         if assignment.is_penalized and ridges and decay:
             raise ValueError(
                 f"Regularizer: {assignment.name} would decay twice, by {ridges[0]} and by weight_decay={decay} of "
                 f"{type(optimizer).__name__}: pass weight_decay=0 to the optimizer or drop the {ridges[0]}"
             )
+
+
+def minimized(optimizer: Optimizer) -> str:
+    """What mode "prox" minimizes with the optimizer, as part of a sentence; empty if that is loss + penalty.
+
+    A proximal step of size ``lr`` belongs to a gradient step of size ``lr``. With momentum the steps of a constant
+    gradient are ``(1 - dampening) / (1 - momentum)`` times as large.
+    """
+    if not isinstance(optimizer, (torch.optim.SGD, torch.optim.ASGD)):
+        return ", whose steps are not lr * gradient: not the minimum of loss + penalty"
+    groups = [group for group in optimizer.param_groups if group.get("momentum")]
+    shares = {(1 - group["momentum"]) / (1 - group["dampening"]) for group in groups if group["dampening"] != 1}
+    found = [f"loss + {share:.3g} * penalty" for share in sorted(shares - {1.0})]
+    return f", whose momentum makes it the minimum of {' or '.join(found)}" if found else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol, Self, TypeAlias, get_args
 
@@ -12,11 +13,11 @@ from torch.utils._pytree import tree_map_only
 
 from torchreg.ensemble.stacked import Stacked
 from torchreg.functional.sharding import is_sharded
-from torchreg.hooks import Group, StepHooks
-from torchreg.penalties import Penalty
+from torchreg.hooks import Carried, Group, StepHooks, check_steps
+from torchreg.penalties import Penalty, Term
 from torchreg.penalties.constraints import Constraint
 from torchreg.regularizer.assignment import Assignment, as_rules, assign, references, with_references
-from torchreg.regularizer.compatibility import check_decay, check_optimizers
+from torchreg.regularizer.compatibility import check_decay, check_optimizers, minimized
 from torchreg.regularizer.summary import table
 from torchreg.regularizer.value import penalty_value
 from torchreg.schedules import Schedule, check_scale
@@ -120,17 +121,23 @@ class Regularizer:
             )
         self._steps = 0
         self._optimizers: tuple[Optimizer, ...] = ()
-        self._hooks: tuple[StepHooks, ...] = ()
+        self._hooks: tuple[StepHooks | Carried, ...] = ()
+        self._decays: dict[Optimizer, list[float | Tensor]] = {}
         self._follow_schedule()
+        self._is_used = False
+
+    _is_used = True  # whether it was attached, asked for its value or looked at
 
     @property
     def entries(self) -> Sequence[Assignment]:
         """Each parameter of the model once, with its penalty or the reason why it has none."""
+        self._is_used = True
         return self._entries
 
     def _take(self, assignments: Sequence[Assignment]) -> None:
         self._entries = tuple(assignments)
         self._penalties = {a.param: a.acting for a in assignments if a.acting is not None}
+        self._has_ridge = any(isinstance(term, Term) and term._ridge > 0 for a in assignments for term in a.terms)
         self._places = _places(self.model, [a for a in assignments if a.penalty is not None])
         self.scale = self._scale
 
@@ -169,6 +176,7 @@ class Regularizer:
         Raises:
             ValueError: the model's parameters were replaced after the regularizer was created, as ``fully_shard`` does.
         """
+        self._is_used = True
         self._check_parameters()
         params = [param for param in self._penalties if param.requires_grad]
         if not params:
@@ -177,6 +185,7 @@ class Regularizer:
 
     def terms(self) -> dict[str, Tensor]:
         """The value of each kind of penalty, such as ``{"L1": tensor, "L2": tensor}``; for logging."""
+        self._is_used = True
         self._check_parameters()
         kinds: dict[str, list[tuple[Penalty, nn.Parameter]]] = {}
         for param, penalty in self._penalties.items():
@@ -252,6 +261,7 @@ class Regularizer:
         if self.mode != "loss":
             check_optimizers(optimizers, self.entries, self.mode)
         for optimizer in optimizers:
+            check_steps("Regularizer", optimizer, self.mode)
             check_decay(optimizer, self.entries)
         self._register(optimizers)
         return self
@@ -263,7 +273,19 @@ class Regularizer:
         self._hooks = self._optimizers = ()
 
     def step(self) -> None:
-        """Advances the schedule by one step. An attached regularizer does so itself at each step of its optimizer."""
+        """Advances the schedule by one step, if the regularizer is not attached.
+
+        Raises:
+            ValueError: the regularizer is attached, so that it counts the steps of its optimizer itself.
+        """
+        if self._hooks:
+            raise ValueError(
+                f"Regularizer: step() is for a regularizer that is not attached, this one counts the steps of "
+                f"{type(self._optimizers[-1]).__name__}: leave step() out"
+            )
+        self._advance()
+
+    def _advance(self) -> None:
         self._steps += 1
         self._follow_schedule()
 
@@ -276,7 +298,10 @@ class Regularizer:
     def _register(self, optimizers: tuple[Optimizer, ...]) -> None:
         objective = self._objective if self.mode == "grad" else None
         self._optimizers = optimizers
-        self._hooks = tuple(StepHooks(o, self._on_gradients, self._after_step, objective) for o in optimizers)
+        self._decays = {optimizer: _decays(optimizer) for optimizer in optimizers}
+        carried = [Carried(optimizers[-1], self)] if optimizers else []
+        act = self._on_gradients, self._after_step, objective
+        self._hooks = (*carried, *(StepHooks(optimizer, *act, owner="Regularizer") for optimizer in optimizers))
 
     def _objective(self, optimizer: Optimizer) -> Tensor:
         """The difference between the loss of a closure and the function that the optimizer minimizes or maximizes."""
@@ -284,6 +309,7 @@ class Regularizer:
 
     def _on_gradients(self, optimizer: Optimizer, evaluation: int) -> None:
         self._check_parameters()
+        self._check_decays(optimizer)
         if evaluation == 0 and self.mode != "prox":
             self._tell(optimizer)
         if self.mode == "grad":
@@ -296,7 +322,7 @@ class Regularizer:
             self._tell(optimizer)
             take_proximal_steps(optimizer, self._penalties, self._scales, self.compile)
         if optimizer is self._optimizers[-1]:
-            self.step()
+            self._advance()
 
     def _acting_in(self, optimizer: Optimizer) -> Iterator[tuple[Group, nn.Parameter, Penalty, float | Tensor]]:
         """The weights that the coming step changes: their group, their bound penalty, and its scale."""
@@ -318,6 +344,14 @@ class Regularizer:
                 f"Regularizer: the model must hold the parameters it had, {listed(replaced)} were replaced: make the "
                 "Regularizer and the optimizer when the model has its final parameters, as after fully_shard(model)"
             )
+
+    def _check_decays(self, optimizer: Optimizer) -> None:
+        """Raises ``ValueError`` if weight decay beside an L2 came after :meth:`attach`: a new group, a schedule."""
+        if torch.compiler.is_compiling() or not self._has_ridge:
+            return
+        if (decays := _decays(optimizer)) != self._decays[optimizer]:
+            check_decay(optimizer, self.entries)
+            self._decays[optimizer] = decays
 
     def _follow_schedule(self) -> None:
         if self.schedule is not None:
@@ -353,12 +387,28 @@ class Regularizer:
         self.scale, self._steps = state["scale"], state["steps"]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_hooks": (), "_listeners": []}
+        return {**self.__dict__, "_hooks": (), "_listeners": [], "_decays": {}, "_is_used": True}
+
+    @property
+    def _is_counting(self) -> bool:
+        return self.schedule is not None
+
+    def __del__(self) -> None:
+        if self._is_used:
+            return
+        what = listed(list(dict.fromkeys(repr(a.penalty) for a in self._entries if a.penalty is not None)))
+        if self.mode == "loss":
+            done, advice = "asked for its value", "add value() to the loss, or use penalize(criterion) as the loss"
+        else:
+            done, advice = "attached", "call attach(optimizer)"
+        warnings.warn(
+            f"Regularizer: {what} in mode {self.mode!r} was never {done} and had no effect: {advice}", stacklevel=2
+        )
 
     def __copy__(self) -> Self:
         """The copy is detached: two regularizers on one optimizer would apply the penalty twice."""
         twin = type(self).__new__(type(self))
-        twin.__dict__.update(self.__dict__, _optimizers=(), _hooks=(), _listeners=[])
+        twin.__dict__.update(self.__dict__, _optimizers=(), _hooks=(), _listeners=[], _decays={}, _is_used=True)
         return twin
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -366,7 +416,21 @@ class Regularizer:
         self._register(self._optimizers)  # a copied optimizer has lost its hooks
 
     def __repr__(self) -> str:
-        return f"Regularizer(mode={self.mode!r}, scale={self.scale!r}): {table(self.entries)}"
+        first, *rows = table(self.entries).splitlines()
+        return "\n".join([f"Regularizer(mode={self.mode!r}, scale={self.scale!r}): {first}", *self._attachment, *rows])
+
+    @property
+    def _attachment(self) -> list[str]:
+        """The line of its text that says what the regularizer is attached to; none if it need not be attached."""
+        if not self._hooks:
+            return [] if self.mode == "loss" and self.schedule is None else ["  not attached"]
+        notes = [minimized(optimizer) if self.mode == "prox" else "" for optimizer in self._optimizers]
+        each = [type(optimizer).__name__ + note for optimizer, note in zip(self._optimizers, notes, strict=True)]
+        return [f"  attached to {' and '.join(each)}"]
+
+
+def _decays(optimizer: Optimizer) -> list[float | Tensor]:
+    return [group.get("weight_decay", 0) for group in optimizer.param_groups]
 
 
 def _places(model: nn.Module, assignments: Sequence[Assignment]) -> list[tuple[Mapping[str, object], str, object]]:
@@ -395,7 +459,8 @@ class PenalizedLoss(nn.Module):
     """A criterion plus a regularizer's value while the regularized model is in training mode.
 
     :meth:`Regularizer.penalize` and :meth:`ActivityRegularizer.penalize` return it. The model is not a submodule of the
-    loss, so moving or saving the loss does not affect the model.
+    loss, so moving or saving the loss does not affect the model. There is a warning if the weights are trained on the
+    loss while the model is in evaluation mode, where the penalty is left out.
 
     Args:
         regularizer: its value is added.
@@ -406,7 +471,28 @@ class PenalizedLoss(nn.Module):
         super().__init__()
         self.regularizer = regularizer
         self.criterion = criterion
+        self._trained: int | None = None  # the version of a weight in the last backward pass of a loss of evaluation
+        self._has_warned = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = self.criterion(*args, **kwargs)
+        if not self._has_warned and not torch.compiler.is_compiling():
+            self._notice_training(loss)
         return loss + self.regularizer.value() if self.regularizer.model.training else loss
+
+    def _notice_training(self, loss: Tensor) -> None:
+        """Warns once if a weight has changed after a backward pass of a loss without the penalty."""
+        model = self.regularizer.model
+        weight = next((param for param in model.parameters() if param.requires_grad), None)
+        if weight is None:
+            return
+        trained, self._trained = self._trained, None
+        if trained is not None and weight._version != trained:
+            self._has_warned = True
+            warnings.warn(
+                f"{type(self.regularizer).__name__}: {type(model).__name__} is trained in evaluation mode, in which "
+                "the loss of penalize() has no penalty: call model.train() before the training steps",
+                stacklevel=3,
+            )
+        elif not model.training and isinstance(loss, Tensor) and loss.requires_grad:
+            loss.register_hook(lambda _: setattr(self, "_trained", weight._version))

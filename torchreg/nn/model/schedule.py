@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 
-from torchreg.hooks import StepHooks
+from torchreg.hooks import Carried, StepHooks, check_steps
 from torchreg.nn.dropout import Seeded
 from torchreg.schedules import Schedule
 
@@ -66,7 +66,7 @@ class DropoutSchedule:
             )
         self.rates = {name: float(layer.p) for name, layer in self._layers.items()}
         self._steps = 0
-        self._hooks: StepHooks | None = None
+        self._hooks: tuple[StepHooks | Carried, ...] = ()
         self._follow()
 
     def attach(self, optimizer: Optimizer) -> Self:
@@ -81,23 +81,40 @@ class DropoutSchedule:
         """
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"DropoutSchedule: attach() takes a torch.optim.Optimizer, got {type(optimizer).__name__}")
-        if self._hooks is not None:
+        if self._hooks:
             raise ValueError("DropoutSchedule: already attached: call remove() first")
-        self._hooks = StepHooks(optimizer, _nothing, self._after_step)
+        check_steps("DropoutSchedule", optimizer, "loss")
         self._follow()
+        self._hooks = (
+            Carried(optimizer, self),
+            StepHooks(optimizer, _nothing, self._after_step, owner="DropoutSchedule"),
+        )
         return self
 
     def remove(self) -> None:
         """Detaches from the optimizer and restores the full rates."""
-        if self._hooks is not None:
-            self._hooks.remove()
-            self._hooks = None
+        for hooks in self._hooks:
+            hooks.remove()
+        self._hooks = ()
         self._set(1.0)
 
     def step(self) -> None:
-        """Advances the schedule by one step. An attached schedule does so itself at each step of its optimizer."""
+        """Advances the schedule by one step, if it is not attached.
+
+        Raises:
+            ValueError: the schedule is attached, so that it counts the steps of its optimizer itself.
+        """
+        if self._hooks:
+            raise ValueError("DropoutSchedule: step() is for a schedule that is not attached: leave step() out")
+        self._advance()
+
+    def _advance(self) -> None:
         self._steps += 1
         self._follow()
+
+    @property
+    def _is_counting(self) -> bool:
+        return True
 
     def __enter__(self) -> Self:
         return self
@@ -120,10 +137,10 @@ class DropoutSchedule:
         self._follow()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_hooks": None}  # a copy is detached: two schedules would count each step twice
+        return {**self.__dict__, "_hooks": ()}  # a copy is detached: two schedules would count each step twice
 
     def _after_step(self, optimizer: Optimizer) -> None:
-        self.step()
+        self._advance()
 
     def _follow(self) -> None:
         self._set(self.schedule(self._steps))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from torchreg.hooks import StepHooks
+from torchreg.hooks import Carried, StepHooks
 from torchreg.nn.concrete import ConcreteDropout
 from torchreg.nn.dropout import Seeded
 from torchreg.tuning.online.descent import NO_MOMENTS, Moments, normalized
@@ -91,7 +91,7 @@ class AutoRate:
         self._moments: dict[str, Moments] = dict.fromkeys(self.layers, NO_MOMENTS)
         self._steps = 0
         self._updates: list[Update] = []
-        self._hooks: StepHooks | None = None
+        self._hooks: tuple[StepHooks | Carried, ...] = ()
 
     @property
     def rates(self) -> dict[str, float]:
@@ -104,7 +104,7 @@ class AutoRate:
         Returns:
             The object itself, which is also a context manager that detaches at the end.
         """
-        if self._hooks is not None:
+        if self._hooks:
             raise ValueError("AutoRate: already attached: call remove() first")
         if type(optimizer) not in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
             raise ValueError(f"AutoRate: optimizer must be SGD, Adam or AdamW, got {type(optimizer).__name__}")
@@ -113,16 +113,24 @@ class AutoRate:
             if layer.logit_p in held:
                 raise ValueError(f"AutoRate: the optimizer must not hold the rates, got {name}.logit_p")
             layer.logit_p.requires_grad_(False)
-        self._hooks = StepHooks(optimizer, self._note, self._after_step)
+        self._hooks = (
+            Carried(optimizer, self),
+            StepHooks(optimizer, self._note, self._after_step, owner="AutoRate"),
+        )
         return self
 
     def remove(self) -> None:
         """Detaches from the optimizer. The rates keep their current values."""
-        if self._hooks is not None:
-            self._hooks.remove()
-            self._hooks = None
+        if self._hooks:
             for layer in self.layers.values():
                 layer.logit_p.requires_grad_()
+        for hooks in self._hooks:
+            hooks.remove()
+        self._hooks = ()
+
+    @property
+    def _is_counting(self) -> bool:
+        return True
 
     def __enter__(self) -> Self:
         return self

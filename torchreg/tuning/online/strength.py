@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from torchreg.ensemble.stacked import Stacked
-from torchreg.hooks import StepHooks
+from torchreg.hooks import Carried, StepHooks
 from torchreg.penalties import Term
 from torchreg.regularizer import Regularizer
 from torchreg.tuning.online.descent import NO_MOMENTS, normalized
@@ -100,7 +100,7 @@ class AutoStrength:
         self._updates: dict[Optimizer, list[PenaltyUpdate]] = {}
         self._stepped: set[Optimizer] = set()  # those whose last step is recorded
         self._optimizers: tuple[Optimizer, ...] = ()
-        self._hooks: tuple[StepHooks, ...] = ()
+        self._hooks: tuple[StepHooks | Carried, ...] = ()
         self._attached: list[Regularizer] = []
 
     @property
@@ -129,15 +129,16 @@ class AutoStrength:
         except Exception:
             self.remove()
             raise
-        self._listen(optimizers)
         self._set_scales()
+        self._listen(optimizers)
         return self
 
     def _listen(self, optimizers: tuple[Optimizer, ...]) -> None:
         for regularizer in self.regularizers:
             regularizer._listeners.append(self._note)
         self._optimizers = optimizers
-        self._hooks = tuple(StepHooks(o, _nothing, self._after_step) for o in optimizers)
+        hooks = (StepHooks(o, _nothing, self._after_step, owner="AutoStrength") for o in optimizers)
+        self._hooks = (Carried(optimizers[-1], self), *hooks)
 
     def remove(self) -> None:
         """Detaches, also the regularizers that it has attached. The strengths keep their current values."""
@@ -171,7 +172,7 @@ class AutoStrength:
 
     def _after_step(self, optimizer: Optimizer) -> None:
         self._stepped.add(optimizer)
-        if optimizer is not self._hooks[-1].optimizer:
+        if optimizer is not self._optimizers[-1]:
             return
         if self._is_due and any(self._updates.values()):
             self._tune()
@@ -232,6 +233,10 @@ class AutoStrength:
         for item, (log_scale, unit, mean, square, count) in zip(self._tuned, state["knobs"].values(), strict=True):
             item.log_scale, item.moments = log_scale + math.log(unit / item.unit), (mean, square, count)
         self._set_scales()
+
+    @property
+    def _is_counting(self) -> bool:
+        return True
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_hooks": (), "_updates": {}, "_stepped": set()}

@@ -4,11 +4,14 @@ The hooks of ``torch.optim`` need care in these cases; each is tested:
 
 - With a closure the gradients are computed *inside* the step; LBFGS computes them many times.
 - A subclass that overrides ``step`` and calls ``super().step()`` calls the hooks twice.
+- A step that raises an error does not call the hooks at its end.
 - A fused optimizer under ``GradScaler`` gets *scaled* gradients. Its kernel skips a step with infinite gradients, but
   the hooks are called.
 """
 
-import sys
+import inspect
+import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -18,8 +21,6 @@ from torch.optim import Optimizer
 
 Group = dict[str, Any]
 Closure = Callable[[], Any]
-
-_STEP_CODE = Optimizer.profile_hook_step(lambda: None).__code__  # the wrapper that calls hooks, around every step
 
 
 class StepHooks:
@@ -32,6 +33,7 @@ class StepHooks:
         after: called with the optimizer when the outermost step is done.
         objective: its value is added to the loss that a closure returns, so that a line search uses the function that
             the gradients belong to.
+        owner: the name with which a warning begins if the weights change and the optimizer's ``step`` is not called.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class StepHooks:
         on_gradients: Callable[[Optimizer, int], None],
         after: Callable[[Optimizer], None],
         objective: Callable[[Optimizer], Tensor] | None = None,
+        owner: str | None = None,
     ) -> None:
         self.optimizer = optimizer
         self._on_gradients = on_gradients
@@ -50,17 +53,21 @@ class StepHooks:
             optimizer.register_step_pre_hook(self._pre_step),
             optimizer.register_step_post_hook(self._post_step),
         )
+        self.has_stepped = False
+        if owner is not None:
+            _Watch(owner, self)
 
     def remove(self) -> None:
         for handle in self._handles:
             handle.remove()
 
     def _pre_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        if self._depth and self._is_outermost():
-            self._depth = 0
+        if self._depth and self._depth >= _calls_in_a_step(self.optimizer):
+            self._depth = 0  # an earlier step raised an error and did not come to its end
         self._depth += 1
         if self._depth > 1:
             return None
+        self.has_stepped = True
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if not callable(closure):  # None, or another argument of an unusual optimizer
             self._on_gradients(self.optimizer, 0)
@@ -74,6 +81,7 @@ class StepHooks:
         self._depth -= 1
         if self._depth == 0:
             self._after(self.optimizer)
+        self._depth = max(self._depth, 0)
 
     def _wrap(self, closure: Closure) -> Closure:
         evaluations = 0
@@ -94,19 +102,42 @@ class StepHooks:
 
         return evaluate
 
-    def _is_outermost(self) -> bool:
-        """Whether this is the only running step of the optimizer, so that an earlier one must have raised an error.
 
-        The call stack distinguishes this from a ``super().step()`` inside a step. A compiler cannot read the stack.
-        """
-        if torch.compiler.is_compiling():
-            return False
-        frame, steps = sys._getframe(1), 0
-        while frame is not None and steps < 2:
-            if frame.f_code is _STEP_CODE and frame.f_locals["args"][0] is self.optimizer:
-                steps += 1
-            frame = frame.f_back  # type: ignore[assignment]
-        return steps < 2
+class _Watch:
+    """Warns if a weight changes between backward passes and the optimizer's ``step`` is not called.
+
+    One change is allowed: methods such as SAM perturb the weights for a second backward pass before each step.
+    """
+
+    def __init__(self, owner: str, hooks: StepHooks) -> None:
+        self._owner, self._name = owner, type(hooks.optimizer).__name__
+        self._hooks = weakref.ref(hooks)
+        self._version: int | None = None
+        self._changes = 0
+        groups = hooks.optimizer.param_groups
+        param = next((p for group in groups for p in group["params"] if p.requires_grad and p.is_leaf), None)
+        if param is not None:
+            self._handle = param.register_post_accumulate_grad_hook(self._on_backward)
+
+    def _on_backward(self, param: Tensor) -> None:
+        hooks = self._hooks()
+        if self._version is not None and param._version != self._version:
+            self._changes += 1
+        self._version = param._version
+        if hooks is None or hooks.has_stepped:
+            self._handle.remove()
+        elif self._changes == 2:
+            self._handle.remove()
+            warnings.warn(
+                f"{self._owner}: the weights change, but {self._name}.step() is not called, so that it has no effect: "
+                "attach to the optimizer whose step() makes the updates",
+                stacklevel=2,
+            )
+
+
+def _calls_in_a_step(optimizer: Optimizer) -> int:
+    """How often one step can call the hooks: once for each class whose own ``step`` calls them."""
+    return sum(getattr(vars(cls).get("step"), "hooked", False) for cls in type(optimizer).__mro__)
 
 
 def step_size(optimizer: Optimizer, group: Group) -> float | Tensor:
@@ -129,5 +160,5 @@ def gradient_scale(optimizer: Optimizer) -> float | Tensor:
 
 def unhooked_step(cls: type[Optimizer]) -> Callable[..., Any]:
     """``cls.step`` without the wrapper that calls the hooks, for a subclass whose own ``step`` already calls them."""
-    step: Callable[..., Any] = cls.step
-    return step.__wrapped__ if getattr(step, "hooked", False) else step  # type: ignore[attr-defined]
+    step: Callable[..., Any] = inspect.unwrap(cls.step, stop=lambda each: not getattr(each, "hooked", False))
+    return step
