@@ -15,6 +15,20 @@ class Schedule(Protocol):
     def __call__(self, step: int, /) -> float: ...
 
 
+def check_schedule(owner: str, schedule: object, name: str = "schedule") -> None:
+    """Raises ``TypeError`` unless the schedule is a function of the step number."""
+    advice = ""
+    if isinstance(schedule, type):
+        got, advice = f"the class {schedule.__name__}", f": call it, as in {schedule.__name__}(steps=1000)"
+    elif isinstance(schedule, torch.optim.lr_scheduler.LRScheduler):
+        got = f"a {type(schedule).__name__}"
+        advice = ", which changes the learning rate: use a function such as torchreg.cosine(steps=1000)"
+    else:
+        got = repr(schedule)
+    if advice or not callable(schedule):
+        raise TypeError(f"{owner}: {name} must be a function of the step number, got {got}{advice}")
+
+
 def check_scale(owner: str, scale: float | Tensor, members: int | None = None) -> float | Tensor:
     """The scale itself; raises ``ValueError`` unless it is a number or a 0-d tensor, finite and not negative.
 
@@ -60,6 +74,7 @@ class _Ramp(_Timed):
 
 
 @final
+@dataclass(frozen=True)
 class linear(_Ramp):
     r"""A straight line from ``start`` to ``end`` over ``steps`` steps, then constant.
 
@@ -86,6 +101,7 @@ class linear(_Ramp):
 
 
 @final
+@dataclass(frozen=True)
 class cosine(_Ramp):
     r"""Half a cosine from ``start`` to ``end`` over ``steps`` steps, then constant.
 
@@ -112,6 +128,7 @@ class cosine(_Ramp):
 
 
 @final
+@dataclass(frozen=True)
 class early(_Timed):
     r"""1 for the first ``steps`` steps, then 0. Early dropout helps networks that underfit.
 
@@ -137,6 +154,7 @@ class early(_Timed):
 
 
 @final
+@dataclass(frozen=True)
 class late(_Timed):
     r"""0 for the first ``steps`` steps, then 1. Late dropout helps networks that overfit.
 
@@ -162,6 +180,7 @@ class late(_Timed):
 
 
 @final
+@dataclass(frozen=True)
 class curriculum(_Timed):
     r"""An increase from 0 towards 1 that is fast at first.
 

@@ -276,6 +276,7 @@ class SCAD(Magnitudes):
 
 
 @final
+@dataclass(frozen=True, repr=False, eq=False)
 class HoyerSquare(Term):
     r"""The squared Hoyer measure: a differentiable count of nonzero weights that does not depend on their scale.
 

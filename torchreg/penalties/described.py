@@ -37,7 +37,8 @@ class Described:
         """Converts the field to a float; raises an error if it is no number or not in its range."""
         owner, value = type(self).__name__, getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, Real):
-            raise TypeError(f"{owner}: {name} must be a number, got {value!r}")
+            got = repr(value) if isinstance(value, (bool, str, int, float, type(None))) else f"a {type(value).__name__}"
+            raise TypeError(f"{owner}: {name} must be a number, got {got}")
         if not holds(float(value)):
             raise ValueError(f"{owner}: {name} must be {expectation}, got {value!r}")
         object.__setattr__(self, name, float(value))

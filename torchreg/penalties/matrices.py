@@ -88,6 +88,7 @@ class Orthogonality(Matrix):
 
 
 @final
+@dataclass(frozen=True, repr=False, eq=False)
 class SoftOrthogonality(Orthogonality):
     r"""Soft orthogonality: draws the weight vectors of the output units towards an orthonormal system.
 
@@ -119,6 +120,7 @@ class SoftOrthogonality(Orthogonality):
 
 
 @final
+@dataclass(frozen=True, repr=False, eq=False)
 class DoubleSoftOrthogonality(Orthogonality):
     r"""Double soft orthogonality: draws the weight vectors of both outputs and inputs towards orthonormal systems.
 

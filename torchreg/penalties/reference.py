@@ -82,6 +82,7 @@ class Anchored(Term, ProximalPenalty):
 
 
 @final
+@dataclass(frozen=True, repr=False, eq=False)
 class L2SP(Anchored):
     r"""A ridge towards a reference: fine-tuning stays near the pretrained weights.
 
@@ -128,6 +129,7 @@ class L2SP(Anchored):
 
 
 @final
+@dataclass(frozen=True, repr=False, eq=False)
 class L1SP(Anchored):
     r"""A lasso towards a reference: fine-tuning changes only a few weights.
 

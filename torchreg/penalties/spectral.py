@@ -55,6 +55,7 @@ class Spectral(Term):
 
 
 @final
+@dataclass(frozen=True, repr=False, eq=False)
 class Nuclear(Matrix, Spectral, ProximalPenalty):
     r"""The nuclear norm: it drives singular values to zero and the weight to a low rank.
 
@@ -130,6 +131,7 @@ class Largest(Spectral):
 
 
 @final
+@dataclass(frozen=True, repr=False, eq=False)
 class SpectralNorm(Matrix, Largest, ProximalPenalty):
     r"""Half the squared spectral norm: it bounds how much the layer stretches its input, its Lipschitz constant.
 
@@ -291,6 +293,7 @@ class ConvolutionNorm(Largest):
 
 
 @final
+@dataclass(frozen=True, repr=False, eq=False)
 class SRIP(Matrix, Spectral):
     r"""Spectral restricted isometry property: draws the largest and the smallest stretching of an input towards 1.
 

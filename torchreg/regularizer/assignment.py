@@ -78,6 +78,13 @@ def as_rules(penalty: Penalty | Mapping[str, Penalty], mode: str) -> Mapping[str
             a constraint in another mode.
     """
     rules = penalty if isinstance(penalty, Mapping) else {"*": penalty}
+    keys: list[object] = list(rules)
+    types = [key.__name__ for key in keys if isinstance(key, type)]
+    if types:
+        raise ValueError(
+            f"Regularizer: the keys of a dict of penalties are name patterns, such as '0.*', got the class {types[0]}: "
+            f"make a Regularizer for each kind of module, with select=in_modules(nn.{types[0]})"
+        )
     if not rules or not all(isinstance(pattern, str) for pattern in rules):
         raise ValueError(
             "Regularizer: penalty must be a penalty or a dict of name patterns, such as '0.*', to penalties, "

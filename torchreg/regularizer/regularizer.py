@@ -20,7 +20,7 @@ from torchreg.regularizer.assignment import Assignment, as_rules, assign, refere
 from torchreg.regularizer.compatibility import check_decay, check_optimizers, minimized
 from torchreg.regularizer.summary import table
 from torchreg.regularizer.value import penalty_value
-from torchreg.schedules import Schedule, check_scale
+from torchreg.schedules import Schedule, check_scale, check_schedule
 from torchreg.selection.modules import listed
 from torchreg.selection.parameters import ParamInfo
 from torchreg.selection.selectors import Selector, as_selector, weights
@@ -105,8 +105,8 @@ class Regularizer:
         if mode not in get_args(Mode):
             raise ValueError(f"Regularizer: mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
         self.model = model
-        if schedule is not None and not callable(schedule):
-            raise TypeError(f"Regularizer: schedule must be a function of the step number, got {schedule!r}")
+        if schedule is not None:
+            check_schedule("Regularizer", schedule)
         self.mode: Mode = mode
         self.schedule = schedule
         self.compile = compile
@@ -469,6 +469,11 @@ class PenalizedLoss(nn.Module):
 
     def __init__(self, regularizer: Penalizer, criterion: Callable[..., Tensor]) -> None:
         super().__init__()
+        if not callable(criterion):
+            raise TypeError(
+                f"{type(regularizer).__name__}: penalize() takes the loss function, such as nn.MSELoss(), got a "
+                f"{type(criterion).__name__}: to a loss that is computed already add value()"
+            )
         self.regularizer = regularizer
         self.criterion = criterion
         self._trained: int | None = None  # the version of a weight in the last backward pass of a loss of evaluation

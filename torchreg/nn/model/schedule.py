@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from torchreg.hooks import Carried, StepHooks, check_steps
 from torchreg.nn.dropout import Seeded
-from torchreg.schedules import Schedule
+from torchreg.schedules import Schedule, check_schedule
 
 
 class DropoutSchedule:
@@ -55,8 +55,7 @@ class DropoutSchedule:
     def __init__(self, model: nn.Module, schedule: Schedule | Callable[[int], float]) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"DropoutSchedule: model must be a torch.nn.Module, got {type(model).__name__}")
-        if not callable(schedule):
-            raise TypeError(f"DropoutSchedule: schedule must be a function of the step number, got {schedule!r}")
+        check_schedule("DropoutSchedule", schedule)
         self.model = model
         self.schedule = schedule
         self._layers = {name: layer for name, layer in model.named_modules() if _has_rate(layer)}
