@@ -23,7 +23,7 @@ def said(act):
     with warnings.catch_warnings(record=True) as records:
         warnings.simplefilter("always")
         act()
-        gc.collect()
+        gc.collect(1)
     return [str(record.message) for record in records]
 
 
