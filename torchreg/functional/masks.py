@@ -32,7 +32,7 @@ def check_probability(owner: str, p: float) -> None:
 
 def check_generator(owner: str, generator: Generator | Generators, device: torch.device) -> None:
     """Raises ``ValueError`` unless the generator draws on the device, ``RuntimeError`` if it drew this mask before."""
-    if generator.device.type != device.type:
+    if device.type not in (generator.device.type, "meta"):
         raise ValueError(
             f"{owner}: generator must be on the input's device {device}, got one on {generator.device}; "
             f"make it with torch.Generator({device.type!r})"
@@ -115,7 +115,7 @@ def drawn(
     """``torch.rand`` or ``torch.randn``; with symbolic sizes, in a compiler, they accept no generator argument."""
     if isinstance(generator, Generators):
         return generator.draw(lambda own: draw(shape, generator=own, dtype=dtype, device=device))
-    if generator is None:
+    if generator is None or device.type == "meta":
         return draw(shape, dtype=dtype, device=device)
     return draw(shape, generator=generator, dtype=dtype, device=device)
 

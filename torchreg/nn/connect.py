@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from torchreg import functional as f
-from torchreg.nn.dropout import Seeded
+from torchreg.nn.seeded import Seeded
 
 Inference = Literal["mean", "moments"]
 _Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d

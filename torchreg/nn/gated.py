@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from torchreg import functional as f
-from torchreg.nn.dropout import Seeded
+from torchreg.nn.seeded import Seeded
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 

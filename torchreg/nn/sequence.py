@@ -8,7 +8,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from torchreg import functional as f
-from torchreg.nn.dropout import Dropout, Seeded
+from torchreg.nn.dropout import Dropout
+from torchreg.nn.seeded import Seeded
 
 
 class LockedDropout(Dropout):

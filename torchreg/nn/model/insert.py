@@ -12,8 +12,9 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.utils.hooks import RemovableHandle
 
 from torchreg import functional as f
-from torchreg.nn.dropout import Dropout, Seeded
+from torchreg.nn.dropout import Dropout
 from torchreg.nn.model.replace import check_model, shown, table_of
+from torchreg.nn.seeded import Seeded
 from torchreg.selection.modules import ModuleFilter, select_modules
 
 _CHILD = "torchreg_dropout"  # what an inserted layer is called in the module that holds it

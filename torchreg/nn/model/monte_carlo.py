@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from torchreg.nn.dropout import Seeded
 from torchreg.nn.model.replace import numbers_in
+from torchreg.nn.seeded import Seeded
 from torchreg.selection.modules import listed
 
 Outputs = Literal["logits", "probabilities", "values"]

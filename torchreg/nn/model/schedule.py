@@ -10,7 +10,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 
 from torchreg.hooks import StepHooks
-from torchreg.nn.dropout import Seeded
+from torchreg.nn.seeded import Seeded
 from torchreg.schedules import Schedule
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Generator, nn
 
 from torchreg import functional as f
-from torchreg.nn.dropout import Seeded
+from torchreg.nn.seeded import Seeded
 
 
 def seed_dropout(
