@@ -100,7 +100,7 @@ def _drop_nested(x: Tensor, p: float, inplace: bool, generator: Source) -> Tenso
     """Dropout of the elements of a nested tensor. A jagged one keeps its offsets, so that it fits the input."""
     if x.layout == torch.jagged:
         values = drop(x.values(), p, x.values().shape, inplace, generator)
-        return x if inplace else torch.nested.nested_tensor_from_jagged(values, x.offsets())
+        return x if inplace else torch.nested.nested_tensor_from_jagged(values, x.offsets())  # type: ignore[attr-defined]
     parts = [drop(part, p, part.shape, inplace, generator) for part in x.unbind()]
     return x if inplace else torch.nested.as_nested_tensor(parts)
 

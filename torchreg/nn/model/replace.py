@@ -17,9 +17,9 @@ from torchreg.nn.dropout import (
     Dropout2d,
     Dropout3d,
     FeatureAlphaDropout,
-    Seeded,
 )
 from torchreg.nn.model.seeding import seed_dropout
+from torchreg.nn.seeded import Seeded
 from torchreg.selection.modules import listed
 
 _REPLACEMENTS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
