@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from torchreg import functional as f
-from torchreg.nn.gated import Gated, Layer, plain_copy
+from torchreg.nn.gated import Gated
+from torchreg.nn.parametrized import Layer, plain_copy
 
 Units = Literal["inputs", "outputs"]
 

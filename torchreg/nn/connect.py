@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from torchreg import functional as f
+from torchreg.nn.parametrized import PARAMETRIZATION, rewriting
 from torchreg.nn.seeded import Seeded
 
 Inference = Literal["mean", "moments"]
@@ -57,7 +58,8 @@ class DropConnect(Seeded):
 
     Raises:
         ValueError: ``p`` outside [0, 1]; an unknown inference; fewer than one sample; for recurrent layers masks for
-            each example, an activation, moments, or parametrized weights between hidden states.
+            each example, an activation, moments, or parametrized weights between hidden states; for others weights
+            that the older functions of ``torch.nn.utils`` (pruning among them) compute before each call.
         TypeError: ``layer`` is of another type.
 
     Example:
@@ -140,6 +142,10 @@ class DropConnect(Seeded):
             masked = {name: self._masked(param) for name, param in hidden.items()}
             return torch.func.functional_call(layer, masked, (input, *args), kwargs)
         assert isinstance(layer, nn.Linear | _Convolution)
+        if "weight" not in layer._parameters and (kind := rewriting(layer, "weight")) not in (None, PARAMETRIZATION):
+            raise ValueError(  # the weight is that of the layer's last call
+                f"DropConnect: the layer's weight must be a parameter, it is behind {kind}: remove that"
+            )
         is_batched = input.ndim > 1 if isinstance(layer, nn.Linear) else input.ndim == layer.weight.ndim
         p = f.drawn_rate(layer.weight, self.p, self.generator)
         if not (self.per_example and is_batched and len(input)) or p == 1:

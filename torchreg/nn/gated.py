@@ -10,12 +10,10 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize
 
 from torchreg import functional as f
+from torchreg.nn.parametrized import Layer, name_of, rewriting
 from torchreg.nn.seeded import Seeded
-
-Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 class Gated(Seeded):
@@ -94,9 +92,9 @@ class Gated(Seeded):
         """Refuses parametrized tensors in the complexity, which would not reach the parameters behind them."""
         for name in self.depends_on:
             path, _, own = name.rpartition(".")
-            if own not in self.get_submodule(path)._parameters and (kind := _rewriting(self.get_submodule(path), own)):
+            if own not in self.get_submodule(path)._parameters and (kind := rewriting(self.get_submodule(path), own)):
                 raise ValueError(
-                    f"{_name_of(self)}: {name} must be a parameter, because the complexity depends on it, got one "
+                    f"{name_of(self)}: {name} must be a parameter, because the complexity depends on it, got one "
                     f"behind {kind}: remove that"
                 )
 
@@ -118,45 +116,6 @@ class Gated(Seeded):
             leading = x.shape[:1] if x.ndim > 1 else ()
             return (*leading, *[1] * (x.ndim - len(leading) - 1), x.shape[-1])
         return (*x.shape[: -self._spatial], *[1] * self._spatial)
-
-
-def plain_copy(owner: nn.Module, layer: Layer) -> Layer:
-    """A copy of the layer whose weight and bias are parameters with the values that act.
-
-    Raises:
-        ValueError: they are computed before each forward pass, by the older functions of ``torch.nn.utils``.
-    """
-    names = ("weight", "bias")
-    for name in names:
-        if not parametrize.is_parametrized(layer, name) and (why := _rewriting(layer, name)):
-            raise ValueError(
-                f"{_name_of(owner)}: pruned() needs the layer's {name} as a parameter, it is behind {why}: remove that"
-            )
-    copied, kind = copy.deepcopy(layer), parametrize.type_before_parametrizations(layer)
-    if parametrize.is_parametrized(copied):
-        # remove_parametrizations() would change the class, which the copy shares with the layer.
-        values = {n: getattr(copied, n).detach().clone() for n in names if parametrize.is_parametrized(copied, n)}
-        del copied.parametrizations
-        copied.__class__ = kind
-        for name, value in values.items():
-            setattr(copied, name, nn.Parameter(value))
-    return copied
-
-
-def _rewriting(module: nn.Module, name: str) -> str | None:
-    """What computes the tensor of that name from other parameters."""
-    if parametrize.is_parametrized(module, name):
-        return "a parametrization"
-    if hasattr(module, f"{name}_g"):
-        return "torch.nn.utils.weight_norm"
-    if hasattr(module, f"{name}_orig"):
-        return "torch.nn.utils.prune" if hasattr(module, f"{name}_mask") else "torch.nn.utils.spectral_norm"
-    return None
-
-
-def _name_of(module: nn.Module) -> str:
-    """The name of its type; a parametrization puts "Parametrized" before it."""
-    return type(module).__name__.removeprefix("Parametrized")
 
 
 def pruned(model: nn.Module) -> nn.Module:

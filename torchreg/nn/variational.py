@@ -8,7 +8,8 @@ from torch import Generator, Tensor, nn
 
 from torchreg import functional as f
 from torchreg.nn.connect import applied
-from torchreg.nn.gated import Gated, Layer, plain_copy
+from torchreg.nn.gated import Gated
+from torchreg.nn.parametrized import Layer, plain_copy
 
 _K1, _K2, _K3 = 0.63576, 1.8732, 1.48695  # of the approximate divergence
 _LIMIT, _TINY = 8.0, 1e-8  # of log alpha, and what is added to squared weights before their logarithm
