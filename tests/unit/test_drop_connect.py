@@ -311,12 +311,16 @@ def test_what_is_refused_in_the_forward_pass():
         elsewhere(x)
 
 
-@pytest.mark.parametrize("rewrite", [nn.utils.weight_norm, nn.utils.spectral_norm, lambda m: prune.identity(m, "weight")])
+@pytest.mark.parametrize(
+    "rewrite", [nn.utils.weight_norm, nn.utils.spectral_norm, lambda m: prune.identity(m, "weight")]
+)
 @pytest.mark.filterwarnings("ignore:.*deprecated")
 def test_a_weight_that_only_a_call_of_the_layer_computes_is_refused(rewrite):
     layer = DropConnect(nn.Linear(3, 2))
     rewrite(layer.layer)
-    with pytest.raises(ValueError, match=r"DropConnect: the layer's weight must be a parameter, it is behind torch\.nn"):
+    with pytest.raises(
+        ValueError, match=r"DropConnect: the layer's weight must be a parameter, it is behind torch\.nn"
+    ):
         layer(torch.ones(4, 3))
     layer.eval()(torch.ones(4, 3))
 

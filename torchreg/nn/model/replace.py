@@ -141,13 +141,13 @@ def replace_dropout(
     if seed is not None:
         device = next((param.device for param in model.parameters()), torch.device("cpu"))
         seed_dropout(nn.ModuleList(swap.new for swap in swaps), seed, device=device)
-    for swap in swaps:
-        swap.parent.register_module(swap.key, swap.new)
     if numbers := [str(number) for number in numbers_in(model)]:
         warnings.warn(
-            f"replace_dropout: rates that are held as numbers stay with torch's functions: {listed(numbers)}",
+            f"replace_dropout: rates that are held as numbers stay as they are: {listed(numbers)}",
             stacklevel=2,
         )
+    for swap in swaps:
+        swap.parent.register_module(swap.key, swap.new)
     return Replacement(swaps, check_calls("replace_dropout", model, {swap.new for swap in swaps}))
 
 
