@@ -132,7 +132,8 @@ class DropConnect(Seeded):
         layer = self.layer
         self._check_generator(next(layer.parameters()))
         if isinstance(layer, nn.RNNBase):
-            names = [name for name in layer._flat_weights_names if name.startswith("weight_hh")]
+            ends = ("", "_reverse") if layer.bidirectional else ("",)
+            names = [f"weight_hh_l{level}{end}" for level in range(layer.num_layers) for end in ends]
             if not layer._parameters.keys() >= set(names):  # nothing, or something else, would be dropped
                 raise ValueError(
                     f"DropConnect: {', '.join(names)} must be parameters of the layer, got parametrized ones: "

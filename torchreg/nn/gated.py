@@ -9,7 +9,6 @@ from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from torchreg import functional as f
 from torchreg.nn.parametrized import Layer, name_of, rewriting
@@ -54,7 +53,8 @@ class Gated(Seeded):
             raise TypeError(
                 f"{type(self).__name__}: layer must be a torch.nn.Linear, Conv1d, Conv2d or Conv3d, got {kind}"
             )
-        if "weight" not in layer._parameters or is_lazy(layer.weight):
+        weight = dict(layer.named_parameters(recurse=False)).get("weight")
+        if weight is None or isinstance(weight, nn.UninitializedParameter):
             raise ValueError(
                 f"{type(self).__name__}: the layer's weight must be a parameter, got a lazy or parametrized one: "
                 "run a batch through it first, or remove the parametrization"
@@ -64,7 +64,7 @@ class Gated(Seeded):
 
     def no_weight_decay(self) -> dict[str, str]:
         """Exempts the learned rates from penalties; selectors call this method."""
-        return dict.fromkeys(self._parameters, "learned drop rate")
+        return {name: "learned drop rate" for name, _ in self.named_parameters(recurse=False)}
 
     def complexity(self) -> Tensor:
         """The complexity: a 0-d tensor, differentiable in all parameters it depends on."""
@@ -141,8 +141,9 @@ def pruned(model: nn.Module) -> nn.Module:
         return model.pruned().train(model.training)
     copied = copy.deepcopy(model)
     made: dict[nn.Module, nn.Module] = {}
-    for parent in list(copied.modules()):
-        for name, child in list(parent._modules.items()):  # each place of those that stand in several
-            if isinstance(child, Gated):
-                parent._modules[name] = made.setdefault(child, child.pruned().train(child.training))
+    for name, module in list(copied.named_modules(remove_duplicate=False)):  # each place of those at several places
+        if isinstance(module, Gated):
+            path, _, key = name.rpartition(".")
+            new = made.setdefault(module, module.pruned().train(module.training))
+            copied.get_submodule(path).register_module(key, new)
     return copied
