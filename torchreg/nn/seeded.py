@@ -23,9 +23,10 @@ class Seeded(nn.Module):
     generator: f.Source = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        first = args[0] if args else next(iter(kwargs.values()), None)
-        if isinstance(first, Proxy):
-            return _as_one_node(self, first, args, kwargs)
+        if not args or type(args[0]) is not Tensor:  # the most frequent call costs one comparison
+            first = args[0] if args else next(iter(kwargs.values()), None)
+            if isinstance(first, Proxy):
+                return _as_one_node(self, first, args, kwargs)
         return super().__call__(*args, **kwargs)
 
     def __prepare_scriptable__(self) -> NoReturn:
