@@ -285,14 +285,14 @@ duplicates = pytest.mark.parametrize(
 @duplicates
 @pytest.mark.parametrize("kind", [Read, Listed])
 def test_a_layer_that_is_only_read_is_named_in_the_first_pass_in_training_mode_and_never_again(kind, duplicate):
-    model = nn.Sequential(kind())
+    model = nn.Sequential(kind(), kind())
     replace_dropout(model)
     seed_dropout(model, 3)
     model = duplicate(model)
     with torch.no_grad():
         model.eval()(input_of())
     name = "0.drop.0" if kind is Listed else "0.drop"
-    with pytest.warns(UserWarning, match=rf"replace_dropout: {name} was not called .* \({kind.__name__}\)") as said:
+    with pytest.warns(UserWarning, match=rf"replace_dropout: {name} was not called .* \({kind.__name__};") as said:
         model.train()(input_of())
     assert len(said) == 1
     model(input_of())

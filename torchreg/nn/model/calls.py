@@ -23,9 +23,10 @@ class CallCheck:
     It consists of forward hooks, which that pass removes. (Whether a layer is called can only be seen then.)
     """
 
-    def __init__(self, owner: str, holder: nn.Module, layers: dict[nn.Module, str]) -> None:
+    def __init__(self, owner: str, holder: nn.Module, layers: dict[nn.Module, str], named: set[str]) -> None:
         self.owner = owner
         self.missing = layers
+        self.named = named  # the types for which other checks have warned: a model has many modules of one type
         self.is_running = False
         self._handles = [
             holder.register_forward_pre_hook(self._begin),
@@ -51,10 +52,12 @@ class CallCheck:
             return
         self.remove()
         _checked.discard(holder)
-        if self.missing:
+        kind = type(holder).__name__
+        if self.missing and kind not in self.named:
+            self.named.add(kind)
             warnings.warn(
                 f"{self.owner}: {listed(list(self.missing.values()))} was not called in a forward pass of its module "
-                f"({type(holder).__name__}) in training mode: if attention only reads the rate, its masks come from "
+                f"({kind}; others of this type are not named) in training mode: if attention only reads the rate, its masks come from "
                 "torch's global generator and are torch's: switch fused attention off (fused_attn=False in timm, "
                 "set_attn_implementation('eager') in transformers)",
                 stacklevel=2,
@@ -63,11 +66,11 @@ class CallCheck:
 
 def check_calls(owner: str, model: nn.Module, layers: Container[nn.Module]) -> tuple[CallCheck, ...]:
     """A check for each module that holds some of the layers, unless it is torch's own, which calls what it holds."""
-    checks = []
+    checks, named = [], set[str]()
     for name, holder in model.named_modules():
         if is_torchs(holder) or holder in _checked:
             continue
         held = {child: f"{name}.{key}".strip(".") for key, child in held_by(holder).items() if child in layers}
         if held:
-            checks.append(CallCheck(owner, holder, held))
+            checks.append(CallCheck(owner, holder, held, named))
     return tuple(checks)
