@@ -57,8 +57,8 @@ class CallCheck:
             self.named.add(kind)
             warnings.warn(
                 f"{self.owner}: {listed(list(self.missing.values()))} was not called in a forward pass of its module "
-                f"({kind}; others of this type are not named) in training mode: if attention only reads the rate, its masks come from "
-                "torch's global generator and are torch's: switch fused attention off (fused_attn=False in timm, "
+                f"({kind}; others of this type are not named) in training mode: if attention only reads the rate, its "
+                "masks are torch's, from the global generator: switch fused attention off (fused_attn=False in timm, "
                 "set_attn_implementation('eager') in transformers)",
                 stacklevel=2,
             )
