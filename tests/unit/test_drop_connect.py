@@ -2,6 +2,7 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -305,9 +306,35 @@ def test_what_is_refused_in_the_forward_pass():
     layer.p = float("nan")
     with pytest.raises(ValueError, match=r"p, the probability of dropping, .*, got nan"):
         layer(x)
-    elsewhere = DropConnect(nn.Linear(2, 2, device="meta"), generator=seeded(15))
-    with pytest.raises(ValueError, match="generator must be on the input's device meta, got one on cpu"):
-        elsewhere(x.to("meta"))
+    elsewhere = DropConnect(nn.Linear(2, 2), generator=SimpleNamespace(device=torch.device("cuda")))
+    with pytest.raises(ValueError, match="generator must be on the input's device cpu, got one on cuda"):
+        elsewhere(x)
+
+
+@pytest.mark.parametrize(
+    "rewrite", [nn.utils.weight_norm, nn.utils.spectral_norm, lambda m: prune.identity(m, "weight")]
+)
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_a_weight_that_only_a_call_of_the_layer_computes_is_refused(rewrite):
+    layer = DropConnect(nn.Linear(3, 2))
+    rewrite(layer.layer)
+    with pytest.raises(
+        ValueError, match=r"DropConnect: the layer's weight must be a parameter, it is behind torch\.nn"
+    ):
+        layer(torch.ones(4, 3))
+    layer.eval()(torch.ones(4, 3))
+
+
+def test_a_parametrized_weight_is_dropped_as_it_acts():
+    layer, x = DropConnect(nn.Linear(3, 2), generator=seeded(16)), torch.ones(4, 3)
+    with torch.no_grad():
+        layer.layer.weight.fill_(3.0)
+    expected = layer(x)
+    nn.utils.parametrizations.weight_norm(layer.layer)
+    layer.layer.parametrizations.weight.original1.data.fill_(1.0)
+    layer.layer.parametrizations.weight.original0.data.fill_(3 * 3**0.5)
+    layer.generator.manual_seed(16)
+    assert_close(layer(x), expected)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from scipy.integrate import quad
 from scipy.special import expit
 from torch import nn
+from torch.nn.utils import parametrize, prune
 
 import torchreg
 from tests.helpers import assert_bit_equal, assert_close, seeded
@@ -425,3 +426,84 @@ def test_training_with_the_divergence_finds_the_inputs_that_matter():
     kept = layer.pruned().weight[0] != 0
     assert kept[:3].all()
     assert not kept[3:].any()
+
+
+# -- parametrized after it was wrapped ----------------------------------------------------------------------------
+
+
+class Halved(nn.Module):
+    def forward(self, w):
+        return w / 2
+
+
+def rewrites(name):
+    """Ways to compute a tensor of a layer from other parameters: as it is read, and before each call."""
+    norms = [] if name == "bias" else [nn.utils.parametrizations.spectral_norm, nn.utils.parametrizations.weight_norm]
+    older = [] if name == "bias" else [nn.utils.weight_norm, nn.utils.spectral_norm]
+    own = [lambda layer: parametrize.register_parametrization(layer, name, Halved())]
+    return own + norms, [*older, lambda layer: prune.l1_unstructured(layer, name, 0.5)]
+
+
+LINEAR_AND_CONVOLUTION = [(lambda: nn.Linear(6, 5), (7, 6)), (lambda: nn.Conv2d(6, 5, 2), (7, 6, 4, 4))]
+
+
+@pytest.mark.parametrize(("make", "shape"), LINEAR_AND_CONVOLUTION)
+@pytest.mark.parametrize("units", ["inputs", "outputs"])
+@pytest.mark.parametrize("rewrite", rewrites("weight")[0] + rewrites("bias")[0])
+def test_gates_on_a_parametrized_layer_are_those_on_the_weights_that_act(make, shape, units, rewrite):
+    layer, x = HardConcrete(make(), units=units).eval(), torch.randn(shape)
+    with torch.no_grad():
+        layer.log_alpha.normal_(0, 3)
+    before = layer.complexity()
+    rewrite(layer.layer)
+    inner = copy.deepcopy(layer.layer)
+    gates = layer.gates.view(-1, *[1] * (len(shape) - 2))
+    assert_close(layer(x), inner(x * gates) if units == "inputs" else inner(x) * gates, tolerance=1e-6)
+    assert_close(layer.complexity(), before)
+    ordinary = layer.pruned()
+    assert type(ordinary) is type(make())
+    assert_close(ordinary(x), layer(x), tolerance=1e-5)
+    assert parametrize.is_parametrized(layer.layer)  # unharmed
+    layer(x).sum().backward()
+
+
+def test_a_spectral_norm_makes_one_step_in_each_forward_pass():
+    layer, alone, x = HardConcrete(nn.Linear(6, 5), generator=seeded(5)), nn.Linear(6, 5), torch.randn(7, 6)
+    alone.load_state_dict(layer.layer.state_dict())
+    for each in (layer.layer, alone):
+        torch.manual_seed(0)
+        nn.utils.parametrizations.spectral_norm(each)
+    for _ in range(3):
+        layer(x), alone(x), layer.complexity()
+    assert_bit_equal(dict(layer.layer.named_buffers()), dict(alone.named_buffers()))
+
+
+@each_kind
+@pytest.mark.parametrize("name", ["weight", "bias"])
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_what_the_complexity_or_the_pruned_layer_cannot_follow_is_refused(kind, name, older):
+    for rewrite in rewrites(name)[older]:
+        layer, x = kind(nn.Linear(6, 5)), torch.randn(7, 6)
+        rewrite(layer.layer)
+        if name == "weight" and kind is not HardConcrete:
+            with pytest.raises(
+                ValueError, match=rf"^{kind.__name__}: layer\.weight must be a parameter, because the c"
+            ):
+                layer(x)
+        elif older:
+            layer(x)
+            with pytest.raises(ValueError, match=rf"^{kind.__name__}: pruned\(\) needs the layer's {name} as a param"):
+                layer.pruned()
+        else:
+            assert_close(layer.eval().pruned()(x), layer(x), tolerance=1e-5)
+
+
+@each_kind
+def test_parametrized_rates_are_refused(kind):
+    layer = kind(nn.Linear(6, 5))
+    parametrize.register_parametrization(layer, layer.rates, Halved())
+    with pytest.raises(
+        ValueError, match=rf"^{kind.__name__}: {layer.rates} must be a parameter, .* a parametrization: rem"
+    ):
+        layer(torch.randn(7, 6))

@@ -134,7 +134,10 @@ def test_a_seed_gives_the_new_layers_generators_of_their_own():
 
 def test_a_model_is_trained_and_copied_as_before():
     model = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.2, batch_first=True)
-    replace_dropout(model)
+    with pytest.warns(
+        UserWarning, match=r"held as numbers stay as they are: self_attn \(MultiheadAttention, dropout=0.2\)"
+    ):
+        replace_dropout(model)
     twin, x = copy.deepcopy(model), torch.randn(3, 4, 8)
     assert_bit_equal(drawn_from(0, twin, x), drawn_from(0, model, x))
     model(x).sum().backward()

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from tests.helpers import assert_bit_equal, assert_close, seeded
 from torchreg.nn import (
@@ -19,6 +20,7 @@ from torchreg.nn import (
     LockedDropout,
     StochasticDepth,
     WordDropout,
+    insert_dropout,
     set_linear_depth,
 )
 
@@ -266,3 +268,43 @@ def test_they_work_under_vmap(name, randomness):
     make, x = EACH[name]
     y = torch.func.vmap(make(None), randomness=randomness)(x.expand(8, *x.shape))
     assert bool((y == y[0]).all()) == (randomness == "same")
+
+
+# -- packed sequences ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lengths", [[5, 3, 2], [2, 5, 3], [4, 4, 4]])
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("p", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.complex64])
+@pytest.mark.parametrize("inplace", [True, False])
+def test_packed_sequences_get_the_masks_of_the_padded_batch(lengths, batch_first, p, dtype, inplace):
+    longest = max(lengths)
+    x = torch.randn((3, longest, 7) if batch_first else (longest, 3, 7), generator=seeded(4)).to(dtype)
+    options = {"batch_first": batch_first, "enforce_sorted": False}
+    packed = pack_padded_sequence(x, torch.tensor(lengths), **options)
+    layer = LockedDropout(p, batch_first=batch_first, generator=seeded(5))
+    expected = pack_padded_sequence(layer(x), torch.tensor(lengths), **options)
+    layer.generator.manual_seed(5)
+    layer.inplace = inplace
+    y = layer(packed)
+    assert type(y) is type(packed)
+    assert_bit_equal(y.data, expected.data)
+    assert_bit_equal(y.batch_sizes, packed.batch_sizes)
+    assert (y.data is packed.data) == (inplace or p == 0)
+    assert layer.eval()(packed) is packed
+
+
+def test_a_packed_sequence_of_numbers_has_no_features_to_drop():
+    packed = pack_padded_sequence(torch.ones(5, 2), torch.tensor([5, 3]))
+    with pytest.raises(ValueError, match="LockedDropout: packed sequences must have features"):
+        LockedDropout(0.5)(packed)
+
+
+def test_an_inserted_locked_dropout_takes_packed_sequences():
+    model, packed = nn.GRU(4, 200), pack_padded_sequence(torch.randn(6, 2, 4), torch.tensor([6, 4]))
+    insert_dropout(model, LockedDropout(0.5), after="")
+    dropped = torch.nn.utils.rnn.unpack_sequence(model(packed)[0])
+    for sequence in dropped:
+        assert_bit_equal(sequence == 0, (sequence == 0)[:1].expand_as(sequence))
+        assert 0 < (sequence == 0).sum() < sequence.numel()

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from torchreg.nn.dropout import Seeded
+from torchreg.nn.seeded import Seeded
 
 
 def check_equal(models: Sequence[nn.Module]) -> None:

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 from torchreg import functional as f
 from torchreg.ensemble.batched import batched_forward, plain_layers
 from torchreg.ensemble.matching import check_equal
-from torchreg.nn.dropout import Seeded
+from torchreg.nn.seeded import Seeded
 
 
 class Stacked(nn.Module):

@@ -1,6 +1,6 @@
 """FORMULAS on plain tensors, without models, optimizers or strengths."""
 
-from torchreg.functional.dropping import channel_dropout, drawn_rate, drop, dropout, is_small, mask_shape
+from torchreg.functional.dropping import channel_dropout, drawn_rate, drop, dropout, is_small, keep, mask_shape
 from torchreg.functional.losses import losses_at_once
 from torchreg.functional.masks import (
     check_generator,
@@ -75,6 +75,7 @@ __all__ = [
     "interpolate_gate",
     "is_plain",
     "is_small",
+    "keep",
     "keep_mask",
     "l1_norm",
     "l2_norm",

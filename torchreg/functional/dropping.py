@@ -74,6 +74,8 @@ def dropout(
         return torch.dropout_(x, p, True) if inplace else torch.dropout(x, p, True)
     if generator is not None:
         check_generator("dropout", generator, x.device)
+    if x.is_nested and noise_shape is None:
+        return _drop_nested(x, p, inplace, generator)
     shape = x.shape if noise_shape is None else mask_shape("dropout", noise_shape, x)
     return drop(x, p, shape, inplace, generator)
 
@@ -86,12 +88,21 @@ def is_small(draws: int) -> bool:
 def drop(x: Tensor, p: float, shape: Sequence[int], inplace: bool = False, generator: Source = None) -> Tensor:
     """``x`` times a mask of that shape, whose elements are 0 with probability ``p``, divided by ``1 - p``."""
     p = drawn_rate(x, p, generator)
-    if p in (0, 1):
-        return all_or_none(x, p, inplace)
+    if p in (0, 1) or x.numel() == 0:
+        return all_or_none(x, p if x.numel() else 0, inplace)
     mask, scale = keep_mask(x, p, shape, generator), 1 / (1 - p)
     if mask.dtype == torch.uint8 and scale.is_integer() and scale < 256:  # such as p = 0.5: one product instead of two
         mask, scale = mask.mul_(int(scale)), 1.0
     return keep(x, mask, scale, inplace)
+
+
+def _drop_nested(x: Tensor, p: float, inplace: bool, generator: Source) -> Tensor:
+    """Dropout of the elements of a nested tensor. A jagged one keeps its offsets, so that it fits the input."""
+    if x.layout == torch.jagged:
+        values = drop(x.values(), p, x.values().shape, inplace, generator)
+        return x if inplace else torch.nested.nested_tensor_from_jagged(values, x.offsets())  # type: ignore[attr-defined]
+    parts = [drop(part, p, part.shape, inplace, generator) for part in x.unbind()]
+    return x if inplace else torch.nested.as_nested_tensor(parts)
 
 
 def drawn_rate(x: Tensor, p: float, generator: Source) -> float:
@@ -103,7 +114,8 @@ def all_or_none(x: Tensor, p: float, inplace: bool) -> Tensor:
     """The result of dropout with ``p`` 0 or 1."""
     if p == 0:
         return x if inplace else x.clone()
-    return x.mul_(0) if inplace else x * 0
+    zero = x.new_zeros(())  # of the same dtype: 0 would make integers of booleans
+    return x.mul_(zero) if inplace else x * zero
 
 
 def keep(x: Tensor, mask: Tensor, scale: float, inplace: bool = False) -> Tensor:
@@ -168,7 +180,7 @@ def channel_dropout(x: Tensor, p: float, batched: bool, inplace: bool = False, g
     """Drops whole channels: ``x`` is ``(N, C, ...)`` if ``batched``, else ``(C, ...)``."""
     leading = 2 if batched else 1
     shape = (*x.shape[:leading], *[1] * (x.ndim - leading))
-    if not is_plain(x) or x.dtype not in (torch.float32, torch.float64):
+    if not is_plain(x) or x.dtype not in (torch.float32, torch.float64) or x.numel() == 0:
         return drop(x, p, shape, inplace, generator)
     p = representable(p)
     if p in (0, 1):

@@ -17,6 +17,14 @@ from torchreg.functional.members import Generators, Source
 _SHARING = 16  # the number of elements that share eight random bits
 _UNSEEDED = Generator().initial_seed()  # of every unseeded generator: its upper bits are not needed
 
+# Private functions of torch, with what is assumed in a torch that lacks them: no backward pass is running, and each
+# tensor is transformed, for which torch's own kernels are right.
+_backward_pass: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)
+_transforms_run: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
+_is_batched: Callable[[Tensor], bool] = getattr(
+    getattr(torch._C, "_functorch", None), "is_legacy_batchedtensor", lambda x: True
+)  # of autograd.grad(..., is_grads_batched=True)
+
 _replay = threading.local()  # generators: those that are in their state of the forward pass
 
 
@@ -32,12 +40,12 @@ def check_probability(owner: str, p: float) -> None:
 
 def check_generator(owner: str, generator: Generator | Generators, device: torch.device) -> None:
     """Raises ``ValueError`` unless the generator draws on the device, ``RuntimeError`` if it drew this mask before."""
-    if generator.device.type != device.type:
+    if device.type not in (generator.device.type, "meta"):
         raise ValueError(
             f"{owner}: generator must be on the input's device {device}, got one on {generator.device}; "
             f"make it with torch.Generator({device.type!r})"
         )
-    if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1 and not is_replaying(generator):
+    if not torch.compiler.is_compiling() and _backward_pass() != -1 and not is_replaying(generator):
         raise RuntimeError(
             f"{owner}: activation checkpointing must restore the layer's own generator to compute the same mask again: "
             "call checkpoint(..., use_reentrant=False, context_fn=torchreg.nn.same_masks(module))"
@@ -71,8 +79,8 @@ def is_plain(x: Tensor) -> bool:
         and x.is_floating_point()
         and x.layout == torch.strided
         and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-        and not torch._C._functorch.is_legacy_batchedtensor(x)  # of autograd.grad(..., is_grads_batched=True)
+        and not _transforms_run()
+        and not _is_batched(x)
     )
 
 
@@ -115,7 +123,7 @@ def drawn(
     """``torch.rand`` or ``torch.randn``; with symbolic sizes, in a compiler, they accept no generator argument."""
     if isinstance(generator, Generators):
         return generator.draw(lambda own: draw(shape, generator=own, dtype=dtype, device=device))
-    if generator is None:
+    if generator is None or device.type == "meta":
         return draw(shape, dtype=dtype, device=device)
     return draw(shape, generator=generator, dtype=dtype, device=device)
 

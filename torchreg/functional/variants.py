@@ -30,8 +30,8 @@ def alpha_dropout(
         NIPS 2017.
     """
     p = drawn_rate(x, p, generator)
-    if p in (0, 1):
-        return all_or_none(x, p, inplace)
+    if p in (0, 1) or x.numel() == 0:
+        return all_or_none(x, p if x.numel() else 0, inplace)
     limit = -1.0507009873554804934193349852946 * 1.6732632423543772848170429916717
     a = ((1 - p) * (1 + p * limit**2)) ** -0.5
     mask = keep_mask(x, p, shape, generator).to(x.dtype)

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Generator, Tensor
 
 from torchreg import functional as f
-from torchreg.nn.dropout import Seeded
+from torchreg.nn.seeded import Seeded
 
 
 class _DropBlock(Seeded):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Literal, get_args
 
@@ -11,7 +10,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from torchreg import functional as f
-from torchreg.nn.gated import Gated, Layer
+from torchreg.nn.gated import Gated
+from torchreg.nn.parametrized import Layer, plain_copy
 
 Units = Literal["inputs", "outputs"]
 
@@ -79,6 +79,7 @@ class ConcreteDropout(Gated):
         return self.logit_p.sigmoid()
 
     def forward(self, input: Tensor) -> Tensor:
+        self._check_parameters()
         if self.training:
             is_linear = isinstance(self.layer, nn.Linear)
             noise = self._uniform(input, tuple(input.shape) if is_linear else self._over_channels(input))
@@ -95,7 +96,7 @@ class ConcreteDropout(Gated):
         return self.length_scale**2 * weight.square().sum() / (2 * (-logit_p).sigmoid()) - inputs * entropy
 
     def pruned(self) -> Layer:
-        return copy.deepcopy(self.layer)
+        return plain_copy(self, self.layer)
 
     def extra_repr(self) -> str:
         p = "?" if self.logit_p.is_meta else f"{self.p.item():.3f}"
@@ -179,6 +180,7 @@ class HardConcrete(Gated):
         return self._stretched(self.log_alpha.sigmoid())
 
     def forward(self, input: Tensor) -> Tensor:
+        self._check_parameters()
         if self.units == "inputs":
             output: Tensor = self.layer(input * self._draw(input))
             return output
@@ -188,21 +190,28 @@ class HardConcrete(Gated):
     def complexity_of(self, log_alpha: Tensor) -> Tensor:  # type: ignore[override]
         low, high = self.stretch
         is_open = torch.sigmoid(f.wide(log_alpha) - self.temperature * math.log(-low / high))
-        return is_open.sum() * (self.layer.weight.numel() / max(len(log_alpha), 1))
+        return is_open.sum() * (self._weights() / max(len(log_alpha), 1))
+
+    def _weights(self) -> int:
+        """The number of weights. It does not read them: a spectral norm makes a step each time that it is read."""
+        layer = self.layer
+        if isinstance(layer, nn.Linear):
+            return layer.in_features * layer.out_features
+        return layer.out_channels * (layer.in_channels // layer.groups) * math.prod(layer.kernel_size)
 
     @torch.no_grad()
     def pruned(self) -> Layer:
-        layer, gates = copy.deepcopy(self.layer), self.gates
+        layer, gates = plain_copy(self, self.layer), self.gates
         if self.units == "inputs":
-            layer.weight.mul_(gates.view(-1, *[1] * (layer.weight.ndim - 2)))
+            layer.weight.mul_(gates.view(-1, *[1] * self._spatial))
         else:
-            layer.weight.mul_(gates.view(-1, *[1] * (layer.weight.ndim - 1)))
+            layer.weight.mul_(gates.view(-1, *[1] * (self._spatial + 1)))
             if layer.bias is not None:
                 layer.bias.mul_(gates)
         return layer
 
     def _draw(self, x: Tensor) -> Tensor:
-        log_alpha = self.log_alpha.view(-1, *[1] * (self.layer.weight.ndim - 2))
+        log_alpha = self.log_alpha.view(-1, *[1] * self._spatial)
         if not self.training:
             return self._stretched(log_alpha.sigmoid()).to(x.dtype)
         return self._stretched(

@@ -12,7 +12,8 @@ from torch import Generator, Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from torchreg import functional as f
-from torchreg.nn.dropout import Seeded
+from torchreg.nn.parametrized import PARAMETRIZATION, rewriting
+from torchreg.nn.seeded import Seeded
 
 Inference = Literal["mean", "moments"]
 _Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -57,7 +58,8 @@ class DropConnect(Seeded):
 
     Raises:
         ValueError: ``p`` outside [0, 1]; an unknown inference; fewer than one sample; for recurrent layers masks for
-            each example, an activation, moments, or parametrized weights between hidden states.
+            each example, an activation, moments, or parametrized weights between hidden states; for others weights
+            that the older functions of ``torch.nn.utils`` (pruning among them) compute before each call.
         TypeError: ``layer`` is of another type.
 
     Example:
@@ -130,7 +132,8 @@ class DropConnect(Seeded):
         layer = self.layer
         self._check_generator(next(layer.parameters()))
         if isinstance(layer, nn.RNNBase):
-            names = [name for name in layer._flat_weights_names if name.startswith("weight_hh")]
+            ends = ("", "_reverse") if layer.bidirectional else ("",)
+            names = [f"weight_hh_l{level}{end}" for level in range(layer.num_layers) for end in ends]
             if not layer._parameters.keys() >= set(names):  # nothing, or something else, would be dropped
                 raise ValueError(
                     f"DropConnect: {', '.join(names)} must be parameters of the layer, got parametrized ones: "
@@ -140,6 +143,10 @@ class DropConnect(Seeded):
             masked = {name: self._masked(param) for name, param in hidden.items()}
             return torch.func.functional_call(layer, masked, (input, *args), kwargs)
         assert isinstance(layer, nn.Linear | _Convolution)
+        if "weight" not in layer._parameters and (kind := rewriting(layer, "weight")) not in (None, PARAMETRIZATION):
+            raise ValueError(  # the weight is that of the layer's last call
+                f"DropConnect: the layer's weight must be a parameter, it is behind {kind}: remove that"
+            )
         is_batched = input.ndim > 1 if isinstance(layer, nn.Linear) else input.ndim == layer.weight.ndim
         p = f.drawn_rate(layer.weight, self.p, self.generator)
         if not (self.per_example and is_batched and len(input)) or p == 1:

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 from torch import Generator, Tensor, nn
 
 from torchreg import functional as f
-from torchreg.nn.dropout import Seeded
+from torchreg.nn.seeded import Seeded
 
 DepthMode = Literal["row", "batch"]
 

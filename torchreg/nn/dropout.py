@@ -4,39 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from torchreg import functional as f
-
-
-class Seeded(nn.Module):
-    """A layer that can have its own random generator.
-
-    If it has one, the ``state_dict`` contains the generator's state as ``generator``. A checkpoint without it can be
-    loaded too; a checkpoint with it needs a layer with a generator.
-    """
-
-    generator: f.Source = None
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.generator is not None:
-            destination[f"{prefix}generator"] = self.generator.get_state()
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        unexpected, key = args[3], f"{prefix}generator"
-        if self.generator is not None and key in state_dict:
-            self.generator.set_state(state_dict[key].cpu())
-            if key in unexpected:
-                unexpected.remove(key)
-
-    def _check_generator(self, x: Tensor) -> None:
-        if self.generator is not None:
-            f.check_generator(type(self).__name__, self.generator, x.device)
+from torchreg.nn.seeded import Seeded
 
 
 class _Dropping(Seeded):
@@ -132,20 +106,18 @@ class _ChannelDropout(_Dropping):
     takes_no_batch = True
 
     def forward(self, input: Tensor) -> Tensor:
-        idle, batched = self._is_idle(), input.ndim == self.spatial + 2
-        fits = batched or (self.takes_no_batch and input.ndim == self.spatial + 1)
+        idle, unbatched = self._is_idle(), self.takes_no_batch and input.ndim == self.spatial + 1
+        fits = unbatched or input.ndim == self.spatial + 2
         if idle and fits:
             return input
-        if self.generator is None and (not fits or f.is_small(math.prod(input.shape[: 1 + batched]))):
+        channels = math.prod(input.shape[: 1 if unbatched else 2])
+        if idle or input.ndim < 2 or (self.generator is None and (not fits or f.is_small(channels))):
             result: Tensor = super().forward(input)
             return result
         if not fits:
-            raise ValueError(
-                f"{type(self).__name__}: input must have {self.spatial + 2} dimensions for a layer with a generator, "
-                f"got the shape {tuple(input.shape)}"
-            )
+            super().forward(torch.empty([0] * input.ndim))  # torch's error or warning, without a draw
         self._check_generator(input)
-        return f.channel_dropout(input, self.p, batched, self.inplace, self.generator)
+        return f.channel_dropout(input, self.p, not unbatched, self.inplace, self.generator)
 
 
 class Dropout1d(_ChannelDropout, nn.Dropout1d):

@@ -9,12 +9,10 @@ from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from torchreg import functional as f
-from torchreg.nn.dropout import Seeded
-
-Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+from torchreg.nn.parametrized import Layer, name_of, rewriting
+from torchreg.nn.seeded import Seeded
 
 
 class Gated(Seeded):
@@ -34,7 +32,8 @@ class Gated(Seeded):
 
     Raises:
         TypeError: ``layer`` is of another type.
-        ValueError: ``layer`` is lazy or parametrized.
+        ValueError: ``layer`` is lazy or parametrized; in the forward pass something that the complexity depends on was
+            parametrized afterwards.
 
     Example:
         >>> from torchreg.nn import VariationalDropout
@@ -54,7 +53,8 @@ class Gated(Seeded):
             raise TypeError(
                 f"{type(self).__name__}: layer must be a torch.nn.Linear, Conv1d, Conv2d or Conv3d, got {kind}"
             )
-        if "weight" not in layer._parameters or is_lazy(layer.weight):
+        weight = dict(layer.named_parameters(recurse=False)).get("weight")
+        if weight is None or isinstance(weight, nn.UninitializedParameter):
             raise ValueError(
                 f"{type(self).__name__}: the layer's weight must be a parameter, got a lazy or parametrized one: "
                 "run a batch through it first, or remove the parametrization"
@@ -64,7 +64,7 @@ class Gated(Seeded):
 
     def no_weight_decay(self) -> dict[str, str]:
         """Exempts the learned rates from penalties; selectors call this method."""
-        return dict.fromkeys(self._parameters, "learned drop rate")
+        return {name: "learned drop rate" for name, _ in self.named_parameters(recurse=False)}
 
     def complexity(self) -> Tensor:
         """The complexity: a 0-d tensor, differentiable in all parameters it depends on."""
@@ -88,6 +88,21 @@ class Gated(Seeded):
     def pruned(self) -> Layer:
         """A copy of the inner layer with zeros for what is dropped; its outputs agree in evaluation mode."""
 
+    def _check_parameters(self) -> None:
+        """Refuses parametrized tensors in the complexity, which would not reach the parameters behind them."""
+        for name in self.depends_on:
+            path, _, own = name.rpartition(".")
+            if own not in self.get_submodule(path)._parameters and (kind := rewriting(self.get_submodule(path), own)):
+                raise ValueError(
+                    f"{name_of(self)}: {name} must be a parameter, because the complexity depends on it, got one "
+                    f"behind {kind}: remove that"
+                )
+
+    @property
+    def _spatial(self) -> int:
+        """The number of dimensions of the layer's kernel."""
+        return 0 if isinstance(self.layer, nn.Linear) else len(self.layer.kernel_size)
+
     def _uniform(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Random numbers in the open interval (0, 1), at least in single precision."""
         self._check_generator(x)
@@ -100,8 +115,7 @@ class Gated(Seeded):
         if isinstance(self.layer, nn.Linear):
             leading = x.shape[:1] if x.ndim > 1 else ()
             return (*leading, *[1] * (x.ndim - len(leading) - 1), x.shape[-1])
-        spatial = self.layer.weight.ndim - 2
-        return (*x.shape[:-spatial], *[1] * spatial)
+        return (*x.shape[: -self._spatial], *[1] * self._spatial)
 
 
 def pruned(model: nn.Module) -> nn.Module:
@@ -127,8 +141,9 @@ def pruned(model: nn.Module) -> nn.Module:
         return model.pruned().train(model.training)
     copied = copy.deepcopy(model)
     made: dict[nn.Module, nn.Module] = {}
-    for parent in list(copied.modules()):
-        for name, child in list(parent._modules.items()):  # each place of those that stand in several
-            if isinstance(child, Gated):
-                parent._modules[name] = made.setdefault(child, child.pruned().train(child.training))
+    for name, module in list(copied.named_modules(remove_duplicate=False)):  # each place of those at several places
+        if isinstance(module, Gated):
+            path, _, key = name.rpartition(".")
+            new = made.setdefault(module, module.pruned().train(module.training))
+            copied.get_submodule(path).register_module(key, new)
     return copied

@@ -6,9 +6,11 @@ from collections.abc import Iterable
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from torchreg import functional as f
-from torchreg.nn.dropout import Dropout, Seeded
+from torchreg.nn.dropout import Dropout
+from torchreg.nn.seeded import Seeded
 
 
 class LockedDropout(Dropout):
@@ -27,7 +29,8 @@ class LockedDropout(Dropout):
         generator: source of the random bits, as in :class:`Dropout`.
 
     Shape:
-        ``(T, N, ...)``, with ``batch_first`` ``(N, T, ...)``.
+        ``(T, N, ...)``, with ``batch_first`` ``(N, T, ...)``, or a ``PackedSequence`` of such sequences, which gets the
+        masks that the padded batch would get.
 
     Raises:
         ValueError: ``p`` outside [0, 1], or an input with fewer than three dimensions.
@@ -49,7 +52,9 @@ class LockedDropout(Dropout):
         super().__init__(p, inplace, generator=generator)
         self.batch_first = batch_first
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor | PackedSequence) -> Tensor | PackedSequence:  # type: ignore[override]
+        if isinstance(input, PackedSequence):
+            return self._of_packed(input)
         if input.ndim < 3:
             raise ValueError(
                 "LockedDropout: input must have the dimensions time, batch and features, got the shape "
@@ -58,6 +63,22 @@ class LockedDropout(Dropout):
         shape = [*input.shape]
         shape[1 if self.batch_first else 0] = 1
         return f.dropout(input, self.p, self.training, self.inplace, generator=self.generator, noise_shape=shape)
+
+    def _of_packed(self, input: PackedSequence) -> PackedSequence:
+        data, sizes = input.data, input.batch_sizes
+        if data.ndim < 2:
+            raise ValueError("LockedDropout: packed sequences must have features, got steps that are single numbers")
+        if self._is_idle():
+            return input
+        self._check_generator(data)
+        p = f.drawn_rate(data, self.p, self.generator)
+        if p == 1:
+            return input._replace(data=f.drop(data, p, data.shape, self.inplace))
+        masks = f.keep_mask(data, p, (int(sizes[0]), *data.shape[1:]), self.generator)  # one for each sequence
+        if input.sorted_indices is not None:
+            masks = masks[input.sorted_indices]
+        kept = torch.cat([masks[:size] for size in sizes.tolist()])
+        return input._replace(data=f.keep(data, kept, 1 / (1 - p), self.inplace))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, batch_first={self.batch_first}"

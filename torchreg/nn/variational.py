@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from torchreg import functional as f
 from torchreg.nn.connect import applied
-from torchreg.nn.gated import Gated, Layer
+from torchreg.nn.gated import Gated
+from torchreg.nn.parametrized import Layer, plain_copy
 
 _K1, _K2, _K3 = 0.63576, 1.8732, 1.48695  # of the approximate divergence
 _LIMIT, _TINY = 8.0, 1e-8  # of log alpha, and what is added to squared weights before their logarithm
@@ -74,6 +73,7 @@ class VariationalDropout(Gated):
         return _log_alpha(self.log_sigma2, self.layer.weight)
 
     def forward(self, input: Tensor) -> Tensor:
+        self._check_parameters()
         if not self.training:
             return applied(self.layer, input, self._kept_weight(), self.layer.bias)
         mean: Tensor = self.layer(input)
@@ -101,7 +101,8 @@ class VariationalDropout(Gated):
         return (slope if index == 0 else slope.mul_(weight).div_(signal).mul_(-2)).to(tensors[index].dtype)
 
     def pruned(self) -> Layer:
-        layer = copy.deepcopy(self.layer)
+        self._check_parameters()
+        layer = plain_copy(self, self.layer)
         layer.weight.data = self._kept_weight().detach()
         return layer
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,10 +10,11 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
 from torchreg.ensemble.stacked import Stacked
-from torchreg.penalties import Penalty
+from torchreg.penalties import KLSparsity, Penalty
 from torchreg.regularizer.regularizer import PenalizedLoss
 from torchreg.schedules import check_scale
 from torchreg.selection.modules import ModuleFilter, select_modules
@@ -34,6 +35,7 @@ class ActivityRegularizer:
     Forward hooks record the outputs until :meth:`remove` or the end of the regularizer's life. The model's parameters,
     buffers and ``state_dict`` do not change. A copy of the model alone is not recorded; a copy of model and regularizer
     is. If an output is a tuple, list or mapping, its first floating-point tensor is used (of an LSTM the sequence).
+    A ``PackedSequence`` counts as the padded batch without its padding: :math:`n_c` is the number of sequences.
     Under activation checkpointing use ``use_reentrant=False``: reentrant checkpointing runs the forward pass without
     gradients.
 
@@ -111,13 +113,14 @@ class ActivityRegularizer:
         """The value of each kind of penalty, such as ``{"L1": tensor, "L2": tensor}``.
 
         Raises:
-            ValueError: an output was changed in place after the module returned it, or has no batch dimension.
+            ValueError: an output was changed in place after the module returned it, or has no batch dimension; packed
+                sequences of different lengths under a penalty that is no sum over the elements.
             TypeError: an output holds no floating-point tensor.
         """
         totals: dict[str, Tensor] = {}
         for activation in self._activations():
             for term in self.penalty.terms:
-                value = self.scale * term.value(activation) / max(len(activation), 1)
+                value = self.scale * activation.cost(term)
                 before = totals.get(term.label)
                 totals[term.label] = value if before is None else before + value.to(before.device)
         return totals
@@ -152,10 +155,10 @@ class ActivityRegularizer:
             self.model.register_forward_hook(record.end, always_call=True),  # last: the model may be chosen itself
         )
 
-    def _activations(self) -> list[Tensor]:
+    def _activations(self) -> list[_Activation]:
         """The recorded tensors, each once, with the batch first and at least in single precision."""
-        tensors: dict[tuple[int, int], Tensor] = {}
-        for name, output, version, kept in self._record.outputs:
+        found: dict[tuple[int, int], _Activation] = {}
+        for name, output, version, kept, packed in self._record.outputs:
             if kept.ndim == 0:
                 raise ValueError(f"ActivityRegularizer: the output of {name!r} must have a batch dimension, is 0-d")
             if kept is output and output._version != version:
@@ -163,8 +166,11 @@ class ActivityRegularizer:
                     f"ActivityRegularizer: the output of {name!r} must not be changed in place by a later operation: "
                     "select the module that changes it, or give that module inplace=False"
                 )
-            tensors[id(output), version] = kept.movedim(self.batch_dim, 0)
-        return [a.to(torch.promote_types(a.dtype, torch.float32)) for a in tensors.values()]
+            wide = kept.to(torch.promote_types(kept.dtype, torch.float32))
+            found[id(output), version] = (
+                _Activation.of(name, wide, packed) if packed else _Activation(name, wide.movedim(self.batch_dim, 0))
+            )
+        return list(found.values())
 
     # -- copying --------------------------------------------------------------------------------------------------
 
@@ -193,6 +199,39 @@ class _Output(NamedTuple):
     tensor: Tensor
     version: int  # of the tensor at that time: changes in place count it up
     kept: Tensor  # the tensor, or a copy
+    packed: PackedSequence | None  # whose data the tensor is
+
+
+class _Activation(NamedTuple):
+    """An output with the batch first; of packed sequences of different lengths the rows of all time steps."""
+
+    name: str  # of the module
+    tensor: Tensor
+    batch_sizes: list[int] | None = None  # the number of rows of each time step
+
+    @classmethod
+    def of(cls, name: str, data: Tensor, packed: PackedSequence) -> Self:
+        sizes = packed.batch_sizes.tolist()
+        if sizes[-1] < sizes[0]:
+            return cls(name, data, sizes)
+        padded = data.view(len(sizes), sizes[0], *data.shape[1:]).transpose(0, 1)
+        return cls(name, padded if packed.unsorted_indices is None else padded[packed.unsorted_indices])
+
+    def cost(self, term: Penalty) -> Tensor:
+        """The penalty for each example."""
+        if self.batch_sizes is None:
+            return term.value(self.tensor) / max(len(self.tensor), 1)
+        if term.is_separable:
+            return term.value(self.tensor) / self.batch_sizes[0]
+        if isinstance(term, KLSparsity):  # each unit at each time has a mean, over the sequences that last so long
+            return (
+                torch.stack([term.value(rows) for rows in self.tensor.split(self.batch_sizes)]).sum()
+                / (self.batch_sizes[0])
+            )
+        raise ValueError(
+            f"ActivityRegularizer: {term.label} is no sum over the elements, so that sequences must have one length, "
+            f"the output of {self.name!r} has packed ones of different lengths: select a module that puts out a tensor"
+        )
 
 
 @dataclass
@@ -217,15 +256,16 @@ class _Record:
 
     def add(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         if self.is_open and torch.is_grad_enabled():
-            tensor = _first_tensor(output)
-            if tensor is None:
+            found = _first_tensor(output)
+            if found is None:
                 raise TypeError(
                     f"ActivityRegularizer: the output of {name!r} must hold a floating-point tensor, got "
                     f"{type(output).__name__}: select other modules"
                 )
+            tensor, packed = (found.data, found) if isinstance(found, PackedSequence) else (found, None)
             # Compiled code does not count changes in place, so that the output must be copied.
             kept = tensor.clone() if torch.compiler.is_compiling() else tensor
-            self.outputs.append(_Output(name, tensor, tensor._version, kept))
+            self.outputs.append(_Output(name, tensor, tensor._version, kept, packed))
 
     def end(self, model: nn.Module, args: Any, output: Any) -> None:
         self.depth -= 1
@@ -236,15 +276,14 @@ class _Record:
 
 
 def _is_nested(model: nn.Module) -> bool:
-    """Whether the call of the model that is about to begin is part of another call."""
-    code, frame, calls = nn.Module._call_impl.__code__, sys._getframe(1), 0
-    while frame is not None and calls < 2:
-        calls += frame.f_code is code and frame.f_locals["self"] is model
-        frame = frame.f_back  # type: ignore[assignment]
-    return calls > 1
+    """Whether the call of the model that is about to begin is part of another call: it is on the stack twice then."""
+    calls = [frame.f_code for frame, _ in traceback.walk_stack(None) if frame.f_locals.get("self") is model]
+    return len(calls) > len(set(calls))
 
 
-def _first_tensor(output: Any) -> Tensor | None:
+def _first_tensor(output: Any) -> Tensor | PackedSequence | None:
+    if isinstance(output, PackedSequence):
+        return output if _first_tensor(output.data) is not None else None
     if isinstance(output, Tensor):
         return output if output.is_floating_point() or output.is_complex() else None
     if isinstance(output, Mapping):

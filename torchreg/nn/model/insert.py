@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.fx import Proxy
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
 from torchreg import functional as f
-from torchreg.nn.dropout import Dropout, Seeded
-from torchreg.nn.model.replace import check_model, shown, table_of
+from torchreg.nn.dropout import Dropout
+from torchreg.nn.model.rates import shown
+from torchreg.nn.model.replace import check_model, table_of
+from torchreg.nn.seeded import Seeded
+from torchreg.nn.sequence import LockedDropout
 from torchreg.selection.modules import ModuleFilter, select_modules
 
 _CHILD = "torchreg_dropout"  # what an inserted layer is called in the module that holds it
@@ -51,8 +55,8 @@ class Insertion:
     def undo(self) -> None:
         """Removes the inserted layers that are still in the model."""
         for place in self._inserted:
-            if place.module._modules.get(_CHILD) is place.layer:
-                del place.module._modules[_CHILD]
+            if getattr(place.module, _CHILD, None) is place.layer:
+                delattr(place.module, _CHILD)
                 if place.hook is not None:
                     place.hook.remove()
 
@@ -102,8 +106,9 @@ def insert_dropout(
     check_model("insert_dropout", model)
     layer = _checked_layer(layer)
     targets = select_modules("insert_dropout", model, after, "after")
+    only_read = {module.out_proj for module in model.modules() if isinstance(module, nn.MultiheadAttention)}
     for name, target in targets.items():
-        _check_module(name or "the model", target)
+        _check_module(name or "the model", target, only_read)
     if len(targets) > 1 and any(isinstance(part, Seeded) and part.generator is not None for part in layer.modules()):
         raise ValueError(
             f"insert_dropout: layer must have no generator for {len(targets)} places, which would draw the same masks: "
@@ -121,8 +126,10 @@ def _insert_after(name: str, target: nn.Module, layer: nn.Module) -> _Inserted:
 
 def _drop_output(target: nn.Module, args: Any, output: Any) -> Any:
     """The forward hook: a function without state, so that the model can be copied and pickled."""
-    if isinstance(output, Tensor):
-        return getattr(target, _CHILD)(output)
+    layer = getattr(target, _CHILD)
+    takes_packed = isinstance(output, PackedSequence) and isinstance(layer, LockedDropout)
+    if isinstance(output, Tensor | Proxy) or takes_packed:
+        return layer(output)
     if isinstance(output, tuple) and output:
         make = getattr(type(output), "_make", tuple)  # for named tuples, such as packed sequences
         return make((_drop_output(target, args, output[0]), *output[1:]))
@@ -136,16 +143,16 @@ def _runs_in_order(module: nn.Module) -> bool:
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 
-def _check_module(name: str, target: nn.Module) -> None:
+def _check_module(name: str, target: nn.Module, only_read: Collection[nn.Module]) -> None:
     kind = type(target).__name__
-    if _CHILD in target._modules:
+    if hasattr(target, _CHILD):
         raise ValueError(f"insert_dropout: after must select modules without inserted dropout, {name} has it already")
     if isinstance(target, nn.Sequential | nn.ModuleList | nn.ModuleDict) and not _runs_in_order(target):
         raise ValueError(
             f"insert_dropout: after must select modules that are called, {name} is a {kind}, a container whose "
             "children are called instead: select some of these"
         )
-    if isinstance(target, NonDynamicallyQuantizableLinear):
+    if target in only_read:
         raise ValueError(
             f"insert_dropout: after must select modules that are called, {name} is not: its MultiheadAttention only "
             "reads its weights, select that instead"

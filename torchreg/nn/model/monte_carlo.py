@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 
-from torchreg.nn.dropout import Seeded
-from torchreg.nn.model.replace import numbers_in
+from torchreg.nn.model.rates import is_idle, layers_in, others_numbers, torchs_numbers
+from torchreg.nn.model.search import Search
 from torchreg.selection.modules import listed
 
 Outputs = Literal["logits", "probabilities", "values"]
@@ -51,7 +51,7 @@ class MonteCarlo:
 
     Attributes:
         model: the model.
-        layers: its dropout layers, which are in training mode.
+        layers: its modules that drop, which are in training mode.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3))
@@ -62,7 +62,12 @@ class MonteCarlo:
     """
 
     model: nn.Module
-    layers: frozenset[nn.Module]
+    _search: Search = field(repr=False)
+
+    @property
+    def layers(self) -> frozenset[nn.Module]:
+        """The modules that drop, which are in training mode."""
+        return frozenset(self._search.on)
 
     @torch.no_grad()
     def __call__(
@@ -92,19 +97,43 @@ class MonteCarlo:
             raise ValueError(f"mc_dropout: passes must be a whole number of at least 2, got {passes!r}")
         if at_once is not None and (type(at_once) is not int or at_once < 1):
             raise ValueError(f"mc_dropout: at_once must be a whole number of at least 1 or None, got {at_once!r}")
-        if any(module.training != (module in self.layers) for module in self.model.modules()):
+        if any(module.training != (module in self._search.on) for module in self.model.modules()):
             raise RuntimeError(
                 "mc_dropout: dropout must be on and all else in evaluation mode: call within the with block, and there "
                 "neither model.train() nor model.eval()"
             )
         inputs = _checked_inputs(x)
-        most = 1 if any(map(_shares_mask, self.layers)) else at_once or passes
-        samples = torch.cat([self._run(inputs, min(most, passes - start)) for start in range(0, passes, most)])
+        samples = self._samples(inputs, passes, at_once or passes)
+        if len(samples) < passes:  # the first batch has shown that its passes shared random numbers
+            samples = self._samples(inputs, passes, 1)
+        if samples.numel() and bool((samples == samples[:1]).all()):
+            self._warn(passes)
         return _summary(samples, outputs)
+
+    def _samples(self, inputs: tuple[Tensor, ...], passes: int, most: int) -> Tensor:
+        """The samples, ``most`` in one call; none if they would not be independent."""
+        most = 1 if self._search.shares_draws or any(map(_shares_mask, self.layers)) else most
+        samples = []
+        for start in range(0, passes, most):
+            samples.append(self._run(inputs, min(most, passes - start)))
+            if self._search.shares_draws and most > 1:
+                return samples[0][:0]
+        return torch.cat(samples)
+
+    def _warn(self, passes: int) -> None:
+        unused = self._search.silent
+        why = (
+            f"its forward pass does not use {listed(unused)} (fused attention can be switched off: fused_attn=False in "
+            "timm, set_attn_implementation('eager') in transformers), or what is dropped does not change the outputs"
+            if unused
+            else "what is dropped does not change the outputs: are they zero, or the rates tiny?"
+        )
+        warnings.warn(f"mc_dropout: all {passes} passes are equal, so that the variance is 0: {why}", stacklevel=3)
 
     def _run(self, inputs: tuple[Tensor, ...], count: int) -> Tensor:
         """So many passes in one call, of shape ``(count, batch, ...)``."""
-        output = self.model(*(x.repeat(count, *[1] * (x.ndim - 1)) for x in inputs))
+        with nullcontext() if self._search.is_done else torch.compiler.set_stance("force_eager"):
+            output = self.model(*(x.repeat(count, *[1] * (x.ndim - 1)) for x in inputs))
         batch = len(inputs[0])
         if not isinstance(output, Tensor) or not output.is_floating_point():
             kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
@@ -128,20 +157,26 @@ def mc_dropout(model: nn.Module) -> Iterator[MonteCarlo]:
 
     for :math:`T` passes. The entropy :math:`\operatorname{H}` and the mutual information :math:`I` are those of
     probabilities. The passes are computed as one batch, without gradients; if a layer has one mask for the whole batch,
-    they are computed one after another. On exit each module has its former mode. The rates that layers such as
-    ``nn.LSTM`` and ``nn.MultiheadAttention`` store as a number stay off, and so do calls of
-    ``torch.nn.functional.dropout``.
+    they are computed one after another. On exit each module has its former mode.
+
+    Rates that ``nn.MultiheadAttention`` and recurrent layers hold as a number act too. The first forward pass in the
+    block finds other modules that drop in their own code: by calls of ``torch.nn.functional.dropout``, or by the rate
+    of a layer that they read and never call, as fused attention does. Each of them is put into training mode, but not
+    the modules in it, if it then draws random numbers and changes no buffers.
 
     Args:
-        model: a module with dropout layers, of torch or of :mod:`torchreg.nn`.
+        model: a module that drops.
 
     Returns:
         A context manager for a :class:`MonteCarlo`, which has the arguments
         ``(x, passes=30, outputs="logits", *, at_once=None)``.
 
     Raises:
-        ValueError: the model drops nothing.
+        ValueError: the model has neither dropout layers nor rates as numbers.
         TypeError: ``model`` is no module.
+
+    Warns:
+        UserWarning: all passes are equal, and why; or a module may drop but does more in training mode.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 3))
@@ -157,33 +192,31 @@ def mc_dropout(model: nn.Module) -> Iterator[MonteCarlo]:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"mc_dropout: model must be a torch.nn.Module, got {type(model).__name__}")
-    layers = frozenset(module for module in model.modules() if isinstance(module, _DropoutNd | Seeded))
-    if all(map(_is_idle, layers)):
-        found = "got p=0 in all of them" if layers else "got none"
-        held = numbers_in(model)
-        aside = f"; rates that are stored as numbers stay off: {listed(held)}" if held else ""
-        raise ValueError(f"mc_dropout: model must have dropout layers with p > 0, {found}{aside}")
+    layers, numbers, others = layers_in(model).values(), torchs_numbers(model), others_numbers(model)
+    if all(map(is_idle, layers)) and not numbers and not others:
+        raise ValueError(
+            f"mc_dropout: model must have dropout with a rate > 0, "
+            f"{type(model).__name__} has {'p=0 in all its layers' if layers else 'none'}"
+        )
+    on = {*layers, *(number.module for number in numbers)}
     modes = {module: module.training for module in model.modules()}
     fast = torch.backends.mha.get_fastpath_enabled()
+    search = Search(model, on)
     try:
         torch.backends.mha.set_fastpath_enabled(False)  # in evaluation mode it would skip the dropout
         for module in modes:
-            module.training = module in layers  # not train(): the branch of a StochasticDepth stays in evaluation
-        yield MonteCarlo(model, layers)
+            module.training = module in on  # not train(): the branch of a StochasticDepth stays in evaluation
+        with search.in_first_pass():
+            yield MonteCarlo(model, search)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for module, mode in modes.items():
             module.training = mode
 
 
-def _is_idle(layer: nn.Module) -> bool:
-    rate = getattr(layer, "p", None)  # layers that learn have a tensor or other parameters
-    return isinstance(rate, int | float) and rate == 0
-
-
 def _shares_mask(layer: nn.Module) -> bool:
     """Whether the examples of a batch share a mask, or the mask is for a batch of one size only."""
-    if _is_idle(layer):
+    if is_idle(layer):
         return False
     shape = getattr(layer, "noise_shape", None) or [None]
     return bool(getattr(layer, "shares_mask", False)) or shape[0] is not None

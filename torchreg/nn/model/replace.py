@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from torchreg.nn.dropout import (
     AlphaDropout,
@@ -17,8 +17,9 @@ from torchreg.nn.dropout import (
     Dropout2d,
     Dropout3d,
     FeatureAlphaDropout,
-    Seeded,
 )
+from torchreg.nn.model.calls import CallCheck, check_calls
+from torchreg.nn.model.rates import LAYERS, numbers_in, shown
 from torchreg.nn.model.seeding import seed_dropout
 from torchreg.selection.modules import listed
 
@@ -56,6 +57,7 @@ class Replacement:
     """
 
     _swaps: tuple[_Swap, ...]
+    _checks: tuple[CallCheck, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -65,8 +67,10 @@ class Replacement:
     def undo(self) -> None:
         """Puts the old layers back in place of the new ones that are still in the model; the training mode is kept."""
         for swap in self._swaps:
-            if swap.parent._modules.get(swap.key) is swap.new:
-                swap.parent._modules[swap.key] = swap.old.train(swap.new.training)
+            if getattr(swap.parent, swap.key, None) is swap.new:
+                swap.parent.register_module(swap.key, swap.old.train(swap.new.training))
+        for check in self._checks:
+            check.remove()
 
     def __repr__(self) -> str:
         return table_of(self, {swap.name: f"{shown(swap.old)} -> {shown(swap.new)}" for swap in self._swaps})
@@ -84,7 +88,7 @@ def replace_dropout(
     replaced by one layer at these places. The ``state_dict`` stays the same, except for generators (``seed``) and
     layers with parameters (``kinds``). Only layers of exactly torch's types are replaced: subclasses and layers with a
     patched ``forward`` may compute anything. Calls of ``torch.nn.functional.dropout`` are not replaced; neither are
-    the rates that layers such as ``nn.LSTM`` and ``nn.MultiheadAttention`` store as a number.
+    the rates that modules such as ``nn.LSTM`` and ``nn.MultiheadAttention`` hold as a number, which a warning names.
 
     Args:
         model: any module; it is changed in place.
@@ -98,6 +102,10 @@ def replace_dropout(
     Raises:
         ValueError: the model has nothing to replace, or is a dropout layer itself.
         TypeError: ``model`` is no module, or ``kinds`` does not return one.
+
+    Warns:
+        UserWarning: modules hold rates as numbers; or, in the first forward pass in training mode, a new layer is not
+            called, because its module only reads its rate.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.2), nn.Linear(8, 2))
@@ -117,8 +125,8 @@ def replace_dropout(
     places = [
         (f"{name}.{key}" if name else key, parent, key, child)
         for name, parent in model.named_modules()
-        for key, child in parent._modules.items()
-        if child is not None and _is_replaceable(child, replacements)
+        for key, child in _children(parent)
+        if _is_replaceable(child, replacements)
     ]
     made: dict[nn.Module, nn.Module] = {}
     for *_, old in places:
@@ -133,9 +141,19 @@ def replace_dropout(
     if seed is not None:
         device = next((param.device for param in model.parameters()), torch.device("cpu"))
         seed_dropout(nn.ModuleList(swap.new for swap in swaps), seed, device=device)
+    if numbers := [str(number) for number in numbers_in(model)]:
+        warnings.warn(
+            f"replace_dropout: rates that are held as numbers stay as they are: {listed(numbers)}",
+            stacklevel=2,
+        )
     for swap in swaps:
-        swap.parent._modules[swap.key] = swap.new
-    return Replacement(swaps)
+        swap.parent.register_module(swap.key, swap.new)
+    return Replacement(swaps, check_calls("replace_dropout", model, {swap.new for swap in swaps}))
+
+
+def _children(parent: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Its children at each of their places; ``named_children()`` has each once."""
+    return [(key, child) for key, child in parent.named_modules(remove_duplicate=False) if key and "." not in key]
 
 
 def _is_replaceable(module: nn.Module, replacements: Mapping[type[nn.Module], Any]) -> bool:
@@ -162,31 +180,16 @@ def _others(model: nn.Module) -> str:
     layers = [
         f"{name or 'the model'} ({shown(module)})"
         for name, module in model.named_modules()
-        if isinstance(module, _DropoutNd | Seeded)
+        if isinstance(module, LAYERS)
     ]
-    seen = layers + numbers_in(model)
+    seen = layers + [str(number) for number in numbers_in(model)]
     return f", only others: {listed(seen)}" if seen else ""
-
-
-def numbers_in(model: nn.Module) -> list[str]:
-    """The modules that store a drop rate as a number, as ``nn.LSTM`` does."""
-    return [
-        f"{name or 'the model'} ({type(module).__name__}, dropout={rate})"
-        for name, module in model.named_modules()
-        if isinstance(rate := vars(module).get("dropout"), int | float) and rate > 0
-    ]
 
 
 def check_model(owner: str, model: nn.Module) -> None:
     """Raises ``TypeError`` unless the model is a module."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{owner}: model must be a torch.nn.Module, got {type(model).__name__}")
-
-
-def shown(module: nn.Module) -> str:
-    """The module in one line; torch's own with the prefix ``nn.``."""
-    kind = type(module)
-    return f"{'nn.' * kind.__module__.startswith('torch.nn.')}{kind.__name__}({module.extra_repr()})"
 
 
 def table_of(changes: object, rows: Mapping[str, str]) -> str:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from torch import nn
-from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 
 from torchreg.hooks import Carried, StepHooks, check_steps
-from torchreg.nn.dropout import Seeded
+from torchreg.nn.model.rates import LAYERS, layers_in, others_numbers, torchs_numbers
 from torchreg.schedules import Schedule, check_schedule
+from torchreg.selection.modules import listed
 
 
 class DropoutSchedule:
@@ -20,9 +21,9 @@ class DropoutSchedule:
     .. math:: p_l(t) = p_l \cdot \text{schedule}(t)
 
     where :math:`p_l` is the rate of the layer when the schedule is created and :math:`t` counts the optimizer's steps.
-    The layers may be torch's or torchreg's. The rates that layers such as ``nn.LSTM`` and ``nn.MultiheadAttention``
-    store as a number do not change. A compiled model is compiled again when a rate first changes, and when it becomes
-    0.
+    The layers may be torch's or torchreg's, and modules of torch that hold a rate as a number: recurrent layers and
+    ``nn.MultiheadAttention``. The numbers of other modules do not change; a warning names them. A compiled model is
+    compiled again when a rate first changes, and when it becomes 0.
 
     Args:
         model: a model with dropout layers.
@@ -35,6 +36,9 @@ class DropoutSchedule:
     Raises:
         ValueError: the model has no dropout layers with a rate; a scheduled rate is outside [0, 1].
         TypeError: ``schedule`` cannot be called, ``model`` is no module.
+
+    Warns:
+        UserWarning: other modules hold what may be rates.
 
     Example:
         >>> import torch, torchreg
@@ -58,12 +62,21 @@ class DropoutSchedule:
         check_schedule("DropoutSchedule", schedule)
         self.model = model
         self.schedule = schedule
-        self._layers = {name: layer for name, layer in model.named_modules() if _has_rate(layer)}
+        self._layers = {name: layer for name, layer in layers_in(model).items() if _has_rate(layer)}
+        self._layers |= {number.name: number.module for number in torchs_numbers(model)}
+        others = listed([str(number) for number in others_numbers(model)]) if others_numbers(model) else ""
         if not self._layers:
             raise ValueError(
                 f"DropoutSchedule: model must have dropout layers with a rate p, {type(model).__name__} has none"
+                + (f", only numbers: {others}" if others else "")
             )
-        self.rates = {name: float(layer.p) for name, layer in self._layers.items()}
+        if others:
+            warnings.warn(
+                f"DropoutSchedule: numbers of other modules do not follow the schedule: {others}: let these modules "
+                "call dropout layers, or set the numbers yourself",
+                stacklevel=2,
+            )
+        self.rates = {name: float(getattr(layer, _attribute(layer))) for name, layer in self._layers.items()}
         self._steps = 0
         self._hooks: tuple[StepHooks | Carried, ...] = ()
         self._follow()
@@ -152,7 +165,8 @@ class DropoutSchedule:
                     f"DropoutSchedule: schedule must keep rates in [0, 1], got {p!r} for {name} at step {self._steps}"
                 )
         for name, p in scaled.items():
-            self._layers[name].p = p
+            layer = self._layers[name]
+            setattr(layer, _attribute(layer), p)
 
 
 def _nothing(optimizer: Optimizer, evaluation: int) -> None:
@@ -160,4 +174,9 @@ def _nothing(optimizer: Optimizer, evaluation: int) -> None:
 
 
 def _has_rate(layer: nn.Module) -> bool:
-    return isinstance(layer, (_DropoutNd, Seeded)) and isinstance(getattr(layer, "p", None), (int, float))
+    return isinstance(getattr(layer, "p", None), (int, float))
+
+
+def _attribute(layer: nn.Module) -> str:
+    """Where a dropout layer, or another module of torch, holds its rate."""
+    return "p" if isinstance(layer, LAYERS) else "dropout"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -10,7 +11,10 @@ import torch
 from torch import Generator, nn
 
 from torchreg import functional as f
-from torchreg.nn.dropout import Seeded
+from torchreg.nn.model.calls import check_calls
+from torchreg.nn.model.rates import is_idle, layers_in, numbers_in, shown
+from torchreg.nn.seeded import Seeded
+from torchreg.selection.modules import listed
 
 
 def seed_dropout(
@@ -34,6 +38,10 @@ def seed_dropout(
         ValueError: the model has no such layers.
         TypeError: ``seed`` is no whole number.
 
+    Warns:
+        UserWarning: other dropout of the model, such as that of ``nn.MultiheadAttention``, draws from torch's global
+            generator; or, in the first forward pass in training mode, a layer is not called.
+
     Example:
         >>> from torchreg.nn import Dropout
         >>> model = nn.Sequential(nn.Linear(4, 4), Dropout(0.5))
@@ -54,6 +62,14 @@ def seed_dropout(
             f"seed_dropout: model must have layers of torchreg.nn, {type(model).__name__} has none: "
             "replace_dropout(model) makes them of torch's layers"
         )
+    others = [f"{n} ({shown(m)})" for n, m in layers_in(model).items() if n not in layers and not is_idle(m)]
+    if others := others + [str(number) for number in numbers_in(model)]:
+        warnings.warn(
+            f"seed_dropout: other masks do not depend on this seed: {listed(others)}: they draw from torch's global "
+            "generator, which torch.manual_seed sets; replace_dropout replaces torch's layers",
+            stacklevel=2,
+        )
+    check_calls("seed_dropout", model, set(layers.values()))
     stream = f.mixed(seed) << 32 | f.mixed(~seed)
     for number, layer in enumerate(layers.values()):
         layer.generator = Generator(device).manual_seed(f.mixed(stream + f.mixed(rank << 32 | number)))

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from torchreg.hooks import Carried, StepHooks
 from torchreg.nn.concrete import ConcreteDropout
-from torchreg.nn.dropout import Seeded
+from torchreg.nn.seeded import Seeded
 from torchreg.tuning.online.descent import NO_MOMENTS, Moments, normalized
 from torchreg.tuning.online.held_out import Batches, evaluating
 from torchreg.tuning.online.updates import Update, updates_of

@@ -16,9 +16,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from torchreg.ensemble.stacked import Stacked
-from torchreg.nn.dropout import Seeded
 from torchreg.nn.model.replace import replace_dropout
 from torchreg.nn.model.seeding import seed_dropout
+from torchreg.nn.seeded import Seeded
 from torchreg.penalties import Penalty
 from torchreg.penalties.reference import Anchored
 from torchreg.regularizer import Mode
