@@ -11,22 +11,24 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 from torchreg.ensemble.stacked import Stacked
-from torchreg.functional.sharding import is_sharded
 from torchreg.hooks import Group, StepHooks
 from torchreg.penalties import Penalty
 from torchreg.penalties.constraints import Constraint
 from torchreg.regularizer.assignment import Assignment, as_rules, assign, references, with_references
-from torchreg.regularizer.compatibility import check_decay, check_optimizers
+from torchreg.regularizer.compatibility import check_decay, check_new, check_optimizers
+from torchreg.regularizer.structure import Structure, can_be_pickled, looked_again
 from torchreg.regularizer.summary import table
 from torchreg.regularizer.value import penalty_value
 from torchreg.schedules import Schedule, check_scale
 from torchreg.selection.modules import listed
 from torchreg.selection.parameters import ParamInfo
 from torchreg.selection.selectors import Selector, as_selector, weights
+from torchreg.steps.computed import add_gradients_through
 from torchreg.steps.updates import add_gradients, descend, stepped, take_proximal_steps
 
 Mode = Literal["loss", "grad", "decoupled", "prox"]
 Scale: TypeAlias = float | Tensor | Mapping[str, float | Tensor]
+_Trained: TypeAlias = "tuple[Penalty, Tensor, nn.Parameter | str]"  # a penalty, its weight, and the key of its scale
 
 
 class Regularizer:
@@ -112,7 +114,8 @@ class Regularizer:
         self._scale: Scale = 1.0
         # called with the regularizer and the optimizer in each step, before the regularizer acts
         self._listeners: list[Callable[[Regularizer, Optimizer], object]] = []
-        self._take(assign(model, as_rules(penalty, mode), as_selector(select)))
+        self._rules, self._select = as_rules(penalty, mode), as_selector(select)
+        self._take(assign(model, self._rules, self._select, mode))
         if schedule is not None and any(isinstance(term, Constraint) for a in self.entries for term in a.terms):
             raise ValueError(
                 "Regularizer: a constraint has no strength that a schedule could change: make one Regularizer for the "
@@ -130,8 +133,12 @@ class Regularizer:
 
     def _take(self, assignments: Sequence[Assignment]) -> None:
         self._entries = tuple(assignments)
-        self._penalties = {a.param: a.acting for a in assignments if a.acting is not None}
-        self._places = _places(self.model, [a for a in assignments if a.penalty is not None])
+        self._structure: Structure | None = Structure(self.model)
+        self._penalties = {a.param: a.acting for a in assignments if a.acting is not None and a.computed is None}
+        self._computed = tuple(a for a in assignments if a.acting is not None and a.computed is not None)
+        self._acting = self._penalties  # in a step
+        if self._computed and self.mode in ("decoupled", "prox"):  # they act on what is stored
+            self._acting = self._penalties | {p: a.acting for a in self._computed for p in a.stored}
         self.scale = self._scale
 
     @property
@@ -143,7 +150,7 @@ class Regularizer:
     def scale(self, scale: Scale) -> None:
         members = len(self.model) if isinstance(self.model, Stacked) else None
         if isinstance(scale, Mapping):
-            names = {a.name: a.param for a in self.entries if a.acting is not None}
+            names = {a.name: a.key for a in self.entries if a.acting is not None}
             if scale.keys() != names.keys():
                 raise ValueError(
                     f"Regularizer: scale must name each penalized parameter, {listed(list(names))}, "
@@ -153,7 +160,9 @@ class Regularizer:
             self._scales = {names[name]: own for name, own in self._scale.items()}
         else:
             self._scale = check_scale("Regularizer", scale, members)
-            self._scales = dict.fromkeys(self._penalties, self._scale)
+            self._scales = dict.fromkeys([*self._penalties, *(a.key for a in self._computed)], self._scale)
+        if self._acting is not self._penalties:
+            self._scales |= {param: self._scales[a.key] for a in self._computed for param in a.stored}
 
     # -- mode "loss": the penalty as a number ---------------------------------------------------------------------
 
@@ -170,27 +179,29 @@ class Regularizer:
             ValueError: the model's parameters were replaced after the regularizer was created, as ``fully_shard`` does.
         """
         self._check_parameters()
-        params = [param for param in self._penalties if param.requires_grad]
-        if not params:
-            return torch.zeros(())
-        return self._scaled_total([(self._penalties[param], param) for param in params])
+        pairs = self._trained()
+        return self._scaled_total(pairs) if pairs else torch.zeros(())
 
     def terms(self) -> dict[str, Tensor]:
         """The value of each kind of penalty, such as ``{"L1": tensor, "L2": tensor}``; for logging."""
         self._check_parameters()
-        kinds: dict[str, list[tuple[Penalty, nn.Parameter]]] = {}
-        for param, penalty in self._penalties.items():
-            if param.requires_grad:
-                for term in penalty.terms:
-                    kinds.setdefault(term.label, []).append((term, param))
+        kinds: dict[str, list[_Trained]] = {}
+        for penalty, weight, key in self._trained():
+            for term in penalty.terms:
+                kinds.setdefault(term.label, []).append((term, weight, key))
         return {kind: self._scaled_total(pairs) for kind, pairs in kinds.items()}
 
-    def _scaled_total(self, pairs: Sequence[tuple[Penalty, nn.Parameter]]) -> Tensor:
+    def _trained(self) -> list[_Trained]:
+        """The penalties of what is not frozen, with the weights and the keys of their scales."""
+        pairs: list[_Trained] = [(penalty, p, p) for p, penalty in self._penalties.items() if p.requires_grad]
+        return pairs + [(a.acting, a.param, a.key) for a in self._computed if a.acting is not None and a.is_penalized]
+
+    def _scaled_total(self, pairs: Sequence[_Trained]) -> Tensor:
         if not isinstance(self.scale, Mapping):
-            penalties, params = zip(*pairs, strict=True)
-            return self.scale * penalty_value(penalties, params, self.compile)
+            penalties, weights, _ = zip(*pairs, strict=True)
+            return self.scale * penalty_value(penalties, weights, self.compile)
         first, *others = (
-            self._scales[param] * penalty_value([penalty], [param], self.compile) for penalty, param in pairs
+            self._scales[key] * penalty_value([penalty], [weight], self.compile) for penalty, weight, key in pairs
         )
         for other in others:
             first = first + other.to(first.device)
@@ -288,19 +299,23 @@ class Regularizer:
             self._tell(optimizer)
         if self.mode == "grad":
             add_gradients(optimizer, self._penalties, self._scales, self.compile)
+            for a in self._computed:
+                assert a.acting is not None
+                assert a.computed is not None
+                add_gradients_through(optimizer, a.acting, a.computed, self._scales[a.key])
         elif self.mode == "decoupled" and evaluation == 0:
-            descend(optimizer, self._penalties, self._scales, self.compile)
+            descend(optimizer, self._acting, self._scales, self.compile)
 
     def _after_step(self, optimizer: Optimizer) -> None:
         if self.mode == "prox":
             self._tell(optimizer)
-            take_proximal_steps(optimizer, self._penalties, self._scales, self.compile)
+            take_proximal_steps(optimizer, self._acting, self._scales, self.compile)
         if optimizer is self._optimizers[-1]:
             self.step()
 
     def _acting_in(self, optimizer: Optimizer) -> Iterator[tuple[Group, nn.Parameter, Penalty, float | Tensor]]:
         """The weights that the coming step changes: their group, their bound penalty, and its scale."""
-        for param, _, penalty, group in stepped(optimizer, self._penalties):
+        for param, _, penalty, group in stepped(optimizer, self._acting):
             yield group, param, penalty, self._scales[param]
 
     def _tell(self, optimizer: Optimizer) -> None:
@@ -308,16 +323,17 @@ class Regularizer:
             listener(self, optimizer)
 
     def _check_parameters(self) -> None:
-        """Raises ``ValueError`` if the model no longer holds a penalized parameter."""
-        if torch.compiler.is_compiling() or all(held.get(name) is what for held, name, what in self._places):
+        """Looks at the model again if its modules or parameters have changed.
+
+        Raises:
+            ValueError: the model no longer holds a penalized parameter.
+        """
+        if torch.compiler.is_compiling() or (self._structure is not None and self._structure.is_unchanged()):
             return
-        held = set(self.model.parameters())
-        replaced = [a.name for a in self.entries if a.is_penalized and a.param not in held and not is_sharded(a.param)]
-        if replaced:
-            raise ValueError(
-                f"Regularizer: the model must hold the parameters it had, {listed(replaced)} were replaced: make the "
-                "Regularizer and the optimizer when the model has its final parameters, as after fully_shard(model)"
-            )
+        before = self.entries
+        self._take(looked_again(self.model, before, self._rules, self._select, self.mode))
+        if self._optimizers:
+            check_new(self._optimizers, before, self.entries)
 
     def _follow_schedule(self) -> None:
         if self.schedule is not None:
@@ -353,7 +369,8 @@ class Regularizer:
         self.scale, self._steps = state["scale"], state["steps"]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_hooks": (), "_listeners": []}
+        select = self._select if can_be_pickled(self._select) else None  # a lambda cannot
+        return {**self.__dict__, "_hooks": (), "_listeners": [], "_structure": None, "_select": select}
 
     def __copy__(self) -> Self:
         """The copy is detached: two regularizers on one optimizer would apply the penalty twice."""
@@ -367,20 +384,6 @@ class Regularizer:
 
     def __repr__(self) -> str:
         return f"Regularizer(mode={self.mode!r}, scale={self.scale!r}): {table(self.entries)}"
-
-
-def _places(model: nn.Module, assignments: Sequence[Assignment]) -> list[tuple[Mapping[str, object], str, object]]:
-    """The places in the model that lead to each parameter: a dict of modules or parameters, the name, and the value."""
-    places: dict[tuple[int, str], tuple[Mapping[str, object], str, object]] = {}
-    for assignment in assignments:
-        module, *path = model, *assignment.name.split(".")
-        for name in path[:-1]:
-            child = module._modules[name]
-            assert child is not None
-            places[id(module), name] = module._modules, name, child
-            module = child
-        places[id(module), path[-1]] = module._parameters, path[-1], assignment.param
-    return list(places.values())
 
 
 class Penalizer(Protocol):
