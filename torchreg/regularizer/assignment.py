@@ -19,7 +19,7 @@ from torchreg.penalties.members import AnchoredByMember, ByMember, bound_by_memb
 from torchreg.penalties.reference import Anchored
 from torchreg.selection.computed import ComputedWeight
 from torchreg.selection.modules import listed
-from torchreg.selection.parameters import ParamInfo, each_parameter
+from torchreg.selection.parameters import ComputedInfo, ParamInfo, each_parameter
 from torchreg.selection.selectors import Selector
 
 
@@ -170,6 +170,9 @@ def assign_each(model: nn.Module, rules: Mapping[str, Penalty], select: Selector
     each = [_assigned(tuple(places), rules, select, members) for places in each_parameter(model, members)]
     for assignment in each:
         _check_computed(assignment, mode)
+        for place in assignment.places:
+            if isinstance(place, ComputedInfo):
+                place.release()
     _check_companions(each)
     return each
 
@@ -187,8 +190,8 @@ def _check_computed(assignment: Assignment, mode: str) -> None:
     if kept is None or not (acting.is_separable or bool(kept.all())):
         raise ValueError(
             f"Regularizer: mode {mode!r} changes stored tensors, but {assignment.name} is computed from "
-            f"{' and '.join(computed.originals) or 'a buffer'} by the parametrization {computed.how}: use mode 'grad' or "
-            f"'loss', exempt {assignment.name} with select, or remove the parametrization"
+            f"{' and '.join(computed.originals) or 'a buffer'} by the parametrization {computed.how}: use mode 'grad' "
+            f"or 'loss', exempt {assignment.name} with select, or remove the parametrization"
         )
 
 

@@ -65,8 +65,8 @@ def check_new(optimizers: Sequence[Optimizer], before: Sequence[Assignment], now
     missing = [a.name for a in new if held.isdisjoint(a.stored)]
     if missing:
         warnings.warn(
-            f"Regularizer: {listed(missing)} came into the model after attach(), and {type(optimizers[0]).__name__} does "
-            "not hold them: pass them to its add_param_group(), else they are neither trained nor penalized",
+            f"Regularizer: {listed(missing)} came into the model after attach(), and {type(optimizers[0]).__name__} "
+            "does not hold them: pass them to its add_param_group(), else they are neither trained nor penalized",
             stacklevel=2,
         )
     for optimizer in optimizers:

@@ -138,7 +138,8 @@ class Regularizer:
         self._computed = tuple(a for a in assignments if a.acting is not None and a.computed is not None)
         self._acting = self._penalties  # in a step
         if self._computed and self.mode in ("decoupled", "prox"):  # they act on what is stored
-            self._acting = self._penalties | {p: a.acting for a in self._computed for p in a.stored}
+            stored = {p: a.acting for a in self._computed if a.acting is not None for p in a.stored}
+            self._acting = self._penalties | stored
         self.scale = self._scale
 
     @property
@@ -157,7 +158,7 @@ class Regularizer:
                     f"got {listed(list(scale)) or 'none'}"
                 )
             self._scale = {name: check_scale("Regularizer", own, members) for name, own in scale.items()}
-            self._scales = {names[name]: own for name, own in self._scale.items()}
+            self._scales: dict[Any, float | Tensor] = {names[name]: own for name, own in self._scale.items()}
         else:
             self._scale = check_scale("Regularizer", scale, members)
             self._scales = dict.fromkeys([*self._penalties, *(a.key for a in self._computed)], self._scale)

@@ -1,7 +1,8 @@
 """Weights that a layer computes from other tensors in each forward pass.
 
-Three protocols of ``torch.nn.utils`` do that: ``parametrize`` (and ``parametrizations`` such as ``weight_norm``), forward
-pre-hooks with a method ``compute_weight`` (the older ``weight_norm`` and ``spectral_norm``), and the masks of ``prune``.
+Three protocols of ``torch.nn.utils`` do that: ``parametrize`` with ``parametrizations`` such as ``weight_norm``;
+forward pre-hooks with a method ``compute_weight``, as the older ``weight_norm`` and ``spectral_norm`` are; and the masks
+of ``prune``.
 """
 
 from __future__ import annotations
@@ -74,8 +75,8 @@ class ComputedWeight:
     def kept(self) -> Tensor | None:
         """Which elements of the weight are the stored elements, if all others are 0 whatever is stored; else None.
 
-        That is so for the masks of pruning and for parametrizations that change nothing. It is found out with two random
-        tensors in place of the stored one.
+        That is so for the masks of pruning and for parametrizations that change nothing. It is found out with two
+        random tensors in place of the stored one.
         """
         if len(self.stored) != 1 or len(self.originals) != 1:
             return None

@@ -50,16 +50,26 @@ class ParamInfo:
 
 @final
 class ComputedInfo(ParamInfo):
-    """A weight that its layer computes. ``param`` is the weight now, differentiable by what it is computed from."""
+    """A weight that its layer computes. ``param`` is the weight, differentiable by what it is computed from.
+
+    It is computed once while the parameters are selected, and each time it is read after :meth:`release`.
+    """
 
     def __init__(
         self, name: str, weight: ComputedWeight, module: nn.Module, parent: nn.Module | None, exemption: str | None
     ) -> None:
         vars(self).update(name=name, weight=weight, module=module, parent=parent, exemption=exemption)
+        vars(self).update(is_selecting=True, now=None)
 
     @property
-    def param(self) -> nn.Parameter:  # type: ignore[override]
-        return cast(nn.Parameter, self._computed())
+    def param(self) -> nn.Parameter:
+        own = vars(self)
+        if own["is_selecting"] and own["now"] is None:
+            own["now"] = self._computed()
+        return cast(nn.Parameter, self._computed() if own["now"] is None else own["now"])
+
+    def release(self) -> None:
+        vars(self).update(is_selecting=False, now=None)
 
     @property
     def _computed(self) -> ComputedWeight:
