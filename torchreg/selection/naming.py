@@ -38,7 +38,7 @@ def no_weight(words: Sequence[str], info: ParamInfo) -> str | None:
     """What a parameter is instead of a weight, by the words of its telling name and its shape; None for a weight."""
     if "weight" in words:
         return "gain" if list(words[-2:]) == ["weight", "g"] and has_one_axis(info) else None
-    if not POSITION_WORDS.isdisjoint(words):
+    if not POSITION_WORDS.isdisjoint(words) or _is_in_position_embedding(info):
         return "position embedding"
     if _is_prompt(words, info):
         return "virtual tokens"
@@ -46,7 +46,9 @@ def no_weight(words: Sequence[str], info: ParamInfo) -> str | None:
         return " ".join(words)
     if not _FREQUENCY_WORDS.isdisjoint(words[-1:]) and not is_embedding(info):
         return "frequencies"
-    if _is_of_state_space(words, info):
+    if not {"log", "logs"}.isdisjoint(words) and not is_embedding(info):
+        return "logarithm"
+    if _is_beside_log_a(words, info):
         return "state space"
     if not SCALE_WORDS.isdisjoint(words) and is_vector(info):
         return "scale"
@@ -81,6 +83,8 @@ def _is_prompt(words: Sequence[str], info: ParamInfo) -> bool:
 
 
 def _ends_in_tokens(words: Sequence[str], info: ParamInfo) -> bool:
+    if {"class", "cls"} & set(words) and {"emb", "embed", "embedding"} & set(words) and is_vector(info):
+        return True
     return words[-1:] in (["token"], ["tokens"]) and "embed" not in words and not is_embedding(info)
 
 
@@ -91,11 +95,14 @@ def _ends_in_queries(words: Sequence[str], info: ParamInfo) -> bool:
     return list(words) == ["query"] and not is_embedding(info) and info.param.ndim == 3 and len(info.param) == 1
 
 
-def _is_of_state_space(words: Sequence[str], info: ParamInfo) -> bool:
-    """Whether it is a logarithm, such as Mamba's ``A_log`` and S4's ``log_dt``, or a diagonal matrix beside one."""
-    if is_embedding(info) or _is_container(info.module):
-        return False
-    if not {"log", "logs"}.isdisjoint(words):
-        return True
+def _is_beside_log_a(words: Sequence[str], info: ParamInfo) -> bool:
+    """Whether it is another parameter of a state space model, such as ``D`` beside Mamba's ``A_log``."""
     beside = [set(words_of(name)) for name in info.module._parameters]
     return "_".join(words) in _STATE_NAMES and any({"a"} < own and own & {"log", "logs"} for own in beside)
+
+
+def _is_in_position_embedding(info: ParamInfo) -> bool:
+    """Whether a module with a name such as ``pos_embed`` owns the tensor."""
+    *_, module_name, _ = ("", *unwrapped(info.name).split("."))
+    words = set(words_of(module_name))
+    return bool(words & POSITION_WORDS and words & {"emb", "embed", "embedding", "embeddings", "encoding"})

@@ -102,7 +102,7 @@ def strength_max(
         model, train = model.double(), in_double(train)
     check_examples(model, train)
     regularizer = Regularizer(model, penalty, mode="prox", select=select)
-    penalized = {a.param: a.acting for a in regularizer.entries if a.acting and a.is_penalized}
+    penalized = {p: a.acting for a in regularizer.entries if a.acting and a.is_penalized for p in a.stored}
     _check_zeros(penalized)
     is_convex = not any(
         isinstance(term, Magnitudes | HoyerSquare) for rule in penalized.values() for term in rule.terms
