@@ -16,6 +16,7 @@ from torchreg.penalties import Penalty
 from torchreg.penalties.constraints import Constraint
 from torchreg.regularizer.assignment import Assignment, as_rules, assign, references, with_references
 from torchreg.regularizer.compatibility import check_decay, check_new, check_optimizers
+from torchreg.regularizer.copies import check_copy, warn_of_copy
 from torchreg.regularizer.structure import Structure, can_be_pickled, looked_again
 from torchreg.regularizer.summary import table
 from torchreg.regularizer.value import penalty_value
@@ -261,7 +262,9 @@ class Regularizer:
                 "or choose mode 'grad', 'decoupled' or 'prox'"
             )
         self._check_parameters()
-        if self.mode != "loss":
+        if self.mode == "loss":
+            check_copy(optimizers, self.entries)
+        else:
             check_optimizers(optimizers, self.entries, self.mode)
         for optimizer in optimizers:
             check_decay(optimizer, self.entries)
@@ -410,7 +413,11 @@ class PenalizedLoss(nn.Module):
         super().__init__()
         self.regularizer = regularizer
         self.criterion = criterion
+        self._is_new = True
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = self.criterion(*args, **kwargs)
+        if self._is_new and self.regularizer.model.training and not torch.compiler.is_compiling():
+            self._is_new = False
+            warn_of_copy(type(self.regularizer).__name__, self.regularizer.model, loss)
         return loss + self.regularizer.value() if self.regularizer.model.training else loss

@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
-from operator import is_, methodcaller
+from operator import is_
 
 from torch import nn
 
@@ -16,26 +16,22 @@ from torchreg.regularizer.assignment import Assignment, assign_each
 from torchreg.selection.modules import listed
 from torchreg.selection.selectors import Selector
 
-_values = methodcaller("values")
-
 
 class Structure:
     """The modules and parameters of a model at one time.
 
-    Looking for a change compares identities only, about 20 microseconds for 300 parameters.
+    Looking for a change compares identities only: about 20 microseconds for a ResNet-50.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        modules = list(model.modules())
-        self._dicts = [own for module in modules for own in (module._modules, module._parameters)]
-        self._held = [*self._now(), self]
+        dicts = [own for module in list(model.modules()) for own in (module._modules, module._parameters)]
+        self._empty = [own for own in dicts if not own]
+        # Views of the dicts, then an element that differs from all others, so that neither can be longer.
+        self._now = [*(own.values() for own in dicts if own), (self,)]
+        self._held = list(chain.from_iterable(self._now))
 
     def is_unchanged(self) -> bool:
-        # The last element differs from all others, so that neither can be longer.
-        return all(map(is_, chain(self._now(), (self,)), self._held))
-
-    def _now(self) -> chain[object]:
-        return chain.from_iterable(map(_values, self._dicts))
+        return not any(self._empty) and all(map(is_, chain.from_iterable(self._now), self._held))
 
 
 def looked_again(

@@ -1,8 +1,8 @@
 """Weights that a layer computes from other tensors in each forward pass.
 
-Three protocols of ``torch.nn.utils`` do that: ``parametrize`` with ``parametrizations`` such as ``weight_norm``;
-forward pre-hooks with a method ``compute_weight``, as the older ``weight_norm`` and ``spectral_norm`` are; and the masks
-of ``prune``.
+Three protocols of ``torch.nn.utils`` do that: ``parametrize``, with ``parametrizations`` such as ``weight_norm``;
+forward pre-hooks with a method ``compute_weight``, as the older ``weight_norm`` and ``spectral_norm`` use them; and
+the masks of ``prune``.
 """
 
 from __future__ import annotations
