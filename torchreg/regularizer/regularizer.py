@@ -134,9 +134,10 @@ class Regularizer:
 
     def _take(self, assignments: Sequence[Assignment]) -> None:
         self._entries = tuple(assignments)
-        self._structure: Structure | None = Structure(self.model)
         self._penalties = {a.param: a.acting for a in assignments if a.acting is not None and a.computed is None}
         self._computed = tuple(a for a in assignments if a.acting is not None and a.computed is not None)
+        layers = [a.computed.layer for a in assignments if a.computed is not None]
+        self._structure: Structure | None = Structure(self.model, layers)
         self._acting = self._penalties  # in a step
         if self._computed and self.mode in ("decoupled", "prox"):  # they act on what is stored
             stored = {p: a.acting for a in self._computed if a.acting is not None for p in a.stored}

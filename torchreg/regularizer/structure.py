@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from operator import is_
@@ -21,13 +21,18 @@ class Structure:
     """The modules and parameters of a model at one time.
 
     Looking for a change compares identities only: about 20 microseconds for a ResNet-50.
+
+    Args:
+        model: any module.
+        computing: its layers that compute a weight; there the names count too, as ``prune.remove`` only changes a name.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, computing: Iterable[nn.Module] = ()) -> None:
         dicts = [own for module in list(model.modules()) for own in (module._modules, module._parameters)]
         self._empty = [own for own in dicts if not own]
         # Views of the dicts, then an element that differs from all others, so that neither can be longer.
-        self._now = [*(own.values() for own in dicts if own), (self,)]
+        names = [layer._parameters.keys() for layer in computing]
+        self._now = [*names, *(own.values() for own in dicts if own), (self,)]
         self._held = list(chain.from_iterable(self._now))
 
     def is_unchanged(self) -> bool:

@@ -32,6 +32,9 @@ class ComputedWeight:
         compute: a module that returns the weight when it is called without arguments.
         originals: the names below the layer of what is stored instead of the weight.
         members: of a stack, the number of its members.
+
+    Attributes:
+        stored: the parameters that the weight depends on, also those of the parametrization itself.
     """
 
     def __init__(
@@ -45,13 +48,8 @@ class ComputedWeight:
     ) -> None:
         self.layer, self.own_name, self.how = layer, own_name, how
         self.compute, self.originals, self.members = compute, originals, members
-
-    @property
-    def stored(self) -> tuple[nn.Parameter, ...]:
-        """The parameters that the weight depends on, also those of the parametrization itself."""
-        if isinstance(self.compute, _Hooked):
-            return tuple(self.layer.get_parameter(name) for name in self.originals)
-        return tuple(self.compute.parameters())
+        is_hooked = isinstance(compute, _Hooked)
+        self.stored = tuple(map(layer.get_parameter, originals) if is_hooked else compute.parameters())
 
     def __call__(self) -> Tensor:
         """The weight of the last forward pass, differentiable by the stored tensors.

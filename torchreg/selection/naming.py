@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from torchreg.selection.parameters import ParamInfo, unwrapped
 
@@ -55,6 +56,12 @@ def no_weight(words: Sequence[str], info: ParamInfo) -> str | None:
     if (not _FACTOR_WORDS.isdisjoint(words) or {"logit", "scale"} <= set(words)) and has_one_axis(info):
         return "scale"
     return None
+
+
+def class_of(module: nn.Module) -> type[nn.Module]:
+    """The module's class; of a parametrized module the one it had before."""
+    kind = type(module)
+    return kind.__mro__[1] if parametrize.is_parametrized(module) else kind
 
 
 def is_embedding(info: ParamInfo) -> bool:

@@ -16,7 +16,7 @@ from typing import final
 
 from torch import nn
 
-from torchreg.selection.naming import BIAS_WORDS, is_vector, no_weight, telling_name, words_of
+from torchreg.selection.naming import BIAS_WORDS, class_of, is_vector, no_weight, telling_name, words_of
 from torchreg.selection.parameters import ParamInfo
 
 _NORMALIZATIONS: tuple[type[nn.Module], ...] = (
@@ -108,7 +108,7 @@ class _Weights(Selector):
 def _is_normalization(info: ParamInfo) -> bool:
     if isinstance(info.module, _NORMALIZATIONS):
         return True
-    return not _NORMALIZATION_WORDS.isdisjoint(words_of(type(info.module).__name__)) and is_vector(info)
+    return not _NORMALIZATION_WORDS.isdisjoint(words_of(class_of(info.module).__name__)) and is_vector(info)
 
 
 everything = _Everything()
@@ -133,7 +133,7 @@ class _InModules(Selector):
 
     def reason(self, info: ParamInfo) -> str | None:
         if not isinstance(info.module, self.types):
-            return f"in {type(info.module).__name__}"
+            return f"in {class_of(info.module).__name__}"
         return weights.reason(info)
 
 
