@@ -55,9 +55,10 @@ class ComputedWeight:
         """The weight of the last forward pass, differentiable by the stored tensors.
 
         It is computed as in evaluation mode, with copies of the buffers: power iterations, random masks and running
-        statistics of the layer stay as they are.
+        statistics of the layer stay as they are. It has the precision of the stored tensors, also under autocast.
         """
-        with torch.enable_grad(), _evaluating(self.compute):
+        exact = torch.autocast(self.stored[0].device.type, enabled=False)
+        with torch.enable_grad(), exact, _evaluating(self.compute):
             buffers = {name: buffer.clone() for name, buffer in self.compute.named_buffers()}
             if self.members is None:
                 return self._computed(buffers)
