@@ -183,11 +183,11 @@ def _check_computed(assignment: Assignment, mode: str) -> None:
     Modes "decoupled" and "prox" change what is stored. That is right if the stored tensor is the weight; or the weight
     with some elements set to zero, as the masks of pruning do it, and the penalty a sum over the elements.
     """
-    computed, acting = assignment.computed, assignment.acting
-    if computed is None or acting is None or mode in ("loss", "grad"):
+    computed, penalty = assignment.computed, assignment.penalty
+    if computed is None or penalty is None or mode in ("loss", "grad"):
         return
     kept = computed.kept()
-    if kept is None or not (acting.is_separable or bool(kept.all())):
+    if kept is None or not (penalty.is_separable or bool(kept.all())):
         raise ValueError(
             f"Regularizer: mode {mode!r} changes stored tensors, but {assignment.name} is computed from "
             f"{' and '.join(computed.originals) or 'a buffer'} by the parametrization {computed.how}: use mode 'grad' "

@@ -56,6 +56,10 @@ class Regularizer:
     parameters. A frozen parameter, or one whose ``grad`` is None, is not changed, as in torch's optimizers. Mode "grad"
     acts after gradient clipping. It leaves the penalized gradient in ``.grad``, as mode "loss" does.
 
+    Of a parametrized or pruned layer the penalty is that of the weight that the layer uses. Modes "decoupled" and
+    "prox", which change what is stored, refuse such weights, except for masks. If the model changes, its new parameters
+    are selected in the next step or :meth:`value`.
+
     Args:
         model: any module without lazy parameters.
         penalty: a penalty, or a dict of name patterns to penalties. The first pattern that matches is used.
@@ -75,7 +79,7 @@ class Regularizer:
 
     Raises:
         ValueError: nothing is selected, a pattern matches no parameter, the mode is unknown, a parameter is lazy, or
-            the penalty has no proximal operator in mode "prox".
+            the penalty has no proximal operator in mode "prox", or the mode cannot change a parametrized weight.
         TypeError: ``model`` is no module or ``penalty`` no penalty.
 
     Example:
@@ -179,7 +183,7 @@ class Regularizer:
             A 0-d tensor; for a :class:`~torchreg.Stacked` model a tensor of shape ``(members,)``.
 
         Raises:
-            ValueError: the model's parameters were replaced after the regularizer was created, as ``fully_shard`` does.
+            ValueError: penalized parameters were replaced after the regularizer was created, as ``fully_shard`` does.
         """
         self._check_parameters()
         pairs = self._trained()
@@ -237,7 +241,7 @@ class Regularizer:
         Raises:
             ValueError: the regularizer is attached already; a penalized parameter is in none of the optimizers, or has
                 an L2 penalty beside the optimizer's own weight decay; in mode "decoupled" or "prox" an optimizer is
-                LBFGS or has no ``lr``; in mode "loss" there is no schedule.
+                LBFGS or has no ``lr``; in mode "loss" there is no schedule; or the optimizer trains a copy of the model.
             TypeError: an argument is no ``torch.optim.Optimizer``.
         """
         for optimizer in optimizers or (None,):

@@ -1,10 +1,10 @@
 """Selectors: which parameters are penalized, and why the others are not.
 
 The default, :data:`weights`, exempts biases, parameters of normalization layers, position embeddings, learned tokens
-such as ``cls_token``, scales of channels, learned drop rates, and everything with fewer than two dimensions. A model
-can exempt further parameters: with a method ``no_weight_decay()`` that returns their names, as timm's models have it,
-or with an attribute ``_no_weight_decay`` of the parameter. If a module's type does not say what a parameter is, whole
-words of its name do. :func:`named` and :func:`in_modules` narrow this selection; they never lift an exemption. To
+such as ``cls_token``, learned queries, scales of channels, the dynamics of state space models, learned drop rates, and
+everything with fewer than two dimensions. A model can exempt further parameters: with a method ``no_weight_decay()``
+that returns their names, as timm's models have it, or with an attribute ``_no_weight_decay`` of the parameter. If a
+module's type does not say what a parameter is, whole words of its name do. :func:`named` and :func:`in_modules` narrow this selection; they never lift an exemption. To
 penalize biases too, use :data:`everything`, or a predicate of your own.
 """
 
@@ -79,8 +79,9 @@ class _Weights(Selector):
     """The default: all parameters except those that usually must not be penalized.
 
     Exempt are biases, parameters of normalization layers, position embeddings, learned tokens such as ``cls_token``,
-    scales, learned drop rates, everything with fewer than two dimensions, and what the model itself exempts by a method
-    ``no_weight_decay()`` or an attribute ``_no_weight_decay`` of the parameter.
+    virtual tokens, learned queries, scales, frequencies, the dynamics of state space models, learned drop rates,
+    everything with fewer than two dimensions, and what the model itself exempts by a method ``no_weight_decay()`` or an
+    attribute ``_no_weight_decay`` of the parameter.
 
     Example:
         >>> from torchreg import L2, Regularizer
