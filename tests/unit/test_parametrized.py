@@ -221,6 +221,25 @@ def test_modes_that_change_stored_tensors_refuse_what_they_cannot_change(make, m
         assert [entry.name for entry in regularizer.entries if entry.is_penalized] == ["1.weight"]
 
 
+@pytest.mark.parametrize("mode", ["decoupled", "prox"])
+def test_a_frozen_weight_is_refused_when_it_is_trained_again(mode):
+    model = nn.Sequential(parametrizations.weight_norm(linear()), by(Same)(linear()), linear())
+    model[:2].requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    regularizer = Regularizer(model, L1(1.0), mode=mode).attach(optimizer)
+    model[1].requires_grad_(True)
+    for param in model.parameters():
+        param.grad = torch.zeros_like(param)
+    start = model[1].weight.detach().clone()
+    optimizer.step()
+    less = (start.abs() - 0.1).clamp(min=0) * start.sign() if mode == "prox" else start - 0.1 * start.sign()
+    torch.testing.assert_close(model[1].weight, less)
+    assert [entry.name for entry in regularizer.entries if entry.is_penalized] == ["1.weight", "2.weight"]
+    model.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"0\.weight is computed from"):
+        optimizer.step()
+
+
 @pytest.mark.parametrize(
     ("step", "is_right"), [(Same, True), (Lower, True), (Largest, False), (Positive, False), (Symmetric, False)]
 )

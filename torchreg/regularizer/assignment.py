@@ -184,7 +184,7 @@ def _check_computed(assignment: Assignment, mode: str) -> None:
     with some elements set to zero, as the masks of pruning do it, and the penalty a sum over the elements.
     """
     computed, penalty = assignment.computed, assignment.penalty
-    if computed is None or penalty is None or mode in ("loss", "grad"):
+    if computed is None or penalty is None or not assignment.is_penalized or mode in ("loss", "grad"):
         return
     kept = computed.kept()
     if kept is None or not (penalty.is_separable or bool(kept.all())):

@@ -143,9 +143,11 @@ class Regularizer:
         layers = [a.computed.layer for a in assignments if a.computed is not None]
         self._structure: Structure | None = Structure(self.model, layers)
         self._acting = self._penalties  # in a step
+        self._unchecked: tuple[Assignment, ...] = ()  # frozen, so that it does not matter whether the mode fits
         if self._computed and self.mode in ("decoupled", "prox"):  # they act on what is stored
-            stored = {p: a.acting for a in self._computed if a.acting is not None for p in a.stored}
-            self._acting = self._penalties | stored
+            masked = [a for a in self._computed if a.is_penalized]
+            self._unchecked = tuple(a for a in self._computed if not a.is_penalized)
+            self._acting = self._penalties | {p: a.acting for a in masked if a.acting is not None for p in a.stored}
         self.scale = self._scale
 
     @property
@@ -241,7 +243,7 @@ class Regularizer:
         Raises:
             ValueError: the regularizer is attached already; a penalized parameter is in none of the optimizers, or has
                 an L2 penalty beside the optimizer's own weight decay; in mode "decoupled" or "prox" an optimizer is
-                LBFGS or has no ``lr``; in mode "loss" there is no schedule; or the optimizer trains a copy of the model.
+                LBFGS or has no ``lr``; in mode "loss" there is no schedule; the optimizer trains a copy of the model.
             TypeError: an argument is no ``torch.optim.Optimizer``.
         """
         for optimizer in optimizers or (None,):
@@ -337,7 +339,10 @@ class Regularizer:
         Raises:
             ValueError: the model no longer holds a penalized parameter.
         """
-        if torch.compiler.is_compiling() or (self._structure is not None and self._structure.is_unchanged()):
+        if torch.compiler.is_compiling():
+            return
+        is_known = self._structure is not None and self._structure.is_unchanged()
+        if is_known and not any(a.is_penalized for a in self._unchecked):
             return
         before = self.entries
         self._take(looked_again(self.model, before, self._rules, self._select, self.mode))

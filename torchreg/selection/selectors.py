@@ -4,8 +4,9 @@ The default, :data:`weights`, exempts biases, parameters of normalization layers
 such as ``cls_token``, learned queries, scales of channels, the dynamics of state space models, learned drop rates, and
 everything with fewer than two dimensions. A model can exempt further parameters: with a method ``no_weight_decay()``
 that returns their names, as timm's models have it, or with an attribute ``_no_weight_decay`` of the parameter. If a
-module's type does not say what a parameter is, whole words of its name do. :func:`named` and :func:`in_modules` narrow this selection; they never lift an exemption. To
-penalize biases too, use :data:`everything`, or a predicate of your own.
+module's type does not say what a parameter is, whole words of its name do. :func:`named` and :func:`in_modules` narrow
+this selection; they never lift an exemption. To penalize biases too, use :data:`everything`, or a predicate of your
+own.
 """
 
 from abc import ABC, abstractmethod
