@@ -9,7 +9,7 @@ from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, 
 
 from torchreg import L1, L2, L2SP, GroupLasso, Nuclear, Regularizer, Stacked, everything, in_modules, named
 from torchreg.diagnostics import sparsity
-from torchreg.tuning import AutoStrength
+from torchreg.tuning import AutoStrength, strength_max, strength_path
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
 
@@ -390,7 +390,8 @@ def test_a_line_search_minimizes_the_penalized_loss():
 
 
 def test_each_member_of_a_stack_has_its_own_weight():
-    models = [nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 3)), by(Same)(nn.Linear(3, 2))) for _ in range(3)]
+    changes = parametrizations.weight_norm, weight_norm, by(Same)
+    models = [nn.Sequential(*(change(nn.Linear(4, 4)) for change in changes)) for _ in range(3)]
     values = Regularizer(Stacked(models), GroupLasso(0.3)).value()
     expected = [sum(PENALTIES[GroupLasso(0.3)](layer.weight) for layer in model) for model in models]
     torch.testing.assert_close(values, torch.stack(expected))
@@ -450,6 +451,22 @@ def test_strengths_of_computed_weights_are_not_tuned():
     regularizer = Regularizer(model, L2(1.0), mode="grad")
     with pytest.raises(ValueError, match=r"AutoStrength: .* 0\.weight are computed by parametrizations"):
         AutoStrength(regularizer, (torch.ones(2, 4), torch.ones(2, 1)), nn.MSELoss())
+
+
+def test_a_path_of_a_masked_model_is_that_of_the_kept_inputs():
+    torch.manual_seed(0)
+    x, y = torch.randn(20, 4).double(), torch.randn(20, 1).double()
+
+    def masked():
+        return prune.custom_from_mask(nn.Linear(4, 1), "weight", torch.tensor([[1, 0, 1, 1]]))
+
+    kept = x[:, [0, 2, 3]]
+    slopes = 2 / len(x) * kept.T @ (y - y.mean())  # of the mean square, where the weights are zero
+    assert strength_max(masked(), L1(1.0), (x, y)).strength == pytest.approx(slopes.abs().max().item())
+    options = {"penalty": L1(1.0), "strengths": [0.1], "folds": 2, "executor": "stacked", "verbose": False}
+    ours = strength_path(masked, train=(x, y), **options)
+    plain = strength_path(lambda: nn.Linear(3, 1), train=(kept, y), **options)
+    assert ours.points[0].valid_loss.mean == pytest.approx(plain.points[0].valid_loss.mean)
 
 
 def test_zeros_are_counted_in_the_weight_that_acts():

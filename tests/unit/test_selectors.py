@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from torchreg import L1, L2, ParamInfo, Regularizer, everything, in_modules, named, weights
+from torchreg import L1, L2, ParamInfo, Regularizer, Stacked, everything, in_modules, named, weights
 
 
 class Own(nn.Module):
@@ -289,6 +289,15 @@ def test_options_that_state_space_models_keep_on_a_parameter_are_read():
     model[1].weight._optim = {"lr": 1e-3, "weight_decay": 0.1}
     assert reasons(model)["0.weight"] == "_optim"
     assert chosen(model) == {"1.weight", "2.weight"}
+
+
+def test_stacks_and_their_members_keep_the_marks():
+    models = [nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)) for _ in range(2)]
+    for model in models:
+        model[0].weight._no_weight_decay = True
+    stack = Stacked(models)
+    for it in (stack, *stack.members(), *Stacked(stack.members()).members()):
+        assert chosen(it) == {"1.weight"}
 
 
 class Position(nn.Module):

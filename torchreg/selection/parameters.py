@@ -1,16 +1,18 @@
 """The parameters of a model, with their places in it."""
 
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import cast, final
+from typing import Any, cast, final
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from torchreg.selection.computed import ComputedWeight, computed_weights
 
 # Parts of names that wrappers add: torch.compile, DataParallel, FSDP, checkpointing, and PEFT.
 _WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_layer"}
+_MARKS = ("_no_weight_decay", "_optim")
 _COPIES = {"modules_to_save", "original_module"}  # PEFT's copies; the first is followed by an adapter's name
 
 
@@ -134,6 +136,20 @@ def _exemptions(prefix: str, module: nn.Module) -> Iterator[tuple[str, str]]:
     reasons = names if isinstance(names, Mapping) else dict.fromkeys(names, "no_weight_decay()")
     for name, reason in reasons.items():
         yield unwrapped(_joined(prefix, name)), reason
+
+
+def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy whose parameters keep the marks of their models' authors, which ``copy.deepcopy`` drops.
+
+    Weights that hooks compute can be copied too; they are computed anew in the next forward pass.
+    """
+    memo = {} if memo is None else memo
+    held = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    memo |= {id(value): value.detach().clone() for value in held if not value.is_leaf}
+    twin = deepcopy(model, memo)
+    for param, its in zip(model.parameters(), twin.parameters(), strict=True):
+        vars(its).update({mark: vars(param)[mark] for mark in _MARKS if mark in vars(param)})
+    return twin
 
 
 def _mark_of(param: nn.Parameter) -> str | None:
