@@ -1,11 +1,13 @@
 """The parameters of a model, with their places in it."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, cast, final
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from torchreg.selection.computed import ComputedWeight, computed_weights
@@ -141,12 +143,16 @@ def _exemptions(prefix: str, module: nn.Module) -> Iterator[tuple[str, str]]:
 def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """A deep copy whose parameters keep the marks of their models' authors, which ``copy.deepcopy`` drops.
 
-    Weights that hooks compute can be copied too; they are computed anew in the next forward pass.
+    Weights that hooks compute are computed anew; their graphs could not be copied.
     """
     memo = {} if memo is None else memo
-    held = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
-    memo |= {id(value): value.detach().clone() for value in held if not value.is_leaf}
+    hooked = [weight for module in model.modules() for weight in computed_weights(module)]
+    memo |= {id(w.layer.__dict__[w.own_name]): torch.empty(0) for w in hooked if w.own_name in vars(w.layer)}
     twin = deepcopy(model, memo)
+    for weight in [weight for module in twin.modules() for weight in computed_weights(module)]:
+        if weight.own_name in vars(weight.layer):
+            with suppress(RuntimeError):  # of a stack, whose forward pass computes the weights of its members
+                setattr(weight.layer, weight.own_name, weight().detach())
     for param, its in zip(model.parameters(), twin.parameters(), strict=True):
         vars(its).update({mark: vars(param)[mark] for mark in _MARKS if mark in vars(param)})
     return twin
