@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 LAYERS = 12
 
@@ -132,10 +131,6 @@ class Attentive(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y, _ = self.same(x, x, x)
         return self.other(y, x[..., :3], x.repeat(1, 1, 2)[..., :5])[0]
-
-
-def parametrized() -> nn.Module:
-    return nn.Sequential(weight_norm(nn.Linear(4, 6)), nn.Tanh(), spectral_norm(nn.Linear(6, 2)))
 
 
 class LowRank(nn.Module):
@@ -365,16 +360,6 @@ CLIENTS = {
             "*.in_proj_bias": BIAS,
             "*.out_proj.weight": None,
             "*.out_proj.bias": BIAS,
-        },
-    ),
-    "weight_norm and spectral_norm": Client(
-        parametrized,
-        lambda model: to_scalar(model(sequence(4))),
-        {
-            "0.parametrizations.weight.original0": None,  # the lengths, so L2 of these is the L2 of the weight
-            "0.parametrizations.weight.original1": None,  # the directions, in which L1 makes zeros of the weight
-            "2.parametrizations.weight.original": None,
-            "[02].bias": BIAS,
         },
     ),
     "LoRA": Client(

@@ -134,12 +134,6 @@ def test_the_value_of_a_model_with_adapters_leaves_the_frozen_base_out():
     assert_close(Regularizer(model, L2(RIDGE)).value(), sum(RIDGE / 2 * w.square().sum() for w in adapters))
 
 
-def test_the_l2_of_a_weight_norm_is_that_of_its_lengths():
-    model = build(CLIENTS["weight_norm and spectral_norm"])
-    regularizer = Regularizer(model, L2(RIDGE), select=named("0.*original0"))
-    assert_close(regularizer.value(), RIDGE / 2 * model[0].weight.square().sum())
-
-
 def test_a_lazy_model_is_refused_until_one_batch_has_run_and_then_trains():
     def make() -> nn.Module:
         torch.manual_seed(1)

@@ -65,8 +65,8 @@ MUTANTS = (
     ),
     Mutant(
         "torchreg/selection/parameters.py",
-        "exemption = exemptions.get(name) or _mark_of(param)",
-        "exemption = exemptions.get(name)",
+        "exemption = exempt.get(unwrapped(name)) or _mark_of(param)",
+        "exemption = exempt.get(unwrapped(name))",
         "a parameter with the attribute _no_weight_decay is penalized",
     ),
     # -- torchreg/penalties ---------------------------------------------------------------------------------------

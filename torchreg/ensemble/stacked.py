@@ -17,6 +17,7 @@ from torchreg import functional as f
 from torchreg.ensemble.batched import batched_forward, plain_layers
 from torchreg.ensemble.matching import check_equal
 from torchreg.nn.seeded import Seeded
+from torchreg.selection.parameters import copied
 
 
 class Stacked(nn.Module):
@@ -277,7 +278,7 @@ class Stacked(nn.Module):
             own[id(buffer)] = buffer[number].clone()
         for several in self._generators():
             own[id(several)] = deepcopy(several.each[number])
-        return deepcopy(template, own)
+        return copied(template, own)
 
     def _generators(self) -> list[f.Generators]:
         found = [layer.generator for layer in _seeded(self._template[0])]
@@ -311,7 +312,7 @@ def _template(models: Sequence[nn.Module]) -> nn.Module:
         own[id(buffer)] = torch.stack([model.get_buffer(name) for model in models])
     for layers in zip(*map(_seeded, models), strict=True):
         own[id(layers[0].generator)] = f.Generators([deepcopy(layer.generator) for layer in layers])
-    return deepcopy(first, own)
+    return copied(first, own)
 
 
 def _seeded(model: nn.Module) -> list[Seeded]:

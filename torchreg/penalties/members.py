@@ -145,7 +145,8 @@ def bound_by_member(penalty: Penalty, place: ParamInfo, members: int) -> ByMembe
 def member_of(place: ParamInfo, member: int) -> ParamInfo:
     """The parameter as it is in that member's model."""
     own = place.param.detach()[member]
-    return replace(place, param=torch.nn.Parameter(own, requires_grad=place.param.requires_grad))
+    param = torch.nn.Parameter(own, requires_grad=place.param.requires_grad)
+    return ParamInfo(place.name, param, place.module, place.parent, place.exemption)
 
 
 def broadcast_scale(scale: float | Tensor, w: Tensor) -> float | Tensor:

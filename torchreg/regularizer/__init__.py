@@ -1,7 +1,8 @@
 """A PENALTY ON A MODEL, in four modes."""
 
 from torchreg.regularizer.activity import ActivityRegularizer
-from torchreg.regularizer.regularizer import Mode, PenalizedLoss, Regularizer
+from torchreg.regularizer.penalized_loss import PenalizedLoss
+from torchreg.regularizer.regularizer import Mode, Regularizer
 
 __all__ = ["ActivityRegularizer", "Mode", "PenalizedLoss", "Regularizer"]
 

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from torchreg.ensemble.stacked import Stacked
 from torchreg.penalties import KLSparsity, Penalty
-from torchreg.regularizer.regularizer import PenalizedLoss
+from torchreg.regularizer.penalized_loss import PenalizedLoss
 from torchreg.schedules import check_scale
 from torchreg.selection.modules import ModuleFilter, select_modules
 

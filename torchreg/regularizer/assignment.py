@@ -17,8 +17,9 @@ from torchreg.penalties.base import Sum
 from torchreg.penalties.constraints import Constraint
 from torchreg.penalties.members import AnchoredByMember, ByMember, bound_by_member, by_member, member_of
 from torchreg.penalties.reference import Anchored
+from torchreg.selection.computed import ComputedWeight
 from torchreg.selection.modules import listed
-from torchreg.selection.parameters import ParamInfo, each_parameter
+from torchreg.selection.parameters import ComputedInfo, ParamInfo, each_parameter
 from torchreg.selection.selectors import Selector
 
 
@@ -48,7 +49,23 @@ class Assignment:
 
     @property
     def param(self) -> nn.Parameter:
+        """The parameter; of a weight that its layer computes, the weight now, differentiable."""
         return self.places[0].param
+
+    @property
+    def computed(self) -> ComputedWeight | None:
+        """How the layer computes the weight, as parametrizations do; None for an ordinary parameter."""
+        return self.places[0]._computed
+
+    @property
+    def stored(self) -> tuple[nn.Parameter, ...]:
+        """What an optimizer holds: the parameter itself, or those that the weight is computed from."""
+        return (self.param,) if self.computed is None else self.computed.stored
+
+    @property
+    def key(self) -> nn.Parameter | str:
+        """The parameter itself, or the name of a weight that its layer computes."""
+        return self.param if self.computed is None else self.name
 
     @property
     def terms(self) -> tuple[Penalty, ...]:
@@ -57,16 +74,21 @@ class Assignment:
     @property
     def is_penalized(self) -> bool:
         """Whether the parameter has a penalty and is not frozen now."""
-        return self.penalty is not None and self.param.requires_grad
+        return self.penalty is not None and self._is_trained
+
+    @property
+    def _is_trained(self) -> bool:
+        return any(param.requires_grad for param in self.stored)
 
     @property
     def status(self) -> str:
         if self.penalty is None:
             return f"- {self.reason}"
-        if not self.param.requires_grad:
+        if not self._is_trained:
             return "- frozen"
         others = ", ".join(self.names[1:])
-        return repr(self.penalty) + (f" (tied: {others})" if others else "")
+        by = f" (computed by {self.computed.how})" if self.computed is not None else ""
+        return repr(self.penalty) + by + (f" (tied: {others})" if others else "")
 
 
 def as_rules(penalty: Penalty | Mapping[str, Penalty], mode: str) -> Mapping[str, Penalty]:
@@ -120,17 +142,16 @@ def _advice(rule: object) -> str:
     return ""
 
 
-def assign(model: nn.Module, rules: Mapping[str, Penalty], select: Selector) -> list[Assignment]:
+def assign(model: nn.Module, rules: Mapping[str, Penalty], select: Selector, mode: str) -> list[Assignment]:
     """An assignment for each parameter of the model. The first rule (name pattern to penalty) that matches is used.
 
     Raises:
-        ValueError: nothing is selected, a rule matches no parameter, a parameter is lazy or sparse, or a penalty does
-            not fit its parameter.
+        ValueError: nothing is selected, a rule matches no parameter, a parameter is lazy or sparse, a penalty does not
+            fit its parameter, or the mode cannot change a weight because its layer computes it.
     """
-    members = len(model) if isinstance(model, Stacked) else None
     if any(isinstance(module, Stacked) for module in model.modules() if module is not model):
         raise ValueError(f"Regularizer: model must be the stack itself, got a {type(model).__name__} that holds one")
-    assignments = [_assigned(tuple(places), rules, select, members) for places in each_parameter(model)]
+    assignments = assign_each(model, rules, select, mode)
     names = [name for a in assignments for name in a.names]
     for pattern in rules:
         if names and not any(fnmatchcase(name, pattern) for name in names):
@@ -138,7 +159,6 @@ def assign(model: nn.Module, rules: Mapping[str, Penalty], select: Selector) -> 
                 f"Regularizer: the pattern {pattern!r} matches none of the parameters {listed(names)}: a pattern "
                 "matches whole names, as '*.weight' does"
             )
-    _check_companions(assignments)
     if all(a.penalty is None for a in assignments):
         reasons = [f"{a.name} ({a.reason})" for a in assignments]
         unnamed = assignments and all((a.reason or "").startswith("not named ") for a in assignments)
@@ -151,9 +171,40 @@ def assign(model: nn.Module, rules: Mapping[str, Penalty], select: Selector) -> 
     return assignments
 
 
+def assign_each(model: nn.Module, rules: Mapping[str, Penalty], select: Selector, mode: str) -> list[Assignment]:
+    """:func:`assign` for a model that may have nothing to penalize."""
+    members = len(model) if isinstance(model, Stacked) else None
+    each = [_assigned(tuple(places), rules, select, members) for places in each_parameter(model, members)]
+    for assignment in each:
+        _check_computed(assignment, mode)
+        for place in assignment.places:
+            if isinstance(place, ComputedInfo):
+                place.release()
+    _check_companions(each)
+    return each
+
+
+def _check_computed(assignment: Assignment, mode: str) -> None:
+    """Raises ``ValueError`` if the mode would have to change a weight that its layer computes.
+
+    Modes "decoupled" and "prox" change what is stored. That is right if the stored tensor is the weight; or the weight
+    with some elements set to zero, as the masks of pruning do it, and the penalty a sum over the elements.
+    """
+    computed, penalty = assignment.computed, assignment.penalty
+    if computed is None or penalty is None or not assignment.is_penalized or mode in ("loss", "grad"):
+        return
+    kept = computed.kept()
+    if kept is None or not (penalty.is_separable or bool(kept.all())):
+        raise ValueError(
+            f"Regularizer: mode {mode!r} changes stored tensors, but {assignment.name} is computed from "
+            f"{' and '.join(computed.originals) or 'a buffer'} by the parametrization {computed.how}: use mode 'grad' "
+            f"or 'loss', exempt {assignment.name} with select, or remove the parametrization"
+        )
+
+
 def _check_companions(assignments: Sequence[Assignment]) -> None:
     """Raises ``ValueError`` if a penalty depends on several parameters and they do not all have it."""
-    penalties: dict[Tensor, Penalty | None] = {a.param: a.penalty for a in assignments}
+    penalties: dict[object, Penalty | None] = {a.key: a.penalty for a in assignments}
     for assignment in assignments:
         for other in assignment.acting._companions if assignment.acting is not None else ():
             if penalties.get(other) != assignment.penalty:
@@ -166,7 +217,7 @@ def _check_companions(assignments: Sequence[Assignment]) -> None:
 def _assigned(
     places: tuple[ParamInfo, ...], rules: Mapping[str, Penalty], select: Selector, members: int | None
 ) -> Assignment:
-    name, param = places[0].name, places[0].param
+    name, param = places[0].name, places[0].param.detach() if places[0]._computed else places[0].param
     if is_lazy(param):
         raise ValueError(f"Regularizer: {name} has no shape yet: run one batch through the lazy model first")
     if not (param.is_floating_point() or param.is_complex()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 
@@ -20,17 +21,23 @@ def check_optimizers(optimizers: Sequence[Optimizer], assignments: Sequence[Assi
         ValueError: a penalized parameter is in none or in several of the optimizers, or an optimizer is LBFGS.
     """
     held = Counter(p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"])
-    twice = [a.name for a in assignments if a.is_penalized and held[a.param] > 1]
+    twice = [a.name for a in assignments if a.is_penalized and any(held[p] > 1 for p in a.stored)]
     if twice:
         raise ValueError(
             "Regularizer: each penalized parameter must be in one optimizer, got several that have "
             f"{listed(twice)}: give each optimizer parameters of its own"
         )
-    missing = [a.name for a in assignments if a.is_penalized and a.param not in held]
+    missing = [a.name for a in assignments if a.is_penalized and not any(p in held for p in a.stored)]
     if missing:
+        is_other = not any(p in held for a in assignments for p in a.stored)
+        advice = (
+            f"{type(optimizers[0]).__name__} trains another model, such as a copy: make the Regularizer for that one"
+            if is_other
+            else "pass them to the optimizer, or narrow select"
+        )
         raise ValueError(
             f"Regularizer: the optimizer must hold every penalized parameter, it does not hold "
-            f"{listed(missing)}: pass them to the optimizer, or narrow select"
+            f"{listed(missing)}: {advice}"
         )
     for optimizer in optimizers:
         if mode != "grad" and isinstance(optimizer, torch.optim.LBFGS):
@@ -40,12 +47,32 @@ def check_optimizers(optimizers: Sequence[Optimizer], assignments: Sequence[Assi
             )
 
 
+def check_new(optimizers: Sequence[Optimizer], before: Sequence[Assignment], now: Sequence[Assignment]) -> None:
+    """Warns of penalized parameters that came into the model after ``attach()`` and that no optimizer holds.
+
+    Raises:
+        ValueError: one of the new parameters would decay twice.
+    """
+    known = {param for a in before for param in a.stored}
+    new = [a for a in now if a.is_penalized and known.isdisjoint(a.stored)]
+    held = {p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    missing = [a.name for a in new if held.isdisjoint(a.stored)]
+    if missing:
+        warnings.warn(
+            f"Regularizer: {listed(missing)} came into the model after attach(), and {type(optimizers[0]).__name__} "
+            "does not hold them: pass them to its add_param_group(), else they are neither trained nor penalized",
+            stacklevel=2,
+        )
+    for optimizer in optimizers:
+        check_decay(optimizer, new)
+
+
 def check_decay(optimizer: Optimizer, assignments: Sequence[Assignment]) -> None:
     """Raises ``ValueError`` if a parameter would decay twice: by an L2 and by the optimizer's weight decay."""
     decays = {p: group.get("weight_decay", 0) for group in optimizer.param_groups for p in group["params"]}
     for assignment in assignments:
         ridges = [t for t in assignment.terms if isinstance(t, Term) and t._ridge > 0]
-        decay = decays.get(assignment.param, 0)
+        decay = next((decays[p] for p in assignment.stored if decays.get(p)), 0)
         if assignment.is_penalized and ridges and decay:
             raise ValueError(
                 f"Regularizer: {assignment.name} would decay twice, by {ridges[0]} and by weight_decay={decay} of "

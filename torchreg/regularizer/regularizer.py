@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol, Self, TypeAlias, get_args
+from typing import Any, Literal, Self, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,22 +12,26 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 from torchreg.ensemble.stacked import Stacked
-from torchreg.functional.sharding import is_sharded
 from torchreg.hooks import Carried, Group, StepHooks, check_steps
 from torchreg.penalties import Penalty, Term
 from torchreg.penalties.constraints import Constraint
 from torchreg.regularizer.assignment import Assignment, as_rules, assign, references, with_references
-from torchreg.regularizer.compatibility import check_decay, check_optimizers, minimized
+from torchreg.regularizer.compatibility import check_decay, check_new, check_optimizers, minimized
+from torchreg.regularizer.copies import check_copy
+from torchreg.regularizer.penalized_loss import PenalizedLoss
+from torchreg.regularizer.structure import Structure, can_be_pickled, looked_again
 from torchreg.regularizer.summary import table
 from torchreg.regularizer.value import penalty_value
 from torchreg.schedules import Schedule, check_scale, check_schedule
 from torchreg.selection.modules import listed
 from torchreg.selection.parameters import ParamInfo
 from torchreg.selection.selectors import Selector, as_selector, weights
+from torchreg.steps.computed import add_gradients_through
 from torchreg.steps.updates import add_gradients, descend, stepped, take_proximal_steps
 
 Mode = Literal["loss", "grad", "decoupled", "prox"]
 Scale: TypeAlias = float | Tensor | Mapping[str, float | Tensor]
+_Trained: TypeAlias = "tuple[Penalty, Tensor, nn.Parameter | str]"  # a penalty, its weight, and the key of its scale
 
 
 class Regularizer:
@@ -54,6 +58,10 @@ class Regularizer:
     parameters. A frozen parameter, or one whose ``grad`` is None, is not changed, as in torch's optimizers. Mode "grad"
     acts after gradient clipping. It leaves the penalized gradient in ``.grad``, as mode "loss" does.
 
+    Of a parametrized or pruned layer the penalty is that of the weight that the layer uses. Modes "decoupled" and
+    "prox", which change what is stored, refuse such weights, except for masks. If the model changes, its new parameters
+    are selected in the next step or :meth:`value`.
+
     Args:
         model: any module without lazy parameters.
         penalty: a penalty, or a dict of name patterns to penalties. The first pattern that matches is used.
@@ -73,7 +81,7 @@ class Regularizer:
 
     Raises:
         ValueError: nothing is selected, a pattern matches no parameter, the mode is unknown, a parameter is lazy, or
-            the penalty has no proximal operator in mode "prox".
+            the penalty has no proximal operator in mode "prox", or the mode cannot change a parametrized weight.
         TypeError: ``model`` is no module or ``penalty`` no penalty.
 
     Example:
@@ -113,7 +121,8 @@ class Regularizer:
         self._scale: Scale = 1.0
         # called with the regularizer and the optimizer in each step, before the regularizer acts
         self._listeners: list[Callable[[Regularizer, Optimizer], object]] = []
-        self._take(assign(model, as_rules(penalty, mode), as_selector(select)))
+        self._rules, self._select = as_rules(penalty, mode), as_selector(select)
+        self._take(assign(model, self._rules, self._select, mode))
         if schedule is not None and any(isinstance(term, Constraint) for a in self.entries for term in a.terms):
             raise ValueError(
                 "Regularizer: a constraint has no strength that a schedule could change: make one Regularizer for the "
@@ -136,9 +145,17 @@ class Regularizer:
 
     def _take(self, assignments: Sequence[Assignment]) -> None:
         self._entries = tuple(assignments)
-        self._penalties = {a.param: a.acting for a in assignments if a.acting is not None}
+        self._penalties = {a.param: a.acting for a in assignments if a.acting is not None and a.computed is None}
+        self._computed = tuple(a for a in assignments if a.acting is not None and a.computed is not None)
         self._has_ridge = any(isinstance(term, Term) and term._ridge > 0 for a in assignments for term in a.terms)
-        self._places = _places(self.model, [a for a in assignments if a.penalty is not None])
+        layers = [a.computed.layer for a in assignments if a.computed is not None]
+        self._structure: Structure | None = Structure(self.model, layers)
+        self._acting = self._penalties  # in a step
+        self._unchecked: tuple[Assignment, ...] = ()  # frozen, so that it does not matter whether the mode fits
+        if self._computed and self.mode in ("decoupled", "prox"):  # they act on what is stored
+            masked = [a for a in self._computed if a.is_penalized]
+            self._unchecked = tuple(a for a in self._computed if not a.is_penalized)
+            self._acting = self._penalties | {p: a.acting for a in masked if a.acting is not None for p in a.stored}
         self.scale = self._scale
 
     @property
@@ -150,17 +167,19 @@ class Regularizer:
     def scale(self, scale: Scale) -> None:
         members = len(self.model) if isinstance(self.model, Stacked) else None
         if isinstance(scale, Mapping):
-            names = {a.name: a.param for a in self.entries if a.acting is not None}
+            names = {a.name: a.key for a in self.entries if a.acting is not None}
             if scale.keys() != names.keys():
                 raise ValueError(
                     f"Regularizer: scale must name each penalized parameter, {listed(list(names))}, "
                     f"got {listed(list(scale)) or 'none'}"
                 )
             self._scale = {name: check_scale("Regularizer", own, members) for name, own in scale.items()}
-            self._scales = {names[name]: own for name, own in self._scale.items()}
+            self._scales: dict[Any, float | Tensor] = {names[name]: own for name, own in self._scale.items()}
         else:
             self._scale = check_scale("Regularizer", scale, members)
-            self._scales = dict.fromkeys(self._penalties, self._scale)
+            self._scales = dict.fromkeys([*self._penalties, *(a.key for a in self._computed)], self._scale)
+        if self._acting is not self._penalties:
+            self._scales |= {param: self._scales[a.key] for a in self._computed for param in a.stored}
 
     # -- mode "loss": the penalty as a number ---------------------------------------------------------------------
 
@@ -174,32 +193,34 @@ class Regularizer:
             A 0-d tensor; for a :class:`~torchreg.Stacked` model a tensor of shape ``(members,)``.
 
         Raises:
-            ValueError: the model's parameters were replaced after the regularizer was created, as ``fully_shard`` does.
+            ValueError: penalized parameters were replaced after the regularizer was created, as ``fully_shard`` does.
         """
         self._is_used = True
         self._check_parameters()
-        params = [param for param in self._penalties if param.requires_grad]
-        if not params:
-            return torch.zeros(())
-        return self._scaled_total([(self._penalties[param], param) for param in params])
+        pairs = self._trained()
+        return self._scaled_total(pairs) if pairs else torch.zeros(())
 
     def terms(self) -> dict[str, Tensor]:
         """The value of each kind of penalty, such as ``{"L1": tensor, "L2": tensor}``; for logging."""
         self._is_used = True
         self._check_parameters()
-        kinds: dict[str, list[tuple[Penalty, nn.Parameter]]] = {}
-        for param, penalty in self._penalties.items():
-            if param.requires_grad:
-                for term in penalty.terms:
-                    kinds.setdefault(term.label, []).append((term, param))
+        kinds: dict[str, list[_Trained]] = {}
+        for penalty, weight, key in self._trained():
+            for term in penalty.terms:
+                kinds.setdefault(term.label, []).append((term, weight, key))
         return {kind: self._scaled_total(pairs) for kind, pairs in kinds.items()}
 
-    def _scaled_total(self, pairs: Sequence[tuple[Penalty, nn.Parameter]]) -> Tensor:
+    def _trained(self) -> list[_Trained]:
+        """The penalties of what is not frozen, with the weights and the keys of their scales."""
+        pairs: list[_Trained] = [(penalty, p, p) for p, penalty in self._penalties.items() if p.requires_grad]
+        return pairs + [(a.acting, a.param, a.key) for a in self._computed if a.acting is not None and a.is_penalized]
+
+    def _scaled_total(self, pairs: Sequence[_Trained]) -> Tensor:
         if not isinstance(self.scale, Mapping):
-            penalties, params = zip(*pairs, strict=True)
-            return self.scale * penalty_value(penalties, params, self.compile)
+            penalties, weights, _ = zip(*pairs, strict=True)
+            return self.scale * penalty_value(penalties, weights, self.compile)
         first, *others = (
-            self._scales[param] * penalty_value([penalty], [param], self.compile) for penalty, param in pairs
+            self._scales[key] * penalty_value([penalty], [weight], self.compile) for penalty, weight, key in pairs
         )
         for other in others:
             first = first + other.to(first.device)
@@ -232,7 +253,7 @@ class Regularizer:
         Raises:
             ValueError: the regularizer is attached already; a penalized parameter is in none of the optimizers, or has
                 an L2 penalty beside the optimizer's own weight decay; in mode "decoupled" or "prox" an optimizer is
-                LBFGS or has no ``lr``; in mode "loss" there is no schedule.
+                LBFGS or has no ``lr``; in mode "loss" there is no schedule; the optimizer trains a copy of the model.
             TypeError: an argument is no ``torch.optim.Optimizer``.
         """
         for optimizer in optimizers or (None,):
@@ -258,7 +279,9 @@ class Regularizer:
                 "or choose mode 'grad', 'decoupled' or 'prox'"
             )
         self._check_parameters()
-        if self.mode != "loss":
+        if self.mode == "loss":
+            check_copy(optimizers, self.entries)
+        else:
             check_optimizers(optimizers, self.entries, self.mode)
         for optimizer in optimizers:
             check_steps("Regularizer", optimizer, self.mode)
@@ -314,19 +337,23 @@ class Regularizer:
             self._tell(optimizer)
         if self.mode == "grad":
             add_gradients(optimizer, self._penalties, self._scales, self.compile)
+            for a in self._computed:
+                assert a.acting is not None
+                assert a.computed is not None
+                add_gradients_through(optimizer, a.acting, a.computed, self._scales[a.key])
         elif self.mode == "decoupled" and evaluation == 0:
-            descend(optimizer, self._penalties, self._scales, self.compile)
+            descend(optimizer, self._acting, self._scales, self.compile)
 
     def _after_step(self, optimizer: Optimizer) -> None:
         if self.mode == "prox":
             self._tell(optimizer)
-            take_proximal_steps(optimizer, self._penalties, self._scales, self.compile)
+            take_proximal_steps(optimizer, self._acting, self._scales, self.compile)
         if optimizer is self._optimizers[-1]:
             self._advance()
 
     def _acting_in(self, optimizer: Optimizer) -> Iterator[tuple[Group, nn.Parameter, Penalty, float | Tensor]]:
         """The weights that the coming step changes: their group, their bound penalty, and its scale."""
-        for param, _, penalty, group in stepped(optimizer, self._penalties):
+        for param, _, penalty, group in stepped(optimizer, self._acting):
             yield group, param, penalty, self._scales[param]
 
     def _tell(self, optimizer: Optimizer) -> None:
@@ -334,16 +361,20 @@ class Regularizer:
             listener(self, optimizer)
 
     def _check_parameters(self) -> None:
-        """Raises ``ValueError`` if the model no longer holds a penalized parameter."""
-        if torch.compiler.is_compiling() or all(held.get(name) is what for held, name, what in self._places):
+        """Looks at the model again if its modules or parameters have changed.
+
+        Raises:
+            ValueError: the model no longer holds a penalized parameter.
+        """
+        if torch.compiler.is_compiling():
             return
-        held = set(self.model.parameters())
-        replaced = [a.name for a in self.entries if a.is_penalized and a.param not in held and not is_sharded(a.param)]
-        if replaced:
-            raise ValueError(
-                f"Regularizer: the model must hold the parameters it had, {listed(replaced)} were replaced: make the "
-                "Regularizer and the optimizer when the model has its final parameters, as after fully_shard(model)"
-            )
+        is_known = self._structure is not None and self._structure.is_unchanged()
+        if is_known and not any(a.is_penalized for a in self._unchecked):
+            return
+        before = self.entries
+        self._take(looked_again(self.model, before, self._rules, self._select, self.mode))
+        if self._optimizers:
+            check_new(self._optimizers, before, self.entries)
 
     def _check_decays(self, optimizer: Optimizer) -> None:
         """Raises ``ValueError`` if weight decay beside an L2 came after :meth:`attach`: a new group, a schedule."""
@@ -387,7 +418,9 @@ class Regularizer:
         self.scale, self._steps = state["scale"], state["steps"]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_hooks": (), "_listeners": [], "_decays": {}, "_is_used": True}
+        select = self._select if can_be_pickled(self._select) else None  # a lambda cannot
+        left = {"_hooks": (), "_listeners": [], "_decays": {}, "_is_used": True, "_structure": None, "_select": select}
+        return self.__dict__ | left
 
     @property
     def _is_counting(self) -> bool:
@@ -431,73 +464,3 @@ class Regularizer:
 
 def _decays(optimizer: Optimizer) -> list[float | Tensor]:
     return [group.get("weight_decay", 0) for group in optimizer.param_groups]
-
-
-def _places(model: nn.Module, assignments: Sequence[Assignment]) -> list[tuple[Mapping[str, object], str, object]]:
-    """The places in the model that lead to each parameter: a dict of modules or parameters, the name, and the value."""
-    places: dict[tuple[int, str], tuple[Mapping[str, object], str, object]] = {}
-    for assignment in assignments:
-        module, *path = model, *assignment.name.split(".")
-        for name in path[:-1]:
-            child = module._modules[name]
-            assert child is not None
-            places[id(module), name] = module._modules, name, child
-            module = child
-        places[id(module), path[-1]] = module._parameters, path[-1], assignment.param
-    return list(places.values())
-
-
-class Penalizer(Protocol):
-    """A regularizer of parameters or of activities, whose value can be added to a loss."""
-
-    model: nn.Module
-
-    def value(self) -> Tensor: ...
-
-
-class PenalizedLoss(nn.Module):
-    """A criterion plus a regularizer's value while the regularized model is in training mode.
-
-    :meth:`Regularizer.penalize` and :meth:`ActivityRegularizer.penalize` return it. The model is not a submodule of the
-    loss, so moving or saving the loss does not affect the model. There is a warning if the weights are trained on the
-    loss while the model is in evaluation mode, where the penalty is left out.
-
-    Args:
-        regularizer: its value is added.
-        criterion: any function that returns the mean loss.
-    """
-
-    def __init__(self, regularizer: Penalizer, criterion: Callable[..., Tensor]) -> None:
-        super().__init__()
-        if not callable(criterion):
-            raise TypeError(
-                f"{type(regularizer).__name__}: penalize() takes the loss function, such as nn.MSELoss(), got a "
-                f"{type(criterion).__name__}: to a loss that is computed already add value()"
-            )
-        self.regularizer = regularizer
-        self.criterion = criterion
-        self._trained: int | None = None  # the version of a weight in the last backward pass of a loss of evaluation
-        self._has_warned = False
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        loss = self.criterion(*args, **kwargs)
-        if not self._has_warned and not torch.compiler.is_compiling():
-            self._notice_training(loss)
-        return loss + self.regularizer.value() if self.regularizer.model.training else loss
-
-    def _notice_training(self, loss: Tensor) -> None:
-        """Warns once if a weight has changed after a backward pass of a loss without the penalty."""
-        model = self.regularizer.model
-        weight = next((param for param in model.parameters() if param.requires_grad), None)
-        if weight is None:
-            return
-        trained, self._trained = self._trained, None
-        if trained is not None and weight._version != trained:
-            self._has_warned = True
-            warnings.warn(
-                f"{type(self.regularizer).__name__}: {type(model).__name__} is trained in evaluation mode, in which "
-                "the loss of penalize() has no penalty: call model.train() before the training steps",
-                stacklevel=3,
-            )
-        elif not model.training and isinstance(loss, Tensor) and loss.requires_grad:
-            loss.register_hook(lambda _: setattr(self, "_trained", weight._version))

@@ -17,9 +17,9 @@ def table(assignments: Sequence[Assignment]) -> str:
     In a long table rows that differ in one part of the name become one row:
     ``layer.{0-11}.attention.{q,k,v}.weight``.
     """
-    chosen = [a.param.numel() for a in assignments if a.is_penalized]
-    count = sum(a.param.numel() for a in assignments)
-    lines = [Line.of(a.name, _shape(a), a.param.numel(), a.status) for a in assignments]
+    lines = [_line(a) for a in assignments]
+    chosen = [line.values for a, line in zip(assignments, lines, strict=True) if a.is_penalized]
+    count = sum(line.values for line in lines)
     cells = [("parameter", "shape", "values", "penalty")]
     cells += [(line.name, line.shape, f"{line.values:,}", line.status) for line in folded(lines)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -85,5 +85,6 @@ def _listed(parts: Sequence[str]) -> str:
     return ",".join(parts)
 
 
-def _shape(assignment: Assignment) -> str:
-    return " x ".join(map(str, assignment.param.shape))
+def _line(assignment: Assignment) -> Line:
+    param = assignment.param
+    return Line.of(assignment.name, " x ".join(map(str, param.shape)), param.numel(), assignment.status)

@@ -1,14 +1,14 @@
 """Selectors: which parameters are penalized, and why the others are not.
 
 The default, :data:`weights`, exempts biases, parameters of normalization layers, position embeddings, learned tokens
-such as ``cls_token``, scales of channels, learned drop rates, and everything with fewer than two dimensions. A model
-can exempt further parameters: with a method ``no_weight_decay()`` that returns their names, as timm's models have it,
-or with an attribute ``_no_weight_decay`` of the parameter. If a module's type does not say what a parameter is, whole
-words of its name do. :func:`named` and :func:`in_modules` narrow this selection; they never lift an exemption. To
-penalize biases too, use :data:`everything`, or a predicate of your own.
+such as ``cls_token``, learned queries, scales of channels, the dynamics of state space models, learned drop rates, and
+everything with fewer than two dimensions. A model can exempt further parameters: with a method ``no_weight_decay()``
+that returns their names, as timm's models have it, or with an attribute ``_no_weight_decay`` of the parameter. If a
+module's type does not say what a parameter is, whole words of its name do. :func:`named` and :func:`in_modules` narrow
+this selection; they never lift an exemption. To penalize biases too, use :data:`everything`, or a predicate of your
+own.
 """
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from typing import final
 
 from torch import nn
 
+from torchreg.selection.naming import BIAS_WORDS, class_of, is_vector, no_weight, telling_name, words_of
 from torchreg.selection.parameters import ParamInfo
 
 _NORMALIZATIONS: tuple[type[nn.Module], ...] = (
@@ -26,13 +27,10 @@ _NORMALIZATIONS: tuple[type[nn.Module], ...] = (
     nn.RMSNorm,
 )
 
-_BIAS_WORDS = {"bias", "biases"}
 _NORMALIZATION_WORDS = {
     "norm",
     "grn",
 }  # in the name of a class; GRN is the global response normalization of ConvNeXt V2
-_POSITION_WORDS = {"pos", "position", "positions", "positional", "wpe"}  # wpe is GPT-2's
-_SCALE_WORDS = {"scale", "gain", "gamma", "temperature"}
 
 
 class Selector(ABC):
@@ -82,8 +80,9 @@ class _Weights(Selector):
     """The default: all parameters except those that usually must not be penalized.
 
     Exempt are biases, parameters of normalization layers, position embeddings, learned tokens such as ``cls_token``,
-    scales, learned drop rates, everything with fewer than two dimensions, and what the model itself exempts by a method
-    ``no_weight_decay()`` or an attribute ``_no_weight_decay`` of the parameter.
+    virtual tokens, learned queries, scales, frequencies, the dynamics of state space models, learned drop rates,
+    everything with fewer than two dimensions, and what the model itself exempts by a method ``no_weight_decay()`` or an
+    attribute ``_no_weight_decay`` of the parameter.
 
     Example:
         >>> from torchreg import L2, Regularizer
@@ -95,48 +94,23 @@ class _Weights(Selector):
     def reason(self, info: ParamInfo) -> str | None:
         if info.exemption is not None:
             return info.exemption
-        words = _words(_telling_name(info))
-        if not _BIAS_WORDS.isdisjoint(words):
+        words = words_of(telling_name(info))
+        if not BIAS_WORDS.isdisjoint(words):
             return "bias"
         if _is_normalization(info):
             return "normalization"
-        if "weight" not in words:
-            if not _POSITION_WORDS.isdisjoint(words):
-                return "position embedding"
-            if words[-1:] in (["token"], ["tokens"]) and "embed" not in words and not _is_embedding(info):
-                return " ".join(words)
-            if not _SCALE_WORDS.isdisjoint(words) and _is_vector(info.param):
-                return "scale"
+        if (other := no_weight(words, info)) is not None:
+            return other
         return f"{info.param.ndim}-D" if info.param.ndim < 2 else None
 
     def __repr__(self) -> str:
         return "weights"
 
 
-def _words(name: str) -> list[str]:
-    """The words of a name in snake case or camel case, without numbers: ``T5LayerNorm`` is t, layer, norm."""
-    return [word.lower() for word in re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
-
-
-def _is_embedding(info: ParamInfo) -> bool:
-    return isinstance(info.module, nn.Embedding)
-
-
-def _telling_name(info: ParamInfo) -> str:
-    """The parameter's own name; in an embedding, or if it is a number, the name of the module."""
-    *_, module_name, own_name = ("", *info.name.split("."))
-    return module_name if own_name.isdecimal() or (own_name == "weight" and _is_embedding(info)) else own_name
-
-
 def _is_normalization(info: ParamInfo) -> bool:
     if isinstance(info.module, _NORMALIZATIONS):
         return True
-    return _is_vector(info.param) and not _NORMALIZATION_WORDS.isdisjoint(_words(type(info.module).__name__))
-
-
-def _is_vector(param: nn.Parameter) -> bool:
-    """Whether it has one axis longer than 1. A matrix with one row is no vector: it holds the weights of one unit."""
-    return param.ndim != 2 and sum(size > 1 for size in param.shape) <= 1
+    return not _NORMALIZATION_WORDS.isdisjoint(words_of(class_of(info.module).__name__)) and is_vector(info)
 
 
 everything = _Everything()
@@ -161,7 +135,7 @@ class _InModules(Selector):
 
     def reason(self, info: ParamInfo) -> str | None:
         if not isinstance(info.module, self.types):
-            return f"in {type(info.module).__name__}"
+            return f"in {class_of(info.module).__name__}"
         return weights.reason(info)
 
 

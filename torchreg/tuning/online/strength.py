@@ -15,6 +15,7 @@ from torchreg.ensemble.stacked import Stacked
 from torchreg.hooks import Carried, StepHooks
 from torchreg.penalties import Term
 from torchreg.regularizer import Regularizer
+from torchreg.selection.modules import listed
 from torchreg.tuning.online.descent import NO_MOMENTS, normalized
 from torchreg.tuning.online.held_out import Batches, evaluating
 from torchreg.tuning.online.hypergradient import PenaltyUpdate, check_differentiable, hypergradients, penalty_updates_of
@@ -322,6 +323,12 @@ def _check(regularizers: Sequence[Regularizer], lr: float, every: int, per: Per,
             raise ValueError("AutoStrength: mode must be 'grad', 'decoupled' or 'prox', got 'loss'")
         if each.schedule is not None:
             raise ValueError("AutoStrength: the regularizer must have no schedule, because both would set its scale")
+        computed = [a.name for a in each.entries if a.acting is not None and a.computed is not None]
+        if computed:
+            raise ValueError(
+                f"AutoStrength: the penalized weights must be parameters, {listed(computed)} are computed by "
+                "parametrizations: exempt them with select, or remove the parametrizations"
+            )
         if isinstance(each.model, Stacked):
             raise ValueError("AutoStrength: the model must not be a stack: use its members()")
         if each.model is not regularizers[0].model:

@@ -74,7 +74,7 @@ class _Descent:
         self.stack, self.examples = stack.eval(), problem.train  # random masks would have no minimum
         self.losses, self.regularizer = stack.per_member(problem.criterion), problem.regularizer(stack, strengths)
         self.params = [param for param in stack.parameters() if param.requires_grad]
-        self.penalties = {a.param: a.acting for a in self.regularizer.entries if a.acting is not None}
+        self.penalties = {p: a.acting for a in self.regularizer.entries if a.acting is not None for p in a.stored}
         self.scale = torch.tensor(strengths, dtype=torch.float64, device=self.params[0].device)
         self.points = [param.detach().clone() for param in self.params]  # where the gradient is taken
         self.curvature = torch.ones_like(self.scale)  # L

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from copy import deepcopy
 from typing import NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ from torchreg.ensemble.stacked import Stacked
 from torchreg.penalties import HoyerSquare, Penalty, Term
 from torchreg.penalties.concave import Magnitudes
 from torchreg.regularizer import Regularizer
-from torchreg.selection.parameters import ParamInfo
+from torchreg.selection.parameters import ParamInfo, copied
 from torchreg.selection.selectors import Selector, weights
 from torchreg.tuning.path.fit import fit
 from torchreg.tuning.path.problem import Criterion, Examples, Problem, check_examples, in_double, usual_criterion
@@ -97,12 +96,12 @@ def strength_max(
         Coordinate Descent", Journal of Statistical Software, 2010, section 2.5.
     """
     criterion = criterion or usual_criterion(train[1])
-    model = deepcopy(model).eval()
+    model = copied(model).eval()
     if optimizer is None:  # so that rounding does not matter
         model, train = model.double(), in_double(train)
     check_examples(model, train)
     regularizer = Regularizer(model, penalty, mode="prox", select=select)
-    penalized = {a.param: a.acting for a in regularizer.entries if a.acting and a.is_penalized}
+    penalized = {p: a.acting for a in regularizer.entries if a.acting and a.is_penalized for p in a.stored}
     _check_zeros(penalized)
     is_convex = not any(
         isinstance(term, Magnitudes | HoyerSquare) for rule in penalized.values() for term in rule.terms
