@@ -20,6 +20,7 @@ from torchreg.functional.measures import (
     l2_norm,
     largest,
     magnitude,
+    nan_of,
     real_dtype,
     row_norms,
     wide,
@@ -40,6 +41,7 @@ from torchreg.functional.shrinkage import (
     soft_threshold_,
     soft_threshold_towards,
 )
+from torchreg.functional.singular import singular_values, svd
 from torchreg.functional.variants import (
     alpha_dropout,
     drop_blocks,
@@ -83,6 +85,7 @@ __all__ = [
     "magnitude",
     "mask_shape",
     "mixed",
+    "nan_of",
     "normalize",
     "project_l1_ball",
     "project_l2_ball",
@@ -94,9 +97,11 @@ __all__ = [
     "scaled_sign",
     "shrink",
     "singular_value_threshold",
+    "singular_values",
     "soft_threshold",
     "soft_threshold_",
     "soft_threshold_towards",
+    "svd",
     "wide",
 ]
 

@@ -57,15 +57,15 @@ class Constraint(Described, ProximalPenalty):
         """The point of the set that is nearest to ``w``, of ``w``'s shape."""
 
     def value(self, w: Tensor) -> Tensor:
-        """0 if ``w`` is in the set up to rounding, else infinite. It has no gradient."""
+        """0 if ``w`` is in the set up to rounding, else infinite; NaN for NaN. It has no gradient."""
         w = w.detach()
         nearest = self.project(w)
         tolerance = _ULPS * torch.finfo(w.dtype).eps * f.largest(nearest)
-        outside = ~(f.largest(w - nearest) <= tolerance)  # NaN is outside
-        return w.new_zeros((), dtype=f.real_dtype(w)).masked_fill(outside, math.inf)
+        outside = ~(f.largest(w - nearest) <= tolerance)  # also where an infinite weight has no nearest point
+        return f.nan_of(f.largest(w)).masked_fill(outside & ~w.isnan().any(), math.inf)
 
     def gradient(self, w: Tensor) -> Tensor:
-        return torch.zeros_like(w)
+        return f.nan_of(w)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """The projection; the step does not matter."""
