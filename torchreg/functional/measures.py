@@ -96,4 +96,8 @@ def nan_of(w: Tensor) -> Tensor:
 
 def wide(w: Tensor) -> Tensor:
     """``w``; in float32 if it has half precision."""
-    return w.float() if w.dtype in _HALF else w
+    return w.float() if is_half(w) else w
+
+
+def is_half(w: Tensor) -> bool:
+    return w.dtype in _HALF

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchreg import functional as f
 from torchreg.functional.chunks import bundles, chunks_of
 from torchreg.functional.sharding import Layout, as_plain, layout_of_sum, reduced, sharded_like
 from torchreg.penalties import Penalty
@@ -94,17 +95,19 @@ def _value(penalty: Penalty, weights: Sequence[Tensor], compile: bool) -> Tensor
 
 
 def _gradients(penalty: Penalty, weights: Sequence[Tensor], scale: float | Tensor, compile: bool) -> Sequence[Tensor]:
+    """``scale * dR(w)``; of half-precision weights in single precision, because a loss scale may be out of range."""
     if len(weights) > 1:
-        return penalty._foreach_gradient_times(list(weights), scale)
+        found = penalty._foreach_gradient_times(list(map(f.wide, weights)), scale)
+        return [gradient.to(w.dtype) for gradient, w in zip(found, weights, strict=True)]
     (w,) = weights
     local = penalty.is_separable
     own = as_plain(w, local)
     if isinstance(scale, Tensor) or not penalty.is_uniform:
-        return [sharded_like(penalty._gradient_times(own, scale), w, local)]
+        return [sharded_like(penalty._gradient_times(f.wide(own), scale).to(own.dtype), w, local)]
     kernel = kernel_for(penalty, "gradient", scale, own) if compile else None
     if kernel is not None:
         return [sharded_like(kernel(own).view(own.shape), w, local)]
     result = torch.empty_like(own)
     for part, some in chunks_of(result, own):
-        part.copy_(penalty._gradient_times(some, scale))
+        part.copy_(penalty._gradient_times(f.wide(some), scale))
     return [sharded_like(result, w, local)]
