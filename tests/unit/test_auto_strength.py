@@ -276,7 +276,7 @@ def test_each_parameter_starts_from_its_own_scale_and_one_strength_from_one():
     regularizer.scale = {"0.weight": 0.5, "2.weight": torch.tensor(3.0)}
     auto = AutoStrength(regularizer, HELD_OUT, nn.MSELoss(), per="parameter")
     assert_close(auto.strengths, {"L2 0.weight": 0.1, "L2 2.weight": 0.6})
-    with pytest.raises(ValueError, match="got 0.5 for 0.weight and 3 for 2.weight: use per='parameter'"):
+    with pytest.raises(ValueError, match=r"got 0.5 for 0\.weight and 3 for 2\.weight: use per='parameter'"):
         AutoStrength(regularizer, HELD_OUT, nn.MSELoss())
 
 
@@ -298,7 +298,7 @@ def test_a_scale_of_zero_is_no_start(scale, late):
 def test_a_start_outside_the_bounds_is_refused_and_on_them_is_not(strength, scale):
     regularizer = Regularizer(make_model(), L2(strength), mode="prox")
     regularizer.scale = scale
-    with pytest.raises(ValueError, match="strength must start from 1e-08 to 10000, got .* for L2: widen bounds"):
+    with pytest.raises(ValueError, match=r"strength must start from 1e-08 to 10000, got .* for L2: widen bounds"):
         AutoStrength(regularizer, HELD_OUT, nn.MSELoss())
     start = strength * float(scale)
     for bounds in ((start, start), (start, 2 * start), (start / 2, start)):

@@ -1,4 +1,4 @@
-"""Half-precision weights under a loss scale, or with numbers that are tensors: the step of single precision, rounded."""
+"""Half-precision weights under a loss scale, or with tensors as numbers: the step of single precision, rounded."""
 
 import pytest
 import torch

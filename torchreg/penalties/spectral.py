@@ -101,8 +101,7 @@ class Nuclear(Matrix, Spectral, ProximalPenalty):
         return 0.0
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
-        matrix = self._split(w)
-        return matrix.join(f.singular_value_threshold(matrix.rows, step * self.strength))
+        return self._split(w).map(lambda matrix: f.singular_value_threshold(matrix.rows, step * self.strength))
 
     def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
         matrix, residual = self._matrix(w), self._matrix(gradient)

@@ -32,9 +32,9 @@ class AutoStrength:
 
     where :math:`w'(c)` are the weights after a step of the optimizer with the scale :math:`c`, and bars are running
     averages, as in Adam. A step changes the strength by a factor of at most about :math:`e^{\eta_c}`; the initial
-    strength matters little; it is that of the penalty times the regularizer's ``scale``. This replaces a search over a grid and costs about one more forward and backward pass for
-    each step. It looks one step ahead only, so it favors strengths with an early benefit: use it with modes "decoupled"
-    and "prox", not with L1 in mode "grad" under Adam.
+    strength matters little; it is that of the penalty times the regularizer's ``scale``. This replaces a search over a
+    grid and costs about one more forward and backward pass for each step. It looks one step ahead only, so it favors
+    strengths with an early benefit: use it with modes "decoupled" and "prox", not with L1 in mode "grad" under Adam.
 
     Args:
         regularizer: a regularizer in mode ``"grad"``, ``"decoupled"`` or ``"prox"``, or several that share the held-out
