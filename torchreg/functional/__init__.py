@@ -43,6 +43,7 @@ from torchreg.functional.shrinkage import (
     soft_threshold_towards,
 )
 from torchreg.functional.singular import singular_values, svd
+from torchreg.functional.transforms import is_differentiated, is_transformed
 from torchreg.functional.variants import (
     alpha_dropout,
     drop_blocks,
@@ -76,9 +77,11 @@ __all__ = [
     "group_soft_threshold",
     "half_square",
     "interpolate_gate",
+    "is_differentiated",
     "is_half",
     "is_plain",
     "is_small",
+    "is_transformed",
     "keep_mask",
     "l1_norm",
     "l2_norm",

@@ -13,6 +13,7 @@ from torch.nn import Parameter
 
 from torchreg.functional.chunks import CHUNK
 from torchreg.functional.members import Generators, Source
+from torchreg.functional.transforms import is_transformed
 
 _SHARING = 16  # the number of elements that share eight random bits
 _UNSEEDED = Generator().initial_seed()  # of every unseeded generator: its upper bits are not needed
@@ -71,7 +72,7 @@ def is_plain(x: Tensor) -> bool:
         and x.is_floating_point()
         and x.layout == torch.strided
         and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
+        and not is_transformed()
         and not torch._C._functorch.is_legacy_batchedtensor(x)  # of autograd.grad(..., is_grads_batched=True)
     )
 

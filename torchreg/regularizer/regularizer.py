@@ -18,7 +18,7 @@ from torchreg.penalties.constraints import Constraint
 from torchreg.regularizer.assignment import Assignment, as_rules, assign, references, with_references
 from torchreg.regularizer.compatibility import check_decay, check_optimizers
 from torchreg.regularizer.summary import table
-from torchreg.regularizer.value import penalty_value
+from torchreg.regularizer.value import current, penalty_value, warn_of_constants
 from torchreg.schedules import Schedule, check_scale
 from torchreg.selection.modules import listed
 from torchreg.selection.parameters import ParamInfo
@@ -160,8 +160,9 @@ class Regularizer:
     def value(self) -> Tensor:
         """``scale * sum R(w)`` over the penalized parameters, differentiable. It may be called in every mode.
 
-        If the parameters are sharded over processes, every process must call it; all get the same value. It uses the
-        model's own parameters, not those of ``functional_call``.
+        If the parameters are sharded over processes, every process must call it; all get the same value. Within a
+        forward pass that :func:`torch.func.functional_call` runs, it is made of the tensors given there, elsewhere of
+        the model's own parameters. Transforms of ``torch.func`` take no derivatives by these, which is warned of.
 
         Returns:
             A 0-d tensor; for a :class:`~torchreg.Stacked` model a tensor of shape ``(members,)``.
@@ -169,28 +170,31 @@ class Regularizer:
         Raises:
             ValueError: the model's parameters were replaced after the regularizer was created, as ``fully_shard`` does.
         """
-        self._check_parameters()
+        given = self._check_parameters()
         params = [param for param in self._penalties if param.requires_grad]
         if not params:
             return torch.zeros(())
-        return self._scaled_total([(self._penalties[param], param) for param in params])
+        return self._scaled_total([(self._penalties[param], param) for param in params], given)
 
     def terms(self) -> dict[str, Tensor]:
         """The value of each kind of penalty, such as ``{"L1": tensor, "L2": tensor}``; for logging."""
-        self._check_parameters()
+        given = self._check_parameters()
         kinds: dict[str, list[tuple[Penalty, nn.Parameter]]] = {}
         for param, penalty in self._penalties.items():
             if param.requires_grad:
                 for term in penalty.terms:
                     kinds.setdefault(term.label, []).append((term, param))
-        return {kind: self._scaled_total(pairs) for kind, pairs in kinds.items()}
+        return {kind: self._scaled_total(pairs, given) for kind, pairs in kinds.items()}
 
-    def _scaled_total(self, pairs: Sequence[tuple[Penalty, nn.Parameter]]) -> Tensor:
+    def _scaled_total(self, pairs: Sequence[tuple[Penalty, nn.Parameter]], given: Mapping[Tensor, Tensor]) -> Tensor:
+        if not given:
+            warn_of_constants("Regularizer")
         if not isinstance(self.scale, Mapping):
             penalties, params = zip(*pairs, strict=True)
-            return self.scale * penalty_value(penalties, params, self.compile)
+            return self.scale * penalty_value(penalties, [given.get(p, p) for p in params], self.compile)
         first, *others = (
-            self._scales[param] * penalty_value([penalty], [param], self.compile) for penalty, param in pairs
+            self._scales[param] * penalty_value([penalty], [given.get(param, param)], self.compile)
+            for penalty, param in pairs
         )
         for other in others:
             first = first + other.to(first.device)
@@ -307,17 +311,23 @@ class Regularizer:
         for listener in self._listeners:
             listener(self, optimizer)
 
-    def _check_parameters(self) -> None:
-        """Raises ``ValueError`` if the model no longer holds a penalized parameter."""
+    def _check_parameters(self) -> Mapping[Tensor, Tensor]:
+        """The tensors that ``functional_call`` has put in place of parameters, if it is running.
+
+        Raises:
+            ValueError: the model no longer holds a penalized parameter.
+        """
         if torch.compiler.is_compiling() or all(held.get(name) is what for held, name, what in self._places):
-            return
-        held = set(self.model.parameters())
+            return {}
+        given = current(self._places)
+        held = {*self.model.parameters(), *given}
         replaced = [a.name for a in self.entries if a.is_penalized and a.param not in held and not is_sharded(a.param)]
         if replaced:
             raise ValueError(
                 f"Regularizer: the model must hold the parameters it had, {listed(replaced)} were replaced: make the "
                 "Regularizer and the optimizer when the model has its final parameters, as after fully_shard(model)"
             )
+        return given
 
     def _follow_schedule(self) -> None:
         if self.schedule is not None:

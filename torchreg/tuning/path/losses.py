@@ -48,17 +48,18 @@ def each_loss(losses: Losses, criterion: Criterion, outputs: Tensor, targets: Te
     alone = torch.func.vmap(one, in_dims=(0, None))(outputs, targets)
     slopes, own = (torch.autograd.grad(part.sum(), outputs, retain_graph=True)[0].double() for part in (total, alone))
     slopes, own = slopes.nan_to_num(0.0, 0.0, 0.0), own.nan_to_num(0.0, 0.0, 0.0)
+    flat, alike = (part.reshape(*part.shape[:2], -1) for part in (slopes, own))
     total, alone = total.detach()[:-1].double(), alone.detach()[:-1].double()
 
-    squares = own.square().flatten(2).sum(2)
+    squares = alike.square().sum(2)
     steepest = squares.argmax(0, keepdim=True)  # the member that tells most of the example
-    inner = (slopes * own).flatten(2).sum(2).gather(0, steepest)[0]
+    inner = (flat * alike).sum(2).gather(0, steepest)[0]
     shares = inner / squares.gather(0, steepest)[0].clamp(min=torch.finfo(squares.dtype).tiny)
-    counts = slopes.flatten(2).any(2).any(0)
+    counts = flat.any(2).any(0)
     number = int(counts.sum())
     for equal in (1 / max(number, 1), 1.0):  # without rounding
         if bool(((shares / equal - 1).abs() < _EQUAL)[counts].all()):
-            shares = counts * equal
+            shares = counts.double() * equal
             break
     deviation = torch.zeros_like(total)
     if number > 1:
