@@ -17,6 +17,7 @@ from torchreg.penalties import Penalty
 from torchreg.penalties.constraints import Constraint
 from torchreg.regularizer.assignment import Assignment, as_rules, assign, references, with_references
 from torchreg.regularizer.compatibility import check_decay, check_optimizers
+from torchreg.regularizer.rounding import RoundingCheck
 from torchreg.regularizer.summary import table
 from torchreg.regularizer.value import current, penalty_value, warn_of_constants
 from torchreg.schedules import Schedule, check_scale
@@ -111,7 +112,7 @@ class Regularizer:
         self.compile = compile
         self._scale: Scale = 1.0
         # called with the regularizer and the optimizer in each step, before the regularizer acts
-        self._listeners: list[Callable[[Regularizer, Optimizer], object]] = []
+        self._listeners: list[Callable[[Regularizer, Optimizer], object]] = [RoundingCheck()]
         self._take(assign(model, as_rules(penalty, mode), as_selector(select)))
         if schedule is not None and any(isinstance(term, Constraint) for a in self.entries for term in a.terms):
             raise ValueError(

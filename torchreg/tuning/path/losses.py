@@ -40,8 +40,8 @@ def each_loss(losses: Losses, criterion: Criterion, outputs: Tensor, targets: Te
     References:
         William G. Cochran, "Sampling Techniques", third edition, 1977, section 6.3.
     """
-    # One more member, of numbers that fit all common losses, tells of examples where a margin is kept by all others.
-    probe = 0.25 + torch.rand(outputs.shape[1:], generator=torch.Generator().manual_seed(0)) / 2
+    # One more member, whose outputs are nearly equal, tells of examples where all others keep a margin.
+    probe = (0.5 + torch.rand(outputs.shape[1:], generator=torch.Generator().manual_seed(0))) / 1000
     outputs = torch.cat([outputs.detach(), probe.to(outputs)[None]]).requires_grad_()
     total = losses(outputs, targets)
     one = torch.func.vmap(lambda output, target: criterion(output[None], target[None]))
