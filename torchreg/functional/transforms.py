@@ -10,5 +10,6 @@ def is_transformed() -> bool:
 
 def is_differentiated() -> bool:
     """Whether the innermost of them takes derivatives, by its own arguments."""
-    top = torch._C._functorch.peek_interpreter_stack() if is_transformed() else None
+    peek = getattr(torch._C._functorch, "peek_interpreter_stack", None)
+    top = peek() if peek is not None and is_transformed() else None
     return top is not None and top.key().name in ("Grad", "Jvp")

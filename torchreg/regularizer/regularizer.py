@@ -24,7 +24,8 @@ from torchreg.schedules import Schedule, check_scale
 from torchreg.selection.modules import listed
 from torchreg.selection.parameters import ParamInfo
 from torchreg.selection.selectors import Selector, as_selector, weights
-from torchreg.steps.updates import add_gradients, descend, stepped, take_proximal_steps
+from torchreg.steps.batches import stepped
+from torchreg.steps.updates import add_gradients, descend, take_proximal_steps
 
 Mode = Literal["loss", "grad", "decoupled", "prox"]
 Scale: TypeAlias = float | Tensor | Mapping[str, float | Tensor]

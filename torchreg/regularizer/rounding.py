@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +14,23 @@ from torchreg import functional as f
 from torchreg.functional.sharding import is_sharded
 from torchreg.hooks import Group, gradient_scale
 from torchreg.penalties import Penalty, ProximalPenalty
+from torchreg.regularizer.assignment import Assignment
 from torchreg.selection.modules import listed
 
-if TYPE_CHECKING:
-    from torchreg.regularizer.regularizer import Regularizer
-
 _LOST = 0.5  # the share of changes that must be lost
+
+
+class Acting(Protocol):
+    """What is looked at of a regularizer."""
+
+    mode: Any
+    schedule: Any
+    _listeners: list[Any]
+
+    @property
+    def entries(self) -> Sequence[Assignment]: ...
+
+    def _acting_in(self, optimizer: Optimizer) -> Iterator[tuple[Group, nn.Parameter, Penalty, float | Tensor]]: ...
 
 
 class RoundingCheck:
@@ -32,7 +44,7 @@ class RoundingCheck:
         self._waiting: set[nn.Parameter] | None = None
 
     @torch.no_grad()
-    def __call__(self, regularizer: Regularizer, optimizer: Optimizer) -> None:
+    def __call__(self, regularizer: Acting, optimizer: Optimizer) -> None:
         if torch.compiler.is_compiling():
             return
         if self._waiting is None:

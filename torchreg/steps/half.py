@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,9 +12,7 @@ from torch.optim import Optimizer
 from torchreg import functional as f
 from torchreg.functional.sharding import as_plain, on_plain_
 from torchreg.hooks import gradient_scale
-
-if TYPE_CHECKING:
-    from torchreg.steps.updates import ParamBatch
+from torchreg.steps.batches import ParamBatch
 
 
 def in_single(act: Callable[..., object], *tensors: Tensor) -> None:

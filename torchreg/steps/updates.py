@@ -1,8 +1,7 @@
 """The updates that a penalty makes in an optimizer's step, in each mode."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +10,11 @@ from torch.optim import Optimizer
 from torchreg import functional as f
 from torchreg.functional.chunks import CHUNK, chunks_of
 from torchreg.functional.sharding import on_plain_
-from torchreg.hooks import Group, gradient_scale, step_size
+from torchreg.hooks import gradient_scale, step_size
 from torchreg.penalties import Penalty, ProximalPenalty
+from torchreg.steps.batches import Penalties, Scales, param_batches
 from torchreg.steps.half import in_single, make_room
 from torchreg.steps.kernels import Form, Kernel, fits, kernel_on
-
-Penalties = Mapping[nn.Parameter, Penalty]
-Scales = Mapping[nn.Parameter, float | Tensor]
 
 _PLAIN = (nn.Parameter, Tensor)
 
@@ -63,30 +60,6 @@ def take_proximal_steps(optimizer: Optimizer, penalties: Penalties, scales: Scal
         assert isinstance(penalty, ProximalPenalty)
         one, many = partial(penalty._prox_, step=step), partial(penalty._foreach_prox_, step=step)
         _update_all(penalty, one, many, (batch.params,), step, "prox" if compile else None)
-
-
-class ParamBatch(NamedTuple):
-    """Consecutive parameters of one group that a step changes, with the same penalty and the same scale."""
-
-    group: Group
-    penalty: Penalty
-    scale: float | Tensor
-    params: list[Tensor]
-    grads: list[Tensor]
-
-
-def param_batches(optimizer: Optimizer, penalties: Penalties, scales: Scales) -> list[ParamBatch]:
-    """The penalized parameters that the coming (or last) step changes, in as few batches as their order allows."""
-    found: list[ParamBatch] = []
-    last: tuple[object, ...] = ()
-    for param, grad, penalty, group in stepped(optimizer, penalties):
-        scale = scales[param]
-        if not last or last[0] is not penalty or last[1] is not scale or last[2] is not group:
-            found.append(ParamBatch(group, penalty, scale, [], []))
-            last = (penalty, scale, group)
-        found[-1].params.append(param)
-        found[-1].grads.append(grad)
-    return found
 
 
 def _update_all(
@@ -137,12 +110,3 @@ def update_(penalty: Penalty, act: Callable[..., object], *tensors: Tensor) -> N
 def _chunk_by_chunk(act: Callable[..., object], *tensors: Tensor) -> None:
     for some in chunks_of(*tensors):
         act(*some)
-
-
-def stepped(optimizer: Optimizer, penalties: Penalties) -> Iterator[tuple[nn.Parameter, Tensor, Penalty, Group]]:
-    """The penalized parameters that the coming (or last) step changes."""
-    for group in optimizer.param_groups:
-        for param in group["params"]:
-            penalty = penalties.get(param)
-            if penalty is not None and param.grad is not None and param.requires_grad:
-                yield param, param.grad, penalty, group
