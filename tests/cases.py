@@ -50,7 +50,7 @@ from torchreg import (
 )
 from torchreg.optim import SGDW, AdagradW, AdamaxW, AdamW, NAdamW, RAdamW, RMSpropW, decoupled
 from torchreg.penalties import Term
-from torchreg.penalties.partition import Groups
+from torchreg.penalties.partition import Groups, Index
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,7 @@ def rows(w: Tensor) -> Tensor:
 
 
 INDEX = torch.tensor([[0, 1, 0], [2, 2, 0], [1, 0, 2], [5, 5, 5]])  # groups of sizes 4, 2, 3 and 3
+UNEQUAL = torch.tensor([[7, 0, 0], [0, 1, 0], [2, 0, 3], [4, 4, 4]])  # sizes that share no table: 5, 1, 1, 1, 3 and 1
 
 
 def vectors(groups: Groups, w: Tensor) -> list[Tensor]:
@@ -123,7 +124,9 @@ def vectors(groups: Groups, w: Tensor) -> list[Tensor]:
         return [part.flatten() for part in w.chunk(groups.number)]
     if isinstance(groups, str):
         return {"output": list(rows(w)), "input": list(w.T) if w.ndim == 2 else [], "tensor": [w.flatten()]}[groups]
-    return [w[number == INDEX] for number in INDEX.unique()]
+    assert isinstance(groups, Tensor | Index)
+    numbers = groups.tensor if isinstance(groups, Index) else groups
+    return [w[number == numbers] for number in numbers.unique()]
 
 
 def grouped_value(penalty: GroupLasso | SparseGroupLasso | ExclusiveLasso, w: Tensor) -> Tensor:
@@ -271,7 +274,7 @@ PENALTIES = [
         exact_zeros=True,
     ),
 ]
-GROUPED = [case for groups in ("input", "tensor", Heads(2), INDEX) for case in grouped(groups, shape=(4, 3))]
+GROUPED = [case for groups in ("input", "tensor", Heads(2), INDEX, UNEQUAL) for case in grouped(groups, shape=(4, 3))]
 
 
 def lengths(w: Tensor) -> Tensor:

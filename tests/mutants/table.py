@@ -78,8 +78,8 @@ MUTANTS = (
     ),
     Mutant(
         "torchreg/penalties/groups.py",
-        "threshold = self._steps(step) * self._rest * _root(groups, w)",
-        "threshold = self._steps(step) * self._rest",
+        "f.group_soft_threshold(part.rows, own * self._rest * _root(part))",
+        "f.group_soft_threshold(part.rows, own * self._rest)",
         "the sparse group lasso thresholds groups without the root of their size",
     ),
     Mutant(

@@ -238,6 +238,75 @@ def test_a_loader_is_gone_through_again_and_again():
     assert_differs(next(pairs)[0], seen[:10])
 
 
+SCALES = {
+    "float": lambda names: 0.1,
+    "tensor": lambda names: torch.tensor(0.1, dtype=torch.float64),
+    "float32 tensor": lambda names: torch.tensor(0.1),
+    "dict": lambda names: dict.fromkeys(names, 0.1),
+    "dict of tensors": lambda names: dict.fromkeys(names, torch.tensor(0.1)),
+}
+
+
+@pytest.mark.parametrize("when", ["before", "after", "in training"])
+@pytest.mark.parametrize("per", ["regularizer", "parameter"])
+@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES.keys())
+def test_it_starts_from_the_scale_that_the_regularizer_has(scale, per, when):
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    regularizer = Regularizer(model, L2(0.2), mode="decoupled")
+    scale = scale([a.name for a in regularizer.entries if a.is_penalized])
+    if when == "before":
+        regularizer.scale = scale
+    auto = AutoStrength(regularizer, HELD_OUT, nn.MSELoss(), per=per, lr=0.01)
+    if when == "after":
+        regularizer.scale = scale
+    auto.attach(optimizer)
+    if when == "in training":
+        step(model, optimizer, slice(0, 8))
+        assert all(0.19 < strength < 0.21 for strength in auto.strengths.values())
+        regularizer.scale = scale
+    else:
+        assert_close(list(auto.strengths.values()), [0.02] * (1 if per == "regularizer" else 2), tolerance=1e-7)
+    step(model, optimizer, slice(0, 8))
+    for strength in auto.strengths.values():
+        assert abs(math.log(strength / 0.02)) == pytest.approx(0.01, rel=0.1)
+
+
+def test_each_parameter_starts_from_its_own_scale_and_one_strength_from_one():
+    model = make_model()
+    regularizer = Regularizer(model, L2(0.2), mode="prox")
+    regularizer.scale = {"0.weight": 0.5, "2.weight": torch.tensor(3.0)}
+    auto = AutoStrength(regularizer, HELD_OUT, nn.MSELoss(), per="parameter")
+    assert_close(auto.strengths, {"L2 0.weight": 0.1, "L2 2.weight": 0.6})
+    with pytest.raises(ValueError, match=r"got 0.5 for 0\.weight and 3 for 2\.weight: use per='parameter'"):
+        AutoStrength(regularizer, HELD_OUT, nn.MSELoss())
+
+
+@pytest.mark.parametrize("scale", [0.0, torch.tensor(0.0), {"0.weight": 1.0, "2.weight": 0.0}], ids=str)
+@pytest.mark.parametrize("late", [False, True])
+def test_a_scale_of_zero_is_no_start(scale, late):
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    regularizer = Regularizer(model, L2(0.2), mode="prox")
+    make = partial(AutoStrength, regularizer, HELD_OUT, nn.MSELoss(), per="parameter")
+    auto = make() if late else None
+    regularizer.scale = scale
+    with pytest.raises(ValueError, match=r"scale must be > 0 to start from, got 0 for L2 (0|2)\.weight"):
+        auto.attach(optimizer) if late else make()
+    assert not optimizer._optimizer_step_pre_hooks
+
+
+@pytest.mark.parametrize(("strength", "scale"), [(1e-9, 1.0), (1.0, 1e-9), (1e5, 1.0), (1.0, torch.tensor(1e5))])
+def test_a_start_outside_the_bounds_is_refused_and_on_them_is_not(strength, scale):
+    regularizer = Regularizer(make_model(), L2(strength), mode="prox")
+    regularizer.scale = scale
+    with pytest.raises(ValueError, match=r"strength must start from 1e-08 to 10000, got .* for L2: widen bounds"):
+        AutoStrength(regularizer, HELD_OUT, nn.MSELoss())
+    start = strength * float(scale)
+    for bounds in ((start, start), (start, 2 * start), (start / 2, start)):
+        AutoStrength(regularizer, HELD_OUT, nn.MSELoss(), bounds=bounds)
+
+
 class Refused:
     """The mistakes, each with what is said of it."""
 

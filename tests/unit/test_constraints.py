@@ -187,9 +187,8 @@ def test_nothing_changes_its_argument(case):
 
 @pytest.mark.shows("value")
 @each_constraint
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_what_is_not_finite_is_not_inside(case, bad):
-    assert case.constraint.value(torch.tensor([[bad, 0.5], [0.25, 0.25]])) == torch.inf
+def test_an_infinite_weight_is_not_inside(case):
+    assert case.constraint.value(torch.tensor([[torch.inf, 0.5], [0.25, 0.25]])) == torch.inf
 
 
 def test_half_precision_weights_are_summed_in_float32():

@@ -261,7 +261,9 @@ def test_the_regularizer_adds_the_layers_complexity_once(mode):
 def test_the_complexity_counts_once_where_torch_func_differentiates_the_formulas_themselves():
     regularizer = Regularizer(network(), Complexity(0.01))
     one = torch.ones((), dtype=torch.float64)
-    assert_close(torch.func.grad(lambda scale: scale * regularizer.value())(one), regularizer.value())
+    with pytest.warns(RuntimeWarning, match="no derivative"):  # by the weights; that by a factor is right
+        found = torch.func.grad(lambda scale: scale * regularizer.value())(one)
+    assert_close(found, regularizer.value())
 
 
 def test_terms_tell_the_divergences_from_the_gates():

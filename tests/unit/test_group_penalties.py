@@ -10,17 +10,19 @@ from hypothesis.extra.numpy import arrays
 from scipy.optimize import brentq, minimize
 from torch import nn
 
-from tests.cases import INDEX, grouped, grouped_value
+from tests.cases import INDEX, UNEQUAL, grouped, grouped_value
 from tests.helpers import assert_bit_equal, assert_close
+from torchreg import Constraint, L1Ball, L2Ball, MaxNorm, Simplex, UnitNorm
 from torchreg import functional as f
 from torchreg.penalties.groups import ExclusiveLasso, GroupLasso, SparseGroupLasso
 from torchreg.penalties.partition import Heads
 from torchreg.selection.parameters import ParamInfo
 
 KINDS = [case.penalty for case in grouped("output")]
-PENALTIES = [case.penalty for groups in ("output", "input", "tensor", Heads(2), INDEX) for case in grouped(groups)]
+GROUPS = ("output", "input", "tensor", Heads(2), UNEQUAL, INDEX)
+PENALTIES = [case.penalty for groups in GROUPS for case in grouped(groups)]
 each_kind = pytest.mark.parametrize("penalty", KINDS, ids=repr)
-each_unequal = pytest.mark.parametrize("penalty", PENALTIES[-3:], ids=repr)  # in groups of unequal sizes
+each_unequal = pytest.mark.parametrize("penalty", PENALTIES[-6:], ids=repr)  # in groups of unequal sizes
 each_penalty = pytest.mark.parametrize("penalty", PENALTIES, ids=repr)
 weights = arrays(float, (4, 3), elements=st.floats(-9, 9, allow_subnormal=False) | st.just(0.0)).map(torch.from_numpy)
 
@@ -221,3 +223,50 @@ def test_mistakes_are_named():
         ExclusiveLasso(0.1, groups=1).value(torch.ones(3))
     with pytest.raises(ValueError, match="GroupLasso: strength must be finite and >= 0, got -1"):
         GroupLasso(-1)
+
+
+@pytest.mark.parametrize(
+    "penalty",
+    [
+        GroupLasso(0.3),
+        SparseGroupLasso(0.4, l1_ratio=0.3),
+        ExclusiveLasso(0.5),
+        MaxNorm(1.2),
+        UnitNorm(),
+        L1Ball(0.8),
+        L2Ball(0.9),
+        Simplex(1.5),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
+def test_groups_of_very_unequal_sizes_are_as_each_group_on_its_own(penalty, dtype):
+    sizes = torch.tensor([1, 300, 1, 1, 7, 2, 40, 1, 1, 8, 1, 1])
+    numbers = torch.arange(len(sizes)).repeat_interleave(sizes)[torch.randperm(int(sizes.sum()))]
+    w, gradient = torch.randn(2, len(numbers), dtype=torch.float64).to(dtype)
+    w[numbers == 6] = 0.0
+    whole, alone = (replace(penalty, groups=groups) for groups in (numbers, "tensor"))
+    members = [numbers == number for number in range(len(sizes))]
+    tolerance = 2 * len(sizes) * torch.finfo(dtype).eps
+    steps = torch.rand(len(w)).to(dtype)
+    for act in (
+        lambda p, w, g, t: p.gradient(w),
+        lambda p, w, g, t: p.prox(w, 0.3),
+        lambda p, w, g, t: p.prox(w, t) if p._takes_steps else w,
+        lambda p, w, g, t: p._add_gradient_(g.clone(), w, 0.3),
+        lambda p, w, g, t: p._descend_(w.clone(), 0.3),
+    ):
+        expected = torch.zeros_like(w)
+        for own in members:
+            expected[own] = act(alone, w[own], gradient[own], steps[own])
+        assert_close(act(whole, w, gradient, steps), expected, tolerance)
+    value, optimality = whole.value(w), whole.optimality(w, gradient)
+    if isinstance(penalty, Constraint):
+        assert value == torch.inf
+    else:
+        assert_close(value, sum(alone.value(w[own]).double() for own in members).to(dtype), tolerance)
+        held = [alone.strength_max(gradient[own]) for own in members]
+        if not isinstance(penalty, ExclusiveLasso):
+            assert_close(whole.strength_max(gradient), max(held), tolerance)
+    each = torch.stack([alone.optimality(w[own], gradient[own]).double() for own in members])
+    assert_close(optimality.double(), each.norm(), 10 * tolerance)

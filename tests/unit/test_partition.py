@@ -1,6 +1,7 @@
 """Which elements of a weight are one group: asked of the modules themselves, by what each element acts on."""
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -32,7 +33,8 @@ def place(module, name="weight"):
 def members(shape, spec, owner="GroupLasso"):
     """The groups as sets of positions in the flattened weight."""
     w = torch.arange(1, torch.Size(shape).numel() + 1, dtype=torch.float64).reshape(shape)
-    return {frozenset(int(number) - 1 for number in row if number) for row in split(w, spec, owner).rows}
+    parts = split(w, spec, owner).parts
+    return {frozenset(int(number) - 1 for number in row if number) for part in parts for row in part.rows}
 
 
 def expected(unit_of):
@@ -136,14 +138,14 @@ def test_joining_undoes_splitting(shape, spec):
     w = torch.randn(shape)
     spec = Index("GroupLasso", torch.randint(0, 3, shape)) if spec == "index" else spec
     parts = split(w, spec, "GroupLasso")
-    assert_bit_equal(parts.join(parts.rows), w)
+    assert_bit_equal(parts.map(lambda part: part.rows), w)
 
 
 def test_joining_undoes_splitting_a_weight_that_is_not_contiguous():
     w = torch.randn(3, 2, 4).transpose(0, 2)
     for spec in ("tensor", "output", "input", 2, Heads(2), Index("GroupLasso", torch.randint(0, 3, w.shape))):
         parts = split(w, spec, "GroupLasso")
-        assert_bit_equal(parts.join(parts.rows), w)
+        assert_bit_equal(parts.map(lambda part: part.rows), w)
 
 
 def test_a_number_is_a_dimension():
@@ -156,9 +158,40 @@ def test_the_whole_tensor_is_one_group():
 
 def test_rows_of_small_groups_are_filled_up_with_zeros_that_do_not_count():
     parts = split(torch.tensor([1.0, 2.0, 3.0]), Index("GroupLasso", torch.tensor([7, 0, 7])), "GroupLasso")
-    assert parts.rows.tolist() == [[2.0, 0.0], [1.0, 3.0]]
-    assert parts.sizes.tolist() == [[1], [2]]
-    assert parts.join(torch.ones(2, 2)).tolist() == [1.0, 1.0, 1.0]
+    (part,) = parts.parts
+    assert part.rows.tolist() == [[2.0, 0.0], [1.0, 3.0]]
+    assert part.sizes.tolist() == [[1], [2]]
+    assert parts.join([torch.ones(2, 2)]).tolist() == [1.0, 1.0, 1.0]
+
+
+SIZES = {
+    "one of all and many of one": [5000] + [1] * 5000,
+    "all sizes": list(range(1, 142)),
+    "powers": [2**k for k in range(13)] * 2,
+    "equal": [10] * 1000,
+    "a few more": [3] * 50 + [4] * 50 + [0],
+}
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
+def test_memory_grows_with_the_weight_whatever_the_sizes_are(sizes):
+    numbers = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    numbers = numbers[torch.randperm(len(numbers))]
+    w = torch.arange(1.0, len(numbers) + 1, dtype=torch.float64)
+    partition = split(w, Index("GroupLasso", numbers), "GroupLasso")
+    assert sum(part.rows.numel() for part in partition.parts) <= 2 * len(w)
+    assert len(partition.parts) <= 1 + math.log2(max(sizes))
+    assert_bit_equal(partition.map(lambda part: part.rows), w)
+    found = [(int(size), row) for part in partition.parts for row, size in zip(*each_size(part), strict=True)]
+    assert sorted(size for size, _ in found) == sorted(size for size in sizes if size)
+    for size, row in found:
+        members = row[:size].long() - 1
+        assert not row[size:].any()
+        assert (numbers == numbers[members[0]]).nonzero().flatten().tolist() == sorted(members.tolist())
+
+
+def each_size(part):
+    return part.rows, part.sizes if isinstance(part.sizes, Tensor) else [part.sizes] * len(part.rows)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint8])
@@ -188,8 +221,8 @@ def test_an_index_follows_the_weight_to_its_device():
     index = Index("GroupLasso", torch.tensor([0, 1, 0]))
     split(torch.ones(3), index, "GroupLasso")
     parts = split(torch.ones(3, device="meta"), index, "GroupLasso")
-    assert parts.rows.is_meta
-    assert parts.join(parts.rows).is_meta
+    assert all(part.rows.is_meta for part in parts.parts)
+    assert parts.map(lambda part: part.rows).is_meta
 
 
 @pytest.mark.parametrize(

@@ -137,3 +137,74 @@ def test_autocast_does_not_take_digits_from_the_penalty():
     w = nn.Parameter(torch.linalg.qr(torch.randn(64, 64)).Q)
     with torch.autocast("cpu", torch.bfloat16):
         assert penalty_value([SoftOrthogonality(1.0)], [w]) < 1e-8
+
+
+class Penalized(nn.Module):
+    """A loss that contains the value, as a forward pass under ``functional_call`` may."""
+
+    def __init__(self, penalty, scale=1.0):
+        super().__init__()
+        self.model = make_model()
+        self.regularizer = Regularizer(self.model, penalty)
+        self.regularizer.scale = scale
+
+    def forward(self, x):
+        return self.model(x).square().mean() + self.regularizer.value()
+
+
+@pytest.mark.parametrize("scale", [0.5, {"0.weight": 0.5, "2.weight": 2.0}], ids=["one scale", "scales"])
+@pytest.mark.parametrize("penalty", [L1(0.1) + L2(0.2), GroupLasso(0.3), Nuclear(0.2)], ids=repr)
+def test_in_a_functional_call_the_value_is_that_of_its_tensors(penalty, scale):
+    module = Penalized(penalty, scale)
+    params = {name: param.detach() + 0.3 for name, param in module.named_parameters()}
+    x = torch.randn(3, 6, dtype=torch.float64)
+    given = {name: param.clone().requires_grad_() for name, param in params.items()}
+    scales = scale if isinstance(scale, dict) else dict.fromkeys(("0.weight", "2.weight"), scale)
+    expected = []
+    for one in x:
+        loss = (
+            torch.func.functional_call(module.model, {n[6:]: p for n, p in given.items()}, (one[None],)).square().mean()
+        )
+        loss = loss + sum(own * penalty.value(given[f"model.{name}"]) for name, own in scales.items())
+        expected.append(torch.autograd.grad(loss, list(given.values())))
+
+    def loss_of(params, one):
+        return torch.func.functional_call(module, params, (one[None],))
+
+    for transform in (torch.func.grad, torch.func.jacrev):
+        found = torch.func.vmap(transform(loss_of), in_dims=(None, 0))(params, x)
+        for name, each in zip(params, zip(*expected, strict=True), strict=True):
+            assert_close(found[name], torch.stack(each), tolerance=1e-10)
+    before = module.regularizer.value()
+    functions = torch.func.functional_call(module, params, (x,))
+    assert functions != module(x)
+    assert_close(module.regularizer.value(), before)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")  # of torch's own forward mode
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacrev, torch.func.jacfwd])
+def test_a_derivative_by_other_tensors_than_the_models_own_is_told(transform):
+    model = make_model()
+    regularizer = Regularizer(model, L2(0.2))
+    params = {name: param.detach() for name, param in model.named_parameters()}
+
+    def loss_of(params, x):
+        return torch.func.functional_call(model, params, (x[None],)).square().mean() + regularizer.value()
+
+    with pytest.warns(
+        RuntimeWarning, match="by which torch.func takes no derivative here: call it in the forward pass"
+    ):
+        torch.func.vmap(transform(loss_of), in_dims=(None, 0))(params, torch.randn(3, 6, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_gradient_goes_through_vmap(twice):
+    params = parameters(2)
+    penalty = L2(0.2) + L2(0.3)
+    value = penalty_value([penalty] * 2, params)
+    scales = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    found = torch.func.vmap(
+        lambda scale: torch.autograd.grad(value, params, scale, retain_graph=True, create_graph=twice)
+    )(scales)
+    for gradient, param in zip(found, params, strict=True):
+        assert_close(gradient, torch.stack([scale * penalty.gradient(param.detach()) for scale in scales]))

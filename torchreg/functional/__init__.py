@@ -1,6 +1,7 @@
 """FORMULAS on plain tensors, without models, optimizers or strengths."""
 
 from torchreg.functional.dropping import channel_dropout, drawn_rate, drop, dropout, is_small, keep, mask_shape
+from torchreg.functional.internals import is_differentiated, is_transformed
 from torchreg.functional.losses import losses_at_once
 from torchreg.functional.masks import (
     check_generator,
@@ -16,10 +17,12 @@ from torchreg.functional.measures import (
     as_tensor,
     distance_beyond_kink,
     half_square,
+    is_half,
     l1_norm,
     l2_norm,
     largest,
     magnitude,
+    nan_of,
     real_dtype,
     row_norms,
     wide,
@@ -40,6 +43,7 @@ from torchreg.functional.shrinkage import (
     soft_threshold_,
     soft_threshold_towards,
 )
+from torchreg.functional.singular import singular_values, svd
 from torchreg.functional.variants import (
     alpha_dropout,
     drop_blocks,
@@ -73,8 +77,11 @@ __all__ = [
     "group_soft_threshold",
     "half_square",
     "interpolate_gate",
+    "is_differentiated",
+    "is_half",
     "is_plain",
     "is_small",
+    "is_transformed",
     "keep",
     "keep_mask",
     "l1_norm",
@@ -84,6 +91,7 @@ __all__ = [
     "magnitude",
     "mask_shape",
     "mixed",
+    "nan_of",
     "normalize",
     "project_l1_ball",
     "project_l2_ball",
@@ -95,9 +103,11 @@ __all__ = [
     "scaled_sign",
     "shrink",
     "singular_value_threshold",
+    "singular_values",
     "soft_threshold",
     "soft_threshold_",
     "soft_threshold_towards",
+    "svd",
     "wide",
 ]
 

@@ -12,18 +12,11 @@ from torch import Generator, Tensor
 from torch.nn import Parameter
 
 from torchreg.functional.chunks import CHUNK
+from torchreg.functional.internals import is_batched, is_in_backward, is_transformed
 from torchreg.functional.members import Generators, Source
 
 _SHARING = 16  # the number of elements that share eight random bits
 _UNSEEDED = Generator().initial_seed()  # of every unseeded generator: its upper bits are not needed
-
-# Private functions of torch, with what is assumed in a torch that lacks them: no backward pass is running, and each
-# tensor is transformed, for which torch's own kernels are right.
-_backward_pass: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)
-_transforms_run: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
-_is_batched: Callable[[Tensor], bool] = getattr(
-    getattr(torch._C, "_functorch", None), "is_legacy_batchedtensor", lambda x: True
-)  # of autograd.grad(..., is_grads_batched=True)
 
 _replay = threading.local()  # generators: those that are in their state of the forward pass
 
@@ -45,7 +38,7 @@ def check_generator(owner: str, generator: Generator | Generators, device: torch
             f"{owner}: generator must be on the input's device {device}, got one on {generator.device}; "
             f"make it with torch.Generator({device.type!r})"
         )
-    if not torch.compiler.is_compiling() and _backward_pass() != -1 and not is_replaying(generator):
+    if not torch.compiler.is_compiling() and is_in_backward() and not is_replaying(generator):
         raise RuntimeError(
             f"{owner}: activation checkpointing must restore the layer's own generator to compute the same mask again: "
             "call checkpoint(..., use_reentrant=False, context_fn=torchreg.nn.same_masks(module))"
@@ -79,8 +72,8 @@ def is_plain(x: Tensor) -> bool:
         and x.is_floating_point()
         and x.layout == torch.strided
         and not torch.compiler.is_compiling()
-        and not _transforms_run()
-        and not _is_batched(x)
+        and not is_transformed()
+        and not is_batched(x)
     )
 
 

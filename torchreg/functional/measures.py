@@ -89,6 +89,15 @@ def row_squares(w: Tensor) -> Tensor:
     return magnitude(w).square().sum(-1, keepdim=True)
 
 
+def nan_of(w: Tensor) -> Tensor:
+    """NaN where ``w`` is NaN, else 0: what a function adds whose formula would lose it, as a sign does."""
+    return w.masked_fill(~w.isnan(), 0.0) if w.is_complex() else w.clamp(0.0, 0.0)
+
+
 def wide(w: Tensor) -> Tensor:
     """``w``; in float32 if it has half precision."""
-    return w.float() if w.dtype in _HALF else w
+    return w.float() if is_half(w) else w
+
+
+def is_half(w: Tensor) -> bool:
+    return w.dtype in _HALF

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchreg.functional.measures import as_tensor, magnitude, row_norms, wide
+from torchreg.functional.singular import svd
 
 _NEWTON_STEPS = 12
 
@@ -189,7 +190,7 @@ def singular_value_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:
         Jian-Feng Cai, Emmanuel J. Candès, Zuowei Shen, "A Singular Value Thresholding Algorithm for Matrix
         Completion", SIAM Journal on Optimization, 2010.
     """
-    left, sigma, right = torch.linalg.svd(wide(w), full_matrices=False)
+    left, sigma, right = svd(wide(w))
     shrunk = (left * F.relu(sigma - threshold).unsqueeze(-2)) @ right
     return torch.where(as_tensor(threshold, sigma) > 0, shrunk.to(w.dtype), w)
 

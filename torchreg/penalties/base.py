@@ -31,6 +31,11 @@ class Penalty(ABC):
     in one call. If it depends on the module of a parameter (for example on the dimension of its outputs), its
     :meth:`bind` returns a penalty for that parameter.
 
+    A weight that is not finite stays visible. At a NaN the value is NaN, and so are the gradient and the proximal
+    operator of all elements that R combines with it: the element, its group, or the matrix. At an infinite weight the
+    value is infinite or NaN, the proximal operator likewise, and the gradient its limit or NaN. Only a projection onto
+    a constraint may be finite there, where the nearest point is clear, as for a bound on each element.
+
     Attributes:
         is_uniform: whether R(w) is a sum of one function over the elements of ``w``.
 
@@ -328,7 +333,7 @@ class Sum(Penalty):
         return grad
 
     def _descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
-        gradients = [term.gradient(w) for term in self._terms if not _is_ridge(term)]  # before w moves
+        gradients = [term._gradient_times(w, 1.0) for term in self._terms if not _is_ridge(term)]  # before w moves
         for term in self._terms:
             if _is_ridge(term):
                 term._descend_(w, step)

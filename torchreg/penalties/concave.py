@@ -31,12 +31,15 @@ class Magnitudes(Term, ProximalPenalty):
         """``argmin_v 1/2 * (v - u)**2 + step * r(v)`` over ``v >= 0``."""
 
     def value(self, w: Tensor) -> Tensor:
-        return self._cost(f.magnitude(w)).sum().to(f.real_dtype(w))
+        size = f.magnitude(w)
+        largest = f.largest(size.detach())
+        lost = largest.masked_fill(largest.isfinite(), 0.0)  # the formulas can be finite where a weight is not
+        return (self._cost(size).sum() + lost).to(f.real_dtype(w))
 
     def gradient(self, w: Tensor) -> Tensor:
         kink = w == 0
         slope = self._slope(f.magnitude(w).masked_fill(kink, 1.0)).to(f.real_dtype(w))
-        return w.sgn() * slope.masked_fill(kink, 0.0)
+        return w.sgn() * slope.masked_fill(kink, 0.0) + f.nan_of(w)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         size = f.magnitude(w)
@@ -47,12 +50,15 @@ class Magnitudes(Term, ProximalPenalty):
         return f.distance_beyond_kink(gradient + self.gradient(w), w == 0, slope)
 
     def _least(self, candidates: Sequence[Tensor], u: Tensor, step: Tensor) -> Tensor:
-        """For each element the candidate with the lowest proximal objective; the first one of equals."""
+        """For each element the candidate with the lowest proximal objective; the first one of equals.
+
+        The last candidate is one that is as large as ``u`` where ``u`` is not finite, and so no objective is a number.
+        """
         best = candidates[0]
         lowest = (best - u).square() / 2 + step * self._cost(best)
         for candidate in candidates[1:]:
             objective = (candidate - u).square() / 2 + step * self._cost(candidate)
-            best = torch.where(objective < lowest, candidate, best)
+            best = torch.where(objective >= lowest, best, candidate)
             lowest = torch.minimum(objective, lowest)
         return best
 
@@ -213,7 +219,7 @@ class MCP(Magnitudes):
         bend = 1 - step / self.gamma
         inner = torch.where(bend > 0, torch.relu(u - step * self.strength) / bend, 0.0)
         knee = self.gamma * self.strength
-        return self._least([inner.clamp(max=knee), u.clamp(min=knee), torch.zeros_like(u)], u, step)
+        return self._least([inner.clamp(max=knee), torch.zeros_like(u), u.clamp(min=knee)], u, step)
 
     def strength_max(self, gradient: Tensor) -> Tensor:
         return f.largest(gradient)
@@ -268,8 +274,8 @@ class SCAD(Magnitudes):
         s, a = self.strength, self.a
         bend = a - 1 - step
         fading = torch.where(bend > 0, ((a - 1) * u - step * a * s) / bend, 0.0)
-        candidates = [torch.relu(u - step * s).clamp(max=s), fading.clamp(s, a * s), u.clamp(min=a * s)]
-        return self._least([*candidates, torch.zeros_like(u)], u, step)
+        candidates = [torch.relu(u - step * s).clamp(max=s), fading.clamp(s, a * s), torch.zeros_like(u)]
+        return self._least([*candidates, u.clamp(min=a * s)], u, step)
 
     def strength_max(self, gradient: Tensor) -> Tensor:
         return f.largest(gradient)
@@ -344,7 +350,7 @@ def _bridge_root(u: Tensor, weight: Tensor, p: float) -> Tensor:
     cost, power = weight * p, p - 1
     if 1 < p < 2:
         power = 1 / power  # x**power + cost * x = u
-    positive = (u > 0) & (cost > 0)
+    positive = (u > 0) & (u < math.inf) & (cost > 0)
     u_, cost_ = torch.where(positive, u, 1.0), torch.where(positive, cost, 1.0)
     if p > 2:
         x = torch.minimum(u_, (u_ / cost_) ** (1 / power))

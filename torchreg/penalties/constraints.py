@@ -14,7 +14,7 @@ from torchreg import functional as f
 from torchreg.penalties.base import ProximalPenalty
 from torchreg.penalties.described import Described
 from torchreg.penalties.groups import ByGroup
-from torchreg.penalties.partition import Groups, Partition
+from torchreg.penalties.partition import Groups, Part
 
 _ULPS = 4  # a weight counts as inside up to so many units of the largest weight's rounding
 
@@ -57,15 +57,15 @@ class Constraint(Described, ProximalPenalty):
         """The point of the set that is nearest to ``w``, of ``w``'s shape."""
 
     def value(self, w: Tensor) -> Tensor:
-        """0 if ``w`` is in the set up to rounding, else infinite. It has no gradient."""
+        """0 if ``w`` is in the set up to rounding, else infinite; NaN for NaN. It has no gradient."""
         w = w.detach()
         nearest = self.project(w)
         tolerance = _ULPS * torch.finfo(w.dtype).eps * f.largest(nearest)
-        outside = ~(f.largest(w - nearest) <= tolerance)  # NaN is outside
-        return w.new_zeros((), dtype=f.real_dtype(w)).masked_fill(outside, math.inf)
+        outside = ~(f.largest(w - nearest) <= tolerance)  # also where an infinite weight has no nearest point
+        return f.nan_of(f.largest(w)).masked_fill(outside & ~w.isnan().any(), math.inf)
 
     def gradient(self, w: Tensor) -> Tensor:
-        return torch.zeros_like(w)
+        return f.nan_of(w)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """The projection; the step does not matter."""
@@ -100,12 +100,11 @@ class GroupConstraint(ByGroup, Constraint):
     """
 
     @abstractmethod
-    def _projected(self, partition: Partition) -> Tensor:
-        """The partition's rows, each projected."""
+    def _projected(self, part: Part) -> Tensor:
+        """The part's rows, each projected."""
 
     def project(self, w: Tensor) -> Tensor:
-        partition = self._split(w)
-        return partition.join(self._projected(partition))
+        return self._split(w).map(self._projected)
 
 
 @final
@@ -143,8 +142,8 @@ class MaxNorm(GroupConstraint):
     max_norm: float
     groups: Groups = "output"
 
-    def _projected(self, partition: Partition) -> Tensor:
-        return f.project_l2_ball(partition.rows, self.max_norm)
+    def _projected(self, part: Part) -> Tensor:
+        return f.project_l2_ball(part.rows, self.max_norm)
 
 
 @final
@@ -204,18 +203,21 @@ class UnitNorm(GroupConstraint):
 
     groups: Groups = "output"
 
-    def _projected(self, partition: Partition) -> Tensor:
-        return f.normalize(partition.rows)
+    def _projected(self, part: Part) -> Tensor:
+        return f.normalize(part.rows)
 
     def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
         """The length of the projected step along the gradient's tangential part; 0 certifies a stationary point.
 
         A step along the whole gradient could pass the center of the sphere, where the projection changes its sign.
         """
-        partition = self._split(w)
-        unit, rows = f.normalize(partition.rows), self._split(gradient).rows
-        radial = (unit.conj() * rows).real.sum(-1, keepdim=True) * unit
-        return super().optimality(w, partition.join(rows - radial))
+        slopes = iter(self._split(gradient).parts)
+
+        def tangential(part: Part) -> Tensor:
+            unit, rows = f.normalize(part.rows), next(slopes).rows
+            return rows - (unit.conj() * rows).real.sum(-1, keepdim=True) * unit
+
+        return super().optimality(w, self._split(w).map(tangential))
 
 
 @final
@@ -250,8 +252,8 @@ class L1Ball(GroupConstraint):
     radius: float
     groups: Groups = "tensor"
 
-    def _projected(self, partition: Partition) -> Tensor:
-        return f.project_l1_ball(partition.rows, self.radius)
+    def _projected(self, part: Part) -> Tensor:
+        return f.project_l1_ball(part.rows, self.radius)
 
 
 @final
@@ -280,8 +282,8 @@ class L2Ball(GroupConstraint):
     radius: float
     groups: Groups = "tensor"
 
-    def _projected(self, partition: Partition) -> Tensor:
-        return f.project_l2_ball(partition.rows, self.radius)
+    def _projected(self, part: Part) -> Tensor:
+        return f.project_l2_ball(part.rows, self.radius)
 
 
 @final
@@ -352,8 +354,8 @@ class Simplex(GroupConstraint):
         self._check_real(w)
         return super().project(w)
 
-    def _projected(self, partition: Partition) -> Tensor:
-        rows, sizes = partition.rows, partition.sizes
+    def _projected(self, part: Part) -> Tensor:
+        rows, sizes = part
         if isinstance(sizes, Tensor):  # the elements that fill a short row get no share
             rows = rows.masked_fill(torch.arange(rows.shape[1], device=rows.device) >= sizes, -math.inf)
         return f.project_simplex(rows, self.total)

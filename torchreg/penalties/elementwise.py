@@ -46,7 +46,7 @@ class L1(Term, ProximalPenalty):
         return (self.strength * f.l1_norm(w)).to(f.real_dtype(w))
 
     def gradient(self, w: Tensor) -> Tensor:
-        return f.scaled_sign(w, self.strength)
+        return f.scaled_sign(w, self.strength) + f.nan_of(w)
 
     # These take one pass less over the weights than the general forms.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self, final
 
@@ -13,7 +14,7 @@ from torchreg import functional as f
 from torchreg.penalties.base import ProximalPenalty, Term
 from torchreg.penalties.described import Described
 from torchreg.penalties.elementwise import L1Mixture
-from torchreg.penalties.partition import Groups, Partition, check_groups, resolve, split
+from torchreg.penalties.partition import Groups, Part, Partition, check_groups, resolve, split
 from torchreg.selection.parameters import ParamInfo
 
 
@@ -70,23 +71,34 @@ class Grouped(ByGroup, Term, ProximalPenalty):
     def _takes_steps(self) -> bool:
         return True
 
-    def _steps(self, step: float | Tensor) -> float | Tensor:
-        """A step, or a row of steps for each group."""
-        return self._split(step).rows if isinstance(step, Tensor) and step.ndim else step
+    def _with_steps(self, w: Tensor, step: float | Tensor, act: Callable[[Part, float | Tensor], Tensor]) -> Tensor:
+        """``act(part, step)`` for each part of ``w``; a step of ``w``'s shape becomes a row for each group."""
+        if not isinstance(step, Tensor) or not step.ndim:
+            return self._split(w).map(lambda part: act(part, step))
+        steps = iter(self._split(step).parts)
+        return self._split(w).map(lambda part: act(part, next(steps).rows))
 
     def _slopes(self, w: Tensor, strength: float) -> Tensor:
         """``strength * sqrt(size) / norm`` of the group of each element of ``w``; 0 in a group of zeros."""
-        groups = self._split(w)
-        norms = f.row_norms(groups.rows)
-        slopes = strength * _root(groups, norms) / norms.masked_fill(norms == 0, math.inf)
-        return groups.join(slopes.expand_as(groups.rows))
+
+        def slopes(part: Part) -> Tensor:
+            norms = f.row_norms(part.rows)
+            return (strength * _root(part) / norms.masked_fill(norms == 0, math.inf)).expand_as(part.rows)
+
+        return self._split(w).map(slopes)
 
     def _distance(self, residual: Tensor, w: Tensor, lasso: float, strength: float) -> Tensor:
         """The length of ``residual`` less the subgradients at zero elements (``lasso``) and at zero groups."""
         residual = torch.where(w == 0, f.soft_threshold(residual, lasso), residual)
-        norms, groups = f.row_norms(self._split(w).rows), self._split(residual)
-        slopes = strength * _root(groups, norms)
-        return f.distance_beyond_kink(f.row_norms(groups.rows), norms == 0, slopes).to(f.real_dtype(w))
+        lengths = [
+            f.distance_beyond_kink(f.row_norms(rest.rows), f.row_norms(own.rows) == 0, strength * _root(own))
+            for own, rest in zip(self._split(w).parts, self._split(residual).parts, strict=True)
+        ]
+        return (f.l2_norm(torch.stack(lengths)) if len(lengths) > 1 else lengths[0]).to(f.real_dtype(w))
+
+    def _sum_of_norms(self, w: Tensor) -> Tensor:
+        """``sum_g sqrt(n_g) |w_g|``."""
+        return _total([(_root(part) * f.row_norms(part.rows)).sum() for part in self._split(w).parts])
 
 
 @final
@@ -128,9 +140,7 @@ class GroupLasso(Grouped):
     groups: Groups = "output"
 
     def value(self, w: Tensor) -> Tensor:
-        groups = self._split(w)
-        norms = f.row_norms(groups.rows)
-        return (self.strength * (_root(groups, norms) * norms).sum()).to(f.real_dtype(w))
+        return (self.strength * self._sum_of_norms(w)).to(f.real_dtype(w))
 
     def gradient(self, w: Tensor) -> Tensor:
         return (w * self._slopes(w, self.strength)).to(w.dtype)
@@ -146,16 +156,17 @@ class GroupLasso(Grouped):
         return 0.0
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
-        groups = self._split(w)
-        threshold = self._steps(step) * self.strength * _root(groups, w)
-        return groups.join(f.group_soft_threshold(groups.rows, threshold))
+        return self._with_steps(
+            w, step, lambda part, own: f.group_soft_threshold(part.rows, own * self.strength * _root(part))
+        )
 
     def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
         return self._distance(gradient + self.gradient(w), w, 0.0, self.strength)
 
     def strength_max(self, gradient: Tensor) -> Tensor:
-        groups = self._split(gradient)
-        return f.largest(f.row_norms(groups.rows) / _root(groups, gradient)).to(f.real_dtype(gradient))
+        return _most(
+            [f.largest(f.row_norms(part.rows) / _root(part)) for part in self._split(gradient).parts], gradient
+        )
 
 
 @final
@@ -191,18 +202,16 @@ class SparseGroupLasso(Grouped, L1Mixture):
     groups: Groups = "output"
 
     def value(self, w: Tensor) -> Tensor:
-        groups = self._split(w)
-        norms = f.row_norms(groups.rows)
-        value = self._lasso * f.l1_norm(w) + self._rest * (_root(groups, norms) * norms).sum()
-        return value.to(f.real_dtype(w))
+        return (self._lasso * f.l1_norm(w) + self._rest * self._sum_of_norms(w)).to(f.real_dtype(w))
 
     def gradient(self, w: Tensor) -> Tensor:
         return f.scaled_sign(w, self._lasso).addcmul_(w, self._slopes(w, self._rest))
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
-        groups = self._split(f.soft_threshold(w, step * self._lasso))
-        threshold = self._steps(step) * self._rest * _root(groups, w)
-        return groups.join(f.group_soft_threshold(groups.rows, threshold))
+        thresholded = f.soft_threshold(w, step * self._lasso)
+        return self._with_steps(
+            thresholded, step, lambda part, own: f.group_soft_threshold(part.rows, own * self._rest * _root(part))
+        )
 
     def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
         return self._distance(gradient + self.gradient(w), w, self._lasso, self._rest)
@@ -210,11 +219,14 @@ class SparseGroupLasso(Grouped, L1Mixture):
     def strength_max(self, gradient: Tensor) -> Tensor:
         if not gradient.numel():
             return f.largest(gradient)
+        return _most(list(map(self._held, self._split(gradient).parts)), gradient)
+
+    def _held(self, part: Part) -> Tensor:
+        """The smallest strength at which all groups of a part of the gradient stay at 0."""
         # A group stays at 0 with strength s if |S(g, s * lasso)| <= s * slope, where S is the soft threshold. That is
         # a quadratic equation in s once it is known which elements are above the threshold.
-        groups = self._split(gradient)
-        size = f.magnitude(groups.rows).sort(dim=1, descending=True).values
-        lasso, slope = self.l1_ratio, (1 - self.l1_ratio) * _root(groups, size)
+        size = f.magnitude(part.rows).sort(dim=1, descending=True).values
+        lasso, slope = self.l1_ratio, (1 - self.l1_ratio) * _root(part)
         count = torch.arange(1, size.shape[1] + 1, dtype=size.dtype, device=size.device)
         total, square = size.cumsum(1), size.square().cumsum(1)
         beyond = square - 2 * size * total + count * size.square()
@@ -222,7 +234,7 @@ class SparseGroupLasso(Grouped, L1Mixture):
         last = held.sum(1, keepdim=True) - 1
         b, c = lasso * total.gather(1, last), square.gather(1, last)
         root = b + (b.square() - (lasso**2 * count[last] - slope**2) * c).clamp(min=0).sqrt()
-        return (c / root.masked_fill(root == 0, 1.0)).amax().to(f.real_dtype(gradient))
+        return (c / root.masked_fill(root == 0, 1.0)).amax()
 
 
 @final
@@ -258,29 +270,37 @@ class ExclusiveLasso(Grouped):
     groups: Groups = "output"
 
     def value(self, w: Tensor) -> Tensor:
-        return (self.strength / 2 * _l1_norms(self._split(w).rows).square().sum()).to(f.real_dtype(w))
+        squares = _total([_l1_norms(part.rows).square().sum() for part in self._split(w).parts])
+        return (self.strength / 2 * squares).to(f.real_dtype(w))
 
     def gradient(self, w: Tensor) -> Tensor:
         return (w.sgn() * self._slope(w)).to(w.dtype)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
-        groups = self._split(w)
-        return groups.join(f.exclusive_threshold(groups.rows, self._steps(step) * self.strength))
+        return self._with_steps(w, step, lambda part, own: f.exclusive_threshold(part.rows, own * self.strength))
 
     def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
         return f.distance_beyond_kink(gradient + self.gradient(w), w == 0, self._slope(w))
 
     def _slope(self, w: Tensor) -> Tensor:
         """R's slope at each element: the strength times the L1 norm of its group."""
-        groups = self._split(w)
-        return groups.join((self.strength * _l1_norms(groups.rows)).expand_as(groups.rows))
+        return self._split(w).map(lambda part: (self.strength * _l1_norms(part.rows)).expand_as(part.rows))
 
 
-def _root(groups: Partition, like: Tensor) -> float | Tensor:
+def _root(part: Part) -> float | Tensor:
     """``sqrt(n_g)``: a number if all groups have one size, else of shape (groups, 1)."""
-    if isinstance(groups.sizes, int):
-        return math.sqrt(groups.sizes)
-    return groups.sizes.to(torch.promote_types(f.real_dtype(like), torch.float32)).sqrt()
+    if isinstance(part.sizes, int):
+        return math.sqrt(part.sizes)
+    return part.sizes.to(torch.promote_types(f.real_dtype(part.rows), torch.float32)).sqrt()
+
+
+def _total(sums: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(sums)).sum() if len(sums) > 1 else sums[0]
+
+
+def _most(found: Sequence[Tensor], like: Tensor) -> Tensor:
+    """The largest of 0-d tensors, in ``like``'s real dtype."""
+    return (torch.stack(list(found)).amax() if len(found) > 1 else found[0]).to(f.real_dtype(like))
 
 
 def _l1_norms(rows: Tensor) -> Tensor:

@@ -47,10 +47,14 @@ class Matrix(Term):
         return replace(self, dim=1) if second else self
 
     def _matrix(self, w: Tensor) -> Tensor:
-        return f.wide(self._split(w).rows)
+        return f.wide(self._rows(w))
 
     def _weight(self, matrix: Tensor, w: Tensor) -> Tensor:
-        return self._split(w).join(matrix).to(w.dtype)
+        return self._split(w).join([matrix]).to(w.dtype)
+
+    def _rows(self, w: Tensor) -> Tensor:
+        (part,) = self._split(w).parts
+        return part.rows
 
     def _split(self, w: Tensor) -> Partition:
         return split(w, self.dim or 0, type(self).__name__)

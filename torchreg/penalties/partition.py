@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,17 @@ class Heads:
             raise ValueError(f"Heads: side must be 'output' or 'input', got {self.side!r}")
 
 
+class Table(NamedTuple):
+    """Groups of similar size, one in each row."""
+
+    gather: Tensor  # positions of the elements in the flattened weight; short rows are filled with ``numel``
+    sizes: Tensor | int  # of each group, (groups, 1); a number if it is the same for all
+
+    def to(self, device: torch.device) -> Table:
+        sizes = self.sizes.to(device) if isinstance(self.sizes, Tensor) else self.sizes
+        return Table(self.gather.to(device), sizes)
+
+
 class Index:
     """Groups by number: all elements (or, of a 1-D index, all output units) with one number form a group."""
 
@@ -59,22 +70,36 @@ class Index:
             raise ValueError(f"{owner}: groups must be whole numbers >= 0, got {int(self.tensor.min())}")
 
     @cached_property
-    def gather(self) -> Tensor:
-        """Positions of each group's elements, (groups, largest size); short rows are filled with ``numel``."""
+    def tables(self) -> Sequence[Table]:
+        """The groups in as few tables as are at most half empty: one, unless their sizes differ much."""
         flat = self.tensor.flatten()
         _, group, sizes = flat.unique(return_inverse=True, return_counts=True)
         order = group.argsort(stable=True)
         within = torch.arange(len(flat)) - (sizes.cumsum(0) - sizes)[group[order]]
-        table = flat.new_full((len(sizes), int(sizes.max()) if len(sizes) else 0), len(flat))
-        table[group[order], within] = order
-        return table
+        widest = int(sizes.max()) if len(sizes) else 0
+        if len(sizes) * widest <= 2 * len(flat):
+            kinds = [torch.ones_like(sizes, dtype=torch.bool)]
+        else:  # sizes that differ by less than a factor of two share a table
+            magnitude = sizes.double().log2().floor()
+            kinds = [magnitude == each for each in magnitude.unique()]
+        tables = []
+        for kind in kinds:
+            own, number = sizes[kind], kind.cumsum(0) - 1
+            gather = flat.new_full((len(own), int(own.max()) if len(own) else 0), len(flat))
+            chosen = kind[group[order]]
+            gather[number[group[order][chosen]], within[chosen]] = order[chosen]
+            equal = gather.shape[1] if bool((own == gather.shape[1]).all()) else own[:, None]
+            tables.append(Table(gather, max(equal, 1) if isinstance(equal, int) else equal))
+        return tables
 
-    def gather_on(self, device: torch.device) -> Tensor:
-        """:attr:`gather` on a device; it is cached."""
-        return self._copies.setdefault(device, self.gather.to(device))
+    def tables_on(self, device: torch.device) -> Sequence[Table]:
+        """:attr:`tables` on a device; they are cached."""
+        if device not in self._copies:
+            self._copies[device] = [table.to(device) for table in self.tables]
+        return self._copies[device]
 
     @cached_property
-    def _copies(self) -> dict[torch.device, Tensor]:
+    def _copies(self) -> dict[torch.device, Sequence[Table]]:
         return {}
 
     def over(self, w: Tensor, owner: str) -> Index:
@@ -103,13 +128,23 @@ Spec: TypeAlias = Name | int | Heads | Index
 Groups: TypeAlias = Spec | Tensor
 
 
-@dataclass(frozen=True)
-class Partition:
-    """A weight with one row for each group. The rows of smaller groups are filled with zeros."""
+class Part(NamedTuple):
+    """Groups of a weight's elements, one in each row. The rows of smaller groups are filled with zeros."""
 
     rows: Tensor  # (groups, size)
-    sizes: Tensor | int  # of each group, (groups, 1)
-    join: Callable[[Tensor], Tensor]  # rows back to the weight's shape
+    sizes: Tensor | int  # of each group, (groups, 1); a number if it is the same for all
+
+
+@dataclass(frozen=True)
+class Partition:
+    """All groups of a weight: in one part, unless their sizes differ so much that one would be mostly zeros."""
+
+    parts: Sequence[Part]
+    join: Callable[[Sequence[Tensor]], Tensor]  # the parts' rows back to the weight's shape
+
+    def map(self, act: Callable[[Part], Tensor]) -> Tensor:
+        """The weight with each part's rows replaced by ``act(part)``."""
+        return self.join([act(part) for part in self.parts])
 
 
 def check_groups(owner: str, groups: Any) -> Spec:
@@ -199,7 +234,7 @@ def split(w: Tensor, spec: Spec, owner: str) -> Partition:
     if isinstance(spec, Index):
         return _by_index(w, spec.over(w, owner))
     if spec == "tensor":
-        return Partition(w.reshape(1, -1), max(w.numel(), 1), lambda rows: rows.reshape(w.shape))
+        return Partition([Part(w.reshape(1, -1), max(w.numel(), 1))], lambda rows: rows[0].reshape(w.shape))
     number, side = (spec.number, spec.side) if isinstance(spec, Heads) else (0, spec)
     dim = side if isinstance(side, int) else int(side == "input")
     if not -max(w.ndim, 1) <= dim < max(w.ndim, 1):
@@ -210,19 +245,22 @@ def split(w: Tensor, spec: Spec, owner: str) -> Partition:
     count = number if number > 0 else moved.shape[0]
     rows = moved.reshape(count, moved.shape[1:].numel() * (moved.shape[0] // number if number > 0 else 1))
     shape = moved.shape
-    return Partition(rows, max(rows.shape[1], 1), lambda rows: rows.reshape(shape).movedim(0, dim).reshape(w.shape))
+    return Partition(
+        [Part(rows, max(rows.shape[1], 1))], lambda rows: rows[0].reshape(shape).movedim(0, dim).reshape(w.shape)
+    )
 
 
 def _by_index(w: Tensor, index: Index) -> Partition:
-    gather = index.gather_on(w.device)
-    rows = torch.cat([w.flatten(), w.new_zeros(1)])[gather]
-    sizes = (gather < w.numel()).sum(1, keepdim=True)
+    tables = index.tables_on(w.device)
+    flat = torch.cat([w.flatten(), w.new_zeros(1)])
 
-    def join(rows: Tensor) -> Tensor:
-        flat = rows.new_zeros(w.numel() + 1)
-        return flat.index_put((gather,), rows)[:-1].view(w.shape)
+    def join(rows: Sequence[Tensor]) -> Tensor:
+        joined = rows[0].new_zeros(w.numel() + 1)
+        for (gather, _), own in zip(tables, rows, strict=True):
+            joined = joined.index_put((gather,), own)
+        return joined[:-1].view(w.shape)
 
-    return Partition(rows, sizes, join)
+    return Partition([Part(flat[table.gather], table.sizes) for table in tables], join)
 
 
 def _whole(length: int, parts: int, owner: str, w: Tensor) -> int:

@@ -160,7 +160,8 @@ class L1SP(Anchored):
         return (self.strength * f.l1_norm(self._away(w))).to(f.real_dtype(w))
 
     def gradient(self, w: Tensor) -> Tensor:
-        return f.scaled_sign(self._away(w), self.strength)
+        away = self._away(w)
+        return f.scaled_sign(away, self.strength).add_(f.nan_of(away))
 
     @property
     def _curvature(self) -> float:

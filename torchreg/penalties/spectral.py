@@ -46,11 +46,11 @@ class Spectral(Term):
 
     def value(self, w: Tensor) -> Tensor:
         matrix = self._matrix(w)
-        return self._cost(torch.linalg.svdvals(matrix), matrix.shape).to(f.real_dtype(w))
+        return self._cost(f.singular_values(matrix), matrix.shape).to(f.real_dtype(w))
 
     def gradient(self, w: Tensor) -> Tensor:
         matrix = self._matrix(w)
-        left, sigma, right = _svd(matrix)
+        left, sigma, right = f.svd(matrix)
         return self._weight(_product(left, self._slope(sigma, matrix.shape), right), w)
 
 
@@ -102,22 +102,21 @@ class Nuclear(Matrix, Spectral, ProximalPenalty):
         return 0.0
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
-        matrix = self._split(w)
-        return matrix.join(f.singular_value_threshold(matrix.rows, step * self.strength))
+        return self._split(w).map(lambda matrix: f.singular_value_threshold(matrix.rows, step * self.strength))
 
     def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
         matrix, residual = self._matrix(w), self._matrix(gradient)
-        left, sigma, right = _svd(matrix)
+        left, sigma, right = f.svd(matrix)
         rank = _positive(sigma, matrix.shape)
         left, right = left * rank, right * rank.unsqueeze(-1)
         off = residual - left @ (left.mH @ residual)  # off the tangent space, the subgradients are a ball of matrices
         off = off - (off @ right.mH) @ right
-        excess = F.relu(torch.linalg.svdvals(off) - self.strength)
+        excess = F.relu(f.singular_values(off) - self.strength)
         tangent = residual - off + self.strength * left @ right
         return torch.hypot(f.l2_norm(tangent), f.l2_norm(excess)).to(f.real_dtype(w))
 
     def strength_max(self, gradient: Tensor) -> Tensor:
-        return f.largest(torch.linalg.svdvals(self._matrix(gradient))).to(f.real_dtype(gradient))
+        return f.largest(f.singular_values(self._matrix(gradient))).to(f.real_dtype(gradient))
 
 
 class Largest(Spectral):
@@ -167,7 +166,7 @@ class SpectralNorm(Matrix, Largest, ProximalPenalty):
         matrix = self._matrix(w)
         if not matrix.numel():
             return w.clone()
-        left, sigma, right = _svd(matrix)
+        left, sigma, right = f.svd(matrix)
         amount = f.as_tensor(step * self.strength, sigma)
         count = torch.arange(1, len(sigma) + 1, dtype=sigma.dtype, device=sigma.device)
         level = (sigma.cumsum(0) / (count + amount)).amax()
@@ -178,7 +177,9 @@ class SpectralNorm(Matrix, Largest, ProximalPenalty):
         # The subgradients are s * sigma_1 * U H V^H, of the leading vectors, for H >= 0 with trace 1. The nearest one
         # has the eigenvalues of U^H (-gradient) V, projected onto the simplex.
         matrix, residual = self._matrix(w), self._matrix(gradient)
-        left, sigma, right = _svd(matrix)
+        if not (matrix.isfinite().all() and residual.isfinite().all()):  # they have no decomposition
+            return torch.full((), torch.nan, dtype=f.real_dtype(w), device=w.device)
+        left, sigma, right = f.svd(matrix)
         slopes = self._slope(sigma, matrix.shape)
         many, total = int(slopes.count_nonzero()), float(slopes.sum())
         if many:
@@ -252,9 +253,9 @@ class ConvolutionNorm(Largest):
 
     def gradient(self, w: Tensor) -> Tensor:
         matrix = self._matrix(w)
-        slopes = self._slope(torch.linalg.svdvals(matrix), matrix.shape)
+        slopes = self._slope(f.singular_values(matrix), matrix.shape)
         leading = slopes.any(-1)  # vectors cost much more than values, and few frequencies need them
-        left, _, right = _svd(matrix[leading])
+        left, _, right = f.svd(matrix[leading])
         change = torch.zeros_like(matrix)
         change[leading] = _product(left, slopes[leading], right)
         return self._weight(change, w)
@@ -327,11 +328,6 @@ class SRIP(Matrix, Spectral):
         excess = _excess(sigma, shape)
         slopes = self.strength * _leading(excess.abs(), shape) * excess.sgn()
         return slopes * 2 * sigma
-
-
-def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    left, sigma, right = torch.linalg.svd(matrix, full_matrices=False)
-    return left, sigma, right
 
 
 def _product(left: Tensor, diagonal: Tensor, right: Tensor) -> Tensor:

@@ -19,15 +19,17 @@ from torchreg.regularizer.assignment import Assignment, as_rules, assign, refere
 from torchreg.regularizer.compatibility import check_decay, check_new, check_optimizers, minimized
 from torchreg.regularizer.copies import check_copy
 from torchreg.regularizer.penalized_loss import PenalizedLoss
+from torchreg.regularizer.rounding import RoundingCheck
 from torchreg.regularizer.structure import Structure, can_be_pickled, looked_again
 from torchreg.regularizer.summary import table
-from torchreg.regularizer.value import penalty_value
+from torchreg.regularizer.value import penalty_value, warn_of_constants
 from torchreg.schedules import Schedule, check_scale, check_schedule
 from torchreg.selection.modules import listed
 from torchreg.selection.parameters import ParamInfo
 from torchreg.selection.selectors import Selector, as_selector, weights
+from torchreg.steps.batches import stepped
 from torchreg.steps.computed import add_gradients_through
-from torchreg.steps.updates import add_gradients, descend, stepped, take_proximal_steps
+from torchreg.steps.updates import add_gradients, descend, take_proximal_steps
 
 Mode = Literal["loss", "grad", "decoupled", "prox"]
 Scale: TypeAlias = float | Tensor | Mapping[str, float | Tensor]
@@ -120,7 +122,7 @@ class Regularizer:
         self.compile = compile
         self._scale: Scale = 1.0
         # called with the regularizer and the optimizer in each step, before the regularizer acts
-        self._listeners: list[Callable[[Regularizer, Optimizer], object]] = []
+        self._listeners: list[Callable[[Regularizer, Optimizer], object]] = [RoundingCheck()]
         self._rules, self._select = as_rules(penalty, mode), as_selector(select)
         self._take(assign(model, self._rules, self._select, mode))
         if schedule is not None and any(isinstance(term, Constraint) for a in self.entries for term in a.terms):
@@ -186,8 +188,9 @@ class Regularizer:
     def value(self) -> Tensor:
         """``scale * sum R(w)`` over the penalized parameters, differentiable. It may be called in every mode.
 
-        If the parameters are sharded over processes, every process must call it; all get the same value. It uses the
-        model's own parameters, not those of ``functional_call``.
+        If the parameters are sharded over processes, every process must call it; all get the same value. Within a
+        forward pass that :func:`torch.func.functional_call` runs, it is made of the tensors given there, elsewhere of
+        the model's own parameters. Transforms of ``torch.func`` take no derivatives by these, which is warned of.
 
         Returns:
             A 0-d tensor; for a :class:`~torchreg.Stacked` model a tensor of shape ``(members,)``.
@@ -196,23 +199,25 @@ class Regularizer:
             ValueError: penalized parameters were replaced after the regularizer was created, as ``fully_shard`` does.
         """
         self._is_used = True
-        self._check_parameters()
-        pairs = self._trained()
+        pairs = self._trained(self._check_parameters())
         return self._scaled_total(pairs) if pairs else torch.zeros(())
 
     def terms(self) -> dict[str, Tensor]:
         """The value of each kind of penalty, such as ``{"L1": tensor, "L2": tensor}``; for logging."""
         self._is_used = True
-        self._check_parameters()
         kinds: dict[str, list[_Trained]] = {}
-        for penalty, weight, key in self._trained():
+        for penalty, weight, key in self._trained(self._check_parameters()):
             for term in penalty.terms:
                 kinds.setdefault(term.label, []).append((term, weight, key))
         return {kind: self._scaled_total(pairs) for kind, pairs in kinds.items()}
 
-    def _trained(self) -> list[_Trained]:
+    def _trained(self, given: Mapping[Tensor, Tensor]) -> list[_Trained]:
         """The penalties of what is not frozen, with the weights and the keys of their scales."""
-        pairs: list[_Trained] = [(penalty, p, p) for p, penalty in self._penalties.items() if p.requires_grad]
+        if not given:
+            warn_of_constants("Regularizer")
+        pairs: list[_Trained] = [
+            (penalty, given.get(p, p), p) for p, penalty in self._penalties.items() if p.requires_grad
+        ]
         return pairs + [(a.acting, a.param, a.key) for a in self._computed if a.acting is not None and a.is_penalized]
 
     def _scaled_total(self, pairs: Sequence[_Trained]) -> Tensor:
@@ -360,21 +365,28 @@ class Regularizer:
         for listener in self._listeners:
             listener(self, optimizer)
 
-    def _check_parameters(self) -> None:
+    def _check_parameters(self) -> Mapping[Tensor, Tensor]:
         """Looks at the model again if its modules or parameters have changed.
+
+        Returns:
+            The tensors that ``functional_call`` has put in place of parameters, if it is running.
 
         Raises:
             ValueError: the model no longer holds a penalized parameter.
         """
         if torch.compiler.is_compiling():
-            return
+            return {}
         is_known = self._structure is not None and self._structure.is_unchanged()
         if is_known and not any(a.is_penalized for a in self._unchecked):
-            return
+            return {}
+        given = {} if self._structure is None else self._structure.given()
+        if given:
+            return given
         before = self.entries
         self._take(looked_again(self.model, before, self._rules, self._select, self.mode))
         if self._optimizers:
             check_new(self._optimizers, before, self.entries)
+        return {}
 
     def _check_decays(self, optimizer: Optimizer) -> None:
         """Raises ``ValueError`` if weight decay beside an L2 came after :meth:`attach`: a new group, a schedule."""

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from operator import is_
+from typing import TypeGuard
 
-from torch import nn
+from torch import Tensor, nn
 
 from torchreg.functional.sharding import is_sharded
 from torchreg.penalties import Penalty
@@ -37,6 +38,14 @@ class Structure:
 
     def is_unchanged(self) -> bool:
         return not any(self._empty) and all(map(is_, chain.from_iterable(self._now), self._held))
+
+    def given(self) -> dict[Tensor, Tensor]:
+        """The tensors that ``torch.func.functional_call`` has put in place of parameters.
+
+        A module holds tensors that are no parameters only during such a call.
+        """
+        pairs = zip(self._held, chain.from_iterable(self._now), strict=False)
+        return {was: now for was, now in pairs if isinstance(was, nn.Parameter) and _is_bare(now)}
 
 
 def looked_again(
@@ -69,6 +78,10 @@ def looked_again(
         return known
     bound = {place: a for a in known for place in _keys(a)}
     return [_as_before(a, bound) for a in assign_each(model, rules, select, mode)]
+
+
+def _is_bare(value: object) -> TypeGuard[Tensor]:
+    return isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
 
 
 def can_be_pickled(select: Selector | None) -> bool:

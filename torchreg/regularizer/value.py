@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from torchreg import functional as f
 from torchreg.functional.chunks import bundles, chunks_of
 from torchreg.functional.sharding import Layout, as_plain, layout_of_sum, reduced, sharded_like
 from torchreg.penalties import Penalty
@@ -25,7 +27,7 @@ def penalty_value(penalties: Sequence[Penalty], params: Sequence[Tensor], compil
     if torch.is_autocast_enabled(params[0].device.type):
         with torch.autocast(params[0].device.type, enabled=False):  # it would cost matrix penalties half their digits
             return penalty_value(penalties, params, compile)
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or f.is_transformed():
         return _sum(penalties, params)  # a compiler or transform traces the formulas themselves
     value: Tensor = PenaltySum.apply(penalties, compile, *params)
     return value
@@ -42,10 +44,8 @@ class PenaltySum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        # With a number the gradient takes fewer passes than with a tensor; reading it is free on the CPU.
-        batched = torch._C._functorch.is_legacy_batchedtensor(grad)
-        readable = grad.device.type == "cpu" and grad.ndim == 0 and not torch.is_grad_enabled() and not batched
-        scale = grad.item() if readable else grad
+        scale = grad if torch.is_grad_enabled() else _read(grad)
+        readable = isinstance(scale, float)
         penalties, params, needed = ctx.penalties, ctx.saved_tensors, ctx.needs_input_grad[2:]
         gradients: list[Tensor | None] = [None] * len(params)
         for bundle in _bundles(penalties, params):
@@ -57,6 +57,27 @@ class PenaltySum(torch.autograd.Function):
             for i, gradient in zip(bundle, found, strict=True):
                 gradients[i] = gradient if needed[i] else None
         return None, None, *gradients
+
+
+def _read(grad: Tensor) -> float | Tensor:
+    """The number, with which a gradient takes fewer passes than with a tensor; reading it is free on the CPU."""
+    if grad.device.type != "cpu" or grad.ndim:
+        return grad
+    try:
+        return float(grad.item())
+    except RuntimeError:  # one of a batch of gradients, under vmap
+        return grad
+
+
+def warn_of_constants(owner: str) -> None:
+    """Warns if ``torch.func`` differentiates a value by other tensors than the model's own, which it is made of."""
+    if f.is_differentiated():
+        warnings.warn(
+            f"{owner}: value() is made of the model's own parameters, by which torch.func takes no derivative here: "
+            "call it in the forward pass of functional_call, or penalize its tensors, penalty.value(params[name])",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def _sum(penalties: Sequence[Penalty], params: Sequence[Tensor], compile: bool = False) -> Tensor:
@@ -94,17 +115,19 @@ def _value(penalty: Penalty, weights: Sequence[Tensor], compile: bool) -> Tensor
 
 
 def _gradients(penalty: Penalty, weights: Sequence[Tensor], scale: float | Tensor, compile: bool) -> Sequence[Tensor]:
+    """``scale * dR(w)``; of half-precision weights in single precision, because a loss scale may be out of range."""
     if len(weights) > 1:
-        return penalty._foreach_gradient_times(list(weights), scale)
+        found = penalty._foreach_gradient_times(list(map(f.wide, weights)), scale)
+        return [gradient.to(w.dtype) for gradient, w in zip(found, weights, strict=True)]
     (w,) = weights
     local = penalty.is_separable
     own = as_plain(w, local)
     if isinstance(scale, Tensor) or not penalty.is_uniform:
-        return [sharded_like(penalty._gradient_times(own, scale), w, local)]
+        return [sharded_like(penalty._gradient_times(f.wide(own), scale).to(own.dtype), w, local)]
     kernel = kernel_for(penalty, "gradient", scale, own) if compile else None
     if kernel is not None:
         return [sharded_like(kernel(own).view(own.shape), w, local)]
     result = torch.empty_like(own)
     for part, some in chunks_of(result, own):
-        part.copy_(penalty._gradient_times(some, scale))
+        part.copy_(penalty._gradient_times(f.wide(some), scale))
     return [sharded_like(result, w, local)]

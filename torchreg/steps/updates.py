@@ -1,21 +1,20 @@
 """The updates that a penalty makes in an optimizer's step, in each mode."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from torchreg import functional as f
 from torchreg.functional.chunks import CHUNK, chunks_of
 from torchreg.functional.sharding import on_plain_
-from torchreg.hooks import Group, gradient_scale, step_size
+from torchreg.hooks import gradient_scale, step_size
 from torchreg.penalties import Penalty, ProximalPenalty
+from torchreg.steps.batches import Penalties, Scales, param_batches
+from torchreg.steps.half import in_single, make_room
 from torchreg.steps.kernels import Form, Kernel, fits, kernel_on
-
-Penalties = Mapping[nn.Parameter, Penalty]
-Scales = Mapping[nn.Parameter, float | Tensor]
 
 _PLAIN = (nn.Parameter, Tensor)
 
@@ -27,18 +26,21 @@ def add_gradients(optimizer: Optimizer, penalties: Penalties, scales: Scales, co
     Raises:
         ValueError: a gradient is sparse, but the penalty's gradient is dense.
     """
-    unscaled = gradient_scale(optimizer)
-    for batch in param_batches(optimizer, penalties, scales):
+    batches = param_batches(optimizer, penalties, scales)
+    for batch in batches:
         for param, grad in zip(batch.params, batch.grads, strict=True):
             if grad.layout != torch.strided:
                 raise ValueError(
                     "Regularizer: mode 'grad' needs dense gradients, got a sparse one for the parameter of shape "
                     f"{tuple(param.shape)}: use mode 'decoupled' or 'prox'"
                 )
+    make_room(optimizer, batches)
+    unscaled = gradient_scale(optimizer)
+    for batch in batches:
         penalty = batch.penalty
         times = batch.scale * (-unscaled if batch.group.get("maximize") else unscaled)
         one, many = partial(penalty._add_gradient_, scale=times), partial(penalty._foreach_add_gradient_, scale=times)
-        _update_all(penalty, one, many, (batch.grads, batch.params), ("add_gradient", times) if compile else None)
+        _update_all(penalty, one, many, (batch.grads, batch.params), times, "add_gradient" if compile else None)
 
 
 @torch.no_grad()
@@ -47,7 +49,7 @@ def descend(optimizer: Optimizer, penalties: Penalties, scales: Scales, compile:
     for batch in param_batches(optimizer, penalties, scales):
         penalty, step = batch.penalty, step_size(optimizer, batch.group) * batch.scale
         one, many = partial(penalty._descend_, step=step), partial(penalty._foreach_descend_, step=step)
-        _update_all(penalty, one, many, (batch.params,), ("descend", step) if compile else None)
+        _update_all(penalty, one, many, (batch.params,), step, "descend" if compile else None)
 
 
 @torch.no_grad()
@@ -57,31 +59,7 @@ def take_proximal_steps(optimizer: Optimizer, penalties: Penalties, scales: Scal
         penalty, step = batch.penalty, step_size(optimizer, batch.group) * batch.scale
         assert isinstance(penalty, ProximalPenalty)
         one, many = partial(penalty._prox_, step=step), partial(penalty._foreach_prox_, step=step)
-        _update_all(penalty, one, many, (batch.params,), ("prox", step) if compile else None)
-
-
-class ParamBatch(NamedTuple):
-    """Consecutive parameters of one group that a step changes, with the same penalty and the same scale."""
-
-    group: Group
-    penalty: Penalty
-    scale: float | Tensor
-    params: list[Tensor]
-    grads: list[Tensor]
-
-
-def param_batches(optimizer: Optimizer, penalties: Penalties, scales: Scales) -> list[ParamBatch]:
-    """The penalized parameters that the coming (or last) step changes, in as few batches as their order allows."""
-    found: list[ParamBatch] = []
-    last: tuple[object, ...] = ()
-    for param, grad, penalty, group in stepped(optimizer, penalties):
-        scale = scales[param]
-        if not last or last[0] is not penalty or last[1] is not scale or last[2] is not group:
-            found.append(ParamBatch(group, penalty, scale, [], []))
-            last = (penalty, scale, group)
-        found[-1].params.append(param)
-        found[-1].grads.append(grad)
-    return found
+        _update_all(penalty, one, many, (batch.params,), step, "prox" if compile else None)
 
 
 def _update_all(
@@ -89,10 +67,14 @@ def _update_all(
     one: Callable[..., object],
     many: Callable[..., object],
     lists: tuple[list[Tensor], ...],
-    in_one_pass: tuple[Form, float | Tensor] | None,
+    number: float | Tensor,
+    in_one_pass: Form | None,
 ) -> None:
-    """Calls ``one(*tensors)`` for each large weight, and ``many(*lists)`` for small weights together."""
-    is_uniform, is_separable = penalty.is_uniform, penalty.is_separable
+    """Calls ``one(*tensors)`` for each large weight, and ``many(*lists)`` for small weights together.
+
+    Both take the number; ``in_one_pass`` is the form of kernels that do the same.
+    """
+    is_uniform = penalty.is_uniform
     kernels: dict[torch.device, Kernel | None] = {}
     small: tuple[list[Tensor], ...] = tuple([] for _ in lists)
     left = CHUNK
@@ -101,10 +83,12 @@ def _update_all(
         kernel = None
         if in_one_pass is not None and is_uniform and fits(*tensors):
             if w.device not in kernels:
-                kernels[w.device] = kernel_on(w.device, penalty, *in_one_pass)
+                kernels[w.device] = kernel_on(w.device, penalty, in_one_pass, number)
             kernel = kernels[w.device]
         if kernel is not None:
             kernel(*tensors)
+        elif isinstance(number, Tensor) and any(map(f.is_half, tensors)):
+            update_(penalty, partial(in_single, one), *tensors)
         elif is_uniform and type(w) in _PLAIN and w.numel() < CHUNK:
             if w.numel() > left:
                 many(*small)
@@ -113,7 +97,7 @@ def _update_all(
             for some, tensor in zip(small, tensors, strict=True):
                 some.append(tensor)
         else:
-            on_plain_(partial(_chunk_by_chunk, one) if is_uniform else one, is_separable, *tensors)
+            update_(penalty, one, *tensors)
     if small[0]:
         many(*small)
 
@@ -126,12 +110,3 @@ def update_(penalty: Penalty, act: Callable[..., object], *tensors: Tensor) -> N
 def _chunk_by_chunk(act: Callable[..., object], *tensors: Tensor) -> None:
     for some in chunks_of(*tensors):
         act(*some)
-
-
-def stepped(optimizer: Optimizer, penalties: Penalties) -> Iterator[tuple[nn.Parameter, Tensor, Penalty, Group]]:
-    """The penalized parameters that the coming (or last) step changes."""
-    for group in optimizer.param_groups:
-        for param in group["params"]:
-            penalty = penalties.get(param)
-            if penalty is not None and param.grad is not None and param.requires_grad:
-                yield param, param.grad, penalty, group

@@ -22,6 +22,8 @@ from torchreg.tuning.online.hypergradient import PenaltyUpdate, check_differenti
 
 Per = Literal["regularizer", "parameter"]
 
+_ROUNDING = 1e-12
+
 
 class AutoStrength:
     r"""Tunes the strength of a regularizer in one run, by the gradient of the loss on held-out examples.
@@ -31,9 +33,9 @@ class AutoStrength:
 
     where :math:`w'(c)` are the weights after a step of the optimizer with the scale :math:`c`, and bars are running
     averages, as in Adam. A step changes the strength by a factor of at most about :math:`e^{\eta_c}`; the initial
-    strength matters little. This replaces a search over a grid and costs about one more forward and backward pass for
-    each step. It looks one step ahead only, so it favors strengths with an early benefit: use it with modes "decoupled"
-    and "prox", not with L1 in mode "grad" under Adam.
+    strength matters little; it is that of the penalty times the regularizer's ``scale``. This replaces a search over a
+    grid and costs about one more forward and backward pass for each step. It looks one step ahead only, so it favors
+    strengths with an early benefit: use it with modes "decoupled" and "prox", not with L1 in mode "grad" under Adam.
 
     Args:
         regularizer: a regularizer in mode ``"grad"``, ``"decoupled"`` or ``"prox"``, or several that share the held-out
@@ -55,8 +57,9 @@ class AutoStrength:
         strengths: the current strengths by name.
 
     Raises:
-        ValueError: mode "loss", a stack, no examples, a strength of 0, or an argument out of range; in :meth:`attach`
-            an optimizer whose steps cannot be differentiated.
+        ValueError: mode "loss", a stack, no examples, a strength or a scale of 0, a strength that starts outside
+            ``bounds``, different scales for one strength, or an argument out of range; in :meth:`attach` an optimizer
+            whose steps cannot be differentiated.
 
     Example:
         >>> from torchreg import L2, Regularizer
@@ -97,12 +100,18 @@ class AutoStrength:
         self.model = self.regularizers[0].model
         self._batches = Batches("AutoStrength", validation, batch_size, seed)
         self._tuned = _with_distinct_names([item for each in self.regularizers for item in _tuned(each, per)])
+        self._start()
         self._steps = 0
         self._updates: dict[Optimizer, list[PenaltyUpdate]] = {}
         self._stepped: set[Optimizer] = set()  # those whose last step is recorded
         self._optimizers: tuple[Optimizer, ...] = ()
         self._hooks: tuple[StepHooks | Carried, ...] = ()
         self._attached: list[Regularizer] = []
+
+    def _start(self) -> None:
+        """Starts from the regularizers' scales, where they were set anew."""
+        for item in self._tuned:
+            item.start(self.bounds)
 
     @property
     def strengths(self) -> dict[str, float]:
@@ -122,6 +131,7 @@ class AutoStrength:
                 check_differentiable(regularizer, optimizer)
             if regularizer._optimizers not in ((), optimizers):
                 raise ValueError("AutoStrength: attach() takes the optimizers that the regularizer is attached to")
+        self._start()
         try:
             for regularizer in self.regularizers:
                 if not regularizer._optimizers:
@@ -181,6 +191,7 @@ class AutoStrength:
         self._steps += 1
 
     def _tune(self) -> None:
+        self._start()
         by_param: dict[nn.Parameter, list[PenaltyUpdate]] = {}
         for updates in self._updates.values():
             for update in updates:
@@ -257,9 +268,35 @@ class _TunedStrength:
 
     def __init__(self, regularizer: Regularizer, name: str, params: Sequence[nn.Parameter], unit: float) -> None:
         self.regularizer, self.name, self.params, self.unit = regularizer, name, tuple(params), unit
-        scale = regularizer.scale
-        self.log_scale = math.log(scale) if isinstance(scale, float) and scale > 0 else 0.0
-        self.moments = NO_MOMENTS
+        self.log_scale, self.moments = 0.0, NO_MOMENTS
+        names = {a.param: a.name for a in regularizer.entries}
+        self._names = [names[param] for param in self.params]
+
+    def start(self, bounds: tuple[float, float]) -> None:
+        """Takes the regularizer's scale.
+
+        Raises:
+            ValueError: it is 0 or outside the bounds, or several scales for one strength.
+        """
+        scale = self.regularizer.scale
+        scales = [float(scale[name]) for name in self._names] if isinstance(scale, Mapping) else [float(scale)]
+        value = scales[0]
+        for name, other in zip(self._names, scales, strict=False):
+            if other != value:
+                raise ValueError(
+                    f"AutoStrength: scale must be one number for per='regularizer', got {value:g} for "
+                    f"{self._names[0]} and {other:g} for {name}: use per='parameter'"
+                )
+        if value == 0:
+            raise ValueError(f"AutoStrength: scale must be > 0 to start from, got 0 for {self.name}")
+        if value != self.scale:  # else the way by the logarithm would round it
+            self.log_scale = math.log(value)
+        least, largest = bounds
+        if not least * (1 - _ROUNDING) <= self.strength <= largest * (1 + _ROUNDING):
+            raise ValueError(
+                f"AutoStrength: strength must start from {least:g} to {largest:g}, got {self.strength:g} for "
+                f"{self.name}: widen bounds, or change the strength or the regularizer's scale"
+            )
 
     @property
     def scale(self) -> float:

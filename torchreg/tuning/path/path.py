@@ -28,10 +28,20 @@ from torchreg.tuning.path.executors import Executor, Job, State, can_fork, descr
 from torchreg.tuning.path.fit import fit
 from torchreg.tuning.path.folds import splits
 from torchreg.tuning.path.outcome import outcomes, point
-from torchreg.tuning.path.problem import Criterion, Examples, Problem, check_examples, in_double, usual_criterion
+from torchreg.tuning.path.problem import (
+    Criterion,
+    Examples,
+    Problem,
+    check_examples,
+    criterion_in_double,
+    in_double,
+    usual_criterion,
+)
 from torchreg.tuning.path.selection import Point
 from torchreg.tuning.path.strength_max import strength_max
 from torchreg.tuning.path.table import StrengthPath
+
+_ROUNDING = 1e-13
 
 
 def strength_path(
@@ -84,7 +94,9 @@ def strength_path(
             validation.
         seeds: of the initial weights and of dropout. Torch's dropout layers are replaced by torchreg's. The results of
             a fold are means over the seeds.
-        criterion: the mean loss of outputs and targets; cross entropy for whole-number targets, else the mean square.
+        criterion: the loss of outputs and targets, one number; cross entropy for whole-number targets, else the mean
+            square. It may ignore targets, weight classes, or add up the examples; errors are over the targets that
+            count in it, and standard errors those of such a mean or sum.
         mode: the mode of the regularizer.
         select: which parameters are penalized.
         optimizer: a function from parameters to an optimizer, such as ``partial(torch.optim.Adam, lr=1e-3)``.
@@ -93,7 +105,7 @@ def strength_path(
         batch_size: examples in a batch; all examples if None.
         patience: ends a member's training after so many epochs without a lower validation loss, with the best weights.
         tolerance: without an optimizer the required distance from the minimum: the norm of the (sub)gradient, in units
-            of the largest strength.
+            of the point's strength.
         warm: trains from the strongest to the weakest strength, each from the result of the one before.
         executor: ``"stacked"``, ``"processes"`` (Linux, on the CPU), ``"one after another"``, or ``"fastest"``, which
             times a few steps of each.
@@ -130,6 +142,8 @@ def strength_path(
     if optimizer is None:
         train, found = in_double(train), [(in_double(ours), in_double(theirs)) for ours, theirs in found]
     criterion = criterion or usual_criterion(train[1])
+    if optimizer is None:
+        criterion = criterion_in_double(criterion)
     epochs = epochs or (100 if optimizer is not None else 3000)
     problem = Problem(
         train, train, criterion, penalty, mode, select, optimizer, epochs, batch_size, patience, tolerance, seed
@@ -138,7 +152,7 @@ def strength_path(
     if optimizer is None:
         made = [model.double() for model in made]
     for part in (train, *(theirs for _, theirs in found)):
-        check_examples(made[0], part)
+        check_examples(made[0], criterion, part)
     if optimizer is None and mode != "prox":
         raise ValueError(f"strength_path: mode must be 'prox' without an optimizer, got {mode!r}")
     if strengths is None:
@@ -155,8 +169,7 @@ def strength_path(
         ).strength * (1 + tolerance)  # the accuracy to which the solver fits the unpenalized parameters
         strengths = [largest * ratio ** (k / max(count - 1, 1)) for k in range(count)]
     strengths = _descending(strengths)
-    tolerance *= strengths[0]  # about the size of the gradient at 0
-    problem = replace(problem, tolerance=tolerance)
+    problem = replace(problem, floor=_ROUNDING * strengths[0])  # about the size of the gradient at 0
     models = [model for _ in strengths for model in made]
     each = [strength for strength in strengths for _ in made]
     jobs = jobs or torch.get_num_threads()
@@ -177,7 +190,8 @@ def strength_path(
         point(strength, [fold[k * several : (k + 1) * several] for fold in folds_found])
         for k, strength in enumerate(strengths)
     ]
-    _warn_of_unfinished(points, tolerance)
+    if optimizer is None:
+        _warn_of_unfinished(points, problem)
     return StrengthPath(tuple(points), executor, time.perf_counter() - started)
 
 
@@ -189,12 +203,14 @@ def _step(problem: Problem, stack: Stacked, strengths: Sequence[float]) -> None:
     fit(stack, strengths, problem, steps=1)
 
 
-def _warn_of_unfinished(points: Sequence[Point], tolerance: float) -> None:
-    far = [point.optimality for point in points if point.optimality > tolerance]
+def _warn_of_unfinished(points: Sequence[Point], problem: Problem) -> None:
+    far = [point for point in points if point.optimality > problem.limit(point.strength)]
     if far:
+        worst = max(far, key=lambda point: point.optimality / problem.limit(point.strength))
         warnings.warn(
-            f"strength_path: {len(far)} of {len(points)} points are up to {max(far):.1e} from their minimum, farther "
-            f"than the tolerance, {tolerance:.1e}: standardize the inputs, or raise epochs",
+            f"strength_path: {len(far)} of {len(points)} points are farther from their minimum than the tolerance, as "
+            f"{worst.optimality:.1e} instead of {problem.limit(worst.strength):.1e} at strength {worst.strength:.3g}: "
+            "standardize the inputs, or raise epochs",
             stacklevel=3,
         )
 

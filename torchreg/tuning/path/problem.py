@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torchreg.penalties import Penalty
 from torchreg.regularizer import Mode, Regularizer
 from torchreg.selection.parameters import ParamInfo
 from torchreg.selection.selectors import Selector
+from torchreg.tuning.path.losses import each_loss
 
 Examples = tuple[Tensor, Tensor]
 Criterion = Callable[[Any, Any], Tensor]
@@ -35,8 +38,9 @@ class Problem:
     epochs: int
     batch_size: int | None
     patience: int | None
-    tolerance: float
+    tolerance: float  # without an optimizer: the distance from the minimum, in units of the strength
     seed: int
+    floor: float = 0.0  # the distance that rounding allows
 
     def regularizer(self, stack: Stacked, strengths: Sequence[float]) -> Regularizer:
         """A regularizer with the members' strengths."""
@@ -44,47 +48,42 @@ class Problem:
         regularizer.scale = torch.tensor(strengths, dtype=torch.float64)
         return regularizer
 
+    def limit(self, strength: float) -> float:
+        """How far from its minimum a member of that strength may stop."""
+        return max(self.tolerance * strength, self.floor)
+
 
 @torch.no_grad()
 def measure(stack: Stacked, criterion: Criterion, examples: Examples, at_once: int = 4096) -> tuple[Tensor, ...]:
-    """Each member's loss and error, and the standard errors of both as means over examples.
+    """Each member's loss and error, and the standard errors of both over the examples.
 
-    The error is the rate of wrong classes (for a single output by its sign). If the targets are no classes, it is the
-    root mean square.
+    The error is the rate of wrong classes (for a single output by its sign), of the targets that count in the loss. If
+    the targets are no classes, it is the root mean square.
     """
     was_training, (x, y) = stack.training, examples
     outputs = torch.cat([stack.eval()(part) for part in x.split(at_once)], dim=1)
     stack.train(was_training)
-    # The loss of all examples at once, because it need not be a mean over them.
-    loss = stack.per_member(criterion)(outputs, y).double()
+    found = each_loss(stack.per_member(criterion), criterion, outputs, y)
     if is_classes(y):
-        error = _are_wrong(outputs, y).double().flatten(1).mean(1)
-        return loss, error, _deviation(criterion, outputs, y), (error * (1 - error) / len(y)).sqrt()
+        wrong = _are_wrong(outputs, y).flatten(1)
+        counted = found.counted.flatten() if found.counted.numel() == wrong.shape[1] else torch.ones_like(wrong[0])
+        error = wrong[:, counted].double().mean(1)
+        return found.loss, error, found.deviation, (error * (1 - error) / max(found.examples, 1)).sqrt()
     squares = (outputs - y).square().double().flatten(1).view(len(stack), len(y), -1).mean(2)
     root = squares.mean(1).sqrt()
     spread = squares.std(1) if len(y) > 1 else torch.zeros_like(root)
-    return loss, root, _deviation(criterion, outputs, y), spread / len(y) ** 0.5 / (2 * root).clamp(min=1e-300)
+    return found.loss, root, found.deviation, spread / len(y) ** 0.5 / (2 * root).clamp(min=1e-300)
 
 
 def _are_wrong(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Whether the class is wrong, for each member and example: by the largest output, or the sign of a single one."""
+    """Whether the class is wrong, for each member and target: by the largest output, or the sign of a single one."""
     if outputs.ndim > 2 and outputs.shape[2] > 1:
         return outputs.argmax(2) != targets
     return (outputs.flatten(1) > 0) != targets.flatten()
 
 
-def _deviation(criterion: Criterion, outputs: Tensor, targets: Tensor) -> Tensor:
-    """The standard error of the loss as a mean over examples; 0 for a single example."""
-    one = torch.func.vmap(lambda output, target: criterion(output[None], target[None]))
-    losses = torch.func.vmap(one, in_dims=(0, None))(outputs, targets).double()
-    if len(targets) < 2:
-        return torch.zeros(len(losses), dtype=torch.float64)
-    deviation: Tensor = losses.std(1) / len(targets) ** 0.5
-    return deviation.nan_to_num(nan=0.0)
-
-
-def check_examples(model: nn.Module, examples: Examples) -> None:
-    """Raises ``ValueError`` unless the examples are finite and the targets have the shape of the outputs."""
+def check_examples(model: nn.Module, criterion: Criterion, examples: Examples) -> None:
+    """Raises ``ValueError`` unless the examples are finite, the targets fit the outputs, and the loss is a number."""
     x, y = examples
     for name, part in (("inputs", x), ("targets", y)):
         if part.is_floating_point() and not part.isfinite().all():
@@ -98,6 +97,12 @@ def check_examples(model: nn.Module, examples: Examples) -> None:
             f"strength_path: targets must have the outputs' shape (n, {', '.join(map(str, outputs.shape[1:]))}), "
             f"got {tuple(y.shape)}: y[:, None] makes a column"
         )
+    loss = criterion(outputs, y[:2])
+    if loss.numel() != 1:
+        raise ValueError(
+            f"strength_path: criterion must return one number, got a tensor of shape {tuple(loss.shape)} for two "
+            "examples: use reduction='mean'"
+        )
 
 
 def is_classes(targets: Tensor) -> bool:
@@ -109,6 +114,20 @@ def in_double(examples: Examples) -> Examples:
     """The examples in double precision, except for class numbers."""
     x, y = (part.double() if part.is_floating_point() else part for part in examples)
     return x, y
+
+
+def criterion_in_double(criterion: Criterion) -> Criterion:
+    """The criterion with its weights, as of classes, in double precision."""
+    if isinstance(criterion, nn.Module):
+        return deepcopy(criterion).double()
+    if isinstance(criterion, partial):
+        kept = {key: v.double() if _is_floating(v) else v for key, v in criterion.keywords.items()}
+        return partial(criterion.func, *criterion.args, **kept)
+    return criterion
+
+
+def _is_floating(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def usual_criterion(targets: Tensor) -> Criterion:

@@ -30,7 +30,7 @@ def solve(stack: Stacked, strengths: Sequence[float], problem: Problem, steps: i
     Each member has its own :math:`L`, found by doubling, and its own momentum :math:`\beta`, which restarts when it
     leads uphill. These steps soon find which weights are zero, but the values of the others only slowly. For those
     :math:`f + R` is smooth, so Newton steps are tried, with conjugate gradients. A member is finished when minus the
-    gradient is within ``tolerance`` of the subdifferential.
+    gradient is within its tolerance of the subdifferential.
 
     References:
         Amir Beck, Marc Teboulle, "A Fast Iterative Shrinkage-Thresholding Algorithm for Linear Inverse Problems", SIAM
@@ -39,17 +39,20 @@ def solve(stack: Stacked, strengths: Sequence[float], problem: Problem, steps: i
     """
     descent = _Descent(stack, strengths, problem)
     nearest, last = torch.full_like(descent.scale, torch.inf), 0
+    limit = torch.tensor([problem.limit(strength) for strength in strengths]).to(descent.scale)
     for step in range(1, steps + 1):
         descent.step()
         if step % _LOOK_EVERY:
             continue
         distance = descent.distance()
-        if descent.has_second_derivatives and step % _POLISH_EVERY == 0 and bool((distance > problem.tolerance).any()):
+        if descent.has_second_derivatives and step % _POLISH_EVERY == 0 and bool((distance > limit).any()):
             distance = descent.polish(distance)
-        if bool(((distance < nearest) & (nearest > problem.tolerance)).any()):
+        if bool(((distance < nearest) & (nearest > limit)).any()):
             last = step
         nearest = torch.minimum(nearest, distance)
-        left = (distance > problem.tolerance).nonzero().flatten().tolist()
+        left = (distance > limit).nonzero().flatten().tolist()
+        if descent.has_second_derivatives and len(left) <= len(stack) / 2:
+            descent.polish(distance)  # what is finished gains most of its digits by one more step
         if not left or step - last > _IDLE:
             return
         if len(left) <= len(stack) / 2:  # without the finished members the others are faster

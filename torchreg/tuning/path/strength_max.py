@@ -18,7 +18,15 @@ from torchreg.regularizer import Regularizer
 from torchreg.selection.parameters import ParamInfo, copied
 from torchreg.selection.selectors import Selector, weights
 from torchreg.tuning.path.fit import fit
-from torchreg.tuning.path.problem import Criterion, Examples, Problem, check_examples, in_double, usual_criterion
+from torchreg.tuning.path.problem import (
+    Criterion,
+    Examples,
+    Problem,
+    check_examples,
+    criterion_in_double,
+    in_double,
+    usual_criterion,
+)
 
 _ROUND = 12  # the number of strengths that are tried at once
 _FIRST = 1e-6, 1e6  # their first range
@@ -98,8 +106,8 @@ def strength_max(
     criterion = criterion or usual_criterion(train[1])
     model = copied(model).eval()
     if optimizer is None:  # so that rounding does not matter
-        model, train = model.double(), in_double(train)
-    check_examples(model, train)
+        model, train, criterion = model.double(), in_double(train), criterion_in_double(criterion)
+    check_examples(model, criterion, train)
     regularizer = Regularizer(model, penalty, mode="prox", select=select)
     penalized = {p: a.acting for a in regularizer.entries if a.acting and a.is_penalized for p in a.stored}
     _check_zeros(penalized)
