@@ -113,7 +113,7 @@ UPDATES = {
 
 
 def rate(coupling, lr, peak):
-    return {"lr": lr, "schedule": lr / peak, "independent": 1.0, "corrected": lr**2 / peak}[coupling]
+    return {"lr": lr, "independent": lr / peak, "constant": 1.0, "corrected": lr**2 / peak}[coupling]
 
 
 def threshold(x, t):
@@ -169,7 +169,7 @@ def test_the_implementations_agree_on_each_coupling_and_form(ours, base, options
     for implementation in (options, {**options, "foreach": False, **({"fused": False} if "fused" in options else {})}):
         groups = [
             {"params": [a_weight(), a_weight()], "coupling": coupling, **form}
-            for coupling in ("lr", "schedule", "independent", "corrected")
+            for coupling in COUPLINGS
             for form in FORMS.values()
         ]
         optimizer = ours(groups, **implementation, weight_decay=DECAY)

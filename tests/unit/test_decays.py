@@ -41,7 +41,7 @@ def step(optimizer, gradient):
 @each_decoupled_or_made
 def test_l1_leaves_exact_zeros_and_takes_the_same_from_all_others(ours, base, options):
     w = weights(1.0, -1.0, 0.05, -0.05, 0.0)
-    optimizer = ours([w], **options, weight_decay=0.1, coupling="independent", decay="L1")
+    optimizer = ours([w], **options, weight_decay=0.1, coupling="constant", decay="L1")
     assert_close(step(optimizer, 0.0), torch.tensor([0.9, -0.9, 0, 0, 0], dtype=torch.float64))
     assert not w[2:].any()
 
@@ -52,7 +52,7 @@ def test_towards_the_start_the_distance_shrinks_and_l1_makes_it_zero(ours, base,
     away = torch.tensor([0.5, -0.05, 0.5], dtype=torch.float64)
     for decay, remaining in (("L2", 0.9 * away), ("L1", torch.tensor([0.4, 0.0, 0.4], dtype=torch.float64))):
         w = nn.Parameter(start.clone())
-        optimizer = ours([w], **options, weight_decay=0.1, coupling="independent", decay=decay, towards="start")
+        optimizer = ours([w], **options, weight_decay=0.1, coupling="constant", decay=decay, towards="start")
         w.data.add_(away)
         assert_close(step(optimizer, 0.0), start + remaining)
     assert w[1].item() == start[1].item()
@@ -60,7 +60,7 @@ def test_towards_the_start_the_distance_shrinks_and_l1_makes_it_zero(ours, base,
 
 def test_a_group_that_is_added_later_decays_towards_its_own_start():
     first, second = a_weight(1.0), a_weight(2.0)
-    optimizer = SGDW([first], lr=0.1, weight_decay=0.5, coupling="independent", towards="start")
+    optimizer = SGDW([first], lr=0.1, weight_decay=0.5, coupling="constant", towards="start")
     first.data.fill_(3.0)
     second.data.fill_(4.0)
     optimizer.add_param_group({"params": [second]})
@@ -131,7 +131,7 @@ def test_complex_weights_decay_by_their_magnitudes(form, coupling):
 @each_decoupled_or_made
 def test_the_schedule_gets_the_number_of_steps_made_and_scales_each_groups_decay(ours, base, options):
     first, second = a_weight(), a_weight()
-    optimizer = ours([first], **options, weight_decay=0.5, coupling="independent", decay_schedule=linear(steps=4))
+    optimizer = ours([first], **options, weight_decay=0.5, coupling="constant", decay_schedule=linear(steps=4))
     one_step(optimizer)
     optimizer.add_param_group({"params": [second], "weight_decay": 0.2})  # joins at the same step
     one_step(optimizer)

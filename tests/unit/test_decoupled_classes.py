@@ -199,7 +199,7 @@ class Halving(decoupled(torch.optim.Adadelta)):
 
 
 def test_a_made_class_can_be_subclassed():
-    optimizer = Halving([w := a_weight()], weight_decay=0.5, coupling="independent", halvings=2)
+    optimizer = Halving([w := a_weight()], weight_decay=0.5, coupling="constant", halvings=2)
     with torch.no_grad():
         one_step(optimizer)
     assert_close(w.item(), 0.125)

@@ -60,7 +60,7 @@ def test_coupled_to_the_learning_rate_it_is_torchs_own_to_the_bit(ours, base, op
 @each_decoupled
 def test_a_groups_of_other_coupling_does_not_change_the_rest(ours, base, options):
     results = []
-    for coupling in ("lr", "independent"):
+    for coupling in ("lr", "constant"):
         model = make_model()
         other = {"params": [a_weight()], "coupling": coupling}
         optimizer = ours([{"params": list(model.parameters())}, other], **options, weight_decay=0.1)
@@ -88,7 +88,7 @@ def test_the_documented_table_is_what_a_thousand_steps_leave():
 
 
 @pytest.mark.parametrize(
-    ("coupling", "remaining"), [("lr", 0.8), ("schedule", 0.6), ("independent", 0.6), ("corrected", 0.8)]
+    ("coupling", "remaining"), [("lr", 0.8), ("independent", 0.6), ("constant", 0.6), ("corrected", 0.8)]
 )
 def test_only_couplings_lr_and_corrected_depend_on_the_learning_rate(coupling, remaining):
     w = a_weight()
@@ -118,7 +118,7 @@ def test_each_group_has_its_own_decay_and_coupling():
     first, second, third = a_weight(), a_weight(), a_weight()
     groups = [
         {"params": [first], "weight_decay": 0.5},
-        {"params": [second], "coupling": "independent"},
+        {"params": [second], "coupling": "constant"},
         {"params": [third], "weight_decay": 0},
     ]
     one_step(SGDW(groups, lr=0.1, weight_decay=0.2))
@@ -145,7 +145,7 @@ def test_the_largest_rate_of_a_cycle_is_its_reference(coupling):
     remaining = 1.0
     for _ in range(9):
         lr = optimizer.param_groups[0]["lr"]
-        rate = {"lr": lr, "schedule": lr / 0.5, "independent": 1.0, "corrected": lr**2 / 0.5}[coupling]
+        rate = {"lr": lr, "independent": lr / 0.5, "constant": 1.0, "corrected": lr**2 / 0.5}[coupling]
         remaining *= 1 - 0.1 * rate
         one_step(optimizer)
         scheduler.step()
@@ -166,8 +166,8 @@ def test_the_initial_rate_is_the_schedulers_where_there_is_one():
 # -- what is refused ----------------------------------------------------------------------------------------------
 
 BAD = [
-    ({"coupling": "linear"}, "coupling must be one of lr, schedule, independent, corrected, got 'linear'"),
-    ({"coupling": None}, "coupling must be one of lr, schedule, independent, corrected, got None"),
+    ({"coupling": "linear"}, "coupling must be one of lr, independent, schedule, constant, corrected, got 'linear'"),
+    ({"coupling": None}, "coupling must be one of lr, independent, schedule, constant, corrected, got None"),
     ({"decay": "l2"}, "decay must be one of L2, L1, got 'l2'"),
     ({"towards": "init"}, "towards must be one of zero, start, got 'init'"),
     ({"weight_decay": -0.1}, "weight_decay.*-0.1"),
@@ -178,7 +178,7 @@ BAD = [
     ({"coupling": "schedule", "lr": 0.0}, "coupling 'schedule' divides by the initial lr, which must be > 0, got 0"),
     ({"coupling": "corrected", "lr": 0.0}, "coupling 'corrected' divides by the initial lr, which must be > 0, got 0"),
     (
-        {"coupling": "independent", "weight_decay": 1.5},
+        {"coupling": "constant", "weight_decay": 1.5},
         "weight_decay must be at most 1 with coupling 'independent', .*got 1.5",
     ),
 ]
@@ -222,7 +222,7 @@ def test_what_is_no_schedule_is_refused(ours, base, options):
 
 def test_couplings_that_do_not_divide_by_the_rate_take_one_of_zero_and_only_independence_bounds_the_decay():
     SGDW([a_weight()], lr=0.0, coupling="lr")
-    SGDW([a_weight()], lr=0.0, coupling="independent")
+    SGDW([a_weight()], lr=0.0, coupling="constant")
     AdamW([a_weight()], weight_decay=1.5, coupling="lr")
 
 

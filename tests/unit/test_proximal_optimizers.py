@@ -191,7 +191,7 @@ def test_a_differentiable_step_has_the_derivatives_that_finite_differences_have(
 @pytest.mark.parametrize(
     ("penalty", "options"),
     [
-        (L1(0.05), {"weight_decay": 0.1, "coupling": "independent"}),
+        (L1(0.05), {"weight_decay": 0.1, "coupling": "constant"}),
         (L1(0.02) + L2(0.1), {"amsgrad": True}),
         (MCP(0.05), {"maximize": True}),
         (Huber(0.1, delta=0.1), {"fused": True}),
