@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR
 
-from tests.cases import DECOUPLED, FORMS, each_coupling, each_kernel
+from tests.cases import COUPLINGS, DECOUPLED, FORMS, each_coupling, each_kernel
 from tests.helpers import assert_close
 from torchreg.schedules import cosine
 
@@ -129,8 +129,14 @@ def step(w, update, amount, decay="L2", towards="zero", cautious=False):
     return target + threshold(w - update - target, amount)
 
 
+def rising(optimizer, lr):
+    for group in optimizer.param_groups:
+        group["max_lr"] = 2 * lr
+    return LambdaLR(optimizer, lambda t: (1 - t / STEPS) * (2 if t > 5 else 0.5))
+
+
 SCHEDULERS = {
-    "lambda": (lambda optimizer, lr: LambdaLR(optimizer, lambda t: (1 - t / STEPS) * (2 if t > 5 else 0.5)), 1.0),
+    "lambda": (rising, 2.0),
     "cosine": (lambda optimizer, lr: CosineAnnealingLR(optimizer, STEPS), 1.0),
     "one cycle": (
         lambda optimizer, lr: OneCycleLR(

@@ -48,7 +48,7 @@ def test_biases_are_exempt_unless_they_are_asked_for(make):
 def test_what_has_no_gradient_stays(make):
     still, moving = (nn.Parameter(torch.ones(1, 2)) for _ in range(2))
     optimizer = make([still, moving], L1(100.0))
-    moving.grad = torch.zeros(1, 2)
+    moving.grad = torch.full((1, 2), 0.01)
     optimizer.step()
     assert_bit_equal(still.detach(), torch.ones(1, 2))
     assert not moving.any()
@@ -71,7 +71,7 @@ def test_a_group_that_is_added_is_penalized(make):
     optimizer = make([nn.Parameter(torch.ones(1, 2))], L1(100.0))
     late = nn.Parameter(torch.ones(1, 2))
     optimizer.add_param_group({"params": [late]})
-    one_step(optimizer)
+    one_step(optimizer, 0.01)
     assert not late.any()
     assert optimizer.penalized[1] is late
 

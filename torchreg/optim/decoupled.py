@@ -57,9 +57,9 @@ class DecoupledDecay(StepWrapper):
 
     "schedule" is another name of "independent": the decay follows the schedule of the learning rate and is independent
     of its size. :math:`\eta_t` is the group's current ``lr``. :math:`\eta_{\max}` is the group's ``max_lr`` if it has
-    one (OneCycleLR sets it), else its ``initial_lr``, which other schedulers set to the ``lr`` at which they begin, else
-    the ``lr`` with which the group was added. If the learning rate rises above that, as under CyclicLR, set ``max_lr``
-    in the group. The next table shows a weight of 1 after 1000 steps with gradient 0 and ``weight_decay=0.001``:
+    one (OneCycleLR sets it), else its ``initial_lr`` (the ``lr`` that any other scheduler was given), else the ``lr``
+    with which the group was added. If the learning rate rises above that, as under CyclicLR, set ``max_lr`` in the
+    group. The next table shows a weight of 1 after 1000 steps with gradient 0 and ``weight_decay=0.001``:
 
     =============  ======  ========  ==================
     coupling       lr = 1  lr = 0.1  lr falls from 1 to 0
@@ -167,7 +167,7 @@ class DecoupledDecay(StepWrapper):
         self._check_decay(group["weight_decay"], coupling)
 
     def _check_decay(self, decay: float | Tensor, coupling: Coupling) -> None:
-        if not _is_readable(decay):
+        if not is_readable(decay):
             return
         if not 0 <= decay < math.inf:
             raise ValueError(f"{type(self).__name__}: weight_decay must be finite and >= 0, got {decay!r}")
@@ -182,11 +182,11 @@ class DecoupledDecay(StepWrapper):
         if group["coupling"] not in _OF_PEAK:
             return
         lr, peak = group["lr"], _peak(group)
-        if _is_readable(lr) and _is_readable(peak) and not (peak > 0 and lr <= peak * _ROUNDING):
+        if is_readable(lr) and is_readable(peak) and not (peak > 0 and lr <= peak * _ROUNDING):
             raise ValueError(
                 f"{type(self).__name__}: lr must not be above its largest value with coupling "
-                f"{group['coupling']!r}, got {lr!r} and {peak!r}: set 'max_lr' in the parameter group to the largest lr "
-                "of its schedule"
+                f"{group['coupling']!r}, got {lr!r} and {peak!r}: set 'max_lr' in the parameter group to the "
+                "largest lr of its schedule"
             )
 
     # -- the step -------------------------------------------------------------------------------------------------
@@ -346,7 +346,7 @@ def _shrink_where_it_agrees_(
         w.copy_(torch.where(agrees, nearer, now))
 
 
-def _is_readable(value: float | Tensor) -> bool:
+def is_readable(value: float | Tensor) -> bool:
     """Whether the value can be read without waiting for a device, and without ending a compiled graph."""
     return not isinstance(value, Tensor) or (value.device.type == "cpu" and not torch.compiler.is_compiling())
 
@@ -368,7 +368,7 @@ def _rate(group: Group, lr: Any, one: Any) -> Any:
     if group["coupling"] == "constant":
         return one
     share = scalar(group["lr"]) / _peak(group)
-    if not _is_readable(share):
+    if not is_readable(share):
         share = share.clamp(max=1)
     return share * (lr if group["coupling"] == "corrected" else one)
 
