@@ -1,7 +1,6 @@
 """ProxAdam and weights whose gradients have all been exactly zero, which have no metric of their own."""
 
 import copy
-from functools import partial
 
 import numpy as np
 import pytest
@@ -12,8 +11,8 @@ from torch.nn import functional as F
 
 import torchreg.optim.prox_adam as prox_adam
 from tests.cases import CONSTRAINTS, PENALTIES
-from tests.helpers import assert_bit_equal, assert_close
-from torchreg import L1, MCP, ElasticNet, GroupLasso, LogSum, NonNegative, Nuclear, SparseGroupLasso
+from tests.helpers import assert_bit_equal, assert_close, through_a_file
+from torchreg import L1, MCP, GroupLasso, NonNegative, Nuclear, SparseGroupLasso
 from torchreg.optim import ProxAdam, ProxSGD
 from torchreg.penalties import ProximalPenalty
 
@@ -55,7 +54,7 @@ def metrics(amsgrad=False, betas=(0.9, 0.999), eps=1e-8):
         yield move, metric
 
 
-def run(penalty, way, steps=len(GRADIENTS), **options):
+def run(penalty, way, steps=4, **options):
     w = nn.Parameter(torch.from_numpy(START.copy()))
     optimizer = ProxAdam([w], penalty, **{"lr": 0.05, **options, **way})
     for gradient in GRADIENTS[:steps]:
@@ -77,7 +76,7 @@ def test_each_step_is_its_formula_for_weights_with_and_without_a_metric(way, ams
 
 
 @each_way
-@pytest.mark.parametrize("penalty", [L1(0.1), MCP(0.1), LogSum(0.1), ElasticNet(0.2)], ids=repr)
+@pytest.mark.parametrize("penalty", [L1(0.1), MCP(0.3)], ids=repr)
 def test_all_ways_agree_for_other_penalties(way, penalty):
     assert_close(run(penalty, way)[0], run(penalty, {"foreach": False})[0])
 
@@ -184,17 +183,16 @@ def test_a_stationary_point_with_rows_without_gradients_stays(way, penalty):
     assert_bit_equal(w.detach() == 0, at_start == 0)
 
 
-@pytest.mark.parametrize("make", [partial(ProxAdam, lr=0.02), partial(ProxAdam, lr=0.02, amsgrad=True)], ids=str)
-def test_constant_features_end_at_zero_as_in_scikit_learn(make):
+def test_constant_features_end_at_zero_as_in_scikit_learn():
     draw = np.random.default_rng(0)
     x = draw.standard_normal((50, 6))
     x[:, 3] = 0.0  # has no gradient, ever
     y = x @ np.array([1.0, -2.0, 0.0, 4.0, 0.5, 0.0])
     layer = nn.Linear(6, 1, bias=False, dtype=torch.float64)
     nn.init.ones_(layer.weight)
-    optimizer = make(layer.parameters(), L1(0.1))
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1.0 if t < 1000 else 0.1)
-    for _ in range(2000):
+    optimizer = ProxAdam(layer.parameters(), L1(0.1), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1.0 if t < 300 else 0.1)
+    for _ in range(600):
         optimizer.zero_grad()
         (F.mse_loss(layer(torch.from_numpy(x)).squeeze(1), torch.from_numpy(y)) / 2).backward()
         optimizer.step()
@@ -211,7 +209,7 @@ def test_copies_and_resumed_optimizers_go_on_to_the_bit(way):
     (param,) = optimizer.penalized
     twin = nn.Parameter(w.clone())
     resumed = ProxAdam([twin], L1(0.02), **{"lr": 0.05, **way})
-    resumed.load_state_dict(optimizer.state_dict())
+    resumed.load_state_dict(through_a_file(optimizer.state_dict()))
     copied = copy.deepcopy(optimizer)
     for it in (optimizer, resumed, copied):
         (param,) = it.penalized
