@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache
 
@@ -29,8 +30,8 @@ def adam_kernel(penalty: ProximalPenalty) -> AdamKernel | None:
         v_new = v * beta2 + pace2 * grad * grad
         second = v_new if largest is None else torch.maximum(largest, v_new)
         metric = second.sqrt() * root + eps
-        steps = torch.where(second == 0, spare, reach / metric)
-        w.copy_(penalty.prox(w * kept - step * m_new / metric, steps))
+        own = torch.where(second == 0, spare, metric)
+        w.copy_(penalty.prox(w * kept - step * m_new / metric, reach / own))
         m.copy_(m_new)
         v.copy_(v_new)
         if largest is not None:
@@ -54,8 +55,8 @@ def adam_numbers(steps: Tensor, group: Group, largest: Tensor) -> Tensor:
     root, step = (1 - beta2**steps).rsqrt(), lr / (1 - beta1**steps)
     columns = (sign, kept, 1 - beta1, beta2, 1 - beta2, root, eps, step, reach)
     numbers = torch.stack([column.expand_as(steps) for column in columns], dim=1).to(largest.device, non_blocking=True)
-    root, eps, reach = (numbers[:, column] for column in (5, 6, 8))
-    spare = torch.where(largest > 0, reach / (largest.sqrt() * root + eps), 0)  # for weights without a second moment
+    root, eps = numbers[:, 5], numbers[:, 6]
+    spare = torch.where(largest > 0, largest.sqrt() * root + eps, math.inf)  # for weights without a second moment
     return torch.cat([numbers, spare[:, None]], dim=1)
 
 
