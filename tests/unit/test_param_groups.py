@@ -52,7 +52,7 @@ OPTIMIZERS = {
     "torch.AdamW": lambda groups: torch.optim.AdamW(groups, lr=0.1),
     "fused": lambda groups: torch.optim.AdamW(groups, lr=0.1, fused=True),
     "torch.SGD": lambda groups: torch.optim.SGD(groups, lr=0.1),
-    "tensor": lambda groups: torch.optim.Adam(groups, lr=torch.tensor(0.1), foreach=False),
+    "tensor": lambda groups: torch.optim.AdamW(groups, lr=torch.tensor(0.1), foreach=False),
     "SGDW": lambda groups: SGDW(groups, lr=0.1, coupling="independent"),
     "AdamW": lambda groups: AdamW(groups, lr=0.1, cautious=True),
     "decoupled": lambda groups: decoupled(torch.optim.Adagrad)(groups, lr=0.1),
@@ -139,7 +139,7 @@ def test_groups_take_another_group_later_and_load_a_checkpoint_of_plain_ones():
         (
             (nn.Linear(2, 2).parameters(), 0.1),
             TypeError,
-            "param_groups: model must be a torch.nn.Module, got generator",
+            "param_groups: model must be a .*Module, got generator",
         ),
         ((nn.Linear(2, 2), -0.1), ValueError, "param_groups: weight_decay must be finite and >= 0, got -0.1"),
         ((nn.Linear(2, 2), float("nan")), ValueError, "param_groups: weight_decay must be .* got nan"),

@@ -2,7 +2,7 @@
 
 Decoupled decay: :class:`AdamW`, :class:`SGDW`, :class:`RMSpropW`, :class:`AdagradW`, :class:`NAdamW`, :class:`RAdamW`,
 :class:`AdamaxW`; :func:`decoupled` makes such a class of any optimizer class, with the mixin :class:`DecoupledDecay`.
-:func:`param_groups` makes the parameter groups of a model, for any optimizer, in which biases and the like do not decay.
+:func:`param_groups` makes parameter groups, for any optimizer, in which biases and the like do not decay.
 Norms bounded instead of decayed: :class:`AdamCPR`, with the mixin :class:`ConstrainedNorm`. Proximal steps:
 :class:`ProxSGD` and :class:`ProxAdam`, with the mixin :class:`Proximal`; :class:`TargetSparsity` steers them to a given
 share of zeros.

@@ -57,7 +57,9 @@ def param_groups(
         raise TypeError(f"param_groups: model must be a torch.nn.Module, got {type(model).__name__}")
     if not 0 <= weight_decay < math.inf:
         raise ValueError(f"param_groups: weight_decay must be finite and >= 0, got {weight_decay!r}")
-    selector, decaying, others = as_selector(select), [], []
+    selector = as_selector(select)
+    decaying: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for places in each_parameter(model):
         (decaying if _decays(places, selector, isinstance(model, Stacked)) else others).append(places[0].param)
     if not decaying:
