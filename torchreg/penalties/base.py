@@ -203,6 +203,11 @@ class Term(Described, Penalty):
     _is_ridge: ClassVar[bool] = False  # whether R(w) is strength/2 * |w|**2: its prox combines with that of any penalty
     is_linear: ClassVar[bool] = True
 
+    @property
+    def _ridge(self) -> float:
+        """The strength of the part that pulls like weight decay: ``strength/2 * |w|**2``."""
+        return self.strength if self._is_ridge else 0.0
+
     def __post_init__(self) -> None:
         self._require("strength", "finite and >= 0", lambda strength: 0 <= strength < math.inf)
 

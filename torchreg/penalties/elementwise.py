@@ -12,6 +12,7 @@ from torchreg.penalties.base import ProximalPenalty, Term
 
 
 @final
+@dataclass(frozen=True, repr=False, eq=False)
 class L1(Term, ProximalPenalty):
     r"""The Lasso penalty: it drives weights to zero, in mode ``"prox"`` to exactly zero.
 
@@ -92,6 +93,7 @@ class L1(Term, ProximalPenalty):
 
 
 @final
+@dataclass(frozen=True, repr=False, eq=False)
 class L2(Term, ProximalPenalty):
     r"""The Ridge penalty: it shrinks weights in proportion to their size.
 
@@ -235,6 +237,10 @@ class ElasticNet(L1Mixture, ProximalPenalty):
 
     @property
     def _curvature(self) -> float:
+        return self._rest
+
+    @property
+    def _ridge(self) -> float:
         return self._rest
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
