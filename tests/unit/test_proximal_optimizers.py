@@ -257,11 +257,23 @@ def test_without_a_compiler_it_says_so_once_and_steps_as_usual(monkeypatch, no_c
     [
         (lambda w: ProxSGD([w], NoProx()), "ProxSGD: penalty must be one with a proximal operator"),
         (lambda w: ProxAdam([w], 1e-3), "ProxAdam: penalty must be one with a proximal operator, .* got 0.001"),
-        (lambda w: ProxAdam([w]), r"ProxAdam: penalty must be one with a proximal operator, such as L1\(1e-4\), got None"),
+        (
+            lambda w: ProxAdam([w]),
+            r"ProxAdam: penalty must be one with a proximal operator, such as L1\(1e-4\), got None",
+        ),
         (lambda w: ProxSGD([w], lr=0.1), r"ProxSGD: penalty must be one with a proximal operator, .*, got None"),
-        (lambda w: ProxSGD([w], nn.Linear(2, 2)), "ProxSGD: penalty must be one with a proximal operator, .* got Linear$"),
-        (lambda w: ProxSGD([w], ElasticNet(0.1), weight_decay=0.1), r"ProxSGD: weights would decay twice, by ElasticNet"),
-        (lambda w: ProxAdam([w], L1(1.0) + L2(0.5), weight_decay=torch.tensor(0.1)), r"ProxAdam: .* twice, by L2\(0.5\)"),
+        (
+            lambda w: ProxSGD([w], nn.Linear(2, 2)),
+            "ProxSGD: penalty must be one with a proximal operator, .* got Linear$",
+        ),
+        (
+            lambda w: ProxSGD([w], ElasticNet(0.1), weight_decay=0.1),
+            r"ProxSGD: weights would decay twice, by ElasticNet",
+        ),
+        (
+            lambda w: ProxAdam([w], L1(1.0) + L2(0.5), weight_decay=torch.tensor(0.1)),
+            r"ProxAdam: .* twice, by L2\(0.5\)",
+        ),
         (lambda w: ProxSGD([a_weight()], L1(1.0)), "ProxSGD: a parameter must have two or more dimensions"),
         (lambda w: ProxSGD([w], L1(1.0), momentum=1.0), "ProxSGD: momentum must be below 1, .* got 1.0"),
         (lambda w: ProxSGD([w], L1(1.0), momentum=0.9, dampening=1.0), "ProxSGD: dampening must be below 1"),

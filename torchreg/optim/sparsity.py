@@ -71,7 +71,11 @@ class TargetSparsity:
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise ValueError(f"TargetSparsity: steps must be a whole number >= 1, got {steps!r}")
         if isinstance(target, str) or not 0 < target < 1:
-            percent = f": a share, {target / 100:g} for {target:g} %" if not isinstance(target, str) and 1 < target < 100 else ""
+            percent = (
+                f": a share, {target / 100:g} for {target:g} %"
+                if not isinstance(target, str) and 1 < target < 100
+                else ""
+            )
             raise ValueError(f"TargetSparsity: target must be in (0, 1), got {target!r}{percent}")
         if not 0 < fix_at <= 1:
             raise ValueError(f"TargetSparsity: fix_at must be in (0, 1], got {fix_at!r}")
