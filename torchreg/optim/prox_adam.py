@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from torchreg import functional as f
-from torchreg.functional.sharding import as_plain, is_sharded
+from torchreg.functional.sharding import is_sharded, largest
 from torchreg.hooks import Group, step_size
 from torchreg.optim.decoupled import DecoupledDecay, is_readable
 from torchreg.optim.kernels import AdamKernel, adam_kernel, adam_numbers
@@ -145,7 +145,7 @@ class ProxAdam(Proximal, DecoupledDecay, torch.optim.Adam):
         if second_moment is None or not second_moment.numel():
             self._largest[param] = torch.zeros((), dtype=param.dtype, device=param.device)
         elif self._full.get(param) is not second_moment:
-            self._largest[param] = as_plain(second_moment.detach().amax(), local=False)
+            self._largest[param] = largest(second_moment.detach())
             if not is_sharded(second_moment) and is_readable(second_moment) and second_moment.all():
                 del self._largest[param]
                 self._full[param] = second_moment  # a second moment that is not 0 stays so
@@ -209,11 +209,11 @@ class ProxAdam(Proximal, DecoupledDecay, torch.optim.Adam):
         assert second_moment is not None
         correction = (1 - group["betas"][1] ** state["step"].clamp(min=1).double()).sqrt()
         lr = step_size(self, group) * group["scale"]
-        largest = self._largest.get(param)
+        before = self._largest.get(param)
 
         def take_(w: Tensor, v: Tensor, start: Tensor | None = None) -> None:
-            if largest is not None:
-                v = torch.where(v == 0, largest.masked_fill(largest == 0, math.inf), v)
+            if before is not None:
+                v = torch.where(v == 0, before.masked_fill(before == 0, math.inf), v)
             # lr / (sqrt(v) / correction + eps), with fewer passes over the weights
             root = f.wide(v).sqrt()
             metric = (
