@@ -386,7 +386,7 @@ KERNELS = {
     for kind, implementation in IMPLEMENTATIONS.items()
     if inspect.signature(base).parameters.keys() >= implementation.keys()
 }
-COUPLINGS = ("lr", "schedule", "independent", "corrected")
+COUPLINGS = ("lr", "independent", "constant", "corrected")
 FORMS = {
     "L2": {},
     "L1": {"decay": "L1"},

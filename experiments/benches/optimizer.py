@@ -20,7 +20,7 @@ def tables() -> list[Table]:
     sgd = _step(torch.optim.SGD, momentum=momentum)
     pairs = {
         "AdamW": (adam, _step(ours.AdamW)),
-        "AdamW, independent": (adam, _step(ours.AdamW, coupling="independent")),
+        "AdamW, constant": (adam, _step(ours.AdamW, coupling="constant")),
         "AdamW, L1 decay": (adam, _step(ours.AdamW, decay="L1")),
         "AdamW, cautious": (adam, _step(ours.AdamW, cautious=True)),
         "AdamW + Regularizer(L1, prox)": (adam, _step(ours.AdamW, regularized=True)),

@@ -178,9 +178,9 @@ MUTANTS = (
     # -- torchreg/optim -------------------------------------------------------------------------------------------
     Mutant(
         "torchreg/optim/decoupled.py",
-        'lr / peak if group["coupling"] == "schedule" else lr * (scalar(group["lr"]) / peak)',
-        "lr / peak",
-        "the coupling 'corrected' is 'schedule'",
+        'share * (lr if group["coupling"] == "corrected" else one)',
+        "share * one",
+        "the coupling 'corrected' is 'independent'",
     ),
     Mutant(
         "torchreg/optim/prox_sgd.py",

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR
 
-from tests.cases import DECOUPLED, FORMS, each_coupling, each_kernel
+from tests.cases import COUPLINGS, DECOUPLED, FORMS, each_coupling, each_kernel
 from tests.helpers import assert_close
 from torchreg.schedules import cosine
 
@@ -113,7 +113,7 @@ UPDATES = {
 
 
 def rate(coupling, lr, peak):
-    return {"lr": lr, "schedule": lr / peak, "independent": 1.0, "corrected": lr**2 / peak}[coupling]
+    return {"lr": lr, "independent": lr / peak, "constant": 1.0, "corrected": lr**2 / peak}[coupling]
 
 
 def threshold(x, t):
@@ -129,8 +129,14 @@ def step(w, update, amount, decay="L2", towards="zero", cautious=False):
     return target + threshold(w - update - target, amount)
 
 
+def rising(optimizer, lr):
+    for group in optimizer.param_groups:
+        group["max_lr"] = 2 * lr
+    return LambdaLR(optimizer, lambda t: (1 - t / STEPS) * (2 if t > 5 else 0.5))
+
+
 SCHEDULERS = {
-    "lambda": (lambda optimizer, lr: LambdaLR(optimizer, lambda t: (1 - t / STEPS) * (2 if t > 5 else 0.5)), 1.0),
+    "lambda": (rising, 2.0),
     "cosine": (lambda optimizer, lr: CosineAnnealingLR(optimizer, STEPS), 1.0),
     "one cycle": (
         lambda optimizer, lr: OneCycleLR(
@@ -169,7 +175,7 @@ def test_the_implementations_agree_on_each_coupling_and_form(ours, base, options
     for implementation in (options, {**options, "foreach": False, **({"fused": False} if "fused" in options else {})}):
         groups = [
             {"params": [a_weight(), a_weight()], "coupling": coupling, **form}
-            for coupling in ("lr", "schedule", "independent", "corrected")
+            for coupling in COUPLINGS
             for form in FORMS.values()
         ]
         optimizer = ours(groups, **implementation, weight_decay=DECAY)

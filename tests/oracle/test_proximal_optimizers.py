@@ -161,7 +161,7 @@ def soft(w, threshold):
 
 
 def kept(coupling, lr):
-    return 1 - DECAY * {"lr": lr, "schedule": lr / RATE, "independent": 1, "corrected": lr * lr / RATE}[coupling]
+    return 1 - DECAY * {"lr": lr, "independent": lr / RATE, "constant": 1, "corrected": lr * lr / RATE}[coupling]
 
 
 def numpy_sgd(rates, coupling, momentum=0.0, dampening=0.0, nesterov=False):

@@ -372,7 +372,7 @@ def test_a_loader_that_has_run_dry_is_told():
     ("make_optimizer", "mode"),
     [
         (partial(ProxAdam, penalty=L1(0.1)), "grad"),
-        (partial(SGDW, lr=0.1, weight_decay=0.5, coupling="independent"), "decoupled"),
+        (partial(SGDW, lr=0.1, weight_decay=0.5, coupling="constant"), "decoupled"),
         (partial(torch.optim.RMSprop, weight_decay=0.1), "decoupled"),
         (partial(torch.optim.NAdam, weight_decay=0.1), "decoupled"),
     ],

@@ -9,7 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.cases import COUPLINGS, FORMS, each_coupling, each_decoupled, each_decoupled_or_made, each_form
+from tests.cases import (
+    COUPLINGS,
+    FORMS,
+    each_coupling,
+    each_decoupled,
+    each_decoupled_or_made,
+    each_form,
+    each_kernel,
+    undecayed,
+)
 from tests.helpers import (
     assert_bit_equal,
     assert_close,
@@ -20,7 +29,7 @@ from tests.helpers import (
     weights_of,
 )
 from tests.unit.training import a_weight, one_step
-from torchreg.optim import SGDW, AdamW
+from torchreg.optim import SGDW, AdamW, decoupled
 from torchreg.schedules import cosine, linear
 
 
@@ -41,7 +50,7 @@ def step(optimizer, gradient):
 @each_decoupled_or_made
 def test_l1_leaves_exact_zeros_and_takes_the_same_from_all_others(ours, base, options):
     w = weights(1.0, -1.0, 0.05, -0.05, 0.0)
-    optimizer = ours([w], **options, weight_decay=0.1, coupling="independent", decay="L1")
+    optimizer = ours([w], **options, weight_decay=0.1, coupling="constant", decay="L1")
     assert_close(step(optimizer, 0.0), torch.tensor([0.9, -0.9, 0, 0, 0], dtype=torch.float64))
     assert not w[2:].any()
 
@@ -52,7 +61,7 @@ def test_towards_the_start_the_distance_shrinks_and_l1_makes_it_zero(ours, base,
     away = torch.tensor([0.5, -0.05, 0.5], dtype=torch.float64)
     for decay, remaining in (("L2", 0.9 * away), ("L1", torch.tensor([0.4, 0.0, 0.4], dtype=torch.float64))):
         w = nn.Parameter(start.clone())
-        optimizer = ours([w], **options, weight_decay=0.1, coupling="independent", decay=decay, towards="start")
+        optimizer = ours([w], **options, weight_decay=0.1, coupling="constant", decay=decay, towards="start")
         w.data.add_(away)
         assert_close(step(optimizer, 0.0), start + remaining)
     assert w[1].item() == start[1].item()
@@ -60,7 +69,7 @@ def test_towards_the_start_the_distance_shrinks_and_l1_makes_it_zero(ours, base,
 
 def test_a_group_that_is_added_later_decays_towards_its_own_start():
     first, second = a_weight(1.0), a_weight(2.0)
-    optimizer = SGDW([first], lr=0.1, weight_decay=0.5, coupling="independent", towards="start")
+    optimizer = SGDW([first], lr=0.1, weight_decay=0.5, coupling="constant", towards="start")
     first.data.fill_(3.0)
     second.data.fill_(4.0)
     optimizer.add_param_group({"params": [second]})
@@ -131,7 +140,7 @@ def test_complex_weights_decay_by_their_magnitudes(form, coupling):
 @each_decoupled_or_made
 def test_the_schedule_gets_the_number_of_steps_made_and_scales_each_groups_decay(ours, base, options):
     first, second = a_weight(), a_weight()
-    optimizer = ours([first], **options, weight_decay=0.5, coupling="independent", decay_schedule=linear(steps=4))
+    optimizer = ours([first], **options, weight_decay=0.5, coupling="constant", decay_schedule=linear(steps=4))
     one_step(optimizer)
     optimizer.add_param_group({"params": [second], "weight_decay": 0.2})  # joins at the same step
     one_step(optimizer)
@@ -252,3 +261,89 @@ def test_a_compiled_step_is_the_eager_one_and_a_scheduled_decay_does_not_compile
             train(model, optimizer, steps=4)
         runs.append(weights_of(model))
     assert_close(*runs, tolerance=1e-6)
+
+
+# -- every combination ------------------------------------------------------------------------------------------------
+
+each_rate = pytest.mark.parametrize("rate", [float, partial(torch.tensor, dtype=torch.float64)], ids=["", "tensor"])
+
+
+def after_one_step(twin, base_step, w, start, amount, decay="L2", towards="zero", cautious=False):
+    """The formulas of the docstring, around a step of torch's own optimizer on a twin."""
+    target = start if towards == "start" else torch.zeros_like(start)
+    before_update = target + (w - target) * (1 - amount) if decay == "L2" and not cautious else w
+    twin.data.copy_(before_update)
+    base_step()
+    moved = twin.detach().clone()
+    if decay == "L2" and not cautious:
+        return moved
+    agrees = (w - moved) * (w - target) >= 0 if cautious else torch.ones_like(w, dtype=torch.bool)
+    nearer = moved - amount * (w - target) if decay == "L2" else target + F.softshrink(moved - target, amount)
+    return torch.where(agrees, nearer, moved)
+
+
+@each_kernel
+@each_form
+@each_rate
+def test_groups_with_and_without_decay_or_gradients_step_alike_at_any_rate(ours, base, options, form, rate):
+    lr = options["lr"]
+    with_rate = {**options, "lr": rate(lr)}
+    try:
+        undecayed(base, [a_weight()], **with_rate)
+    except ValueError as error:
+        pytest.skip(f"torch's own refuses it: {error}")
+    start = torch.tensor([1.0, -1.0, 0.5, -0.02], dtype=torch.float64)
+    kinds = [  # the weight decay, the coupling, the share that a step takes, whether there is a gradient
+        (0.05, "lr", 0.05 * lr, True),
+        (0.0, "lr", 0.0, True),
+        (0.05, "independent", 0.05, True),
+        (torch.tensor(0.05, dtype=torch.float64), "constant", 0.05, True),
+        (0.05, "corrected", 0.05 * lr, False),
+        (0.0, "constant", 0.0, False),
+    ]
+    for scaled in (False, True) if options.get("fused") else (False,):
+        weights, twins = ([nn.Parameter(start.clone()) for _ in kinds] for _ in range(2))
+        groups = [{"params": [w], "weight_decay": k[0], "coupling": k[1]} for w, k in zip(weights, kinds, strict=True)]
+        optimizer = ours(groups, **with_rate, **form)
+        bases = [undecayed(base, [twin], **options) for twin in twins]
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=scaled)
+        expected = [start.clone() + 0.25 for _ in kinds]
+        for w in weights:
+            w.data.add_(0.25)
+        for t in range(3):
+            gradient = torch.tensor([0.5, -0.25, -0.5, 0.125], dtype=torch.float64) * (1 if t < 2 else -2)
+            for w, (*_, has_gradient) in zip(weights, kinds, strict=True):
+                w.grad = None
+                if has_gradient:
+                    scaler.scale((w * gradient).sum()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            for i, (_, _, amount, has_gradient) in enumerate(kinds):
+                if has_gradient:
+                    twins[i].grad = gradient.clone()
+                    expected[i] = after_one_step(twins[i], bases[i].step, expected[i], start, amount, **form)
+        tolerance = 1e-4 if base is torch.optim.Adafactor else 1e-6  # whose step depends on w before the decay
+        assert_close([w.detach() for w in weights], expected, tolerance)
+
+
+@each_rate
+def test_a_gradient_that_comes_with_a_later_evaluation_of_the_closure_is_no_error(rate):
+    class Twice(torch.optim.SGD):
+        def step(self, closure):
+            closure()
+            loss = closure()
+            super().step()
+            return loss
+
+    first, second = a_weight(), a_weight()
+    optimizer = decoupled(Twice)([first, second], lr=rate(0.1), weight_decay=0.5, cautious=True)
+    evaluations = []
+
+    def closure():
+        evaluations.append(None)
+        first.grad = torch.ones_like(first)
+        second.grad = torch.ones_like(second) if len(evaluations) > 1 else None
+        return 0.0
+
+    optimizer.step(closure)
+    assert_close([first.item(), second.item()], [0.85, 0.9])

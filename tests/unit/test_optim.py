@@ -3,19 +3,32 @@
 Each coupling and form is compared with NumPy in ``tests/oracle/test_couplings.py``.
 """
 
+import contextlib
 import math
 import re
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    CosineAnnealingWarmRestarts,
+    CyclicLR,
+    LambdaLR,
+    LinearLR,
+    MultiplicativeLR,
+    OneCycleLR,
+    SequentialLR,
+    StepLR,
+)
 
 from tests.cases import COUPLINGS, FORMS, KERNELS, each_coupling, each_decoupled, each_kernel, undecayed
 from tests.helpers import assert_bit_equal, assert_close, make_model, train, weights_of
 from tests.unit.training import a_weight, one_step
-from torchreg.optim import SGDW, AdamW, DecoupledDecay, NAdamW, RAdamW, decoupled
+from torchreg import L1
+from torchreg.optim import SGDW, AdamW, DecoupledDecay, NAdamW, ProxSGD, RAdamW, decoupled
 
 # -- against torch's own optimizers -------------------------------------------------------------------------------
 
@@ -60,7 +73,7 @@ def test_coupled_to_the_learning_rate_it_is_torchs_own_to_the_bit(ours, base, op
 @each_decoupled
 def test_a_groups_of_other_coupling_does_not_change_the_rest(ours, base, options):
     results = []
-    for coupling in ("lr", "independent"):
+    for coupling in ("lr", "constant"):
         model = make_model()
         other = {"params": [a_weight()], "coupling": coupling}
         optimizer = ours([{"params": list(model.parameters())}, other], **options, weight_decay=0.1)
@@ -88,7 +101,7 @@ def test_the_documented_table_is_what_a_thousand_steps_leave():
 
 
 @pytest.mark.parametrize(
-    ("coupling", "remaining"), [("lr", 0.8), ("schedule", 0.6), ("independent", 0.6), ("corrected", 0.8)]
+    ("coupling", "remaining"), [("lr", 0.8), ("independent", 0.6), ("constant", 0.6), ("corrected", 0.8)]
 )
 def test_only_couplings_lr_and_corrected_depend_on_the_learning_rate(coupling, remaining):
     w = a_weight()
@@ -118,7 +131,7 @@ def test_each_group_has_its_own_decay_and_coupling():
     first, second, third = a_weight(), a_weight(), a_weight()
     groups = [
         {"params": [first], "weight_decay": 0.5},
-        {"params": [second], "coupling": "independent"},
+        {"params": [second], "coupling": "constant"},
         {"params": [third], "weight_decay": 0},
     ]
     one_step(SGDW(groups, lr=0.1, weight_decay=0.2))
@@ -145,7 +158,7 @@ def test_the_largest_rate_of_a_cycle_is_its_reference(coupling):
     remaining = 1.0
     for _ in range(9):
         lr = optimizer.param_groups[0]["lr"]
-        rate = {"lr": lr, "schedule": lr / 0.5, "independent": 1.0, "corrected": lr**2 / 0.5}[coupling]
+        rate = {"lr": lr, "independent": lr / 0.5, "constant": 1.0, "corrected": lr**2 / 0.5}[coupling]
         remaining *= 1 - 0.1 * rate
         one_step(optimizer)
         scheduler.step()
@@ -154,20 +167,35 @@ def test_the_largest_rate_of_a_cycle_is_its_reference(coupling):
 
 def test_the_initial_rate_is_the_schedulers_where_there_is_one():
     w = a_weight()
-    optimizer = SGDW([w], lr=0.1, weight_decay=0.4, coupling="schedule")
+    optimizer = SGDW([w], lr=0.4, weight_decay=0.4, coupling="independent")
     optimizer.param_groups[0]["lr"] = 0.2
     one_step(optimizer)
-    assert_close(w.item(), 1 - 2 * 0.4)
+    assert_close(w.item(), 1 - 0.4 / 2)
     LambdaLR(optimizer, lambda step: 1.0)
     one_step(optimizer)
-    assert_close(w.item(), (1 - 2 * 0.4) * (1 - 0.4))
+    assert_close(w.item(), (1 - 0.4 / 2) * (1 - 0.4))
+
+
+@pytest.mark.parametrize("kind", [SGDW, AdamW, decoupled(torch.optim.Adadelta)])
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
+def test_schedule_is_another_name_of_independent(kind, form):
+    results = []
+    for coupling in ("independent", "schedule"):
+        w = nn.Parameter(torch.linspace(-1, 1, 7))
+        optimizer = kind([w], lr=0.3, weight_decay=0.1, coupling=coupling, **form)
+        scheduler = LambdaLR(optimizer, lambda step: 1 / (1 + step))
+        for gradient in (0.5, -0.3, 0.1):
+            one_step(optimizer, gradient)
+            scheduler.step()
+        results.append(w.detach())
+    assert_bit_equal(*results)
 
 
 # -- what is refused ----------------------------------------------------------------------------------------------
 
 BAD = [
-    ({"coupling": "linear"}, "coupling must be one of lr, schedule, independent, corrected, got 'linear'"),
-    ({"coupling": None}, "coupling must be one of lr, schedule, independent, corrected, got None"),
+    ({"coupling": "linear"}, "coupling must be one of lr, independent, schedule, constant, corrected, got 'linear'"),
+    ({"coupling": None}, "coupling must be one of lr, independent, schedule, constant, corrected, got None"),
     ({"decay": "l2"}, "decay must be one of L2, L1, got 'l2'"),
     ({"towards": "init"}, "towards must be one of zero, start, got 'init'"),
     ({"weight_decay": -0.1}, "weight_decay.*-0.1"),
@@ -177,9 +205,9 @@ BAD = [
     ({"weight_decay": torch.tensor(float("nan"))}, "weight_decay"),
     ({"coupling": "schedule", "lr": 0.0}, "coupling 'schedule' divides by the initial lr, which must be > 0, got 0"),
     ({"coupling": "corrected", "lr": 0.0}, "coupling 'corrected' divides by the initial lr, which must be > 0, got 0"),
-    (
-        {"coupling": "independent", "weight_decay": 1.5},
-        "weight_decay must be at most 1 with coupling 'independent', .*got 1.5",
+    *(
+        ({"coupling": name, "weight_decay": 1.5}, f"weight_decay must be at most 1 with coupling '{name}', .*got 1.5")
+        for name in ("constant", "independent", "schedule")
     ),
 ]
 each_kind = pytest.mark.parametrize("kind", [SGDW, AdamW, decoupled(torch.optim.Rprop)], ids=lambda it: it.__name__)
@@ -222,15 +250,109 @@ def test_what_is_no_schedule_is_refused(ours, base, options):
 
 def test_couplings_that_do_not_divide_by_the_rate_take_one_of_zero_and_only_independence_bounds_the_decay():
     SGDW([a_weight()], lr=0.0, coupling="lr")
-    SGDW([a_weight()], lr=0.0, coupling="independent")
+    SGDW([a_weight()], lr=0.0, coupling="constant")
     AdamW([a_weight()], weight_decay=1.5, coupling="lr")
 
 
 def test_the_schedule_may_begin_at_zero():
     w = a_weight()
-    optimizer = SGDW([w], lr=0.1, weight_decay=0.4, coupling="schedule")
+    optimizer = SGDW([w], lr=0.1, weight_decay=0.4, coupling="independent")
     scheduler = LambdaLR(optimizer, lambda step: step / 2)  # a warm-up
     for expected in (1.0, 0.8, 0.48):
         one_step(optimizer)
         assert_close(w.item(), expected)
         scheduler.step()
+
+
+# -- learning rates above the largest ---------------------------------------------------------------------------------
+
+RISING = {
+    "CyclicLR": lambda it: CyclicLR(it, base_lr=0.01, max_lr=0.1, step_size_up=4, cycle_momentum=False),
+    "LambdaLR": lambda it: LambdaLR(it, lambda step: 1.0 + step),
+    "MultiplicativeLR": lambda it: MultiplicativeLR(it, lambda step: 1.1),
+    "StepLR": lambda it: StepLR(it, step_size=1, gamma=2.0),
+    "by hand": lambda it: SimpleNamespace(
+        step=lambda: [group.update(lr=group["lr"] * 1.01) for group in it.param_groups]
+    ),
+}
+WITHIN = {
+    "LinearLR": lambda it: LinearLR(it, 0.1, total_iters=7),
+    "cosine": lambda it: CosineAnnealingLR(it, 5),
+    "restarts": lambda it: CosineAnnealingWarmRestarts(it, 3),
+    "warm-up": lambda it: SequentialLR(it, [LinearLR(it, 0.3, total_iters=3), CosineAnnealingLR(it, 9)], [3]),
+    "one cycle": lambda it: OneCycleLR(it, 0.5, total_steps=40, cycle_momentum=False),
+}
+each_rate = pytest.mark.parametrize("rate", [float, torch.tensor, lambda lr: torch.tensor([lr])])
+
+
+@pytest.mark.parametrize("kind", [SGDW, AdamW, partial(ProxSGD, penalty=L1(0.0), biases=True)])
+@pytest.mark.parametrize("coupling", ["independent", "schedule", "corrected"])
+@pytest.mark.parametrize("make_scheduler", RISING.values(), ids=RISING.keys())
+@each_rate
+def test_a_rate_above_the_largest_is_refused_before_anything_changes_and_max_lr_serves_it(
+    kind, coupling, make_scheduler, rate
+):
+    first, w = a_weight(), a_weight()
+    groups = [{"params": [first], "coupling": "lr"}, {"params": [w], "coupling": coupling}]
+    optimizer = kind(groups, lr=rate(0.1), weight_decay=0.2)
+    scheduler = make_scheduler(optimizer)
+
+    def state():
+        return first.item(), w.item(), optimizer.param_groups[1]["weight_decay"]
+
+    for _ in range(3):
+        before = state()
+        with contextlib.suppress(ValueError):
+            one_step(optimizer)
+        if state() == before:
+            break
+        scheduler.step()
+    with refused(ValueError, f"lr must not be above .* {coupling!r}, .*: set 'max_lr' in the parameter group"):
+        one_step(optimizer)
+    assert state() == before
+    optimizer.param_groups[1]["max_lr"] = 1.0
+    one_step(optimizer)
+    assert 0.8 * before[1] < w.item() < before[1]
+
+
+@pytest.mark.parametrize("coupling", ["independent", "corrected"])
+@pytest.mark.parametrize("make_scheduler", WITHIN.values(), ids=WITHIN.keys())
+@each_rate
+def test_a_schedule_that_only_reaches_its_largest_rate_goes_on(coupling, make_scheduler, rate):
+    optimizer = SGDW([w := a_weight()], lr=rate(0.1), weight_decay=0.02, coupling=coupling)
+    scheduler = make_scheduler(optimizer)
+    for _ in range(30):
+        one_step(optimizer)
+        scheduler.step()
+    assert 0.98**30 <= w.item() < 1
+
+
+@pytest.mark.parametrize("coupling", ["lr", "constant"])
+def test_couplings_that_do_not_divide_by_the_largest_rate_take_every_rate(coupling):
+    optimizer = SGDW([a_weight()], lr=0.1, weight_decay=0.1, coupling=coupling)
+    scheduler = RISING["LambdaLR"](optimizer)
+    for _ in range(5):
+        one_step(optimizer)
+        scheduler.step()
+
+
+def test_without_decay_every_rate_is_taken():
+    optimizer = SGDW([a_weight()], lr=0.1, weight_decay=0.0, coupling="independent")
+    optimizer.param_groups[0]["lr"] = 1.0
+    one_step(optimizer)
+
+
+@pytest.mark.parametrize("decay", [-0.1, float("nan"), float("inf"), 1.5])
+def test_a_decay_that_is_set_later_is_checked_in_the_step(decay):
+    optimizer = SGDW([w := a_weight()], lr=0.1, weight_decay=0.1, coupling="constant")
+    optimizer.param_groups[0]["weight_decay"] = decay
+    with refused(ValueError, "weight_decay must be"):
+        one_step(optimizer)
+    assert w.item() == 1
+
+
+def test_a_decay_that_its_schedule_raises_above_1_is_refused():
+    optimizer = SGDW([w := a_weight()], lr=0.1, weight_decay=0.6, coupling="constant", decay_schedule=lambda t: 2.0)
+    with refused(ValueError, "weight_decay must be at most 1 .*got 1.2"):
+        one_step(optimizer)
+    assert w.item() == 1

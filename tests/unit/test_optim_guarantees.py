@@ -265,7 +265,7 @@ def test_training_resumes_from_a_file_under_schedules(ours, base, options, form)
 def test_a_checkpoint_holds_the_start_even_of_weights_that_have_not_moved(ours, base, options, steps):
     def setting(start):
         weights = [a_weight(start), a_weight(start)]
-        return weights, ours(weights, **options, weight_decay=0.5, coupling="independent", towards="start")
+        return weights, ours(weights, **options, weight_decay=0.5, coupling="constant", towards="start")
 
     def step(weights, optimizer, *moving):
         for i in moving:
@@ -308,7 +308,7 @@ def test_a_checkpoint_of_torchs_own_goes_on_bit_for_bit_where_its_decay_means_th
         (NAdamW, torch.optim.NAdam, {}, "coupled to the gradient instead of lr, L2"),
         (AdamW, torch.optim.Adam, {}, "coupled to the gradient instead of lr, L2"),
         (decoupled(torch.optim.Adam), torch.optim.Adam, {}, "coupled to the gradient instead of lr, L2"),
-        (AdamW, torch.optim.AdamW, {"coupling": "independent"}, "lr, L2 instead of independent, L2"),
+        (AdamW, torch.optim.AdamW, {"coupling": "constant"}, "lr, L2 instead of constant, L2"),
         (AdamW, torch.optim.AdamW, {"decay": "L1"}, "lr, L2 instead of lr, L1"),
     ],
     ids=str,

@@ -19,7 +19,7 @@ from tests.helpers import (
     weights_of,
 )
 from tests.unit.training import a_weight, one_step
-from torchreg import L1, L2, L2SP, MCP, GroupLasso, Huber
+from torchreg import L1, L2, L2SP, MCP, ElasticNet, GroupLasso, Huber
 from torchreg.optim import ProxAdam, ProxSGD
 from torchreg.optim.kernels import adam_kernel
 from torchreg.steps.kernels import at_unit_strength
@@ -48,7 +48,7 @@ def test_biases_are_exempt_unless_they_are_asked_for(make):
 def test_what_has_no_gradient_stays(make):
     still, moving = (nn.Parameter(torch.ones(1, 2)) for _ in range(2))
     optimizer = make([still, moving], L1(100.0))
-    moving.grad = torch.zeros(1, 2)
+    moving.grad = torch.full((1, 2), 0.01)
     optimizer.step()
     assert_bit_equal(still.detach(), torch.ones(1, 2))
     assert not moving.any()
@@ -71,7 +71,7 @@ def test_a_group_that_is_added_is_penalized(make):
     optimizer = make([nn.Parameter(torch.ones(1, 2))], L1(100.0))
     late = nn.Parameter(torch.ones(1, 2))
     optimizer.add_param_group({"params": [late]})
-    one_step(optimizer)
+    one_step(optimizer, 0.01)
     assert not late.any()
     assert optimizer.penalized[1] is late
 
@@ -191,7 +191,7 @@ def test_a_differentiable_step_has_the_derivatives_that_finite_differences_have(
 @pytest.mark.parametrize(
     ("penalty", "options"),
     [
-        (L1(0.05), {"weight_decay": 0.1, "coupling": "independent"}),
+        (L1(0.05), {"weight_decay": 0.1, "coupling": "constant"}),
         (L1(0.02) + L2(0.1), {"amsgrad": True}),
         (MCP(0.05), {"maximize": True}),
         (Huber(0.1, delta=0.1), {"fused": True}),
@@ -257,6 +257,23 @@ def test_without_a_compiler_it_says_so_once_and_steps_as_usual(monkeypatch, no_c
     [
         (lambda w: ProxSGD([w], NoProx()), "ProxSGD: penalty must be one with a proximal operator"),
         (lambda w: ProxAdam([w], 1e-3), "ProxAdam: penalty must be one with a proximal operator, .* got 0.001"),
+        (
+            lambda w: ProxAdam([w]),
+            r"ProxAdam: penalty must be one with a proximal operator, such as L1\(1e-4\), got None",
+        ),
+        (lambda w: ProxSGD([w], lr=0.1), r"ProxSGD: penalty must be one with a proximal operator, .*, got None"),
+        (
+            lambda w: ProxSGD([w], nn.Linear(2, 2)),
+            "ProxSGD: penalty must be one with a proximal operator, .* got Linear$",
+        ),
+        (
+            lambda w: ProxSGD([w], ElasticNet(0.1), weight_decay=0.1),
+            r"ProxSGD: weights would decay twice, by ElasticNet",
+        ),
+        (
+            lambda w: ProxAdam([w], L1(1.0) + L2(0.5), weight_decay=torch.tensor(0.1)),
+            r"ProxAdam: .* twice, by L2\(0.5\)",
+        ),
         (lambda w: ProxSGD([a_weight()], L1(1.0)), "ProxSGD: a parameter must have two or more dimensions"),
         (lambda w: ProxSGD([w], L1(1.0), momentum=1.0), "ProxSGD: momentum must be below 1, .* got 1.0"),
         (lambda w: ProxSGD([w], L1(1.0), momentum=0.9, dampening=1.0), "ProxSGD: dampening must be below 1"),
@@ -277,6 +294,33 @@ def test_what_cannot_work_gets_one_line(make, message):
     with pytest.raises((TypeError, ValueError), match=message) as caught:
         make(torch.ones(2, 2))
     assert "\n" not in str(caught.value)
+
+
+@each_kind
+@pytest.mark.parametrize("penalty", [L2(0.1), ElasticNet(0.1), L1(0.1) + L2(0.2)], ids=repr)
+@pytest.mark.parametrize("decay", [0.1, torch.tensor(0.1)], ids=str)
+def test_weights_that_would_decay_twice_are_refused_whenever_the_decay_comes(make, penalty, decay):
+    def optimizer(penalty=penalty, **options):
+        return make([nn.Parameter(torch.ones(2, 2))], penalty, **options)
+
+    refused = pytest.raises(ValueError, match=r"\A\w+: weights would decay twice, by [^\n]*\Z")
+    with refused:
+        optimizer(weight_decay=decay)
+    late = optimizer()
+    with refused:
+        late.add_param_group({"params": [nn.Parameter(torch.ones(2, 2))], "weight_decay": decay})
+    one_step(late)
+    scheduled, loaded = optimizer(), optimizer()
+    scheduled.param_groups[0]["weight_decay"] = decay
+    loaded.load_state_dict(optimizer(penalty=L1(0.1), weight_decay=decay).state_dict())
+    for it in (scheduled, loaded):
+        with refused:
+            one_step(it)
+        assert_bit_equal(it.penalized[0].detach(), torch.ones(2, 2))
+        it.fix_support()  # ends the penalty
+        one_step(it)
+    one_step(optimizer(penalty=L1(0.1), weight_decay=decay))
+    one_step(optimizer(penalty=ElasticNet(0.1, l1_ratio=1.0), weight_decay=decay))
 
 
 def test_a_group_that_is_refused_is_not_left_behind():

@@ -153,5 +153,14 @@ def test_a_wrong_number_gets_one_line(options, message):
 
 
 def test_another_optimizer_is_refused():
-    with pytest.raises(TypeError, match=r"optimizer must be a ProxSGD or a ProxAdam, got AdamW"):
-        TargetSparsity(AdamW(make_model().parameters()), 0.9, steps=10)
+    for other, got in ((AdamW(make_model().parameters()), "AdamW"), (AdamW, "the class AdamW"), (None, "NoneType")):
+        with pytest.raises(TypeError, match=rf"optimizer must be a ProxSGD or a ProxAdam, got {got}\Z"):
+            TargetSparsity(other, 0.9, steps=10)
+
+
+@pytest.mark.parametrize(
+    ("target", "advice"), [(95, ": a share, 0.95 for 95 %"), (1.5, ": .* 1.5 %"), (200, ""), (0, "")]
+)
+def test_a_target_in_percent_is_told_as_a_share(target, advice):
+    with pytest.raises(ValueError, match=rf"\ATargetSparsity: target must be in \(0, 1\), got {target}{advice}\Z"):
+        TargetSparsity(ProxSGD(make_model().parameters(), L1(1e-3)), target, steps=10)

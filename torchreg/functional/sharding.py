@@ -69,6 +69,19 @@ def reduced(part: Tensor, layout: Layout) -> Tensor:
     return total
 
 
+def largest(w: Tensor) -> Tensor:
+    """The largest element, which must not be negative, the same in each process; shards may be empty."""
+    if not is_sharded(w):
+        return w.amax()
+    from torch.distributed.tensor import DTensor, Partial
+
+    shard = as_plain(w, local=True)
+    part = shard.amax() if shard.numel() else shard.new_zeros(())
+    placements = [p if p.is_replicate() else Partial("max") for p in w.placements]
+    found: Tensor = DTensor.from_local(part, w.device_mesh, placements, run_check=False).full_tensor()
+    return found
+
+
 def on_plain_(act: Callable[..., object], local: bool, *tensors: Tensor) -> None:
     """``act(*tensors)`` on ordinary tensors; what it writes into them is written into ``tensors``. No gradients."""
     if not any(map(is_sharded, tensors)):

@@ -2,6 +2,7 @@
 
 Decoupled decay: :class:`AdamW`, :class:`SGDW`, :class:`RMSpropW`, :class:`AdagradW`, :class:`NAdamW`, :class:`RAdamW`,
 :class:`AdamaxW`; :func:`decoupled` makes such a class of any optimizer class, with the mixin :class:`DecoupledDecay`.
+:func:`param_groups` makes parameter groups, for any optimizer, in which biases and the like do not decay.
 Norms bounded instead of decayed: :class:`AdamCPR`, with the mixin :class:`ConstrainedNorm`. Proximal steps:
 :class:`ProxSGD` and :class:`ProxAdam`, with the mixin :class:`Proximal`; :class:`TargetSparsity` steers them to a given
 share of zeros.
@@ -10,6 +11,7 @@ share of zeros.
 from torchreg.optim.cpr import AdamCPR, ConstrainedNorm
 from torchreg.optim.decoupled import DecoupledDecay
 from torchreg.optim.factory import decoupled
+from torchreg.optim.groups import param_groups
 from torchreg.optim.named import SGDW, AdagradW, AdamaxW, AdamW, NAdamW, RAdamW, RMSpropW
 from torchreg.optim.prox_adam import ProxAdam
 from torchreg.optim.prox_sgd import ProxSGD
@@ -32,6 +34,7 @@ __all__ = [
     "RMSpropW",
     "TargetSparsity",
     "decoupled",
+    "param_groups",
 ]
 
 

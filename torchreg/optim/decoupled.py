@@ -21,6 +21,10 @@ Amounts = list[float | Tensor]
 _LR_COUPLED = (torch.optim.AdamW, torch.optim.Adafactor, torch.optim.Muon)  # their own decay is this rule "lr"
 _TAKE_SPARSE = (torch.optim.SGD, torch.optim.Adagrad, torch.optim.SparseAdam)
 
+_OF_PEAK = ("independent", "schedule", "corrected")  # couplings that divide by the largest learning rate
+_FULL = ("independent", "schedule", "constant")  # couplings whose largest rate is 1
+_ROUNDING = 1 + 1e-5  # schedulers reach the largest learning rate with a rounding error
+
 
 class DecoupledDecay(StepWrapper):
     r"""Mixin that decouples an optimizer's ``weight_decay``: ``class SGDW(DecoupledDecay, torch.optim.SGD)``.
@@ -46,22 +50,23 @@ class DecoupledDecay(StepWrapper):
     coupling       :math:`r_t`                    source
     =============  =============================  ===========================================================
     "lr"           :math:`\eta_t`                 ``torch.optim.AdamW``
-    "schedule"     :math:`\eta_t / \eta_{\max}`   Loshchilov and Hutter 2019
-    "independent"  :math:`1`                      constant, independent of the learning rate
+    "independent"  :math:`\eta_t / \eta_{\max}`   Loshchilov and Hutter 2019, Wortsman and others 2024
+    "constant"     :math:`1`                      the same decay in every step
     "corrected"    :math:`\eta_t^2/\eta_{\max}`   Defazio 2025, for layers before a normalization
     =============  =============================  ===========================================================
 
-    Here :math:`\eta_t` is the group's current ``lr``. :math:`\eta_{\max}` is the group's ``max_lr`` if it has one
-    (OneCycleLR sets it; for CyclicLR set it yourself), else its ``initial_lr`` (which other schedulers set), else the
-    ``lr`` with which the group was added. The next table shows a weight of 1 after 1000 steps with gradient 0 and
-    ``weight_decay=0.001``:
+    "schedule" is another name of "independent": the decay follows the schedule of the learning rate and is independent
+    of its size. :math:`\eta_t` is the group's current ``lr``. :math:`\eta_{\max}` is the group's ``max_lr`` if it has
+    one (OneCycleLR sets it), else its ``initial_lr`` (the ``lr`` that any other scheduler was given), else the ``lr``
+    with which the group was added. If the learning rate rises above that, as under CyclicLR, set ``max_lr`` in the
+    group. The next table shows a weight of 1 after 1000 steps with gradient 0 and ``weight_decay=0.001``:
 
     =============  ======  ========  ==================
     coupling       lr = 1  lr = 0.1  lr falls from 1 to 0
     =============  ======  ========  ==================
     "lr"           0.368   0.905     0.606
-    "schedule"     0.368   0.368     0.606
-    "independent"  0.368   0.368     0.368
+    "independent"  0.368   0.368     0.606
+    "constant"     0.368   0.368     0.368
     "corrected"    0.368   0.905     0.716
     =============  ======  ========  ==================
 
@@ -84,9 +89,11 @@ class DecoupledDecay(StepWrapper):
             under a scaler are counted too.
 
     Raises:
-        ValueError: an unknown coupling or form, a decay that is negative or not finite, coupling "schedule" or
-            "corrected" with ``lr=0``, "independent" with a decay above 1; in a step a sparse gradient for which the
-            base has no rule; in loading a checkpoint of a class whose ``weight_decay`` means something else.
+        ValueError: an unknown coupling or form, a decay that is negative or not finite, coupling "independent" or
+            "corrected" with ``lr=0``, "independent" or "constant" with a decay above 1; in a step a learning rate above
+            :math:`\eta_{\max}` with coupling "independent" or "corrected", or a sparse gradient for which the base has
+            no rule; in loading a checkpoint of a class whose ``weight_decay`` means something else. A learning rate in
+            a tensor on another device is not read; there :math:`\eta_t / \eta_{\max}` is at most 1.
 
     Example:
         >>> class SGDW(DecoupledDecay, torch.optim.SGD):
@@ -99,6 +106,8 @@ class DecoupledDecay(StepWrapper):
 
     References:
         Ilya Loshchilov, Frank Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
+        Mitchell Wortsman, Peter J. Liu, Lechao Xiao and others, "Small-scale Proxies for Large-scale Transformer
+        Training Instabilities", ICLR 2024.
         Aaron Defazio, "Why Gradients Rapidly Increase Near the End of Training", arXiv:2506.02285, 2025.
         Xuhong Li, Yves Grandvalet, Franck Davoine, "Explicit Inductive Bias for Transfer Learning with Convolutional
         Networks", ICML 2018.
@@ -147,20 +156,37 @@ class DecoupledDecay(StepWrapper):
 
     def _check_group(self, group: Group) -> None:
         super()._check_group(group)
-        owner, coupling, weight_decay = type(self).__name__, group["coupling"], group["weight_decay"]
+        owner, coupling = type(self).__name__, group["coupling"]
         for key, choices in (("coupling", Coupling), ("decay", Decay), ("towards", Target)):
             if group[key] not in get_args(choices):
                 raise ValueError(f"{owner}: {key} must be one of {', '.join(get_args(choices))}, got {group[key]!r}")
         if "lr" not in group:
             raise ValueError(f"{owner}: the base class must have an lr to couple the decay to: use a Regularizer")
-        if coupling in ("schedule", "corrected") and group["lr"] == 0:
+        if coupling in _OF_PEAK and group["lr"] == 0:
             raise ValueError(f"{owner}: coupling {coupling!r} divides by the initial lr, which must be > 0, got 0")
-        if _is_readable(weight_decay) and not 0 <= weight_decay < math.inf:
-            raise ValueError(f"{owner}: weight_decay must be finite and >= 0, got {weight_decay!r}")
-        if coupling == "independent" and _is_readable(weight_decay) and not weight_decay <= 1:
+        self._check_decay(group["weight_decay"], coupling)
+
+    def _check_decay(self, decay: float | Tensor, coupling: Coupling) -> None:
+        if not is_readable(decay):
+            return
+        if not 0 <= decay < math.inf:
+            raise ValueError(f"{type(self).__name__}: weight_decay must be finite and >= 0, got {decay!r}")
+        if coupling in _FULL and decay > 1:
             raise ValueError(
-                f"{owner}: weight_decay must be at most 1 with coupling 'independent', where each step multiplies the "
-                f"weights by 1 - weight_decay, got {weight_decay!r}"
+                f"{type(self).__name__}: weight_decay must be at most 1 with coupling {coupling!r}, where a step "
+                f"multiplies the weights by as little as 1 - weight_decay, got {decay!r}"
+            )
+
+    def _check_rate(self, group: Group) -> None:
+        """Raises ``ValueError`` if a coupling that divides by the largest learning rate does not know it."""
+        if group["coupling"] not in _OF_PEAK:
+            return
+        lr, peak = group["lr"], _peak(group)
+        if is_readable(lr) and is_readable(peak) and not (peak > 0 and lr <= peak * _ROUNDING):
+            raise ValueError(
+                f"{type(self).__name__}: lr must not be above its largest value with coupling "
+                f"{group['coupling']!r}, got {lr!r} and {peak!r}: set 'max_lr' in the parameter group to the "
+                "largest lr of its schedule"
             )
 
     # -- the step -------------------------------------------------------------------------------------------------
@@ -182,13 +208,14 @@ class DecoupledDecay(StepWrapper):
         return super()._needs_old_weights(group) or (group["cautious"] and _is_on(group))
 
     def _before_update(self) -> Amounts:
+        decays = [self._decay(group) for group in self.param_groups]
         for group in filter(_is_on, self.param_groups):
             self._refuse_sparse(group)
-        decays = [self._decay(group) if _is_on(group) else 0.0 for group in self.param_groups]
+            self._check_rate(group)
         one = step_size(self, {"lr": 1.0})
         amounts: Amounts = []
         for group, decay in zip(self.param_groups, decays, strict=True):
-            amounts.append(_rate(group, step_size(self, group), one) * decay)
+            amounts.append(_rate(group, step_size(self, group), one) * decay if _is_on(group) else 0.0)
             kernels = self._kernels_part(group, decay)
             if _is_on(group) and _is_first(group) and kernels == 0:
                 self._shrink_(with_gradients(group), amounts[-1], group)
@@ -206,10 +233,12 @@ class DecoupledDecay(StepWrapper):
     def _decay(self, group: Group) -> float | Tensor:
         """The weight decay of this step before the coupling."""
         decay: float | Tensor = group["weight_decay"]
-        if self.decay_schedule is None:
+        self._check_decay(decay, group["coupling"])  # it may have been set since the group was added
+        if self.decay_schedule is None or not _is_on(group):
             return decay
-        scale = self.decay_schedule(group["decay_steps"])
-        return decay * check_scale(f"{type(self).__name__}: decay_schedule", scale)
+        scale = check_scale(f"{type(self).__name__}: decay_schedule", self.decay_schedule(group["decay_steps"]))
+        self._check_decay(decay * scale, group["coupling"])
+        return decay * scale
 
     def _kernels_part(self, group: Group, decay: float | Tensor) -> float:
         """The ``weight_decay`` for the base's own kernel; 0 if that has no decoupled decay."""
@@ -217,8 +246,11 @@ class DecoupledDecay(StepWrapper):
         if not (has_one and _is_first(group) and group["towards"] == "zero"):
             return 0
         ratio: Any = 1.0  # of our rate to lr, because the kernel multiplies with lr
-        if group["coupling"] != "lr":
-            ratio = _rate(group, group["lr"], 1.0) / group["lr"] if group["lr"] != 0 else 0.0
+        if group["coupling"] != "lr" and _is_on(group):
+            lr = group["lr"]
+            if isinstance(lr, Tensor):  # to compare it with 0 would be to wait for its device
+                return 0
+            ratio = _rate(group, lr, 1.0) / lr if lr != 0 else 0.0
         part = decay * ratio
         return part if isinstance(part, float) else 0
 
@@ -241,6 +273,8 @@ class DecoupledDecay(StepWrapper):
 
     def _shrink_cautiously_(self, params: list[Tensor], amount: float | Tensor, group: Group, old: Weights) -> None:
         for param in params:
+            if param not in old:  # its gradient came later than the first evaluation of the closure
+                continue
             start = [self._start(param)] if group["towards"] == "start" else []
             for chunk in chunks_of(param, old[param], *start):
                 _shrink_where_it_agrees_(*chunk, amount=amount, decay=group["decay"])
@@ -312,9 +346,9 @@ def _shrink_where_it_agrees_(
         w.copy_(torch.where(agrees, nearer, now))
 
 
-def _is_readable(value: float | Tensor) -> bool:
-    """Whether the value can be read without waiting for a device."""
-    return not isinstance(value, Tensor) or value.device.type == "cpu"
+def is_readable(value: float | Tensor) -> bool:
+    """Whether the value can be read without waiting for a device, and without ending a compiled graph."""
+    return not isinstance(value, Tensor) or (value.device.type == "cpu" and not torch.compiler.is_compiling())
 
 
 def _is_on(group: Group) -> bool:
@@ -328,12 +362,20 @@ def _is_first(group: Group) -> bool:
 
 
 def _rate(group: Group, lr: Any, one: Any) -> Any:
+    """The :math:`r_t` of the group; ``lr`` and ``one`` are 0 if the step is skipped."""
     if group["coupling"] == "lr":
         return lr
-    if group["coupling"] == "independent":
+    if group["coupling"] == "constant":
         return one
-    peak = scalar(group.get("max_lr", group.get("initial_lr", group.get("decay_lr"))))
-    return lr / peak if group["coupling"] == "schedule" else lr * (scalar(group["lr"]) / peak)
+    share = scalar(group["lr"]) / _peak(group)
+    if not is_readable(share):
+        share = share.clamp(max=1)
+    return share * (lr if group["coupling"] == "corrected" else one)
+
+
+def _peak(group: Group) -> Any:
+    """The largest learning rate of the group's schedule, as far as the group shows it."""
+    return scalar(group.get("max_lr", group.get("initial_lr", group.get("decay_lr"))))
 
 
 def _remember_lr(group: Group) -> None:

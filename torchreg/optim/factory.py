@@ -43,7 +43,9 @@ def decoupled(cls: type[Optimizer]) -> type[DecoupledDecay]:
     """
     concrete = isinstance(cls, type) and issubclass(cls, Optimizer) and cls is not Optimizer
     if not concrete or (issubclass(cls, StepWrapper) and base_optimizer(cls) is None):
-        raise TypeError(f"decoupled: cls must be a class of optimizers such as torch.optim.Adagrad, got {cls!r}")
+        got = repr(cls) if isinstance(cls, type | str) else f"an instance of {type(cls).__name__}"
+        advice = f": write decoupled({type(cls).__name__})(params, ...)" if isinstance(cls, Optimizer) else ""
+        raise TypeError(f"decoupled: cls must be a class of optimizers such as torch.optim.Adagrad, got {got}{advice}")
     if issubclass(cls, DecoupledDecay):
         return cls
     if not has_option(cls, "lr") and not has_option(cls, "kwargs"):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchreg.schedules import Schedule
 
-Coupling = Literal["lr", "schedule", "independent", "corrected"]
+Coupling = Literal["lr", "independent", "schedule", "constant", "corrected"]  # the second and the third are one rule
 Decay = Literal["L2", "L1"]
 Target = Literal["zero", "start"]
 Bound = Literal["inflection", "warm_start", "initial"] | float

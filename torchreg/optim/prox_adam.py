@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
@@ -10,13 +11,13 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from torchreg import functional as f
-from torchreg.functional.sharding import is_sharded
+from torchreg.functional.sharding import is_sharded, largest
 from torchreg.hooks import Group, step_size
-from torchreg.optim.decoupled import DecoupledDecay
+from torchreg.optim.decoupled import DecoupledDecay, is_readable
 from torchreg.optim.kernels import AdamKernel, adam_kernel, adam_numbers
 from torchreg.optim.options import ProxAdamOptions
 from torchreg.optim.proximal import Proximal, apply_prox_
-from torchreg.optim.step_wrapper import Weights, with_gradients
+from torchreg.optim.step_wrapper import Plan, Weights, with_gradients
 from torchreg.penalties import ProximalPenalty
 from torchreg.steps.kernels import at_unit_strength
 from torchreg.steps.updates import update_
@@ -42,6 +43,9 @@ class ProxAdam(Proximal, DecoupledDecay, torch.optim.Adam):
                 \hat v_t \leftarrow v_t / (1 - \beta_2^t) \\
             \quad d \leftarrow \sqrt{\hat v_t} + \epsilon \\
             \quad w' \leftarrow w_{t-1} - \eta\, \hat m_t / d \\
+            \quad \textbf{where}\ v_{t,i} = 0 \textbf{:}\
+                d_i \leftarrow \sqrt{\textstyle\max_j v_{t-1,j} / (1 - \beta_2^t)} + \epsilon
+                \ \text{ (}\infty\text{ if that maximum is 0)} \\
             \quad w_t \leftarrow \operatorname{argmin}_u \tfrac{1}{2 \eta} \sum_i d_i (u_i - w'_i)^2 + c R(u) \\
             \hline
         \end{array}
@@ -49,6 +53,10 @@ class ProxAdam(Proximal, DecoupledDecay, torch.optim.Adam):
     For L1 with strength :math:`s` the last line is the soft threshold :math:`\eta c s / d_i`: the threshold of a weight
     scales as its gradient does. With the same threshold for all weights, which a :class:`~torchreg.Regularizer` in mode
     "prox" takes, Adam would minimize another function.
+
+    A weight whose gradients have all been exactly zero, such as an embedding of a word that no batch held, has no
+    metric of its own yet: with the threshold :math:`\eta c s / \epsilon` the first step would make it zero. It takes
+    the largest metric of its tensor, and shrinks as slowly as any other weight. While the tensor has none, it stays.
 
     The last line is exact for elementwise penalties and group lassos. For others (spectral norms, norm balls) it is
     approximated by ten accelerated proximal gradient steps from :math:`w_{t-1}`, which have the same stationary points.
@@ -85,6 +93,8 @@ class ProxAdam(Proximal, DecoupledDecay, torch.optim.Adam):
     compile: bool
     _unit: ProximalPenalty
     _strength: float
+    _largest: dict[Tensor, Tensor]  # the largest second moment before this step, of tensors that may hold zeros
+    _full: dict[Tensor, Tensor]  # second moments that are known to hold no zeros
 
     if TYPE_CHECKING:
 
@@ -101,6 +111,7 @@ class ProxAdam(Proximal, DecoupledDecay, torch.optim.Adam):
         def __init__(self, *args: Any, compile: bool = False, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self.compile = compile
+            self._largest, self._full = {}, {}
             unit, self._strength = at_unit_strength(self.penalty)
             assert isinstance(unit, ProximalPenalty)
             self._unit = unit
@@ -120,6 +131,24 @@ class ProxAdam(Proximal, DecoupledDecay, torch.optim.Adam):
 
     def _needs_old_weights(self, group: Group) -> bool:
         return super()._needs_old_weights(group) or not self.penalty._takes_steps
+
+    def _before_update(self) -> Plan:
+        self._largest = {}
+        for group in self.param_groups:
+            if not group["support_fixed"]:
+                for param in filter(self._bound.__contains__, with_gradients(group)):
+                    self._note_largest(param, _moment(self.state.get(param), group))
+        return super()._before_update()
+
+    @torch.no_grad()
+    def _note_largest(self, param: Tensor, second_moment: Tensor | None) -> None:
+        if second_moment is None or not second_moment.numel():
+            self._largest[param] = torch.zeros((), dtype=param.dtype, device=param.device)
+        elif self._full.get(param) is not second_moment:
+            self._largest[param] = largest(second_moment.detach())
+            if not is_sharded(second_moment) and is_readable(second_moment) and second_moment.all():
+                del self._largest[param]
+                self._full[param] = second_moment  # a second moment that is not 0 stays so
 
     def _update(self, *closure: Callable[[], Any]) -> Any:
         kernel = self._kernel
@@ -149,7 +178,9 @@ class ProxAdam(Proximal, DecoupledDecay, torch.optim.Adam):
         params, grads, first, second, largest, steps = ([] for _ in range(6))  # type: ignore[var-annotated]
         self._init_group(group, params, grads, first, second, largest, steps)  # type: ignore[no-untyped-call]
         torch._foreach_add_(steps, 1)
-        numbers = adam_numbers(torch.stack(steps).double(), group).to(params[0].device, non_blocking=True)
+        none = torch.zeros((), dtype=torch.float64, device=params[0].device)
+        largest_before = torch.stack([self._largest.get(p, none).double() for p in params])
+        numbers = adam_numbers(torch.stack(steps).double(), group, largest_before)
         for i, param in enumerate(params):
             tensors = [param, grads[i], first[i], second[i], *largest[i : i + 1]]
             if all(tensor.is_contiguous() for tensor in tensors):  # so that one kernel serves all shapes
@@ -174,11 +205,15 @@ class ProxAdam(Proximal, DecoupledDecay, torch.optim.Adam):
 
     def _take_proximal_step_(self, penalty: ProximalPenalty, param: Tensor, group: Group, old: Weights) -> None:
         state = self.state[param]
-        second_moment = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
+        second_moment = _moment(state, group)
+        assert second_moment is not None
         correction = (1 - group["betas"][1] ** state["step"].clamp(min=1).double()).sqrt()
         lr = step_size(self, group) * group["scale"]
+        before = self._largest.get(param)
 
         def take_(w: Tensor, v: Tensor, start: Tensor | None = None) -> None:
+            if before is not None:
+                v = torch.where(v == 0, before.masked_fill(before == 0, math.inf), v)
             # lr / (sqrt(v) / correction + eps), with fewer passes over the weights
             root = f.wide(v).sqrt()
             metric = (
@@ -194,21 +229,31 @@ class ProxAdam(Proximal, DecoupledDecay, torch.optim.Adam):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "compile": self.compile, "_unit": self._unit, "_strength": self._strength}
+        own = {"compile": self.compile, "_unit": self._unit, "_strength": self._strength, "_largest": {}, "_full": {}}
+        return {**super().__getstate__(), **own}
+
+
+def _moment(state: Mapping[str, Tensor] | None, group: Group) -> Tensor | None:
+    """The second moment by which Adam divides, if there is one yet."""
+    return state.get("max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq") if state else None
 
 
 def _prox_in_metric(penalty: ProximalPenalty, w: Tensor, metric: Tensor, lr: float | Tensor, start: Tensor) -> Tensor:
     """Approximates ``argmin_u sum(metric * (u - w)**2) / 2 + lr * R(u)`` by accelerated proximal gradient steps.
 
-    A stationary point ``start`` of loss + R does not move, whatever the number of steps is.
+    A stationary point ``start`` of loss + R does not move, whatever the number of steps is. A weight whose metric is
+    infinite takes the largest of the others, and nothing is done if all are infinite.
     """
     if not w.numel():
         return w
-    largest = metric.amax()
+    is_set = metric.isfinite()
+    largest = metric.masked_fill(~is_set, 0).amax()
+    ratio = torch.where(is_set, metric / largest, 1)
+    step = lr * torch.where(largest > 0, 1 / largest, 0)
     point = ahead = start
     pace = 1.0
     for _ in range(_INNER_STEPS):
-        before, point = point, penalty.prox(ahead - metric / largest * (ahead - w), lr / largest)
+        before, point = point, penalty.prox(ahead - ratio * (ahead - w), step)
         faster = (1 + (1 + 4 * pace**2) ** 0.5) / 2
         ahead, pace = point + (pace - 1) / faster * (point - before), faster
     return point

@@ -11,7 +11,7 @@ from torch.optim.optimizer import ParamsT
 
 from torchreg.hooks import Group
 from torchreg.optim.step_wrapper import Plan, StepWrapper, Weights, with_gradients
-from torchreg.penalties import ProximalPenalty, Term
+from torchreg.penalties import Penalty, ProximalPenalty, Term
 from torchreg.penalties.reference import Anchored
 from torchreg.schedules import check_scale
 from torchreg.selection.parameters import ParamInfo
@@ -60,7 +60,7 @@ class Proximal(StepWrapper):
     def __init__(
         self,
         params: ParamsT,
-        penalty: ProximalPenalty,
+        penalty: ProximalPenalty | None = None,
         *args: Any,
         scale: float | Tensor = 1.0,
         biases: bool = False,
@@ -68,7 +68,9 @@ class Proximal(StepWrapper):
     ) -> None:
         owner = type(self).__name__
         if not isinstance(penalty, ProximalPenalty):
-            raise TypeError(f"{owner}: penalty must be one with a proximal operator, such as L1(1e-4), got {penalty!r}")
+            raise TypeError(
+                f"{owner}: penalty must be one with a proximal operator, such as L1(1e-4), got {_short(penalty)}"
+            )
         self.penalty = penalty
         self._bound: dict[Tensor, ProximalPenalty] = {}
         self._add_options(scale=scale, biases=biases, support_fixed=False)
@@ -102,16 +104,20 @@ class Proximal(StepWrapper):
         super()._check_group(group)
         owner = type(self).__name__
         check_scale(owner, group["scale"])
-        ridges = [t for t in self.penalty.terms if isinstance(t, Term) and t._is_ridge and t.strength > 0]
-        if ridges and group["weight_decay"]:
-            raise ValueError(
-                f"{owner}: weights would decay twice, by {ridges[0]!r} and by weight_decay={group['weight_decay']!r}: "
-                "choose one"
-            )
+        self._refuse_second_decay(group)
         if any(isinstance(term, Anchored) and term.reference is None for term in self.penalty.terms):
             raise ValueError(
                 f"{owner}: penalty must have a reference, got {self.penalty!r}: give it one, or use weight_decay with "
                 "towards='start'"
+            )
+
+    def _refuse_second_decay(self, group: Group) -> None:
+        ridges = [term for term in self.penalty.terms if isinstance(term, Term) and term._ridge > 0]
+        decay = group["weight_decay"]
+        if ridges and (isinstance(decay, Tensor) or decay):
+            raise ValueError(
+                f"{type(self).__name__}: weights would decay twice, by {ridges[0]!r} and by weight_decay={decay!r}: "
+                "choose one"
             )
 
     @property
@@ -132,6 +138,12 @@ class Proximal(StepWrapper):
 
     def _needs_old_weights(self, group: Group) -> bool:
         return super()._needs_old_weights(group) or group["support_fixed"]
+
+    def _before_update(self) -> Plan:
+        for group in self.param_groups:
+            if not group["support_fixed"]:
+                self._refuse_second_decay(group)  # a checkpoint or a schedule may have set the decay
+        return super()._before_update()
 
     def _after_update(self, old: Weights, plan: Plan) -> None:
         super()._after_update(old, plan)
@@ -163,3 +175,10 @@ def apply_prox_(penalty: ProximalPenalty, w: Tensor, step: float | Tensor) -> No
         w.copy_(penalty.prox(w.clone(), step))
     else:
         penalty._prox_(w, step)
+
+
+def _short(thing: object) -> str:
+    """The object in one line: penalties and numbers as they are, others by their kind."""
+    if thing is None:
+        return "None"
+    return repr(thing) if isinstance(thing, Penalty | int | float | str) else f"{type(thing).__name__}"

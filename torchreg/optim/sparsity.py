@@ -68,11 +68,16 @@ class TargetSparsity:
 
     def __init__(self, optimizer: Proximal, target: float, *, steps: int, fix_at: float = 0.7) -> None:
         if not isinstance(optimizer, Proximal):
-            raise TypeError(f"TargetSparsity: optimizer must be a ProxSGD or a ProxAdam, got {optimizer!r}")
+            raise TypeError(f"TargetSparsity: optimizer must be a ProxSGD or a ProxAdam, got {_kind(optimizer)}")
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise ValueError(f"TargetSparsity: steps must be a whole number >= 1, got {steps!r}")
-        if not 0 < target < 1:
-            raise ValueError(f"TargetSparsity: target must be in (0, 1), got {target!r}")
+        if isinstance(target, str) or not 0 < target < 1:
+            percent = (
+                f": a share, {target / 100:g} for {target:g} %"
+                if not isinstance(target, str) and 1 < target < 100
+                else ""
+            )
+            raise ValueError(f"TargetSparsity: target must be in (0, 1), got {target!r}{percent}")
         if not 0 < fix_at <= 1:
             raise ValueError(f"TargetSparsity: fix_at must be in (0, 1], got {fix_at!r}")
         self.optimizer, self.target, self.steps, self.fix_at = optimizer, target, steps, fix_at
@@ -146,6 +151,10 @@ class TargetSparsity:
         self._made, self._scales = state["made"], list(state["scales"])
         for key, name in _NUMBERS.items():
             setattr(self, name, state[key].to(self.sparsity))
+
+
+def _kind(thing: object) -> str:
+    return f"the class {thing.__name__}" if isinstance(thing, type) else f"{type(thing).__name__}"
 
 
 def _score(param: Tensor) -> Tensor:

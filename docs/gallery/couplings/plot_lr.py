@@ -12,8 +12,8 @@ where :math:`\eta_t` is the learning rate and :math:`\lambda` is ``weight_decay`
 **Take this coupling** to reproduce runs of ``torch.optim.AdamW``: it is the default.
 
 **Do not take this coupling** where the learning rate is still to be tuned: each change of it
-changes the decay as well (:doc:`"schedule" <plot_schedule>`, :doc:`"independent"
-<plot_independent>`).
+changes the decay as well (:doc:`"independent" <plot_independent>`, :doc:`"constant"
+<plot_constant>`).
 
 **Source:** ``torch.optim.AdamW``, after Ilya Loshchilov, Frank Hutter, "Decoupled Weight Decay
 Regularization", ICLR 2019. **Reference:** :class:`torchreg.optim.DecoupledDecay`.

@@ -44,9 +44,8 @@ def decayed(
 
 def couplings(shown: str) -> None:
     """A weight without a gradient under three schedules; one coupling in blue, others faint."""
-    order = sorted(
-        get_args(Coupling), key=lambda coupling: coupling == shown
-    )  # that one on top
+    rules = [name for name in get_args(Coupling) if name != "schedule"]  # that is "independent"
+    order = sorted(rules, key=lambda coupling: coupling == shown)  # that one on top
     for title, rate in RATES.items():
         axes = figure(f"A weight without a gradient, {title}, each coupling", 2.35, 2.3)
         ends: dict[float, str] = {}
