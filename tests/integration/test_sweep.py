@@ -408,7 +408,7 @@ FAULTS = {
     "twice": ({"space": {"optimizer.lr": [0.1, 0.1]}}, "must be distinct, 0.1 has the folder of another value"),
     "whole": ({"space": {"optimizer.lr": {"low": 0, "high": 1, "count": 3}}}, "must be distinct, 0 has"),
     "no values": ({"space": {"optimizer.lr": []}}, "sweep.space.optimizer.lr"),
-    "not finite": ({"space": {"optimizer.lr": [float("nan")]}}, "must be finite numbers"),
+    "not finite": ({"space": {"optimizer.lr": [float("nan")]}}, "must be a finite number"),
     "list and range": (
         {"space": {"optimizer.lr": {"values": [1.0], "low": 1.0}}},
         "a list of values or a range, not both",
