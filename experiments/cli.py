@@ -67,7 +67,7 @@ def run(
     """Runs a study and writes its report."""
     loaded = config.load(path, overrides)
     if loaded.sweep is not None:
-        raise UserError(f"{path}: holds a search, in its table [sweep]: python -m experiments sweep {path}")
+        raise UserError(f"{path}: holds a search, in its table sweep: python -m experiments sweep {path}")
     folder = out or Path("runs") / folder_name(slug(loaded.name))
     with _resumable(folder):
         broken = study.run_study(loaded, folder, study.pick_device(device), resume)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import NoneType
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -37,10 +38,10 @@ def fault_in(value: Any, depth: int = 0) -> tuple[str, str] | None:
     if isinstance(value, float) and not math.isfinite(value):
         return "", f"must be a finite number, got {value!r}"
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        return "", "must be a number of at most 64 bits"
+        return "", "must be less than 2**63 and at least -2**63"
     if isinstance(value, str) and any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in value):
         return "", f"must be text without NUL, in UTF-8, got {value[:80]!r}"
-    if not isinstance(value, (str, int, float)):
+    if not isinstance(value, (str, int, float, NoneType)):
         return "", f"must be a number, text, true or false, a list or a table, got {value}"
     return None
 

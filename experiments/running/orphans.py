@@ -10,18 +10,17 @@ import os
 import signal
 import sys
 import threading
+from importlib import import_module
 from multiprocessing import parent_process
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
-def serve(*args: Any) -> None:
-    """Calls :func:`experiments.running.workers.serve` in a process that ends when its parent does."""
+def call(module: str, function: str, *args: Any) -> None:
+    """Imports a module, which may take seconds, and calls its function, in a process that ends when its parent does."""
     _end_with_parent()
-    from experiments.running.workers import serve  # takes seconds
-
-    serve(*args)
+    getattr(import_module(module), function)(*args)
 
 
 def _end_with_parent() -> None:

@@ -90,8 +90,8 @@ class _Worker:
     def __init__(self, folder: Path, device: torch.device, threads: int) -> None:
         context = get_context("spawn")  # a fork would share the threads and the GPU of this process
         self.pipe, theirs = context.Pipe()
-        args = (theirs, folder, str(device), threads)
-        self._process = context.Process(target=orphans.serve, args=args, daemon=True)
+        args = (__name__, serve.__name__, theirs, folder, str(device), threads)
+        self._process = context.Process(target=orphans.call, args=args, daemon=True)
         self._process.start()
         theirs.close()  # so that its end is the end of the pipe
         self._task = Task([])

@@ -153,7 +153,7 @@ def _checked(path: Path, md5: str | None) -> tuple[int, ...]:
     dimensions = 3 if "images" in path.name else 1
     header = 4 + 4 * dimensions
     if content[:4] != bytes((0, 0, 8, dimensions)) or len(content) < header:
-        raise _damaged(path, f"must be an IDX file of bytes in {dimensions} dimensions, is not one")
+        raise _damaged(path, f"must be an IDX file, is not one of bytes in {dimensions} dimensions")
     sizes = struct.unpack(f">{dimensions}I", content[4:header])
     if not all(sizes):
         raise _damaged(path, f"must hold images, has the sizes {sizes}")

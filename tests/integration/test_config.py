@@ -205,10 +205,6 @@ BUILD_FAULTS = {
     ),
     "no such class": ({"model": {"class": "torch.nn:Lineal"}}, "model.class: 'torch.nn:Lineal' cannot be imported"),
     "not a class": ({"model": {"class": "math:pi"}}, "model.class: must name a class of Module"),
-    "option that is not finite": (
-        {"optimizer": {"betas": [0.9, float("nan")]}},
-        "arms.0.optimizer.betas.1: must be a finite number",
-    ),
     "option of a wrong type": ({"optimizer": {"eps": "x"}}, "optimizer: AdamW(eps='x') cannot be made"),
     "p that is no number": (
         {"model": {"dropout": {"name": "Dropout", "p": "x"}}},
