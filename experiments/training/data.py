@@ -149,7 +149,10 @@ def _torchvision_class(name: str) -> Any:
 
 def _checked(path: Path, md5: str | None) -> tuple[int, ...]:
     """The sizes in the header of an IDX file, whose bytes they must count; where it is known, with its checksum."""
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"data.root: {path} cannot be read: {error.strerror}") from None
     dimensions = 3 if "images" in path.name else 1
     header = 4 + 4 * dimensions
     if content[:4] != bytes((0, 0, 8, dimensions)) or len(content) < header:

@@ -98,7 +98,7 @@ VALUES = rf"""
 "a:b" "sys:exit" "os:abort" "os:_exit" "os:getcwd" "torch.nn:Linear" "math:pi" "builtins:input"
 [] {{}} [1] [nan] [inf,1] [0.9,0.99] [[1]] [{{}}] {{a=1}} {{name="L1"}} {{class="sys:exit"}} {{low=1,high=2}}
 {{values=[1979-05-27]}} {{a={{b={{c=nan}}}}}} {DEEP} {DEEP * 20}
-""".split()  # noqa: SIM905
+""".split()
 JUNK = [*'=[]{},."#\x00\x07', "-nan", "1.e", "[[", "]]"]
 KEYS = r"""
 name class args class_ strength mode select penalty schedule lr p epochs batch_size seed seeds strengths values low
@@ -120,7 +120,7 @@ class Raw(str):
 
 def mutated(text: str, draw: random.Random) -> bytes:
     """The text of a study after one mutation, or after two or three: of its tree, of its words, or of its bytes."""
-    count, kind = draw.choice([1, 1, 1, 2, 3]), draw.random()
+    count, kind = draw.choice([1, 1, 1, 1, 1, 2, 3]), draw.random()
     if kind < 0.65:
         tree = tomllib.loads(text)
         for _ in range(count):
@@ -129,7 +129,7 @@ def mutated(text: str, draw: random.Random) -> bytes:
     for _ in range(count):
         text = _mutated_once(text, draw)
     content = text.encode()
-    if kind > 0.9 and content:
+    if kind > 0.95 and content:
         place = draw.randrange(len(content))
         byte = bytes([content[place] ^ 1 << draw.randrange(8)]) if draw.random() < 0.5 else draw.randbytes(3)
         content = content[:place] + byte + content[place + 1 :]
