@@ -152,7 +152,7 @@ def _report(folder: Path) -> None:
     summary = summarize(folder)
     text = report.table(summary)
     try:
-        text.encode(sys.stdout.encoding or "utf-8")
+        "±".encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
         text = text.replace("± ", "+-")  # of the same width
     print(text)

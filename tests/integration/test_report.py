@@ -147,8 +147,8 @@ def test_what_needs_no_standard_error_is_told_of_a_single_seed():
 
 
 def test_arms_are_compared_seed_by_seed():
-    # Seeds move both arms by .1, alike: unpaired, two standard errors are 2 sqrt(2) .1 / sqrt(3) = .163. Paired there is
-    # the error of the 797 test images: 2 sqrt((.2 * .8 + .14 * .86) / 797) = .038, less than the difference of .06.
+    # Seeds move both arms by .1, alike: unpaired, two standard errors are 2 sqrt(2) .1 / sqrt(3) = .163. Paired there
+    # is the error of the 797 test images: 2 sqrt((.2 * .8 + .14 * .86) / 797) = .038, less than the difference of .06.
     plain, better = cell("none", 0.0, 0.2, spread=0.1), cell("better", 0.06, 0.14, spread=0.1, **PENALTY)
     assert titles(plain, better) == ["In between"]
     # The same, but the seed that is bad for one is good for the other.
