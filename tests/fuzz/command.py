@@ -35,10 +35,14 @@ def outcome_of(command: Callable[[], None]) -> Outcome:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _limited():
         try:
             code = cli.bounded(command)
+        except KeyboardInterrupt:
+            raise
         except BaseException as error:
             code = getattr(error, "exit_code", None)  # of typer.Exit
             if code is None:
                 traceback.print_exc()
+            elif code > 128:  # the fuzzer itself is asked to end
+                raise KeyboardInterrupt from error
     return Outcome(code, out.getvalue(), err.getvalue().splitlines())
 
 
