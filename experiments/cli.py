@@ -71,10 +71,8 @@ def run(
     folder = out or Path("runs") / folder_name(slug(loaded.name))
     with _resumable(folder):
         broken = study.run_study(loaded, folder, study.pick_device(device), resume)
-    try:
         _report(folder)
-    finally:
-        _end(broken)
+    _end(broken)
 
 
 @app.command("sweep")
@@ -91,10 +89,10 @@ def search(
     folder = out or Path("runs") / folder_name(slug(loaded.name))
     with _resumable(folder):
         faults = sweep.run_sweep(loaded, folder, study.pick_device(device), jobs, resume)
-    try:
-        _report(folder)
-    finally:
-        _end(faults)
+        try:
+            _report(folder)
+        finally:
+            _end(faults)
 
 
 @app.command("report")
