@@ -18,7 +18,7 @@ from torch import Tensor
 from experiments import config
 from experiments.errors import UserError
 
-_DIGITS_TEST = 797  # of 1,797 digits: 1,000 are left for training and validation
+_DIGITS_TEST = config.Data(name="digits").test_size  # of 1,797 digits: 1,000 are left for training and validation
 
 # LeCun, Cortes, Burges, "The MNIST database of handwritten digits": MD5 of the unpacked files
 _MNIST_MD5 = {

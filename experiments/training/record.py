@@ -68,16 +68,14 @@ class Record:
                 raise ValueError("another checksum")
             state: Row = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             lines = self._lines()[: state["epoch"]]
-            if (
-                not 1 <= state["epoch"] <= len(lines)
-                or state.get("history", known := checksum(b"".join(lines))) != known
-            ):
+            history = checksum(b"".join(lines))
+            if not 1 <= state["epoch"] <= len(lines) or state.get("history", history) != history:
                 raise ValueError("another history")
             self._rows(lines)
         except Exception:  # torch.load and the file system raise what they like on a damaged file
             print(f"note: {path} is damaged: the run starts afresh", file=sys.stderr)
             return None
-        if state.get("run", known := _digest_of(run)) != known:
+        if state.get("run", _digest_of(run)) != _digest_of(run):
             raise damaged(path, "is of another run")
         return state
 
