@@ -91,7 +91,7 @@ def _line(fault: Mapping[str, Any], cls: type[BaseModel] | None, also: Sequence[
     message = fault["msg"]
     for pydantic, ours in _WORDING.items():
         message = re.sub(pydantic, ours, message)
-    return f"{where}: {message}, got {fault['input']!r}"
+    return f"{where}: {message}, got {fault['input']!r:.200}"
 
 
 def _keys(cls: type[BaseModel], path: Sequence[int | str]) -> list[str]:

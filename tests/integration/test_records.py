@@ -225,6 +225,15 @@ def test_the_log_of_a_search_that_was_altered_is_told(alteration, is_sealed, sea
         run_sweep(SEARCH, folder, CPU, resume=True)
 
 
+def test_a_damaged_record_ends_a_search_and_is_no_failure_of_a_point(search, tmp_path):
+    folder = Path(shutil.copytree(search, tmp_path / "search"))
+    (folder / "trials.jsonl").write_text("".join((folder / "trials.jsonl").read_text().splitlines(keepends=True)[:-1]))
+    for path in folder.glob("runs/**/result.json"):  # the last point is made again
+        flip(path, 100, 7)
+    with pytest.raises(RecordError, match=r"result.json: is damaged"):
+        run_sweep(SEARCH, folder, CPU, resume=True)
+
+
 def test_half_a_line_of_a_killed_process_is_none_of_the_log(search, tmp_path):
     folder = Path(shutil.copytree(search, tmp_path / "search"))
     with (folder / "trials.jsonl").open("a") as file:
