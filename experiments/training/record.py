@@ -75,6 +75,8 @@ class Record:
         except Exception:  # torch.load and the file system raise what they like on a damaged file
             print(f"note: {path} is damaged: the run starts afresh", file=sys.stderr)
             return None
+        if "run" in state and not mark:  # only earlier versions wrote none
+            raise damaged(path, "was altered")
         if state.get("run", _digest_of(run)) != _digest_of(run):
             raise damaged(path, "is of another run")
         return state
@@ -110,7 +112,7 @@ class Record:
         """Records that the run has raised an error, and which; ``--resume`` makes it again."""
         if not (self.folder / "history.jsonl").exists():  # before it has begun
             self.begin(run, device)
-        result = {"status": "failed", "reason": reason, "seconds": seconds}
+        result = {"status": "failed", "reason": reason, "seconds": seconds, "files": {}}
         write(self.folder / "result.json", sealed(json.dumps(result, indent=2)))
         return result
 
@@ -255,6 +257,11 @@ def read_runs(study: Study, folder: Path) -> list[Run]:
             runs += [run.at(values) for values in asked for run in ours] if ours[0].values else ours
         except UserError:
             raise damaged(log.path) from None
+    made = {
+        str(path.parent.relative_to(folder / "runs").as_posix()) for path in folder.glob("runs/*/*/seed*/result.json")
+    }
+    if study.sweep is not None and made - {run.folder for run in runs}:
+        raise RecordError(f"{log.path}: lacks points that were tried: 'sweep --resume' adds them")
     return runs
 
 

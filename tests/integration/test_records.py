@@ -165,6 +165,11 @@ def test_a_checkpoint_that_lacks_something_is_told_in_a_line(key, value, folder,
     if value is not None:
         state[key] = value
     torch.save(state, run / "checkpoint.pt")
+    if key not in ("epoch", "scaler"):  # without its own checksum, but with those that came with it
+        with pytest.raises(RecordError, match=r"checkpoint.pt: was altered: remove"):
+            run_study(STUDY, folder, CPU, resume=True)
+    del state["run"], state["history"]  # as earlier versions wrote it
+    torch.save(state, run / "checkpoint.pt")
     if key == "epoch":  # without it there is nothing to continue
         assert run_study(STUDY, folder, CPU, resume=True) == []
         assert "checkpoint.pt is damaged: the run starts afresh" in capsys.readouterr().err
@@ -232,6 +237,29 @@ def test_a_damaged_record_ends_a_search_and_is_no_failure_of_a_point(search, tmp
         flip(path, 100, 7)
     with pytest.raises(RecordError, match=r"result.json: is damaged"):
         run_sweep(SEARCH, folder, CPU, resume=True)
+
+
+@pytest.mark.parametrize("lines", [0, 1, 2])
+def test_a_log_that_lost_its_end_is_told_by_the_report_and_mended_by_resuming(lines, search, tmp_path):
+    folder = Path(shutil.copytree(search, tmp_path / "search"))
+    log = folder / "trials.jsonl"
+    whole, table = log.read_text(), report.table(summarize(folder))
+    log.write_text("".join(whole.splitlines(keepends=True)[:lines]))
+    with pytest.raises(RecordError, match=r"trials.jsonl: lacks points that were tried: 'sweep --resume' adds them"):
+        summarize(folder)
+    assert run_sweep(SEARCH, folder, CPU, resume=True) == []
+    assert (log.read_text(), report.table(summarize(folder))) == (whole, table)
+
+
+def test_seeds_of_different_layers_have_a_report(tmp_path):
+    arm = {"name": "L1", "strengths": [0.1, 1.0], "regularizers": [{"penalty": "L1", "mode": "prox"}]}
+    run_study(small(arms=[arm], seeds=[0, 1], train={"epochs": 1, "batch_size": 50}), tmp_path, CPU)
+    without_checksums(tmp_path)
+    path = next(tmp_path.glob("runs/*/seed1/result.json"))
+    tree = json.loads(path.read_text())
+    del tree["sparsity"]["output.weight"], tree["norms"]["output.weight"]
+    path.write_text(json.dumps(tree))
+    assert report.write_page(summarize(tmp_path), tmp_path).exists()
 
 
 def test_half_a_line_of_a_killed_process_is_none_of_the_log(search, tmp_path):
