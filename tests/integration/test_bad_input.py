@@ -225,6 +225,15 @@ def test_matplotlib_may_be_told_of_a_backend_that_it_lacks():
     assert done.stdout.startswith("torchreg ")
 
 
+@pytest.fixture
+def interrupts():
+    """Ctrl-C interrupts, as in a terminal: a shell's background processes ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_study_that_is_asked_to_end_says_how_to_go_on(number, code, command, monkeypatch):
     def stop(*arguments: object) -> None:
