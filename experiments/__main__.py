@@ -1,8 +1,10 @@
 """``python -m experiments``: the command line, or a line that says what it needs."""
 
+import os
 import sys
 
 if __name__ == "__main__":  # not where a worker of a sweep imports it: what is imported here takes seconds
+    os.environ.pop("MPLBACKEND", None)  # pages hold SVG, whatever it names; matplotlib would refuse a name it lacks
     try:
         from experiments.cli import main
     except ModuleNotFoundError as error:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -23,7 +27,10 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # else a word in brackets is taken for a style
 )
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # which typer has, and does not name
+_EXAMPLES = {"run": "configs/quickstart.toml", "sweep": "configs/sweep.toml", "report": "runs/quickstart"}
 _BENCHES = f"Which: {', '.join(benches.BENCHES)}; all of them by default."
 
 
@@ -63,9 +70,9 @@ def run(
         raise UserError(f"{path}: holds a search, in its table sweep: python -m experiments sweep {path}")
     folder = out or Path("runs") / folder_name(slug(loaded.name))
     with _resumable(folder):
-        diverged = study.run_study(loaded, folder, study.pick_device(device), resume)
-    _report(folder)
-    _end([f"diverged: {line}" for line in diverged])
+        broken = study.run_study(loaded, folder, study.pick_device(device), resume)
+        _report(folder)
+    _end(broken)
 
 
 @app.command("sweep")
@@ -77,15 +84,15 @@ def search(
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process with its share of threads.")] = 1,
     resume: _Resume = False,
 ) -> None:
-    """Searches over the keys that the table "sweep" of a study names, and writes the report."""
+    """Searches over the keys that the table [sweep] of a study names, and writes the report."""
     loaded = config.load(path, overrides)
     folder = out or Path("runs") / folder_name(slug(loaded.name))
     with _resumable(folder):
         faults = sweep.run_sweep(loaded, folder, study.pick_device(device), jobs, resume)
-    try:
-        _report(folder)
-    finally:
-        _end(faults)
+        try:
+            _report(folder)
+        finally:
+            _end(faults)
 
 
 @app.command("report")
@@ -112,11 +119,24 @@ def measure(
 
 @contextmanager
 def _resumable(folder: Path) -> Iterator[None]:
+    """Ends with a line on how to go on if Ctrl-C is pressed, or if the process is asked to end (SIGTERM)."""
+    code = 128 + signal.SIGINT
+
+    def end(number: int, _: object) -> None:
+        nonlocal code
+        code = 128 + number
+        raise KeyboardInterrupt
+
+    is_main = threading.current_thread() is threading.main_thread()  # else Python allows no handlers
+    before = signal.signal(signal.SIGTERM, end) if is_main else None
     try:
         yield
     except KeyboardInterrupt:
         print(f"\nstopped; run it again with --resume --out {folder} to go on", file=sys.stderr)
-        raise typer.Exit(130) from None
+        raise typer.Exit(code) from None
+    finally:
+        if is_main:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _end(faults: list[str]) -> None:
@@ -128,18 +148,52 @@ def _end(faults: list[str]) -> None:
 
 def _report(folder: Path) -> None:
     summary = summarize(folder)
-    print(report.table(summary))
+    text = report.table(summary)
+    try:
+        "±".encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = text.replace("± ", "+-")  # of the same width
+    print(text)
     print(f"\nReport: {report.write_page(summary, folder).resolve()}")
 
 
 def main() -> None:
     """Runs the command line; the user's mistakes end it with one line each and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal may lack a letter of a name
+    sys.exit(bounded(lambda: app(standalone_mode=False)))
+
+
+def bounded(command: Callable[[], int | None]) -> int:
+    """The exit code of a command; 2 and a line for each of the user's mistakes, 1 if nobody reads its output."""
     try:
-        app()
+        code = command()
+        sys.stdout.flush()
     except UserError as error:
-        sys.exit(_complain(str(error)))
+        return _complain(str(error))
+    except _UsageError as error:
+        return _misused(error)
+    except BrokenPipeError:  # as in "| head": nobody is left to tell
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still flushes at its end
+        return 1
     except OSError as error:
-        sys.exit(_complain(f"{error.filename or 'files'}: cannot be read or written: {error.strerror or error}"))
+        return _complain(f"{error.filename or 'the output'}: cannot be read or written: {error.strerror or error}")
+    return code or 0
+
+
+def _misused(error: Any) -> int:
+    """Says how a command is written."""
+    said, context = error.format_message(), error.ctx
+    if context is None or not sys.argv[1:]:  # then it is the help
+        error.show()
+        return 2
+    name = context.info_name
+    hint = f"{context.command_path} --help tells"
+    if said.startswith("Missing argument") and name in _EXAMPLES:
+        hint = f"as in python -m experiments {name} {_EXAMPLES[name]}"
+    return _complain(f"{said.splitlines()[0].rstrip('.')}: {hint}")
 
 
 def _complain(text: str) -> int:

@@ -28,6 +28,10 @@ class UserError(Exception):
     """An error that the user can correct; the command line prints its text and exits with code 2."""
 
 
+class RecordError(UserError):
+    """A file of a record that is damaged or cannot be written: it ends the study, and not one run of it."""
+
+
 def oneline(error: BaseException) -> str:
     """The text of an exception in one line; with the place if that is in the user's own files."""
     text = " ".join(str(error).split()) or type(error).__name__
@@ -39,11 +43,17 @@ def oneline(error: BaseException) -> str:
 
 
 def did_you_mean(word: str, valid: Iterable[str]) -> str:
-    """A hint with the nearest valid word, or with all valid words if they are few or none is near."""
+    """A hint with the nearest valid word in any case of letters, or with all valid words if few or none is near.
+
+    Example:
+        >>> did_you_mean("Adamw", ["Adam", "AdamW", "Muon", "RAdam", "SGD"])
+        "did you mean 'AdamW'?"
+    """
     valid = sorted(valid)
-    near = get_close_matches(word, valid, n=1, cutoff=0.5)
+    written = {known.casefold(): known for known in reversed(valid)}
+    near = get_close_matches(word.casefold(), written, n=1, cutoff=0.5)
     if near and len(valid) > 4:
-        return f"did you mean {near[0]!r}?"
+        return f"did you mean {written[near[0]]!r}?"
     return f"valid: {', '.join(valid)}" if valid else "there are no keys here"
 
 
@@ -81,7 +91,7 @@ def _line(fault: Mapping[str, Any], cls: type[BaseModel] | None, also: Sequence[
     message = fault["msg"]
     for pydantic, ours in _WORDING.items():
         message = re.sub(pydantic, ours, message)
-    return f"{where}: {message}, got {fault['input']!r}"
+    return f"{where}: {message}, got {fault['input']!r:.200}"
 
 
 def _keys(cls: type[BaseModel], path: Sequence[int | str]) -> list[str]:

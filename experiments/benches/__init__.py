@@ -14,7 +14,7 @@ import torch
 from experiments.benches import choosing, dropout, epoch, memory, optimizer, overhead, profile
 from experiments.benches.timing import Table
 from experiments.errors import UserError
-from experiments.training.record import write
+from experiments.training.files import write
 
 BENCHES: Mapping[str, Callable[[], Iterable[Table]]] = {
     "overhead": overhead.tables,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from types import NoneType
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -10,7 +12,38 @@ Tree = dict[str, Any]
 Size = Annotated[int, Field(ge=1, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Strength = Annotated[float, Field(ge=0), AfterValidator(abs)]  # -0.0 is 0.0
-Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[^\x00-\x1f]+$")]
+_ONE_LINE = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$"
+Name = Annotated[str, Field(min_length=1, max_length=80, pattern=_ONE_LINE)]
+Folder = Annotated[str, Field(min_length=1, pattern=_ONE_LINE)]
+
+_DEEPEST = 20  # tables and lists within each other
+
+
+def fault_in(value: Any, depth: int = 0) -> tuple[str, str] | None:
+    """The first value in a tree of tables and lists that a record cannot hold: its key, and what is wrong with it.
+
+    Example:
+        >>> fault_in({"optimizer": {"betas": [0.9, float("nan")]}})
+        ('optimizer.betas.1', 'must be a finite number, got nan')
+    """
+    if depth > _DEEPEST:
+        return "", f"must not be more than {_DEEPEST} tables or lists deep"
+    if isinstance(value, (dict, list, tuple)):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            if not str(key).isprintable():
+                return repr(key), "must be a key of printable characters"
+            if (found := fault_in(inner, depth + 1)) is not None:
+                return ".".join(filter(None, [str(key), found[0]])), found[1]
+        return None
+    if isinstance(value, float) and not math.isfinite(value):
+        return "", f"must be a finite number, got {value!r}"
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return "", "must be less than 2**63 and at least -2**63"
+    if isinstance(value, str) and any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in value):
+        return "", f"must be text without NUL, in UTF-8, got {value[:80]!r}"
+    if not isinstance(value, (str, int, float, NoneType)):
+        return "", f"must be a number, text, true or false, a list or a table, got {value}"
+    return None
 
 
 class Section(BaseModel):

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from experiments.config.names import folder_name, slug, text_of
-from experiments.config.sections import Component, Name, Section, Seed, Size, Strength, Tree
+from experiments.config.sections import Component, Folder, Name, Section, Seed, Size, Strength, Tree, fault_in
 from experiments.config.sweep import Sweep
 from experiments.errors import UserError, did_you_mean, validated
 
@@ -20,11 +20,16 @@ class Data(Section):
     """The images, their number, and the label noise."""
 
     name: Literal["digits", "mnist", "fashion_mnist"] = "digits"
-    root: str | None = None  # the folder of MNIST; else TORCHREG_DATA, else ./data
+    root: Folder | None = None  # the folder of MNIST; else TORCHREG_DATA, else ./data
     train_size: Size | None = None  # None: all images that validation leaves
     valid_size: Size = 400
     label_noise: Annotated[float, Field(ge=0, le=1)] = 0.0  # fraction of training labels made wrong
     seed: Seed = 0  # of the split and the noise: the same for all arms and seeds
+
+    @property
+    def test_size(self) -> int:
+        """The number of test images."""
+        return 797 if self.name == "digits" else 10_000
 
 
 class Model(Component):
@@ -89,6 +94,11 @@ class Regularizer(Section):
     mode: Literal["loss", "grad", "decoupled", "prox"] = "loss"
     select: str = "weights"  # "weights", "everything", or a pattern of names
     schedule: Component | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The penalty's arguments."""
+        return self.model_extra or {}
 
 
 class AutoStrength(Section):
@@ -189,8 +199,10 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Study:
         tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a TOML file: {error}") from None
+    except RecursionError:
+        raise UserError(f"{path}: not a TOML file for a study: its tables or lists are too deep") from None
+    except ValueError as error:  # of the syntax, of the bytes, of a number with thousands of digits
+        raise UserError(f"{path}: not a TOML file: {' '.join(str(error).split())}") from None
     for override in overrides:
         _set(tree, override)
     return resolve(tree)
@@ -198,6 +210,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Study:
 
 def resolve(tree: Tree) -> Study:
     """The study that a parsed TOML tree describes."""
+    if (fault := fault_in(tree)) is not None:
+        raise UserError(": ".join(filter(None, fault)))
     head = validated(_Head, {key: value for key, value in tree.items() if key in _Head.model_fields})
     base = {key: value for key, value in tree.items() if key not in _Head.model_fields}
     validated(Settings, base, also=list(_Head.model_fields))  # so that errors are reported once, not for each arm
@@ -304,7 +318,7 @@ def _set(tree: Tree, override: str) -> None:
     try:
         document = tomllib.loads(f"value = {text}")
         value = document["value"] if len(document) == 1 else text
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text  # a bare word, such as a path
     node: Any = tree
     for depth, part in enumerate(path[:-1]):

@@ -36,8 +36,6 @@ class Dimension(Section):
             if self.low is not None or self.high is not None or self.log or self.count is not None:
                 raise ValueError("must be a list of values or a range, not both")
             _check_distinct([text_of(value) for value in self.values])
-            if any(isinstance(value, float) and not math.isfinite(value) for value in self.values):
-                raise ValueError("must be finite numbers")
             return self
         if self.low is None or self.high is None or not self.low < self.high:
             raise ValueError("low and high must be given, and low be less than high")

@@ -42,8 +42,8 @@ STYLE: dict[Any, Any] = {
 
 
 def band(axes: Axes, x: np.ndarray, means: Sequence[Mean], color: Any, label: str, marker: str = "") -> None:
-    """A line of means, with a band of one standard error."""
-    middle, error = np.array(means).T
+    """A line of means, with a band of one standard error where it is known."""
+    middle, error = np.array([(value, 0.0 if se is None else se) for value, se in means]).T
     axes.plot(x, middle, color=color, linewidth=1.6, label=label, marker=marker, markersize=4)
     axes.fill_between(x, middle - error, middle + error, color=color, alpha=0.2, linewidth=0)
 

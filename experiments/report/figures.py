@@ -29,33 +29,36 @@ def all_of(summary: Summary) -> list[Picture]:
     cells = [cell for cell in summary.chosen if cell.is_done]
     if not cells:
         return []
+
+    def said(text: str) -> str:
+        return text.format(over=summary.over_seeds, metric=summary.metric_in_words)
+
     with rc_context(STYLE):
         pictures = [
-            Picture("Where each arm ends", _ENDS + (_NOISE if summary.label_noise else ""), _ends(cells, summary)),
-            Picture("How it got there", _CURVES, _curves(cells)),
+            Picture(
+                "Where each arm ends", said(_ENDS) + (_NOISE if summary.label_noise else ""), _ends(cells, summary)
+            ),
+            Picture("How it got there", said(_CURVES), _curves(cells)),
         ]
         if found := [path for path in summary.paths if any(cell.number for cell in path)]:
-            pictures.append(Picture(f"Along the {paths.axis_of(found)}", _PATHS, paths.along(found, summary)))
+            pictures.append(Picture(f"Along the {paths.axis_of(found)}", said(_PATHS), paths.along(found, summary)))
         if summary.clouds:
-            text = _CLOUDS.format(metric=summary.metric_in_words)
-            pictures.append(Picture("Every point that was tried", text, paths.over(summary)))
+            pictures.append(Picture("Every point that was tried", said(_CLOUDS), paths.over(summary)))
         if any(cell.results[0]["norms"] for cell in cells):  # else no weights to show
             pictures.append(Picture("The weights", _HISTOGRAMS, _histograms(cells)))
-            pictures.append(Picture("Layer by layer", _LAYERS, _layers(cells)))
+            pictures.append(Picture("Layer by layer", said(_LAYERS), _layers(cells)))
     return pictures
 
 
-_ENDS = "Training error (open) and test error (filled), mean over seeds with one standard error; between them the gap."
+_ENDS = "Training error (open) and test error (filled), {over}; between them the gap."
 _NOISE = " The dotted line is the share of wrong training labels: an arm to the left of it has memorized some of them."
-_CURVES = "Training and test error after each epoch, mean over seeds with one standard error, without the steep start."
-_PATHS = (
-    "Errors, the norm of each layer's weights, and the share of exact zeros, mean over seeds with one standard error."
-)
+_CURVES = "Training and test error after each epoch, {over}, without the steep start."
+_PATHS = "Errors, the norm of each layer's weights, and the share of exact zeros, {over}."
 _CLOUDS = "Each dot is a point, at one of its values and its {metric}. The ring marks the best, gray dots were pruned."
 _HISTOGRAMS = (
     "The sizes of all weights, on a logarithmic axis. What has no place on it, such as exact zeros, is written."
 )
-_LAYERS = "The share of exact zeros and the Euclidean norm of each layer's weights, mean over seeds."
+_LAYERS = "The share of exact zeros and the Euclidean norm of each layer's weights, {over}."
 
 
 def _ends(cells: Sequence[Cell], summary: Summary) -> Markup:

@@ -10,8 +10,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from experiments.config.names import short, text_of
 from experiments.report import figures
-from experiments.report.summary import Cell, Mean, Summary, best_of
-from experiments.training.record import write
+from experiments.report.summary import Cell, Mean, Summary, best_of, difference
+from experiments.training.files import write
 
 COLUMNS = ["train error %", "test error %", "gap", "test loss", "zeros %", "norm"]
 
@@ -48,7 +48,7 @@ def row(cell: Cell, summary: Summary) -> list[str]:
         name.append("" if cell.strength is None else f"{cell.strength:g}")
     else:
         name += [_value(_at(cell, key)) for key in _keys(summary)]
-        metric = cell.mean(summary.metric) if cell.status != "diverged" else Mean(0.0, 0.0)
+        metric = Mean(0.0, None) if cell.is_broken else cell.mean(summary.metric)
         figure = [_percent(metric) if summary.metric == "valid_error" else _plus_minus(metric, 3)]
     if not cell.is_done:
         return [*name, cell.status, *[""] * (len(columns(summary)) - len(name) - 1)]
@@ -61,7 +61,7 @@ def row(cell: Cell, summary: Summary) -> list[str]:
 def points(summary: Summary) -> list[list[str]]:
     """Every point of a search: first the finished ones, best first, then the others."""
     tried = [cell for cell in summary.cells if cell.point] if summary.sweep else []
-    order = {"done": 0, "pruned": 1, "diverged": 2}
+    order = {"done": 0, "pruned": 1, "diverged": 2, "failed": 3}
     tried.sort(key=lambda cell: (order[cell.status], cell.mean(summary.metric).mean if cell.is_done else 0.0))
     return [row(cell, summary) for cell in tried]
 
@@ -107,7 +107,7 @@ def _zero_is_plain(plain: Cell, off: list[Cell]) -> list[Claim]:
 
 def _between(plain: Cell, on: list[Cell]) -> list[Claim]:
     best = best_of(on)
-    if best is None or not _is_lower(best, plain, "test_error") or best.gap.mean >= plain.gap.mean:
+    if best is None or not (_is_lower(best, plain, "test_error") and _is_lower(best, plain, "gap")):
         return []
     closes = abs(best.gap.mean) < 0.5 * plain.gap.mean
     noise = plain.runs[0].data.label_noise
@@ -135,9 +135,21 @@ def _compressed(summary: Summary) -> list[Claim]:
 
 
 def _is_lower(cell: Cell, than: Cell, key: str) -> bool:
-    """Whether a figure is lower by more than two standard errors of the difference and by at least half a point."""
-    low, high = cell.mean(key), than.mean(key)
-    return high.mean - low.mean > max(2 * math.hypot(low.se, high.se), 0.005)
+    """Whether a figure is lower by at least half a point, and by more than two standard errors of the difference.
+
+    The difference is taken seed by seed. Its error has two parts: other seeds, whose part is unknown from a single one,
+    and other test images, drawn independently of each other. Of the gap the sizes are compared: a negative one is as
+    far from 0, and there must be a positive one to close.
+    """
+    ours, theirs = cell.by_seed(key), than.by_seed(key)
+    if key == "gap":
+        ours = {seed: abs(gap) for seed, gap in ours.items()}
+    found = difference(ours, theirs)
+    if found.se is None:
+        return False
+    tested = [] if key == "train_error" else [cell.mean("test_error").mean, than.mean("test_error").mean]
+    images = math.fsum(error * (1 - error) / cell.runs[0].data.test_size for error in tested)
+    return found.mean > max(2 * math.sqrt(found.se**2 + images), 0.005)
 
 
 def _errors(cell: Cell, remark: str = "") -> str:
@@ -166,7 +178,7 @@ def write_page(summary: Summary, folder: Path) -> Path:
 
 
 def _percent(value: Mean) -> str:
-    return _plus_minus(Mean(100 * value.mean, 100 * value.se), 1)
+    return _plus_minus(Mean(100 * value.mean, None if value.se is None else 100 * value.se), 1)
 
 
 def _plus_minus(value: Mean, digits: int) -> str:

@@ -80,7 +80,8 @@ def _path_of_layers(axes: Axes, places: np.ndarray, path: Sequence[Cell], key: s
     """A line for each layer."""
     layers = list(dict.fromkeys(layer for cell in path for layer in cell.results[0][key]))
     for i, layer in enumerate(layers):
-        means = [mean([result[key].get(layer, np.nan) for result in cell.results]) for cell in path]
+        found = [[result[key][layer] for result in cell.results if layer in result[key]] for cell in path]
+        means = [mean(values or [math.nan]) for values in found]
         band(axes, places, means, colormaps["viridis"](0.85 * i / max(len(layers) - 1, 1)), layer, marker="o")
     if key == "sparsity":
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))

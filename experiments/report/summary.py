@@ -18,10 +18,10 @@ ONE_SE = ", one SE"
 
 
 class Mean(NamedTuple):
-    """A mean over seeds and its standard error (0 for a single seed)."""
+    """A mean over seeds and its standard error; None, unknown, for a single seed."""
 
     mean: float
-    se: float
+    se: float | None
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,18 @@ class Cell:
 
     @property
     def status(self) -> str:
-        """ "done", or else what its first run that did not come to an end is: "diverged" or "pruned"."""
+        """ "done", or else what its first run that did not come to an end is: "diverged", "failed" or "pruned"."""
         return next((result["status"] for result in self.results if result["status"] != "done"), "done")
 
     @property
     def is_done(self) -> bool:
         """Whether all runs are finished."""
         return self.status == "done"
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether a run ended without figures: it diverged or failed."""
+        return self.status in ("diverged", "failed")
 
     @property
     def digests(self) -> dict[int, str]:
@@ -102,7 +107,16 @@ class Cell:
     @property
     def gap(self) -> Mean:
         """Test error minus training error."""
-        return mean([result["test_error"] - result["train_error"] for result in self.results])
+        return mean(list(self.by_seed("gap").values()))
+
+    def by_seed(self, key: str) -> dict[int, float]:
+        """A figure of the results, or the gap, for each seed."""
+        seeds = [run.seed for run in self.runs]
+        if key == "gap":
+            values = [result["test_error"] - result["train_error"] for result in self.results]
+        else:
+            values = [result[key] for result in self.results]
+        return dict(zip(seeds, values, strict=True))
 
     @property
     def norm(self) -> Mean:
@@ -113,7 +127,7 @@ class Cell:
     def compression(self) -> str:
         """The compression of the weights by each count; an empty string for records without it."""
         found = [result["compression"] for result in self.results if "compression" in result]
-        counts = {count: [one[count] for one in found] for count in (found[0] if found else ())}
+        counts = {count: [one.get(count) for one in found] for count in (found[0] if found else ())}
         return " / ".join("-" if None in ratios else f"{fmean(ratios):.0f}x" for ratios in counts.values())
 
     def mean(self, key: str) -> Mean:
@@ -178,7 +192,7 @@ class Summary:
     @property
     def clouds(self) -> list[list[Cell]]:
         """The arms that were searched over several keys, or over one that is no number, with their finished points."""
-        arms = [[cell for cell in arm if cell.point and cell.status != "diverged"] for arm in self._arms]
+        arms = [[cell for cell in arm if cell.point and not cell.is_broken] for arm in self._arms]
         return [arm for arm in arms if len(arm) > 1 and any(cell.number is None for cell in arm)]
 
     @property
@@ -188,7 +202,7 @@ class Summary:
 
     def cost(self, cell: Cell) -> float | None:
         """The time of all points of the cell's arm, relative to the unregularized run."""
-        if self.sweep is None or self.plain is None:
+        if self.sweep is None or self.plain is None or not self.plain.seconds:
             return None
         return sum(other.seconds for other in self.cells if other.arm == cell.arm) / self.plain.seconds
 
@@ -209,16 +223,31 @@ class Summary:
         return f"{data.name}: {size} training images{noise}; {train.epochs} epochs in batches of {train.batch_size}."
 
     @property
+    def over_seeds(self) -> str:
+        """How the figures follow from the runs, as text."""
+        if not self._seeds:
+            return "of a single seed, so without a standard error"
+        return f"mean over {self._seeds} seeds with one standard error"
+
+    @property
+    def _seeds(self) -> str:
+        """The number of seeds, or its range over the cells; an empty string if it is 1 everywhere."""
+        counts = sorted({len(cell.runs) for cell in self.cells})
+        return "" if counts == [1] else " to ".join(map(str, counts[:: max(len(counts) - 1, 1)]))
+
+    @property
     def note(self) -> str:
         """A sentence about how the figures were computed."""
-        seeds = max(len(cell.runs) for cell in self.cells)
         statuses = [cell.status for cell in self.cells if cell.point]
-        lost = [f", {statuses.count(status)} {status}" for status in ("pruned", "diverged") if status in statuses]
+        lost = [
+            f", {statuses.count(status)} {status}" for status in ("pruned", "diverged", "failed") if status in statuses
+        ]
         counts = f"{len(statuses)} points{''.join(lost)}"
         has_strongest = any(cell.remark for cell in self.chosen)
         finished = sum(len(cell.runs) for cell in self.cells)
         notes = {
-            f"Mean ± standard error over {seeds} seeds.": seeds > 1,
+            f"Mean ± standard error over {self._seeds} seeds.": bool(self._seeds),
+            "A single seed: no standard errors, and no claims of a difference.": not self._seeds,
             "Of several strengths, the one with the lowest validation error.": bool(self.paths) and self.sweep is None,
             f"Of {counts}, the one with the lowest {self.metric_in_words}.": self.sweep is not None,
             f"'{ONE_SE.strip(', ')}': the strongest within one standard error of that.": has_strongest,
@@ -232,8 +261,13 @@ class Summary:
 
 
 def mean(values: Sequence[float]) -> Mean:
-    """The mean, and the sample's standard deviation divided by the square root of the number of values."""
-    return Mean(fmean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0)
+    """The mean, and the sample's standard deviation divided by the square root of the number of values, if several."""
+    return Mean(fmean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None)
+
+
+def difference(low: dict[int, float], high: dict[int, float]) -> Mean:
+    """How much higher a figure is, by the seeds that both have: what a seed does to both cancels."""
+    return mean([high[seed] - low[seed] for seed in low.keys() & high.keys()] or [0.0])
 
 
 def best_of(cells: Sequence[Cell], metric: str = "valid_error") -> Cell | None:
@@ -244,7 +278,8 @@ def best_of(cells: Sequence[Cell], metric: str = "valid_error") -> Cell | None:
 
 def one_standard_error(cells: Sequence[Cell], best: Cell, metric: str = "valid_error") -> Cell:
     """The strongest cell whose metric is within one standard error of the best one's."""
-    limit = sum(of_metric(best, metric))
+    middle, error = of_metric(best, metric)
+    limit = middle + (error or 0.0)
     near = [cell for cell in cells if cell.is_done and cell.mean(metric).mean <= limit]
     return max(near, key=lambda cell: cell.strength or 0.0)
 
@@ -272,7 +307,7 @@ def summarize(folder: Path) -> Summary:
     planned = len(study.runs) if study.sweep is None else _planned(study, study.sweep) - (len(asked) - len(runs))
     cells, environment = [], {}
     for _, group in groupby(runs, key=lambda run: run.place):
-        found = [(run, Record(folder / "runs" / run.folder)) for run in group]
+        found = [(run, Record(folder / "runs" / run.folder, run)) for run in group]
         done = [(run, record, result) for run, record in found if (result := record.result) is not None]
         if done:
             ours, records, results = zip(*done, strict=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.config.sweep import Dimension, Sweep
 from experiments.errors import UserError, oneline
 from experiments.training import build
+from experiments.training.files import damaged
 from experiments.training.record import Log
 
 if TYPE_CHECKING:
@@ -43,8 +44,11 @@ class Search:
         self._verdicts: dict[tuple[int, int], bool] = {}
         self._open: dict[int, Trial] = {}
         self.told: list[tuple[Trial, str, float]] = []
-        for event in [event for event in log.events if event["arm"] == arm]:
-            self._again(**event)
+        try:
+            for event in [event for event in log.events if event["arm"] == arm]:
+                self._again(**event)
+        except (LookupError, ValueError, TypeError):  # what Optuna and we raise on an answer without its question
+            raise damaged(log.path) from None
 
     @property
     def open(self) -> list[Trial]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,31 +12,50 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from experiments.config import Run, Study
-from experiments.errors import UserError, oneline
+from experiments.errors import RecordError, UserError, oneline
 from experiments.training import build, data
 from experiments.training.loop import train
 from experiments.training.measure import describe
 from experiments.training.record import Record, Row, open_study
 
+BROKEN = ("diverged", "failed")
+_REHEARSED = 100_000  # steps of a schedule that are tried before the study begins
+
 
 def run_study(study: Study, folder: Path, device: torch.device, resume: bool = False) -> list[str]:
-    """Makes every run that is not finished; returns a line for each that diverged.
+    """Makes every run that is not finished; returns a line for each that diverged or failed.
 
     Raises:
-        UserError: a run cannot be made, or the folder is not free; nothing has been written then.
+        UserError: a run cannot be made, or the folder is not free; nothing has been written then. Or a record is
+            damaged or cannot be written.
     """
     check(study)
-    diverged = []
+    broken = []
     with open_study(study, folder, resume), tqdm(study.runs, desc=study.name, unit="run", disable=None) as bar:
         for run in bar:
-            record = Record(folder / "runs" / run.folder)
-            done = record.result
-            result = train(run, device, record) if done is None else done
-            if result["status"] == "diverged":
-                diverged.append(f"{run.folder}: {result['reason']}")
-            if done is None:
+            result, is_new = make_once(run, folder, device)
+            if result["status"] in BROKEN:
+                broken.append(f"{result['status']}: {run.folder}: {result['reason']}")
+            if is_new:
                 bar.write(f"{run.folder:<32} {_summary(result)}")
-    return diverged
+    return broken
+
+
+def make_once(
+    run: Run, folder: Path, device: torch.device, watch: Callable[[Row], bool] | None = None
+) -> tuple[Row, bool]:
+    """The result of a run, and whether it had to be made; one that failed before is made again."""
+    record = Record(folder / "runs" / run.folder, run)
+    before = record.result
+    if before is not None and before["status"] != "failed":
+        return before, False
+    started = time.monotonic()
+    try:
+        return train(run, device, record, watch), True
+    except (RecordError, BrokenPipeError):
+        raise
+    except (Exception, SystemExit) as error:  # whatever a run raises is its own fault, and not that of the others
+        return record.fail(run, device, oneline(error), time.monotonic() - started), True
 
 
 def check(study: Study) -> None:
@@ -72,13 +92,13 @@ def _rehearse(run: Run) -> None:
             cross_entropy(outputs, y).backward()
             optimizer.step()
         describe(model)
-    except Exception as error:  # whatever a user's model raises
+    except (Exception, SystemExit) as error:  # whatever a user's model raises
         raise UserError(f"model: cannot be trained on {tuple(x.shape)} images: {oneline(error)}") from error
     if scheduler is not None:
         count = run.train.epochs * (-(-len(images.train) // size) if each_step else 1)
         try:
             with warnings.catch_warnings(action="ignore"):
-                for _ in range(count):
+                for _ in range(min(count, _REHEARSED)):
                     scheduler.step()
         except Exception as error:
             raise UserError(f"scheduler: cannot make the {count} steps of the run: {oneline(error)}") from error
@@ -87,18 +107,17 @@ def _rehearse(run: Run) -> None:
 def make(
     runs: Sequence[Run], folder: Path, device: torch.device, judge: Callable[[int, Row], bool] | None = None
 ) -> list[Row]:
-    """Makes the unfinished runs of one setting, seed after seed, until one diverges or is pruned.
+    """Makes the unfinished runs of one setting, seed after seed, until one diverges, fails or is pruned.
 
     ``judge`` may give up a run, by its figures at a step: an epoch, counted over all seeds.
     """
     results: list[Row] = []
     for i, run in enumerate(runs):
-        record, before = Record(folder / "runs" / run.folder), i * run.train.epochs
 
-        def watch(row: Row, before: int = before) -> bool:
+        def watch(row: Row, before: int = i * run.train.epochs) -> bool:
             return judge is not None and judge(before + row["epoch"], row)
 
-        results.append(record.result or train(run, device, record, watch))
+        results.append(make_once(run, folder, device, watch)[0])
         if results[-1]["status"] != "done":
             break
     return results
@@ -115,8 +134,8 @@ def pick_device(name: str) -> torch.device:
 
 
 def _summary(result: Row) -> str:
-    if result["status"] == "diverged":
-        return f"diverged: {result['reason']}"
+    if result["status"] in BROKEN:
+        return f"{result['status']}: {result['reason']}"
     return (
         f"train {100 * result['train_error']:5.1f} %   test {100 * result['test_error']:5.1f} %   "
         f"{result['epochs']} epochs in {result['seconds']:.1f} s"

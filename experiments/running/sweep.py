@@ -66,10 +66,12 @@ def _tasks(study: Study, searches: dict[str, Search]) -> Iterator[Task]:
 def _told(outcome: Outcome) -> tuple[str, bool]:
     """Reports the outcome of a trial to the search; returns it as text, and whether it is an error of the study."""
     task, results = outcome.task, outcome.results
-    if outcome.failure is not None:  # the search is not told: --resume tries the point again
+    if outcome.failure is not None:  # the search is not told of a failure: --resume tries the point again
         return f"failed: {outcome.failure}", True
     last = results[-1]
     metric = task.search.sweep.metric if task.search else "valid_error"
+    if last["status"] == "failed":
+        return f"failed: {last['reason']}", True
     value = None if last["status"] == "diverged" else fmean(result[metric] for result in results)
     if task.search is not None:
         task.search.tell(task.number, last["status"], value)

@@ -8,19 +8,19 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, get_context
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from filelock import FileLock
 from tqdm import tqdm
 
 from experiments.config import Run
-from experiments.errors import oneline
+from experiments.errors import RecordError, oneline
+from experiments.running import orphans
 from experiments.running.search import Search
 from experiments.running.study import make
-from experiments.training.record import Row
+from experiments.training.record import Row, lock
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,9 @@ def in_turn(tasks: Iterator[Task], folder: Path, device: torch.device) -> Iterat
     for task in tasks:
         try:
             yield Outcome(task, make(task.runs, folder, device, task.judge if task.is_judged else None))
-        except Exception as error:  # whatever a run raises is its own fault, and not that of the others
+        except (RecordError, BrokenPipeError):
+            raise
+        except Exception as error:  # whatever is wrong with a task is its own fault, and not that of the others
             yield Outcome(task, [], oneline(error))
 
 
@@ -88,7 +90,8 @@ class _Worker:
     def __init__(self, folder: Path, device: torch.device, threads: int) -> None:
         context = get_context("spawn")  # a fork would share the threads and the GPU of this process
         self.pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, folder, device, threads), daemon=True)
+        args = (__name__, serve.__name__, theirs, folder, str(device), threads)
+        self._process = context.Process(target=orphans.call, args=args, daemon=True)
         self._process.start()
         theirs.close()  # so that its end is the end of the pipe
         self._task = Task([])
@@ -114,6 +117,8 @@ class _Worker:
         if kind == "judge":
             self.pipe.send(self._task.judge(*said))
             return None
+        if kind == "record":
+            raise RecordError(said)
         return Outcome(self._task, said) if kind == "results" else Outcome(self._task, [], said)
 
     def end(self) -> None:
@@ -122,9 +127,9 @@ class _Worker:
         self._process.join()
 
 
-def _serve(pipe: connection.Connection, folder: Path, device: torch.device, threads: int) -> None:
+def serve(pipe: connection.Connection, folder: Path, device: str, threads: int) -> None:
+    """Makes the runs that come through the pipe, in a process of its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal: the first one ends us
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     tqdm.set_lock(
         threading.RLock()
@@ -138,14 +143,9 @@ def _serve(pipe: connection.Connection, folder: Path, device: torch.device, thre
         runs, judged = pipe.recv()
         try:
             (folder / "runs" / runs[0].place).mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / "runs" / runs[0].place / ".lock"):  # a sampler may try a point twice at a time
-                pipe.send(("results", make(runs, folder, device, ask if judged else None)))
+            with lock(folder / "runs" / runs[0].place):  # a sampler may try a point twice at a time
+                pipe.send(("results", make(runs, folder, torch.device(device), ask if judged else None)))
+        except RecordError as error:
+            pipe.send(("record", str(error)))
         except Exception as error:
             pipe.send(("failure", oneline(error)))
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

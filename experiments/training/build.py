@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
 from operator import attrgetter
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
 
 import torch
 from pydantic import ValidationError
@@ -92,7 +91,7 @@ def dropout_schedule(
     if settings is None:
         return None
     key = "dropout_schedule"
-    schedule = _construct(key, Callable, settings, SCHEDULES)  # type: ignore[arg-type]
+    schedule = _construct(key, Callable, settings, SCHEDULES)
     try:
         return torchreg.DropoutSchedule(net, schedule).attach(opt)
     except ValueError as error:
@@ -205,12 +204,11 @@ def auto_strength(
 def _regularizer(
     key: str, settings: config.Regularizer, net: nn.Module, opt: torch.optim.Optimizer
 ) -> torchreg.Regularizer:
-    _found(f"{key}.penalty", settings.penalty, PENALTIES)
-    named = config.Component.model_validate({**(settings.model_extra or {}), "name": settings.penalty})
-    penalty = _construct(key, torchreg.Penalty, named, PENALTIES, settings.strength)
+    make = _found(f"{key}.penalty", settings.penalty, PENALTIES)
+    penalty = _made(key, make, settings.penalty, settings.options, settings.strength)
     schedule = None
     if settings.schedule is not None:
-        schedule = _construct(f"{key}.schedule", Callable, settings.schedule, SCHEDULES)  # type: ignore[arg-type]
+        schedule = _construct(f"{key}.schedule", Callable, settings.schedule, SCHEDULES)
     selections = {"weights": torchreg.weights, "everything": torchreg.everything}
     select = selections.get(settings.select) or torchreg.named(settings.select)
     try:
@@ -231,32 +229,34 @@ def _layer(key: str, settings: config.Component | None) -> models.Layer | None:
     return make
 
 
-def _construct(key: str, kind: type, settings: config.Component, table: Table, *args: Any, **given: Any) -> Any:
-    """``name(*args, **given, **options)``, with each option checked against the constructor's signature."""
+def _construct(key: str, kind: Any, settings: config.Component, table: Table, *args: Any, **given: Any) -> Any:
+    """The object that a table of the study names, of the given kind."""
     if settings.class_ is None:
-        make = _found(f"{key}.name", settings.name or "", table)
-    else:
-        make = _imported(f"{key}.class", settings.class_)
+        name = settings.name or ""
+        return _made(key, _found(f"{key}.name", name, table), name, settings.options, *args, **given)
+    make = _imported(f"{key}.class", settings.class_, kind)
+    built = _made(key, make, settings.class_, settings.options, *args, **given)
+    if not isinstance(built, kind):
+        raise UserError(f"{key}.class: must make a {kind.__name__}, got {settings.class_!r}, which makes {built!r:.80}")
+    return built
+
+
+def _made(key: str, make: Callable[..., Any], name: str, options: Mapping[str, Any], *args: Any, **given: Any) -> Any:
+    """``make(*args, **given, **options)``, with each option checked against the constructor's signature."""
     accepted = _parameters(make)
-    for option, value in settings.options.items():
+    for option in options:
         own = [name for name in accepted[len(args) :] if name not in given] if accepted else [option]
         if option not in own:
             raise UserError(f"{key}.{option}: unknown key, {did_you_mean(option, own)}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{key}.{option}: must be a finite number, got {value!r}")
     if accepted:
         given = {name: value for name, value in given.items() if name in accepted}
     try:
-        built = make(*args, **given, **settings.options)
+        return make(*args, **given, **options)
     except ValidationError as error:
         raise UserError("\n".join(f"{key}.{line}" for line in faults(error))) from None
-    except Exception as error:  # whatever a constructor raises is about what it was given
-        options = ", ".join(f"{name}={value!r}" for name, value in settings.options.items())
-        name = settings.name or settings.class_
-        raise UserError(f"{key}: {name}({options}) cannot be made: {oneline(error)}") from error
-    if not isinstance(built, kind):
-        raise UserError(f"{key}.class: must make a {kind.__name__}, got {settings.class_!r}, which makes {built!r}")
-    return built
+    except (Exception, SystemExit) as error:  # whatever a constructor raises is about what it was given
+        text = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        raise UserError(f"{key}: {name}({text}) cannot be made: {oneline(error)}") from error
 
 
 def _parameters(make: Callable[..., Any]) -> list[str]:
@@ -274,10 +274,27 @@ def _found(key: str, name: str, table: Table) -> Callable[..., Any]:
     return table[name]
 
 
-def _imported(key: str, path: str) -> Callable[..., Any]:
+def _imported(key: str, path: str, kind: Any) -> Callable[..., Any]:
+    """What a study names by its module, if it says that it makes an object of the kind; it is not called before."""
     module, _, name = path.partition(":")
     try:
-        made: Callable[..., Any] = attrgetter(name)(import_module(module))
-    except Exception as error:  # importing runs the user's code
+        found = attrgetter(name)(import_module(module))
+    except (Exception, SystemExit) as error:  # importing runs the user's code
         raise UserError(f"{key}: {path!r} cannot be imported: {oneline(error)}") from error
-    return made
+    made = found if inspect.isclass(found) else _annotated(found)
+    if not (inspect.isclass(made) and issubclass(made, kind)):
+        raise UserError(
+            f"{key}: must name a class of {kind.__name__}, or a function annotated as '-> {kind.__name__}', "
+            f"got {path!r}, {' '.join(repr(found).split()):.80}"
+        )
+    make: Callable[..., Any] = found
+    return make
+
+
+def _annotated(function: Any) -> Any:
+    """What a function says that it returns, if it does."""
+    try:
+        returned = get_type_hints(function).get("return")
+    except Exception:  # no function, or with a name that cannot be found
+        return None
+    return get_origin(returned) or returned

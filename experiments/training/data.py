@@ -18,7 +18,7 @@ from torch import Tensor
 from experiments import config
 from experiments.errors import UserError
 
-_DIGITS_TEST = 797  # of 1,797 digits: 1,000 are left for training and validation
+_DIGITS_TEST = config.Data(name="digits").test_size  # of 1,797 digits: 1,000 are left for training and validation
 
 # LeCun, Cortes, Burges, "The MNIST database of handwritten digits": MD5 of the unpacked files
 _MNIST_MD5 = {
@@ -80,7 +80,7 @@ def load(settings: config.Data, device: torch.device) -> Images:
     draw = torch.Generator().manual_seed(settings.seed)
     order = torch.randperm(len(y), generator=draw)
     valid, train = order[: settings.valid_size], order[settings.valid_size : settings.valid_size + size]
-    classes = int(y.max()) + 1
+    classes = 10
     y_train = _corrupted(y[train], settings.label_noise, classes, draw)
     mean, std = x[train].mean(), x[train].std()
 
@@ -112,9 +112,12 @@ def _mnist(settings: config.Data) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, 
     dataset = _torchvision_class(settings.name)
     root = Path(settings.root or os.environ.get("TORCHREG_DATA") or "data")
     raw = root / dataset.__name__ / "raw"
-    for name, md5 in _MNIST_MD5.items():
-        if (raw / name).exists():
-            _check_file(raw / name, md5 if settings.name == "mnist" else None)
+    checked = {
+        name: _checked(raw / name, md5 if settings.name == "mnist" else None)
+        for name, md5 in _MNIST_MD5.items()
+        if (raw / name).exists()
+    }
+    _check_together(raw, checked)
     absent = [folder for folder in (raw, raw.parent, root) if not folder.exists()]
     parts = []
     for train in (True, False):
@@ -144,17 +147,38 @@ def _torchvision_class(name: str) -> Any:
     return {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST}[name]
 
 
-def _check_file(path: Path, md5: str | None) -> None:
-    """Compares an IDX file with the size its header states and, where it is known, with its checksum."""
-    content = path.read_bytes()
-    dimensions = content[3] if len(content) > 3 else 0
+def _checked(path: Path, md5: str | None) -> tuple[int, ...]:
+    """The sizes in the header of an IDX file, whose bytes they must count; where it is known, with its checksum."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"data.root: {path} cannot be read: {error.strerror}") from None
+    dimensions = 3 if "images" in path.name else 1
     header = 4 + 4 * dimensions
-    sizes = struct.unpack(f">{dimensions}I", content[4:header]) if dimensions and len(content) >= header else ()
-    expected = header + math.prod(sizes) if sizes else None
-    if len(content) != expected:
-        fault = f"must hold {expected:,} bytes, got {len(content):,}" if expected else "must be an IDX file, is not one"
-    elif md5 is not None and hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
-        fault = f"must have the MD5 checksum {md5}, has another"
-    else:
-        return
-    raise UserError(f"data.root: {path} is damaged: {fault}; delete it, and it will be downloaded again")
+    if content[:4] != bytes((0, 0, 8, dimensions)) or len(content) < header:
+        raise _damaged(path, f"must be an IDX file, is not one of bytes in {dimensions} dimensions")
+    sizes = struct.unpack(f">{dimensions}I", content[4:header])
+    if not all(sizes):
+        raise _damaged(path, f"must hold images, has the sizes {sizes}")
+    if len(content) != header + math.prod(sizes):
+        raise _damaged(path, f"must hold {header + math.prod(sizes):,} bytes, got {len(content):,}")
+    if md5 is not None and hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
+        raise _damaged(path, f"must have the MD5 checksum {md5}, has another")
+    if dimensions == 1 and max(content[header:]) > 9:
+        raise _damaged(path, f"must hold labels from 0 to 9, got {max(content[header:])}")
+    return sizes
+
+
+def _check_together(raw: Path, sizes: dict[str, tuple[int, ...]]) -> None:
+    """Compares the files with each other: as many labels as images, and images of one size."""
+    for images, labels in (list(_MNIST_MD5)[:2], list(_MNIST_MD5)[2:]):
+        if images in sizes and labels in sizes and sizes[images][0] != sizes[labels][0]:
+            wanted = f"must hold a label for each of the {sizes[images][0]:,} images, got {sizes[labels][0]:,}"
+            raise _damaged(raw / labels, wanted)
+    found = {name: size[1:] for name, size in sizes.items() if "images" in name}
+    if len(set(found.values())) > 1:
+        raise _damaged(raw / list(found)[1], "must hold images of one size with those to train on")
+
+
+def _damaged(path: Path, fault: str) -> UserError:
+    return UserError(f"data.root: {path} is damaged: {fault}; delete it, and it will be downloaded again")

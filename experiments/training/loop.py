@@ -104,32 +104,30 @@ def train(run: Run, device: torch.device, record: Record, watch: Callable[[Row],
     progress.restore(record.begin(run, device))
 
     bar = tqdm(total=run.train.epochs, initial=progress.epoch, desc=run.folder, unit="epoch", leave=False, disable=None)
-    while not progress.is_over:
-        if watch is not None and progress.last and watch(progress.last):
-            bar.close()
-            return progress.pruned(describe)
-        order = torch.randperm(len(images.train), generator=shuffle).to(device)
-        losses = train_epoch(
-            model,
-            optimizer,
-            images.train,
-            order.split(run.train.batch_size),
-            in_loss,
-            amp,
-            scheduler if each_step else None,
-        )
-        if scheduler is not None and not each_step:
-            scheduler.step()
+    with bar:
+        while not progress.is_over:
+            if watch is not None and progress.last and watch(progress.last):
+                return progress.pruned(describe)
+            order = torch.randperm(len(images.train), generator=shuffle).to(device)
+            losses = train_epoch(
+                model,
+                optimizer,
+                images.train,
+                order.split(run.train.batch_size),
+                in_loss,
+                amp,
+                scheduler if each_step else None,
+            )
+            if scheduler is not None and not each_step:
+                scheduler.step()
 
-        figures = evaluate(model, images)
-        broken = (~losses.isfinite()).nonzero().flatten().tolist()
-        if broken or not all(map(math.isfinite, figures.values())):
-            bar.close()
-            last = progress.epoch * steps + (broken[0] if broken else steps - 1) + 1
-            what = f"the loss is {losses[broken[0]].item()} at" if broken else "the weights are not finite after"
-            return progress.diverged(f"{what} step {last} (epoch {progress.epoch + 1})")
-        strengths = {} if tuned is None else {"strengths": tuned.strengths}
-        progress.advance({**figures, "penalty": penalties(regularizers), **strengths})
-        bar.update()
-    bar.close()
+            figures = evaluate(model, images)
+            broken = (~losses.isfinite()).nonzero().flatten().tolist()
+            if broken or not all(map(math.isfinite, figures.values())):
+                last = progress.epoch * steps + (broken[0] if broken else steps - 1) + 1
+                what = f"the loss is {losses[broken[0]].item()} at" if broken else "the weights are not finite after"
+                return progress.diverged(f"{what} step {last} (epoch {progress.epoch + 1})")
+            strengths = {} if tuned is None else {"strengths": tuned.strengths}
+            progress.advance({**figures, "penalty": penalties(regularizers), **strengths})
+            bar.update()
     return progress.finish(describe)

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from experiments.config import Run
+from experiments.errors import oneline
+from experiments.training.files import damaged
 from experiments.training.record import Record, Row
 
 
@@ -39,14 +41,18 @@ class Progress:
         """Restores a checkpoint's state, if there is one."""
         if state is None:
             return
-        for name, part in self.parts.items():
-            part.load_state_dict(state[name])
-        self.epoch, self.best, self._seconds = state["epoch"], state["best"], state["seconds"]
-        self.last = self.record.history[-1]
-        self.shuffle.set_state(state["shuffle"])
-        torch.set_rng_state(state["rng"])
-        if self.device.type == "cuda" and "cuda_rng" in state:
-            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+        try:
+            for name, part in self.parts.items():
+                part.load_state_dict(state[name])
+            self.epoch, self.best, self._seconds = state["epoch"], dict(state["best"]), float(state["seconds"])
+            self.last = self.record.history[-1]
+            self.shuffle.set_state(state["shuffle"])
+            torch.set_rng_state(state["rng"])
+            if self.device.type == "cuda" and "cuda_rng" in state:
+                torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+        except Exception as error:  # whatever a part raises on a state that is not its own
+            how = f"does not fit the run ({oneline(error)})"
+            raise damaged(self.record.folder / "checkpoint.pt", how) from error
 
     def advance(self, figures: Row) -> None:
         """Records an epoch's figures."""
@@ -66,7 +72,7 @@ class Progress:
         state |= {"shuffle": self.shuffle.get_state(), "rng": torch.get_rng_state()}
         if self.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
-        self.record.save(state)
+        self.record.save(self.run, state)
         self._saved = time.monotonic()
 
     def finish(self, describe: Callable[[nn.Module], Row]) -> Row:

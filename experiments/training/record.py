@@ -10,7 +10,7 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from itertools import groupby
@@ -23,42 +23,63 @@ from pydantic import ValidationError
 
 import torchreg
 from experiments.config import Run, Study
-from experiments.errors import UserError
+from experiments.errors import RecordError, UserError
+from experiments.training.files import append, checksum, content_of, damaged, parsed, sealed, unsealed, write
+from experiments.training.forms import Environments, Event, Figures, Result, check_form
 
 Row = dict[str, Any]
+_FREE: Any = {"data": {"root"}, "train": {"checkpoint_seconds"}}  # what a run may change when it goes on
+_BESIDE = ("config.json", "environment.json", "history.jsonl", "checkpoint.pt")
+_SEAL = b"\nsha256 "  # at the end of a checkpoint, where torch.load does not look
 
 
 class Record:
-    """The folder of one run."""
+    """The folder of one run.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    The result holds a checksum of every other file, and each checkpoint one of the history before it. Records of
+    earlier versions have none: of these only the form is checked.
+
+    Args:
+        folder: is made by :meth:`begin`.
+        run: the run whose record this must be; None: any.
+    """
+
+    def __init__(self, folder: Path, run: Run | None = None) -> None:
+        self.folder, self._run = folder, run
 
     def begin(self, run: Run, device: torch.device) -> Row | None:
         """Prepares the folder; returns the checkpoint to continue from, or None for a new run."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write(self.folder / "config.json", run.model_dump_json(by_alias=True, indent=2))
-        state = self._checkpoint()
+        state = self._checkpoint(run)
         self._note_environment(environment(device), resumed=state is not None)
         # What was written after the checkpoint is computed again, and a killed process may leave half a line.
-        path = self.folder / "history.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines()[: state["epoch"]] if state else []
-        write(path, "".join(line + "\n" for line in lines))
+        write(self.folder / "history.jsonl", b"".join(self._lines()[: state["epoch"]] if state else []))
         return state
 
-    def _checkpoint(self) -> Row | None:
+    def _checkpoint(self, run: Run) -> Row | None:
         path = self.folder / "checkpoint.pt"
         if not path.exists():
             return None
         try:
-            state: Row = torch.load(path, map_location="cpu", weights_only=True)
-            rows = len((self.folder / "history.jsonl").read_text(encoding="utf-8").splitlines())
+            content = path.read_bytes()
+            data, mark, digest = content.rpartition(_SEAL)
+            if mark and digest.decode() != checksum(data):
+                raise ValueError("another checksum")
+            state: Row = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            lines = self._lines()[: state["epoch"]]
+            history = checksum(b"".join(lines))
+            if not 1 <= state["epoch"] <= len(lines) or state.get("history", history) != history:
+                raise ValueError("another history")
+            self._rows(lines)
         except Exception:  # torch.load and the file system raise what they like on a damaged file
-            rows, state = 0, {"epoch": 1}
-        if rows >= state["epoch"]:
-            return state
-        print(f"note: {path} is damaged: the run starts afresh", file=sys.stderr)
-        return None
+            print(f"note: {path} is damaged: the run starts afresh", file=sys.stderr)
+            return None
+        if "run" in state and not mark:  # only earlier versions wrote none
+            raise damaged(path, "was altered")
+        if state.get("run", _digest_of(run)) != _digest_of(run):
+            raise damaged(path, "is of another run")
+        return state
 
     def _note_environment(self, now: Row, resumed: bool) -> None:
         """Updates the list of the environments in which a run was trained, with one entry for each change."""
@@ -71,55 +92,114 @@ class Record:
 
     def append(self, row: Row) -> None:
         """Adds an epoch to the history."""
-        with (self.folder / "history.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+        append(self.folder / "history.jsonl", row)
 
-    def save(self, state: Row) -> None:
+    def save(self, run: Run, state: Row) -> None:
         """Replaces the checkpoint."""
         buffer = io.BytesIO()
-        torch.save(state, buffer)
-        write(self.folder / "checkpoint.pt", buffer.getvalue())
+        history = checksum(b"".join(self._lines()[: state["epoch"]]))
+        torch.save({**state, "run": _digest_of(run), "history": history}, buffer)
+        data = buffer.getvalue()
+        write(self.folder / "checkpoint.pt", data + _SEAL + checksum(data).encode())
 
     def finish(self, result: Row) -> None:
         """Marks the run as done."""
-        write(self.folder / "result.json", json.dumps(result, indent=2, allow_nan=False))
+        paths = [self.folder / name for name in _BESIDE if (self.folder / name).exists()]
+        files = {path.name: checksum(path.read_bytes()) for path in paths}
+        write(self.folder / "result.json", sealed(json.dumps({**result, "files": files}, indent=2, allow_nan=False)))
+
+    def fail(self, run: Run, device: torch.device, reason: str, seconds: float) -> Row:
+        """Records that the run has raised an error, and which; ``--resume`` makes it again."""
+        if not (self.folder / "history.jsonl").exists():  # before it has begun
+            self.begin(run, device)
+        result = {"status": "failed", "reason": reason, "seconds": seconds, "files": {}}
+        write(self.folder / "result.json", sealed(json.dumps(result, indent=2)))
+        return result
 
     @property
     def result(self) -> Row | None:
-        """The result, if the run is done."""
+        """The result, if the run has come to its end.
+
+        Raises:
+            RecordError: a file of the record is damaged, missing, or of another run.
+        """
         path = self.folder / "result.json"
-        return dict(_read(path)) if path.exists() else None
+        if not path.exists():
+            return None
+        result: Row = check_form(Result, unsealed(path), path)
+        for name, digest in result.pop("files", {}).items():
+            other = self.folder / name
+            if name == "checkpoint.pt" and not other.exists():
+                continue  # nothing needs it any more
+            if checksum(content_of(other)) != digest:
+                raise damaged(other)
+        self._check_run()
+        if result["status"] in ("done", "pruned") and len(self.history) != result["epochs"]:
+            raise damaged(self.folder / "history.jsonl")
+        return result
+
+    def _check_run(self) -> None:
+        path = self.folder / "config.json"
+        try:
+            run = Run.model_validate_json(content_of(path))
+        except ValidationError:
+            raise damaged(path) from None
+        if self._run is not None and _digest_of(run) != _digest_of(self._run):
+            raise damaged(path, "is of another run")
 
     @property
     def environments(self) -> list[Row]:
         """The environments of the run: one entry, unless it was resumed elsewhere."""
-        return list(_read(self.folder / "environment.json"))
+        path = self.folder / "environment.json"
+        found: list[Row] = check_form(Environments, parsed(content_of(path), path), path)
+        return found
 
     @property
     def history(self) -> list[Row]:
         """The figures of each epoch."""
+        return self._rows(self._lines())
+
+    def _lines(self) -> list[bytes]:
+        return content_of(self.folder / "history.jsonl").splitlines(keepends=True)
+
+    def _rows(self, lines: Sequence[bytes]) -> list[Row]:
         path = self.folder / "history.jsonl"
-        return [_parsed(line, path) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [check_form(Figures, parsed(line, path), path) for line in lines]
+        if [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)):
+            raise damaged(path)
+        return rows
 
 
 class Log:
-    """An append-only file with one event in each line."""
+    """An append-only file with one event in each line, which ends with a checksum of all lines up to it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        self._whole = [line for line in lines if line.endswith("\n")]  # a killed process may leave half a line
+        lines = content_of(path).splitlines(keepends=True) if path.exists() else []
+        self._whole = [line for line in lines if line.endswith(b"\n")]  # a killed process may leave half a line
         self._is_new = True
-        self.events: list[Row] = [_parsed(line, path) for line in self._whole]
+        self._checksum = ""
+        self.events: list[Row] = [self._read(line) for line in self._whole]
 
     def append(self, event: Row) -> None:
         """Adds an event."""
         if self._is_new:
-            write(self.path, "".join(self._whole))
+            write(self.path, b"".join(self._whole))
             self._is_new = False
         self.events.append(event)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event, allow_nan=False) + "\n")
+        self._checksum = self._after(event)
+        append(self.path, {**event, "checksum": self._checksum})
+
+    def _read(self, line: bytes) -> Row:
+        event: Row = check_form(Event, parsed(line, self.path), self.path)
+        given = event.pop("checksum", "")
+        if given != (self._after(event) if given or self._checksum else ""):  # the first ones of old logs have none
+            raise damaged(self.path)
+        self._checksum = given
+        return event
+
+    def _after(self, event: Row) -> str:
+        return checksum((self._checksum + json.dumps(event)).encode())
 
 
 @contextmanager
@@ -144,8 +224,8 @@ def open_study(study: Study, folder: Path, resume: bool) -> Iterator[None]:
         raise UserError(f"--out: {folder} must be empty or hold this study, it holds other files")
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / ".lock", timeout=0):
-            write(file, study.model_dump_json(by_alias=True, indent=2))
+        with lock(folder, timeout=0):
+            write(file, sealed(study.model_dump_json(by_alias=True, indent=2)))
             yield
     except Timeout:
         raise UserError(
@@ -159,30 +239,50 @@ def read_study(folder: Path) -> Study:
     if not file.exists():
         raise UserError(f"{folder}: holds no study (no study.json): give the folder that 'run' wrote")
     try:
-        return Study.model_validate_json(file.read_text(encoding="utf-8"))
-    except ValidationError:
-        raise UserError(
+        return Study.model_validate_json(json.dumps(unsealed(file)))
+    except (ValidationError, RecordError):
+        raise RecordError(
             f"{file}: is damaged, or of another version: remove {folder}, or choose another folder"
         ) from None
 
 
 def read_runs(study: Study, folder: Path) -> list[Run]:
     """The runs of a study in its folder; of a search those at the points tried so far, twice if tried twice."""
-    events = Log(folder / "trials.jsonl").events
+    log = Log(folder / "trials.jsonl")
     runs: list[Run] = []
     for arm, group in groupby(study.runs, key=lambda run: run.arm):
         ours = list(group)
-        asked = [event["values"] for event in events if event["arm"] == arm and event["event"] == "ask"]
-        runs += [run.at(values) for values in asked for run in ours] if ours[0].values else ours
+        asked = [event["values"] for event in log.events if event["arm"] == arm and event["event"] == "ask"]
+        try:
+            runs += [run.at(values) for values in asked for run in ours] if ours[0].values else ours
+        except UserError:
+            raise damaged(log.path) from None
+    made = {
+        str(path.parent.relative_to(folder / "runs").as_posix()) for path in folder.glob("runs/*/*/seed*/result.json")
+    }
+    if study.sweep is not None and made - {run.folder for run in runs}:
+        raise RecordError(f"{log.path}: lacks points that were tried: 'sweep --resume' adds them")
     return runs
+
+
+def lock(folder: Path, timeout: float = -1) -> FileLock:
+    """The lock of a folder; a symbolic link in its place, which opening would follow, is refused."""
+    path = folder / ".lock"
+    if path.is_symlink():
+        raise RecordError(f"{path}: must be a file, is a symbolic link: remove it")
+    return FileLock(path, timeout=timeout)
 
 
 def _identity(study: Study) -> Row:
     """What makes two studies the same: all but where the data lies, how often a checkpoint is written, and how many
     points are tried.
     """
-    runs = {"__all__": {"data": {"root"}, "train": {"checkpoint_seconds"}}}
-    return study.model_dump(exclude={"runs": runs, "sweep": {"trials"}})
+    return study.model_dump(exclude={"runs": {"__all__": _FREE}, "sweep": {"trials"}})
+
+
+def _digest_of(run: Run) -> str:
+    """The checksum of what makes two runs the same."""
+    return checksum(run.model_dump_json(exclude=_FREE, exclude_defaults=True).encode())
 
 
 def _is_ours(path: Path) -> bool:
@@ -200,27 +300,6 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
     }
-
-
-def _read(path: Path) -> Any:
-    try:
-        return _parsed(path.read_text(encoding="utf-8"), path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: is missing: remove {path.parent}, and 'run --resume' makes the run again") from None
-
-
-def _parsed(text: str, path: Path) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        raise UserError(f"{path}: is damaged: remove {path.parent}, and 'run --resume' makes the run again") from None
-
-
-def write(path: Path, content: str | bytes) -> None:
-    """Writes a file such that it is complete or does not exist, even if the process is killed."""
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content.encode() if isinstance(content, str) else content)
-    part.replace(path)
 
 
 @cache

@@ -204,11 +204,7 @@ BUILD_FAULTS = {
         "regularizers.0: Regularizer: linear1.weight would decay twice, by L2(1.0) and by weight_decay=0.1 of AdamW",
     ),
     "no such class": ({"model": {"class": "torch.nn:Lineal"}}, "model.class: 'torch.nn:Lineal' cannot be imported"),
-    "not a class": ({"model": {"class": "math:pi"}}, "model: math:pi() cannot be made: 'float' object is not callable"),
-    "option that is not finite": (
-        {"optimizer": {"eps": float("nan")}},
-        "optimizer.eps: must be a finite number",
-    ),
+    "not a class": ({"model": {"class": "math:pi"}}, "model.class: must name a class of Module"),
     "option of a wrong type": ({"optimizer": {"eps": "x"}}, "optimizer: AdamW(eps='x') cannot be made"),
     "p that is no number": (
         {"model": {"dropout": {"name": "Dropout", "p": "x"}}},
@@ -252,7 +248,7 @@ BUILD_FAULTS = {
         {"model": {"class": "tests.integration.test_config:Wrong"}},
         "model: tests.integration.test_config:Wrong() cannot be made: KeyError: 'width'",
     ),
-    "not a module": ({"model": {"class": "fractions:Fraction"}}, "model.class: must make a Module"),
+    "not a module": ({"model": {"class": "fractions:Fraction"}}, "model.class: must name a class of Module"),
     "more images than there are": ({"data": {"train_size": 901}}, "data.train_size: must be at most 900"),
     "no weight decay to set": (
         {"optimizer": {"name": "Rprop", "lr": 1.0, "weight_decay": 0.1}},

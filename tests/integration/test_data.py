@@ -108,6 +108,41 @@ def test_a_damaged_file_is_named(raw, content, fault):
 
 
 @pytest.mark.torchvision
+@pytest.mark.parametrize(
+    ("files", "fault"),
+    [
+        ({"train-images": idx((30, 784), bytes(30 * 784))}, "train-images-idx3-ubyte is damaged: must be an IDX file"),
+        ({"train-images": b"\0\0\x0d\3" + idx((1, 1, 1), b"0")[4:]}, "must be an IDX file, is not one of bytes"),
+        ({"train-images": idx((0, 28, 28), b"")}, "must hold images, has the sizes (0, 28, 28)"),
+        ({"train-images": idx((4, 0, 28), b"")}, "must hold images, has the sizes (4, 0, 28)"),
+        ({"train-labels": idx((31,), bytes(31))}, "must hold a label for each of the 30 images, got 31"),
+        ({"t10k-labels": idx((9,), bytes(9))}, "must hold a label for each of the 10 images, got 9"),
+        ({"train-labels": idx((30,), bytes([10] * 30))}, "must hold labels from 0 to 9, got 10"),
+        ({"t10k-labels": idx((10,), bytes([255] * 10))}, "must hold labels from 0 to 9, got 255"),
+        ({"t10k-labels": idx((10, 1), bytes(10))}, "must be an IDX file, is not one of bytes in 1 dimensions"),
+        ({"t10k-images": idx((10, 14, 14), bytes(1960))}, "must hold images of one size with those to train on"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_files_that_are_malformed_or_do_not_fit_together_are_named(raw, files, fault):
+    whole = {"train-images": idx((30, 28, 28), bytes(30 * 784)), "train-labels": idx((30,), bytes(30))}
+    whole |= {"t10k-images": idx((10, 28, 28), bytes(7840)), "t10k-labels": idx((10,), bytes(10))}
+    for name, content in {**whole, **files}.items():
+        (raw / f"{name}-idx{3 if 'images' in name else 1}-ubyte").write_bytes(content)
+    with pytest.raises(UserError, match="ubyte is damaged") as error:
+        data.load(Data(name="fashion_mnist", root=str(raw.parents[1]), valid_size=5), CPU)
+    assert fault in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.torchvision
+def test_a_folder_in_the_place_of_a_file_is_named(raw):
+    (raw / "train-images-idx3-ubyte").mkdir()
+    with pytest.raises(UserError, match="train-images-idx3-ubyte cannot be read: Is a directory"):
+        data.load(Data(name="fashion_mnist", root=str(raw.parents[1])), CPU)
+
+
+@pytest.mark.torchvision
 def test_another_file_of_the_right_size_fails_its_checksum(tmp_path):
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -84,10 +85,18 @@ def test_strength_0_is_told_to_be_the_plain_loss(summary):
     assert strong.evidence.startswith("L2, far too strong at 1000: training error")
 
 
-def cell(name: str, train: float, test: float, spread: float = 0.0, sha256: str = "", **changes: Any) -> Cell:
-    """A made-up arm of three seeds."""
-    runs = small(arms=[{"name": name, **changes}], seeds=[0, 1, 2]).runs
-    errors = [(train + offset, test + offset) for offset in (-spread, 0.0, spread)]
+def cell(
+    name: str,
+    train: float,
+    test: float,
+    spread: float = 0.0,
+    sha256: str = "",
+    seeds: Sequence[int] = (0, 1, 2),
+    **changes: Any,
+) -> Cell:
+    """A made-up arm of several seeds."""
+    runs = small(arms=[{"name": name, **changes}], seeds=list(seeds)).runs
+    errors = [(train + offset * spread, test + offset * spread) for offset in (-1, 0, 1)[: len(seeds)]]
     keys = ("train_error", "test_error", "valid_error", "status", "sha256")
     return Cell(runs, [dict(zip(keys, (*e, e[1], "done", sha256 or name), strict=True)) for e in errors], [])
 
@@ -122,6 +131,56 @@ DROPOUT = {"dropout": {"name": "Dropout", "p": 0.5}}
 )
 def test_a_claim_is_made_where_the_study_shows_it(other, expected):
     assert titles(NONE, other) == expected
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 3, 4]], ids=["a single seed", "a single seed in common"])
+@pytest.mark.parametrize("errors", [(0.1, 0.1), (0.8, 0.9)], ids=["better", "under-fitted"])
+def test_a_single_seed_shows_no_difference(seeds, errors):
+    assert len(titles(NONE, cell("several", *errors, **PENALTY))) == 1
+    assert titles(NONE, cell("one", *errors, seeds=seeds, **PENALTY)) == []
+    assert titles(cell("none", 0.0, 0.2, seeds=[0]), cell("one", *errors, seeds=[0], **PENALTY)) == []
+
+
+def test_what_needs_no_standard_error_is_told_of_a_single_seed():
+    off = cell("off", 0.0, 0.2, sha256="none", seeds=[0], **OFF)
+    assert titles(cell("none", 0.0, 0.2, seeds=[0]), off) == ["Strength 0 is the plain loss."]
+
+
+def test_arms_are_compared_seed_by_seed():
+    # Seeds move both arms by .1, alike: unpaired, two standard errors are 2 sqrt(2) .1 / sqrt(3) = .163. Paired there
+    # is the error of the 797 test images: 2 sqrt((.2 * .8 + .14 * .86) / 797) = .038, less than the difference of .06.
+    plain, better = cell("none", 0.0, 0.2, spread=0.1), cell("better", 0.06, 0.14, spread=0.1, **PENALTY)
+    assert titles(plain, better) == ["In between"]
+    # The same, but the seed that is bad for one is good for the other.
+    worse = cell("better", 0.06, 0.14, spread=-0.1, **PENALTY)
+    assert titles(plain, worse) == []
+
+
+@pytest.mark.parametrize(("data", "expected"), [("digits", []), ("mnist", ["In between"])])
+def test_the_error_of_the_test_images_counts(data, expected):
+    # Two standard errors of .20 - .17 are .039 with 797 images, .011 with 10,000.
+    data = {"data": {"name": data}}
+    assert titles(cell("none", 0.0, 0.2, **data), cell("better", 0.1, 0.17, **data, **PENALTY)) == expected
+
+
+@pytest.mark.parametrize(
+    ("plain", "other"),
+    [((0.367, 0.2), (0.28, 0.08)), ((0.3, 0.25), (0.1, 0.1)), ((0.1, 0.2), (0.25, 0.1))],
+    ids=["further below 0", "from below 0", "as far on the other side"],
+)
+def test_a_gap_narrows_only_towards_0_and_from_above(plain, other):
+    assert titles(cell("none", *plain), cell("other", *other, **PENALTY)) == []
+
+
+def test_a_report_of_a_single_seed_speaks_of_no_mean(tmp_path):
+    run_study(small(arms=ARMS[:2]), tmp_path, torch.device("cpu"))
+    summary = summarize(tmp_path)
+    assert {cell.mean("test_error").se for cell in summary.cells} == {None}
+    texts = report.table(summary), report.write_page(summary, tmp_path).read_text()
+    for text in texts:
+        assert "±" not in text
+        assert not re.search("mean over|over [0-9]+ seeds", text, re.IGNORECASE)
+        assert "A single seed: no standard errors" in text
 
 
 def test_no_claim_is_made_without_an_unregularized_arm(tmp_path):

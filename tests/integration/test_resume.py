@@ -14,7 +14,7 @@ from experiments.training.record import Record, open_study
 from tests.integration.studies import CPU, arm, kill, outcome, small
 
 
-class KilledError(Exception):
+class KilledError(BaseException):
     pass
 
 

@@ -73,12 +73,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path):
     broken = arm(optimizer={"name": "SGD", "lr": 1e30})
     (line,) = run_study(broken, tmp_path, CPU)
     # The weights are fine until the first step has been made, so the second of the epoch's four sees the damage.
-    assert line in ("arm/seed0: the loss is nan at step 2 (epoch 1)", "arm/seed0: the loss is inf at step 2 (epoch 1)")
+    assert line in [f"diverged: arm/seed0: the loss is {value} at step 2 (epoch 1)" for value in ("nan", "inf")]
 
 
 def test_weights_that_the_last_step_breaks_stop_the_run_too(tmp_path):
     broken = arm(optimizer={"name": "SGD", "lr": 1e30}, train={"epochs": 1, "batch_size": 1000})
-    assert run_study(broken, tmp_path, CPU) == ["arm/seed0: the weights are not finite after step 1 (epoch 1)"]
+    line = "diverged: arm/seed0: the weights are not finite after step 1 (epoch 1)"
+    assert run_study(broken, tmp_path, CPU) == [line]
     assert Record(tmp_path / "runs" / "arm" / "seed0").history == []
 
 

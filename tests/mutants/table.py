@@ -241,7 +241,7 @@ MUTANTS = (
     ),
     Mutant(
         "experiments/training/progress.py",
-        '        torch.set_rng_state(state["rng"])\n',
+        '            torch.set_rng_state(state["rng"])\n',
         "",
         "a resumed run draws other dropout masks",
     ),

@@ -1,0 +1,99 @@
+"""Files that are complete or do not exist, and that are what was written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+from experiments.errors import RecordError
+
+_CHECKSUM = ',\n  "checksum": "'
+
+
+def checksum(content: bytes) -> str:
+    """The SHA-256 digest of a file's content."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def damaged(path: Path, how: str = "is damaged") -> RecordError:
+    """The error for a file of a record that is not what was written."""
+    return RecordError(f"{path}: {how}: remove {path.parent}, and 'run --resume' makes the run again")
+
+
+def content_of(path: Path) -> bytes:
+    """The bytes of a record's file."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise damaged(path, "is missing") from None
+    except OSError as error:
+        raise damaged(path, f"cannot be read ({error.strerror})") from None
+
+
+def parsed(content: bytes, path: Path) -> Any:
+    """The JSON value in a record's file, or in a line of it."""
+    try:
+        return json.loads(content, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        raise damaged(path) from None
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def sealed(text: str) -> str:
+    """The text of a JSON object with its checksum as the last key."""
+    body = text.rstrip().removesuffix("}").rstrip()
+    return f'{body}{_CHECKSUM}{checksum(body.encode())}"\n}}\n'
+
+
+def unsealed(path: Path) -> dict[str, Any]:
+    """The JSON object in a file that :func:`sealed` has made, or in one without a checksum, of an earlier version."""
+    content = content_of(path)
+    tree = parsed(content, path)
+    if not isinstance(tree, dict):
+        raise damaged(path)
+    if "checksum" in tree or "files" in tree:  # what has checksums of other files has its own
+        body = content.rpartition(_CHECKSUM.encode())[0]
+        if content != sealed(f"{body.decode()}\n}}").encode():
+            raise damaged(path)
+        del tree["checksum"]
+    return tree
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Writes a file such that it is complete or does not exist, even if the process is killed or the power fails.
+
+    What lies at the name of the temporary file is removed first: left by a killed process, or a symbolic link, which
+    is not followed.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        part.unlink(missing_ok=True)
+        with part.open("xb") as file:  # fails if anything, such as a link, has come in between
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()  # of a full disk it would take the rest
+        raise _unwritable(path, error) from error
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    """Adds a line to a file that :func:`write` has made."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> RecordError:
+    return RecordError(f"{path}: cannot be written: {error.strerror or error}")

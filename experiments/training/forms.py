@@ -1,0 +1,111 @@
+"""The form of what a record holds, so that a file that was altered is told, and not met as an error elsewhere."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from experiments.training.files import damaged
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Size = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Form(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")
+
+
+class Figures(_Form):
+    """An epoch in a history."""
+
+    epoch: Annotated[int, Field(ge=1)]
+    train_loss: float
+    train_error: Share
+    valid_loss: float
+    valid_error: Share
+    test_loss: float
+    test_error: Share
+    penalty: dict[str, float]
+    strengths: dict[str, Annotated[float, Field(gt=0)]] = {}
+
+
+class _Histogram(_Form):
+    edges: list[float]
+    shares: list[Size]
+    below: Share
+    above: Share
+
+    @model_validator(mode="after")
+    def _one_more(self) -> _Histogram:
+        if len(self.edges) != len(self.shares) + 1:
+            raise ValueError("there must be one edge more than shares")
+        return self
+
+
+class _Finished(Figures):
+    status: Literal["done", "pruned"]
+    epochs: Annotated[int, Field(ge=1)]
+    norms: dict[str, Size]
+    sparsity: dict[str, Share]
+    compression: dict[str, float | None] = {}
+    zeros: Share
+    histogram: _Histogram
+    sha256: str
+    seconds: Size
+    files: dict[str, str] = {}
+
+
+class _Broken(_Form):
+    status: Literal["diverged", "failed"]
+    reason: str
+    seconds: Size
+    files: dict[str, str] = {}
+
+
+class _Ask(_Form):
+    arm: str
+    event: Literal["ask"]
+    number: Count
+    values: dict[str, Any]
+    checksum: str = ""
+
+
+class _Report(_Form):
+    arm: str
+    event: Literal["report"]
+    number: Count
+    step: Count
+    value: float
+    checksum: str = ""
+
+
+class _Tell(_Form):
+    arm: str
+    event: Literal["tell"]
+    number: Count
+    status: Literal["done", "pruned", "diverged"]
+    value: float | None
+    checksum: str = ""
+
+
+Result = Annotated[_Finished | _Broken, Field(discriminator="status")]
+Event = Annotated[_Ask | _Report | _Tell, Field(discriminator="event")]
+Environments = Annotated[list[dict[str, str | int | None]], Field(min_length=1)]
+
+
+def check_form(form: Any, tree: Any, path: Path) -> Any:
+    """The tree of a record's file, if it has the form."""
+    try:
+        _adapter(form).validate_python(tree, strict=True)
+    except ValidationError:
+        raise damaged(path) from None
+    return tree
+
+
+@cache
+def _adapter(form: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(form)

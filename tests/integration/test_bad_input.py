@@ -1,0 +1,305 @@
+"""Whatever a user's file, terminal or machine does: one line, exit code 2, and no traceback."""
+
+import contextlib
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from experiments.cli import main
+from experiments.errors import did_you_mean
+from experiments.running.sweep import run_sweep
+from experiments.training.loop import train
+from tests.integration.studies import _FORKS, CPU, small
+
+STUDY = """
+name = "small"
+data = { train_size = 50, valid_size = 50 }
+model = { name = "mlp", hidden = [8] }
+optimizer = { name = "SGD", lr = 0.1 }
+train = { epochs = 1, batch_size = 25 }
+arms = [{ name = "plain" }]
+"""
+CALLED: list[str] = []
+
+
+class Loud:
+    """A class that is no model, and tells when it is made."""
+
+    def __init__(self) -> None:
+        CALLED.append("Loud")
+
+
+class Quiet(nn.Sequential):
+    """A user's own model."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(64, 10))
+
+    @classmethod
+    def made(cls) -> "Quiet":
+        return cls()
+
+
+def loud():
+    CALLED.append("loud")
+
+
+def loud_number() -> int:
+    CALLED.append("loud_number")
+    return 3
+
+
+def quiet() -> nn.Module:
+    return Quiet()
+
+
+HERE = "tests.integration.test_bad_input"
+DEEP = "[" * 60 + "]" * 60
+TREE = "{a=" * 60 + "1" + "}" * 60
+L1 = 'regularizers=[{ penalty = "L1", strength = 1,'
+BAD = {
+    "a date": ("arms.plain.optimizer.eps=1979-05-27", "optimizer.eps: must be a number, text"),
+    "a time": ("model.args={ x = 07:32:00 }", "model.args.x: must be a number, text"),
+    "a date and time in a list": ("optimizer.betas=[0.9, 1979-05-27T07:32:00Z]", "optimizer.betas.1: must be a number"),
+    "a date as a name": ("name=1979-05-27", "name: must be a number, text"),
+    "a date to search": ("sweep={ space = { x = [1979-05-27] } }", "sweep.space.x.0: must be a number, text"),
+    "a number of 65 bits": ("data.seed=9223372036854775808", "data.seed: must be less than 2**63"),
+    "a number of 400 digits": (f"optimizer.lr=1{'0' * 400}", "optimizer.lr: must be less than 2**63"),
+    "a deep list": (f"model.hidden={DEEP}", "must not be more than 20 tables or lists deep"),
+    "a deep table": (f"model.args={TREE}", "must not be more than 20 tables or lists deep"),
+    "NUL in a folder": (r'data.root="a\u0000b"', "data.root: must be text without NUL"),
+    "NUL in a class": (r'model={ class = "a\u0000:b" }', "model.class: must be text without NUL"),
+    "NUL in a name": (r'arms=[{ name = "a\u0000" }]', "arms.0.name: must be text without NUL"),
+    "NUL in a key": (r'optimizer={ "a\u0000" = 1 }', r"optimizer.'a\x00': must be a key of printable characters"),
+    "a key of two lines": (r'optimizer={ "a\nb" = 1 }', r"optimizer.'a\nb': must be a key of printable characters"),
+    "a name of two lines": (r'arms=[{ name = "a\u2028b" }]', "arms.0.name: must be a name on one line"),
+    "a nested NaN": ("optimizer.betas=[nan, 0.9]", "optimizer.betas.0: must be a finite number, got nan"),
+    "a deeper infinity": ("model.args={ x = { y = [-inf] } }", "model.args.x.y.0: must be a finite number, got -inf"),
+    "a NaN to search": ("sweep={ space = { x = [nan] } }", "sweep.space.x.0: must be a finite number, got nan"),
+    "a regularizer's class": (f'{L1} class = "a:b" }}]', "regularizers.0.class: unknown key"),
+    "a regularizer's class_": (f'{L1} class_ = "a:b" }}]', "regularizers.0.class_: unknown key"),
+    "a regularizer's args": (f"{L1} args = {{}} }}]", "regularizers.0.args: unknown key"),
+    "a regularizer's name": (f'{L1} name = "L2" }}]', "regularizers.0.name: unknown key"),
+    "a class that exits": ('model={ class = "sys:exit" }', "must name a class of Module"),
+    "a class that kills": ('model={ class = "os:abort" }', "must name a class of Module"),
+    "a class of another kind": (f'model={{ class = "{HERE}:Loud" }}', "must name a class of Module"),
+    "an optimizer that is a model": (f'optimizer={{ class = "{HERE}:Quiet", lr = 1 }}', "a class of Optimizer"),
+    "a schedule that is a function": (f'dropout_schedule={{ class = "{HERE}:loud" }}', "a class of Callable"),
+    "a function": (f'model={{ class = "{HERE}:loud" }}', "or a function annotated as '-> Module'"),
+    "a function of a number": (f'model={{ class = "{HERE}:loud_number" }}', "must name a class of Module"),
+    "a module that exits": ('model={ class = "exits:Net" }', "'exits:Net' cannot be imported: SystemExit: 3"),
+    "bytes that are no text": ("name=a\udcff", "name: must be text without NUL, in UTF-8"),
+}
+
+
+@pytest.fixture
+def command(experiments, tmp_path, monkeypatch):
+    """The command line in a folder with a study and a module that ends Python."""
+    (tmp_path / "study.toml").write_text(STUDY, encoding="utf-8")
+    (tmp_path / "exits.py").write_text("raise SystemExit(3)")
+    monkeypatch.syspath_prepend(tmp_path)
+    return experiments
+
+
+@pytest.mark.parametrize(("override", "line"), BAD.values(), ids=BAD)
+def test_a_bad_value_is_one_line_and_exit_code_2(override, line, command, tmp_path):
+    code, out, err = command("run", "study.toml", "--set", override, "--device", "cpu")
+    assert (code, out, err.count("\n"), err[:7]) == (2, "", 1, "error: ")
+    assert line in err
+    assert CALLED == []
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [f"x = {'9' * 5000}", f"x = {'[' * 9000}{']' * 9000}", f"x = {'{a=' * 9000}1{'}' * 9000}", "x = 1979-13-01", "\0"],
+    ids=["a number of 5000 digits", "a list too deep", "a table too deep", "no such date", "NUL"],
+)
+def test_a_file_that_cannot_be_read_is_one_line_and_exit_code_2(text, command, tmp_path):
+    (tmp_path / "study.toml").write_text(text)
+    code, out, err = command("run", "study.toml")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: study.toml: not a TOML file")
+
+
+@pytest.mark.parametrize("name", ["Quiet", "quiet", "Quiet.made"])
+def test_a_users_own_class_or_annotated_function_is_a_model(name, command):
+    assert command("run", "study.toml", "--set", f'model={{ class = "{HERE}:{name}" }}', "--device", "cpu")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("word", "valid"),
+    [("Adamw", "AdamW"), ("adam", "Adam"), ("RADAM", "RAdam"), ("sgd", "SGD"), ("Adan", "Adam"), ("nadam", "NAdam")],
+)
+def test_the_name_in_another_case_is_the_nearest(word, valid):
+    assert did_you_mean(word, ["ASGD", "Adam", "AdamW", "NAdam", "RAdam", "SGD"]) == f"did you mean {valid!r}?"
+
+
+def test_the_help_shows_what_stands_in_brackets(command):
+    _, out, _ = command("--help")
+    assert "[sweep]" in out
+    assert "[sweep]" in command("sweep", "--help")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["run"], "error: Missing argument 'CONFIG': as in python -m experiments run configs/quickstart.toml\n"),
+        (["sweep"], "error: Missing argument 'CONFIG': as in python -m experiments sweep configs/sweep.toml\n"),
+        (["report"], "error: Missing argument 'DIR': as in python -m experiments report runs/quickstart\n"),
+        (["rnu"], "error: No such command 'rnu'"),
+        (["run", "study.toml", "--resmue"], "error: No such option: --resmue"),
+        (["sweep", "study.toml", "--jobs", "0"], "error: Invalid value for "),
+        (["run", "study.toml", "other.toml"], "error: Got unexpected extra argument"),
+    ],
+)
+def test_a_misused_command_is_one_line_that_says_what_to_write(arguments, line, command):
+    code, out, err = command(*arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(line)
+    assert "python -m experiments" in err or "--help" in err
+
+
+def test_without_a_command_there_is_the_help(command):
+    code, out, err = command()
+    assert code == 2
+    assert "Commands" in out + err
+
+
+@pytest.fixture
+def report(command):
+    """The arguments that print the report of a study with one seed more than one, so that it has standard errors."""
+    named = 'arms=[{ name = "none ±" }, { name = "日本", optimizer = { lr = 0.2 } }]'
+    assert command("run", "study.toml", "--set", "seeds=[0, 1]", "--set", named, "--device", "cpu")[0] == 0
+    return "report", "runs/small"
+
+
+def written(arguments: tuple[str, ...], stream: io.TextIOBase, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The exit code of the command with its output in a stream."""
+    monkeypatch.setattr("sys.argv", ["experiments", *arguments])
+    with pytest.raises(SystemExit) as end, contextlib.redirect_stdout(stream):  # type: ignore[type-var]
+        main()
+    return end.value.code
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp437", "latin-1"])
+def test_a_terminal_may_lack_letters(encoding, report, monkeypatch):
+    stream = io.TextIOWrapper(buffer := io.BytesIO(), encoding=encoding)
+    assert written(report, stream, monkeypatch) == 0
+    table = buffer.getvalue().decode(encoding).splitlines()
+    assert len({len(line) for line in table[1:4]}) == 1  # the columns are where they were
+    assert "??" in table[3]
+    assert table[2].count("+-" if encoding == "ascii" else "±") > 3
+
+
+def test_nobody_may_read_the_output(report, monkeypatch, capsys):
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w", encoding="utf-8") as stream:  # noqa: PTH123
+        assert written(report, stream, monkeypatch) == 1
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+def test_the_output_may_be_a_full_disk(report, monkeypatch, capsys):
+    with open("/dev/full", "wb", buffering=0) as full:  # noqa: PTH123
+        stream = io.TextIOWrapper(full, write_through=True)
+        assert written(report, stream, monkeypatch) == 2
+        stream.detach()
+    assert capsys.readouterr().err == "error: the output: cannot be read or written: No space left on device\n"
+
+
+@pytest.mark.slow
+def test_matplotlib_may_be_told_of_a_backend_that_it_lacks():
+    environment = {**os.environ, "MPLBACKEND": "nope", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "experiments", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[2])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("torchreg ")
+
+
+@pytest.fixture
+def interrupts():
+    """Ctrl-C interrupts, as in a terminal: a shell's background processes ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_study_that_is_asked_to_end_says_how_to_go_on(number, code, command, monkeypatch):
+    def stop(*arguments: object) -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(10)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("experiments.running.study.train", stop)
+        before = signal.getsignal(number)
+        ended, _, err = command("run", "study.toml", "--device", "cpu")
+        assert signal.getsignal(number) is before
+    assert (ended, err) == (code, "\nstopped; run it again with --resume --out runs/small to go on\n")
+    monkeypatch.setattr("experiments.running.study.train", train)
+    assert command("run", "study.toml", "--device", "cpu", "--resume")[0] == 0
+
+
+class Slow(Quiet):
+    """A model that takes its time, outside of Python."""
+
+    def forward(self, x):
+        time.sleep(0.02)
+        return super().forward(x)
+
+
+SLOW = {"class": f"{HERE}:Slow"}
+SEARCH = small(
+    arms=[{"name": "arm", "model": SLOW}],
+    train={"epochs": 1000, "batch_size": 50},
+    sweep={"space": {"optimizer.lr": [0.1, 0.2]}},
+)
+
+
+def search(folder: Path) -> None:
+    run_sweep(SEARCH, folder, CPU, jobs=2)
+
+
+def children_of(pid: int) -> list[int]:
+    """The worker processes of a process."""
+    numbers = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return [number for number in numbers if "spawn_main" in Path(f"/proc/{number}/cmdline").read_text()]
+
+
+def lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("later", [0.2, 0.7, None], ids=["while it starts", "while it imports", "while it trains"])
+def test_workers_end_within_a_second_of_their_parent(later, tmp_path):
+    parent = _FORKS.Process(target=search, args=(tmp_path,))
+    parent.start()
+    while not (workers := children_of(parent.pid) if parent.is_alive() else [0]) or len(workers) < 2:
+        time.sleep(0.01)
+    if later is None:
+        while len(list(tmp_path.glob("runs/**/history.jsonl"))) < 2:
+            time.sleep(0.01)
+    else:
+        time.sleep(later)
+    assert all(map(lives, workers))
+    parent.kill()
+    parent.join()
+    ended = time.monotonic()
+    while any(map(lives, workers)):
+        assert time.monotonic() - ended < 1.0
+        time.sleep(0.01)
