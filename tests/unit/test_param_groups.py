@@ -148,7 +148,7 @@ def test_groups_take_another_group_later_and_load_a_checkpoint_of_plain_ones():
         ((nn.LazyLinear(2), 0.1), ValueError, "param_groups: weight has no shape yet: run one batch"),
         ((nn.Linear(2, 2), 0.1, "0.*"), TypeError, "select must be a selector .* use torchreg.named"),
     ],
-    ids=str,
+    ids=["model", "negative", "nan", "nothing chosen", "no parameters", "lazy", "select"],
 )
 def test_what_cannot_work_gets_one_line(arguments, error, message):
     model, decay, *select = arguments
