@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
@@ -275,16 +276,21 @@ def _found(key: str, name: str, table: Table) -> Callable[..., Any]:
 
 
 def _imported(key: str, path: str, kind: Any) -> Callable[..., Any]:
-    """What a study names by its module, if it says that it makes an object of the kind; it is not called before."""
+    """What a study names by its module, unless it says that it makes something else than an object of the kind.
+
+    Nothing is called before. A function without an annotation is taken at its word if a user wrote it: those of Python
+    itself, such as ``sys:exit``, make none of the kinds.
+    """
     module, _, name = path.partition(":")
     try:
         found = attrgetter(name)(import_module(module))
     except (Exception, SystemExit) as error:  # importing runs the user's code
         raise UserError(f"{key}: {path!r} cannot be imported: {oneline(error)}") from error
     made = found if inspect.isclass(found) else _annotated(found)
-    if not (inspect.isclass(made) and issubclass(made, kind)):
+    is_users = inspect.isfunction(found) and found.__module__.partition(".")[0] not in sys.stdlib_module_names
+    if not (is_users and made is None) and not (inspect.isclass(made) and issubclass(made, kind)):
         raise UserError(
-            f"{key}: must name a class of {kind.__name__}, or a function annotated as '-> {kind.__name__}', "
+            f"{key}: must name a class of {kind.__name__}, or a function of yours that makes one, "
             f"got {path!r}, {' '.join(repr(found).split()):.80}"
         )
     make: Callable[..., Any] = found

@@ -47,7 +47,7 @@ class Quiet(nn.Sequential):
         return cls()
 
 
-def loud():
+def loud() -> None:
     CALLED.append("loud")
 
 
@@ -58,6 +58,14 @@ def loud_number() -> int:
 
 def quiet() -> nn.Module:
     return Quiet()
+
+
+def unannotated():
+    return Quiet()
+
+
+def nothing():
+    pass
 
 
 HERE = "tests.integration.test_bad_input"
@@ -92,7 +100,7 @@ BAD = {
     "a class of another kind": (f'model={{ class = "{HERE}:Loud" }}', "must name a class of Module"),
     "an optimizer that is a model": (f'optimizer={{ class = "{HERE}:Quiet", lr = 1 }}', "a class of Optimizer"),
     "a schedule that is a function": (f'dropout_schedule={{ class = "{HERE}:loud" }}', "a class of Callable"),
-    "a function": (f'model={{ class = "{HERE}:loud" }}', "or a function annotated as '-> Module'"),
+    "a function": (f'model={{ class = "{HERE}:loud" }}', "or a function of yours that makes one"),
     "a function of a number": (f'model={{ class = "{HERE}:loud_number" }}', "must name a class of Module"),
     "a module that exits": ('model={ class = "exits:Net" }', "'exits:Net' cannot be imported: SystemExit: 3"),
     "bytes that are no text": ("name=a\udcff", "name: must be text without NUL, in UTF-8"),
@@ -129,9 +137,15 @@ def test_a_file_that_cannot_be_read_is_one_line_and_exit_code_2(text, command, t
     assert err.startswith("error: study.toml: not a TOML file")
 
 
-@pytest.mark.parametrize("name", ["Quiet", "quiet", "Quiet.made"])
-def test_a_users_own_class_or_annotated_function_is_a_model(name, command):
+@pytest.mark.parametrize("name", ["Quiet", "quiet", "unannotated", "Quiet.made"])
+def test_a_users_own_class_or_function_is_a_model(name, command):
     assert command("run", "study.toml", "--set", f'model={{ class = "{HERE}:{name}" }}', "--device", "cpu")[0] == 0
+
+
+def test_a_function_without_an_annotation_is_judged_by_what_it_makes(command):
+    code, _, err = command("run", "study.toml", "--set", f'model={{ class = "{HERE}:nothing" }}', "--device", "cpu")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "model.class: must make a Module" in err
 
 
 @pytest.mark.parametrize(
