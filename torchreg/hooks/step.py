@@ -5,6 +5,7 @@ The hooks of ``torch.optim`` need care in these cases; each is tested:
 - With a closure the gradients are computed *inside* the step; LBFGS computes them many times.
 - A subclass that overrides ``step`` and calls ``super().step()`` calls the hooks twice.
 - A step that raises an error does not call the hooks at its end.
+- ``torch.distributed.checkpoint`` makes a step that is none, so that the optimizer creates its state.
 - A fused optimizer under ``GradScaler`` gets *scaled* gradients. Its kernel skips a step with infinite gradients, but
   the hooks are called.
 """
@@ -49,6 +50,7 @@ class StepHooks:
         self._after = after
         self._objective = objective
         self._depth = 0  # steps within steps
+        self._is_none = False  # whether the present step is none
         self._handles = (
             optimizer.register_step_pre_hook(self._pre_step),
             optimizer.register_step_post_hook(self._post_step),
@@ -70,8 +72,11 @@ class StepHooks:
         self.has_stepped = True
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if not callable(closure):  # None, or another argument of an unusual optimizer
-            self._on_gradients(self.optimizer, 0)
+            self._is_none = is_no_step(self.optimizer)
+            if not self._is_none:
+                self._on_gradients(self.optimizer, 0)
             return None
+        self._is_none = False
         wrapped = self._wrap(closure)
         if len(args) > 1:
             return (args[0], wrapped, *args[2:]), kwargs
@@ -79,7 +84,7 @@ class StepHooks:
 
     def _post_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._depth -= 1
-        if self._depth == 0:
+        if self._depth == 0 and not self._is_none:
             self._after(self.optimizer)
         self._depth = max(self._depth, 0)
 
@@ -140,8 +145,28 @@ def _calls_in_a_step(optimizer: Optimizer) -> int:
     return sum(getattr(vars(cls).get("step"), "hooked", False) for cls in type(optimizer).__mro__)
 
 
+def is_no_step(optimizer: Optimizer) -> bool:
+    """Whether every learning rate and every gradient is 0: such a step only lets the optimizer create its state."""
+    if torch.compiler.is_compiling():
+        return False
+    for group in optimizer.param_groups:
+        lr = group.get("lr")
+        if (isinstance(lr, Tensor) and lr.device.type != "cpu") or lr != 0:  # not to wait for a device in each step
+            return False
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return bool(gradients) and all(_is_zero(gradient) for gradient in gradients)
+
+
+def _is_zero(gradient: Tensor) -> bool:
+    size = gradient.detach().abs().sum()
+    whole = getattr(size, "full_tensor", None)  # of a gradient that is sharded over processes
+    return float(size if whole is None else whole()) == 0
+
+
 def step_size(optimizer: Optimizer, group: Group) -> float | Tensor:
-    """The group's learning rate; 0 if the optimizer's kernel will skip the step because of infinite gradients."""
+    """The group's learning rate; 0 if the step is none, or skipped by the kernel because of infinite gradients."""
+    if is_no_step(optimizer):
+        return 0.0
     lr: float | Tensor = scalar(group["lr"])
     found_inf: Tensor | None = getattr(optimizer, "found_inf", None)  # set by GradScaler around a fused step
     return lr if found_inf is None else lr * (1 - found_inf.reshape(()).clamp(max=1))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchreg import functional as f
 from torchreg.functional.chunks import chunks_of
-from torchreg.hooks import Group, scalar, step_size
+from torchreg.hooks import Group, is_no_step, scalar, step_size
 from torchreg.optim.options import Coupling, Decay, Target
 from torchreg.optim.step_wrapper import StepWrapper, Weights, base_optimizer, has_option, with_gradients
 from torchreg.schedules import Schedule, check_scale
@@ -173,7 +173,7 @@ class DecoupledDecay(StepWrapper):
         finally:
             for group, decay in zip(self.param_groups, decays, strict=True):
                 group["weight_decay"] = decay
-        if self.decay_schedule is not None:
+        if self.decay_schedule is not None and not is_no_step(self):
             for group in self.param_groups:
                 group["decay_steps"] += 1
         return loss

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from torchreg.ensemble.stacked import Stacked
 from torchreg.functional.sharding import is_sharded
-from torchreg.hooks import Carried, Group, StepHooks, check_steps
+from torchreg.hooks import Carried, Group, StepHooks, check_steps, checked_steps
 from torchreg.penalties import Penalty, Term
 from torchreg.penalties.constraints import Constraint
 from torchreg.regularizer.assignment import Assignment, as_rules, assign, references, with_references
@@ -295,11 +295,11 @@ class Regularizer:
     def __exit__(self, *exc_info: object) -> None:
         self.remove()
 
-    def _register(self, optimizers: tuple[Optimizer, ...]) -> None:
+    def _register(self, optimizers: tuple[Optimizer, ...], *, resumes: bool = True) -> None:
         objective = self._objective if self.mode == "grad" else None
+        carried = [Carried(optimizers[-1], self, self._title, resumes=resumes)] if optimizers else []
         self._optimizers = optimizers
         self._decays = {optimizer: _decays(optimizer) for optimizer in optimizers}
-        carried = [Carried(optimizers[-1], self)] if optimizers else []
         act = self._on_gradients, self._after_step, objective
         self._hooks = (*carried, *(StepHooks(optimizer, *act, owner="Regularizer") for optimizer in optimizers))
 
@@ -380,11 +380,11 @@ class Regularizer:
         if set(state) != set(expected):
             keys = " and ".join(map(repr, expected))
             raise ValueError(f"Regularizer: state must have the keys {keys}, got {sorted(state)}")
-        if isinstance(state["steps"], bool) or not isinstance(state["steps"], int) or state["steps"] < 0:
-            raise ValueError(f"Regularizer: steps must be a whole number >= 0, got {state['steps']!r}")
-        if "references" in state:
-            self._take([with_references(a, state["references"]) for a in self.entries])
-        self.scale, self._steps = state["scale"], state["steps"]
+        steps = checked_steps("Regularizer", state["steps"])
+        entries = [with_references(a, state["references"]) for a in self.entries] if "references" in state else None
+        self.scale, self._steps = state["scale"], steps
+        if entries is not None:
+            self._take(entries)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_hooks": (), "_listeners": [], "_decays": {}, "_is_used": True}
@@ -393,17 +393,20 @@ class Regularizer:
     def _is_counting(self) -> bool:
         return self.schedule is not None
 
+    @property
+    def _title(self) -> str:
+        """Its penalties and its mode."""
+        penalties = dict.fromkeys(repr(a.penalty) for a in self._entries if a.penalty is not None)
+        return f"{listed(list(penalties))} in mode {self.mode!r}"
+
     def __del__(self) -> None:
         if self._is_used:
             return
-        what = listed(list(dict.fromkeys(repr(a.penalty) for a in self._entries if a.penalty is not None)))
         if self.mode == "loss":
             done, advice = "asked for its value", "add value() to the loss, or use penalize(criterion) as the loss"
         else:
             done, advice = "attached", "call attach(optimizer)"
-        warnings.warn(
-            f"Regularizer: {what} in mode {self.mode!r} was never {done} and had no effect: {advice}", stacklevel=2
-        )
+        warnings.warn(f"Regularizer: {self._title} was never {done} and had no effect: {advice}", stacklevel=2)
 
     def __copy__(self) -> Self:
         """The copy is detached: two regularizers on one optimizer would apply the penalty twice."""
@@ -413,7 +416,7 @@ class Regularizer:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._register(self._optimizers)  # a copied optimizer has lost its hooks
+        self._register(self._optimizers, resumes=False)  # a copied optimizer has lost its hooks
 
     def __repr__(self) -> str:
         first, *rows = table(self.entries).splitlines()

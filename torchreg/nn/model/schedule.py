@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 
-from torchreg.hooks import Carried, StepHooks, check_steps
+from torchreg.hooks import Carried, StepHooks, check_steps, checked_steps
 from torchreg.nn.dropout import Seeded
 from torchreg.schedules import Schedule
 
@@ -133,8 +133,13 @@ class DropoutSchedule:
                 f"DropoutSchedule: state must be of a model with the dropout layers {', '.join(self.rates)}, "
                 f"got {', '.join(state.get('rates', state))}"
             )
-        self._steps, self.rates = state["steps"], dict(state["rates"])
-        self._follow()
+        before = self._steps, self.rates
+        self._steps, self.rates = checked_steps("DropoutSchedule", state["steps"]), dict(state["rates"])
+        try:
+            self._follow()
+        except Exception:
+            self._steps, self.rates = before
+            raise
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_hooks": ()}  # a copy is detached: two schedules would count each step twice
