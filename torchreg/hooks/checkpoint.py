@@ -113,7 +113,7 @@ class Carried:
             warnings.warn(
                 f"{type(self._owner).__name__}: the loaded checkpoint of {type(optimizer).__name__} does not hold its "
                 "state, so it goes on from where it is: call its load_state_dict() if you saved the state yourself",
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def _take(self, groups: Iterable[Group]) -> Entry | None:
