@@ -56,12 +56,17 @@ class StepHooks:
             optimizer.register_step_post_hook(self._post_step),
         )
         self.has_stepped = False
-        if owner is not None:
-            _Watch(owner, self)
+        self._watch = None if owner is None else _Watch(owner, self)
 
     def remove(self) -> None:
         for handle in self._handles:
             handle.remove()
+        self._end_watch()  # not by the watch itself: fully_shard loops over the hooks of a parameter
+
+    def _end_watch(self) -> None:
+        if self._watch is not None:
+            self._watch.remove()
+            self._watch = None
 
     def _pre_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         if self._depth and self._depth >= _calls_in_a_step(self.optimizer):
@@ -70,6 +75,8 @@ class StepHooks:
         if self._depth > 1:
             return None
         self.has_stepped = True
+        if not torch.compiler.is_compiling():
+            self._end_watch()
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if not callable(closure):  # None, or another argument of an unusual optimizer
             self._is_none = is_no_step(self.optimizer)
@@ -119,20 +126,21 @@ class _Watch:
         self._hooks = weakref.ref(hooks)
         self._version: int | None = None
         self._changes = 0
-        groups = hooks.optimizer.param_groups
-        param = next((p for group in groups for p in group["params"] if p.requires_grad and p.is_leaf), None)
-        if param is not None:
-            self._handle = param.register_post_accumulate_grad_hook(self._on_backward)
+        params = (p for group in hooks.optimizer.param_groups for p in group["params"] if p.requires_grad and p.is_leaf)
+        param = next(params, None)
+        self._handle = None if param is None else param.register_post_accumulate_grad_hook(self._on_backward)
+
+    def remove(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
 
     def _on_backward(self, param: Tensor) -> None:
-        hooks = self._hooks()
         if self._version is not None and param._version != self._version:
             self._changes += 1
         self._version = param._version
-        if hooks is None or hooks.has_stepped:
-            self._handle.remove()
-        elif self._changes == 2:
-            self._handle.remove()
+        hooks = self._hooks()
+        if self._changes == 2 and hooks is not None and not hooks.has_stepped:
+            self._changes += 1  # one warning
             warnings.warn(
                 f"{self._owner}: the weights change, but {self._name}.step() is not called, so that it has no effect: "
                 "attach to the optimizer whose step() makes the updates",
