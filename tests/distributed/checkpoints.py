@@ -11,7 +11,12 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 
 from tests.distributed.training import STEPS, Weights, difference, fsdp, network, own_examples, train, weights_of
 from torchreg import L1, L2SP, Regularizer, linear
@@ -42,7 +47,8 @@ def resumes_to_the_same(options: dict[str, Any], is_stored: bool = True) -> floa
             template = dict(zip(("model", "optimizer"), get_state_dict(*resumed[:2], options=chosen), strict=True))
             dcp.load(template, checkpoint_id=path)
             state = template["model"], template["optimizer"]
-        set_state_dict(*resumed[:2], model_state_dict=state[0], optim_state_dict=state[1], options=chosen)
+        set_model_state_dict(resumed[0], state[0], options=chosen)
+        set_optimizer_state_dict(*resumed[:2], state[1], options=chosen)
         dist.barrier()
         return difference(go_on(*resumed), expected)
 
