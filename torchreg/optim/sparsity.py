@@ -32,7 +32,7 @@ class TargetSparsity:
     the largest gradients become nonzero. Then the support is fixed, and the remaining steps fit it without the penalty;
     see :meth:`Proximal.fix_support`. The strength of the penalty is only the start of the search and may be wrong by
     orders of magnitude. It should rather be too small, because a unit that has become zero may stay zero. The
-    controller never waits for the device.
+    controller never waits for the device. The optimizer's ``state_dict`` contains its state.
 
     Args:
         optimizer: a :class:`ProxSGD` or :class:`ProxAdam` whose penalty makes zeros.

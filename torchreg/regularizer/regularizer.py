@@ -225,6 +225,8 @@ class Regularizer:
 
         If several optimizers train the model, pass all of them, in the order of their steps; the schedule counts the
         steps of the last one. As a context manager it detaches at the end: ``with regularizer.attach(optimizer): ...``
+        Until then the optimizer's ``state_dict``, of several the last one's, contains the regularizer's. If it was
+        loaded before, the regularizer goes on where the saved one was.
 
         Returns:
             The regularizer itself.
@@ -232,7 +234,8 @@ class Regularizer:
         Raises:
             ValueError: the regularizer is attached already; a penalized parameter is in none of the optimizers, or has
                 an L2 penalty beside the optimizer's own weight decay; in mode "decoupled" or "prox" an optimizer is
-                LBFGS or has no ``lr``; in mode "loss" there is no schedule.
+                LBFGS or has no ``lr``; in mode "loss" there is no schedule; the optimizer has loaded the state of a
+                regularizer that is not equal.
             TypeError: an argument is no ``torch.optim.Optimizer``.
         """
         for optimizer in optimizers or (None,):
@@ -368,7 +371,8 @@ class Regularizer:
     def state_dict(self) -> dict[str, Any]:
         """The number of steps, the scale, and the references that L2SP or L1SP have taken from the model.
 
-        It can be loaded with ``torch.load(weights_only=True)``.
+        It can be loaded with ``torch.load(weights_only=True)``. While the regularizer is attached, the optimizer's
+        ``state_dict`` contains it, so that it need not be saved.
         """
         taken = references(self.entries)
         scale = tree_map_only(Tensor, lambda own: own.detach().clone(), self.scale)

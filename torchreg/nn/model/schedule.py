@@ -70,7 +70,7 @@ class DropoutSchedule:
         self._follow()
 
     def attach(self, optimizer: Optimizer) -> Self:
-        """Follows the steps of the optimizer from now on.
+        """Follows the steps of the optimizer from now on, whose ``state_dict`` then contains that of the schedule.
 
         Returns:
             The schedule itself, which is also a context manager that detaches at the end.
