@@ -2,7 +2,16 @@
 
 from torchreg.hooks.checkpoint import Carried, checked_steps
 from torchreg.hooks.probe import check_steps
-from torchreg.hooks.step import Group, StepHooks, gradient_scale, is_no_step, scalar, step_size, unhooked_step
+from torchreg.hooks.step import (
+    Group,
+    StepHooks,
+    gradient_scale,
+    is_no_step,
+    scalar,
+    step_share,
+    step_size,
+    unhooked_step,
+)
 
 __all__ = [
     "Carried",
@@ -13,6 +22,7 @@ __all__ = [
     "gradient_scale",
     "is_no_step",
     "scalar",
+    "step_share",
     "step_size",
     "unhooked_step",
 ]

@@ -172,12 +172,15 @@ def _is_zero(gradient: Tensor) -> bool:
 
 
 def step_size(optimizer: Optimizer, group: Group) -> float | Tensor:
-    """The group's learning rate; 0 if the step is none, or skipped by the kernel because of infinite gradients."""
-    if is_no_step(optimizer):
-        return 0.0
+    """The group's learning rate; 0 if the optimizer's kernel will skip the step because of infinite gradients."""
     lr: float | Tensor = scalar(group["lr"])
     found_inf: Tensor | None = getattr(optimizer, "found_inf", None)  # set by GradScaler around a fused step
     return lr if found_inf is None else lr * (1 - found_inf.reshape(()).clamp(max=1))
+
+
+def step_share(optimizer: Optimizer) -> float | Tensor:
+    """1 if the step is made; 0 if it is none, or if the optimizer's kernel will skip it."""
+    return 0.0 if is_no_step(optimizer) else step_size(optimizer, {"lr": 1.0})
 
 
 def scalar(value: Any) -> Any:

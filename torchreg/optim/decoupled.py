@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchreg import functional as f
 from torchreg.functional.chunks import chunks_of
-from torchreg.hooks import Group, is_no_step, scalar, step_size
+from torchreg.hooks import Group, is_no_step, scalar, step_share, step_size
 from torchreg.optim.options import Coupling, Decay, Target
 from torchreg.optim.step_wrapper import StepWrapper, Weights, base_optimizer, has_option, with_gradients
 from torchreg.schedules import Schedule, check_scale
@@ -185,7 +185,7 @@ class DecoupledDecay(StepWrapper):
         for group in filter(_is_on, self.param_groups):
             self._refuse_sparse(group)
         decays = [self._decay(group) if _is_on(group) else 0.0 for group in self.param_groups]
-        one = step_size(self, {"lr": 1.0})
+        one = step_share(self)
         amounts: Amounts = []
         for group, decay in zip(self.param_groups, decays, strict=True):
             amounts.append(_rate(group, step_size(self, group), one) * decay)
