@@ -447,6 +447,36 @@ def test_an_optimizer_of_ours_does_not_keep_what_an_earlier_checkpoint_held():
     regularizer.remove()
 
 
+class OwnFormat(torch.optim.SGD):
+    """Writes its checkpoints itself."""
+
+    def state_dict(self):
+        return {"state": {}, "param_groups": [{"lr": group["lr"]} for group in self.param_groups]}
+
+
+def test_an_optimizer_that_cannot_carry_a_state_is_told_of_where_the_state_changes():
+    model = make_model()
+    optimizer = OwnFormat(model.parameters(), lr=0.1)
+    with pytest.warns(UserWarning, match="^Regularizer: the checkpoints of OwnFormat do not hold its state, .*: save"):
+        scheduled(model, optimizer)
+    Regularizer(model, L2(0.1), mode="grad").attach(optimizer)  # a warning would be an error
+
+
+class WithoutLength:
+    def __iter__(self):
+        return iter([make_data()] * 3)
+
+
+def test_examples_without_a_length_go_on_from_where_they_are_and_the_rest_is_resumed():
+    kind = Kind(adam, (partial(tuned, examples=WithoutLength()),))
+    saved, expected, ends = halfway(kind)
+    model, optimizer, owners = begun(kind)
+    model.load_state_dict(saved[0])
+    optimizer.load_state_dict(saved[1])
+    assert_bit_equal(half(model, optimizer, seed=1), expected)  # as all batches are the same
+    assert_bit_equal([owner.state_dict() for owner in owners], ends)
+
+
 # -- torch.distributed.checkpoint ---------------------------------------------------------------------------------
 
 
