@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
-from tests.helpers import FEATURES, OUTPUTS, make_data, make_model
+from tests.helpers import FEATURES, OUTPUTS, make_data, make_model, through_a_file, train
 from torchreg import L1, L2, L2SP, DropoutSchedule, Regularizer, linear
 from torchreg.nn import ConcreteDropout, Dropout, seed_dropout
 from torchreg.optim import ProxAdam, ProxSGD, TargetSparsity
@@ -104,3 +105,33 @@ KINDS = {
     "all of an Adam": Kind(adam, (partial(scheduled, mode="grad"), scheduled, fading_dropout, tuned)),
     "all of a ProxSGD": Kind(prox(ProxSGD), (partial(scheduled, mode="grad"), fading_dropout, steered)),
 }
+each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+HALF = STEPS // 2
+KEY = "torchreg"
+
+
+def begun(kind: Kind, *, attached: bool = True) -> tuple[Any, Any, list[Any]]:
+    model = kind.make_model()
+    optimizer = kind.make_optimizer(model)
+    owners = [attach(model, optimizer) for attach in kind.attach] if attached else []
+    return model, optimizer, owners
+
+
+def half(model: nn.Module, optimizer: Any, seed: int = 0) -> dict[str, torch.Tensor]:
+    """The seed serves layers that have no generator of their own."""
+    torch.manual_seed(seed)
+    return train(model, optimizer, HALF)
+
+
+def without_entries(state: Any) -> Any:
+    for group in state["param_groups"]:
+        group.pop(KEY, None)
+    return state
+
+
+def halfway(kind: Kind) -> tuple[list[Any], dict[str, torch.Tensor], list[Any]]:
+    """A training at half its steps; what it saved; and its weights at the end."""
+    model, optimizer, owners = begun(kind)
+    half(model, optimizer)
+    saved = through_a_file([model.state_dict(), optimizer.state_dict()])
+    return saved, half(model, optimizer, seed=1), [owner.state_dict() for owner in owners]

@@ -2,21 +2,24 @@
 
 import copy
 import warnings
-from functools import partial
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
-from torch import nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
 
-from tests.carried import KINDS, STEPS, Kind, adam, fading_dropout, scheduled, sgd, tensors, tuned
+from tests.carried import (
+    HALF,
+    KEY,
+    STEPS,
+    adam,
+    begun,
+    each_kind,
+    half,
+    halfway,
+    scheduled,
+    sgd,
+    without_entries,
+)
 from tests.helpers import (
     assert_bit_equal,
     assert_differs,
@@ -27,40 +30,7 @@ from tests.helpers import (
     train,
     weights_of,
 )
-from torchreg import L1, L2, L2SP, DropoutSchedule, Regularizer, linear
-from torchreg.optim import SGDW, AdamCPR, ProxAdam
-
-HALF = STEPS // 2
-KEY = "torchreg"
-each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-
-
-def begun(kind: Kind, *, attached: bool = True):
-    model = kind.make_model()
-    optimizer = kind.make_optimizer(model)
-    owners = [attach(model, optimizer) for attach in kind.attach] if attached else []
-    return model, optimizer, owners
-
-
-def half(model, optimizer, seed=0, **loop):
-    """The seed serves layers that have no generator of their own."""
-    torch.manual_seed(seed)
-    return train(model, optimizer, HALF, **loop)
-
-
-def without_entries(state):
-    for group in state["param_groups"]:
-        group.pop(KEY, None)
-    return state
-
-
-def halfway(kind: Kind):
-    """A training at half its steps; what it saved; and its weights at the end."""
-    model, optimizer, owners = begun(kind)
-    half(model, optimizer)
-    saved = through_a_file([model.state_dict(), optimizer.state_dict()])
-    return saved, half(model, optimizer, seed=1), [owner.state_dict() for owner in owners]
-
+from torchreg import L1, L2, L2SP, Regularizer, linear
 
 # -- resuming -----------------------------------------------------------------------------------------------------
 
@@ -349,212 +319,3 @@ def test_a_copy_of_the_optimizer_alone_carries_nothing():
     optimizer.state_dict()
     for alone in (copy.deepcopy(optimizer), by_pickle(optimizer)):
         assert not alone.state_dict()["param_groups"][0].get(KEY)
-
-
-# -- what does not fit --------------------------------------------------------------------------------------------
-
-OTHER_LAYERS = Kind(adam, (lambda m, o: DropoutSchedule(nn.Sequential(nn.Dropout(0.5)), linear(4)).attach(o),))
-OTHER_REFERENCE = Kind(adam, (partial(scheduled, mode="grad", penalty=L2SP(0.5)),))
-MISFITS = {
-    "a reference": (Kind(adam, (scheduled,)), OTHER_REFERENCE, "Regularizer: .*the keys 'steps' and 'scale' and 'ref"),
-    "other layers": (Kind(adam, (fading_dropout,)), OTHER_LAYERS, "DropoutSchedule: .*layers 0"),
-    "others tuned": (
-        Kind(adam, (tuned,)),
-        Kind(adam, (partial(tuned, per="regularizer"),)),
-        "AutoStrength: .*state must be that of the strengths L2, got",
-    ),
-}
-
-
-@pytest.mark.parametrize(("saved", "other", "message"), MISFITS.values(), ids=MISFITS)
-def test_a_state_of_another_is_refused_in_one_line_and_nothing_is_loaded(saved, other, message):
-    model, optimizer, _ = begun(saved)
-    half(model, optimizer)
-    state = through_a_file(optimizer.state_dict())
-    model, optimizer, owners = begun(other)
-    half(model, optimizer, seed=1)
-    refuses_and_stays(optimizer, owners, state, message)
-
-    model, optimizer, _ = begun(other, attached=False)
-    optimizer.load_state_dict(state)
-    with pytest.raises(ValueError, match=f"(?s)^{message}.*: attach what was attached when it was saved"):
-        other.attach[0](model, optimizer)
-    assert_bit_equal(optimizer.state_dict()["param_groups"][0][KEY][-1], state["param_groups"][0][KEY][-1])
-
-
-def refuses_and_stays(optimizer, owners, state, message):
-    before = copy.deepcopy(without_entries(optimizer.state_dict())), [owner.state_dict() for owner in owners]
-    with pytest.raises(ValueError, match=message) as refused:
-        optimizer.load_state_dict(state)
-    assert "\n" not in str(refused.value)
-    assert_bit_equal(without_entries(optimizer.state_dict()), before[0])
-    assert_bit_equal([owner.state_dict() for owner in owners], before[1])
-
-
-def spoil_everything(entries):
-    return 7
-
-
-def spoil_class(entries):
-    return [{key: value for key, value in entry.items() if key != "of"} for entry in entries]
-
-
-def spoil_state(entries):
-    return [{**entry, "state": None} for entry in entries]
-
-
-def spoil_count(entries):
-    return [
-        {**entry, "state": {key: -1 if key in ("steps", "made") else v for key, v in entry["state"].items()}}
-        for entry in entries
-    ]
-
-
-@pytest.mark.parametrize("spoil", [spoil_everything, spoil_class, spoil_state, spoil_count])
-@each_kind
-def test_a_damaged_state_is_refused_in_one_line_and_nothing_is_loaded(kind, spoil):
-    saved, _, _ = halfway(kind)
-    _, optimizer, owners = begun(kind)
-    group = saved[1]["param_groups"][0]
-    group[KEY] = spoil(group[KEY])
-    refuses_and_stays(optimizer, owners, saved[1], r"^\w+: its state in the checkpoint of \w+ must be that of an equal")
-
-
-def test_a_load_that_torch_refuses_changes_no_regularizer():
-    model = make_model()
-    optimizer = adam(model)
-    scheduled(model, optimizer)
-    train(model, optimizer, 3)
-    state = optimizer.state_dict()
-    model = make_model()
-    optimizer = torch.optim.Adam([{"params": layer.parameters()} for layer in (model[0], model[2])])
-    regularizer = scheduled(model, optimizer)
-    with pytest.raises(ValueError, match="different number of parameter groups"):
-        optimizer.load_state_dict(state)
-    assert regularizer.state_dict()["steps"] == 0
-
-
-def test_an_optimizer_of_ours_does_not_keep_what_an_earlier_checkpoint_held():
-    model = make_model()
-    optimizer = SGDW(model.parameters(), lr=0.1)
-    bare = copy.deepcopy(optimizer.state_dict())
-    regularizer = scheduled(model, optimizer)
-    train(model, optimizer, 3)
-    optimizer_alone = SGDW(model.parameters(), lr=0.1)
-    optimizer_alone.load_state_dict(optimizer.state_dict())
-    optimizer_alone.load_state_dict(bare)
-    assert KEY not in optimizer_alone.param_groups[0]
-    regularizer.remove()
-
-
-class OwnFormat(torch.optim.SGD):
-    """Writes its checkpoints itself."""
-
-    def state_dict(self):
-        return {"state": {}, "param_groups": [{"lr": group["lr"]} for group in self.param_groups]}
-
-
-def test_an_optimizer_that_cannot_carry_a_state_is_told_of_where_the_state_changes():
-    model = make_model()
-    optimizer = OwnFormat(model.parameters(), lr=0.1)
-    with pytest.warns(UserWarning, match="^Regularizer: the checkpoints of OwnFormat do not hold its state, .*: save"):
-        scheduled(model, optimizer)
-    Regularizer(model, L2(0.1), mode="grad").attach(optimizer)  # a warning would be an error
-
-
-class WithoutLength:
-    def __iter__(self):
-        return iter([make_data()] * 3)
-
-
-def test_examples_without_a_length_go_on_from_where_they_are_and_the_rest_is_resumed():
-    kind = Kind(adam, (partial(tuned, examples=WithoutLength()),))
-    saved, expected, ends = halfway(kind)
-    model, optimizer, owners = begun(kind)
-    model.load_state_dict(saved[0])
-    optimizer.load_state_dict(saved[1])
-    assert_bit_equal(half(model, optimizer, seed=1), expected)  # as all batches are the same
-    assert_bit_equal([owner.state_dict() for owner in owners], ends)
-
-
-# -- torch.distributed.checkpoint ---------------------------------------------------------------------------------
-
-
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # in one process, by design
-@pytest.mark.parametrize("flat", [False, True], ids=["nested", "flat"])
-@each_kind
-def test_a_distributed_checkpoint_goes_on_to_the_same_bits(kind, flat, tmp_path):
-    options = StateDictOptions(flatten_optimizer_state_dict=flat)
-
-    def state_of(model, optimizer):
-        return {"model": model.state_dict(), "optimizer": get_optimizer_state_dict(model, optimizer, options=options)}
-
-    model, optimizer, owners = begun(kind)
-    half(model, optimizer)
-    optimizer.zero_grad()
-    dcp.save(state_of(model, optimizer), checkpoint_id=tmp_path / "it", no_dist=True)
-    expected = half(model, optimizer, seed=1)  # saving has made a step of an optimizer without a state
-
-    model, optimizer, again = begun(kind)
-    state = state_of(model, optimizer)
-    dcp.load(state, checkpoint_id=tmp_path / "it", no_dist=True)
-    set_model_state_dict(model, state["model"])
-    set_optimizer_state_dict(model, optimizer, state["optimizer"], options=options)
-    assert_bit_equal(half(model, optimizer, seed=1), expected)
-    assert_bit_equal([owner.state_dict() for owner in again], [owner.state_dict() for owner in owners])
-
-    straight = begun(kind)
-    half(*straight[:2])
-    assert_bit_equal(half(*straight[:2], seed=1), expected)
-
-
-SHRINKING = {  # of ours: what a step without gradients changes
-    "independent": lambda m: SGDW(m.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1, coupling="independent"),
-    "a bound": lambda m: AdamCPR(m.parameters(), lr=0.1, bound=1e-3),
-    "a threshold": lambda m: ProxAdam(m.parameters(), L1(1.0), lr=0.1, weight_decay=0.1, decay="L1"),
-}
-
-
-@pytest.mark.parametrize("make", SHRINKING.values(), ids=SHRINKING)
-def test_the_step_that_creates_an_optimizers_state_changes_no_weight(make):
-    model = make_model()
-    before, optimizer = weights_of(model), make(model)
-    get_optimizer_state_dict(model, optimizer)
-    assert_bit_equal(weights_of(model), before)
-    model.zero_grad()
-    for param in model.parameters():
-        param.grad = torch.zeros_like(param)
-    optimizer.step()
-    assert_differs(weights_of(model), before)
-
-
-@pytest.mark.parametrize("lr", [0.0, torch.tensor(0.0)], ids=["number", "tensor"])
-@pytest.mark.parametrize(("gradient", "counts"), [(0.0, 0), (1e-9, 1), (float("nan"), 1)])
-def test_only_a_step_without_rate_and_gradients_is_none(lr, gradient, counts):
-    model = make_model()
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    owners = scheduled(model, optimizer, "grad")
-    for param in model.parameters():
-        param.grad = torch.full_like(param, gradient)
-    optimizer.step()
-    assert owners.state_dict()["steps"] == counts
-    assert bool((model[0].weight.grad == gradient).all()) == (counts == 0)
-
-
-def test_the_moments_that_are_created_are_those_of_torch_alone():
-    states = []
-    for is_regularized in (True, False):
-        model = make_model()
-        optimizer = adam(model)
-        if is_regularized:
-            scheduled(model, optimizer, "grad")
-        states.append(without_entries(get_optimizer_state_dict(model, optimizer))["state"])
-    assert_bit_equal(*states)
-
-
-def test_a_step_without_gradients_at_a_rate_above_zero_counts_as_ever():
-    model = make_model()
-    optimizer = sgd(model)
-    schedule = Regularizer(model, L2(0.1), mode="decoupled", schedule=tensors).attach(optimizer)
-    optimizer.step()
-    assert schedule.state_dict()["steps"] == 1
