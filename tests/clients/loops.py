@@ -160,6 +160,7 @@ def transformers_trainer(model: nn.Module, folder: Path, **options: Any) -> Any:
         "log_level": "error",
     }
     loss = options.pop("compute_loss_func", None)
+    optimizers = options.pop("optimizers", (None, None))
     examples = [{"x": x, "labels": y} for x, y in zip(*make_data(), strict=True)]
     return transformers.Trainer(
         model,
@@ -167,6 +168,7 @@ def transformers_trainer(model: nn.Module, folder: Path, **options: Any) -> Any:
         train_dataset=examples,
         eval_dataset=examples,
         compute_loss_func=loss,
+        optimizers=optimizers,
     )
 
 

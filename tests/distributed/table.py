@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.cases import MODES, OPTIMIZERS, PENALTIES, PenaltyCase
+from tests.distributed.checkpoints import WAYS, resumes_to_the_same
 from tests.distributed.training import (
     EVEN,
     WRAPS,
@@ -167,6 +168,8 @@ for _function in (
     a_reference_is_resumed,
 ):
     EQUAL[_function.__name__.replace("_", " "), "any", "FSDP2"] = _function
+for _name, _way in WAYS.items():
+    EQUAL[f"a {_name} checkpoint", "any", "FSDP2"] = partial(resumes_to_the_same, **_way)
 
 REFUSED: dict[str, tuple[Callable[[], None], str]] = {  # with what the error must say
     "attached before sharding": (attached_before_sharding, "as after fully_shard(model)"),

@@ -5,6 +5,7 @@ The hooks of ``torch.optim`` need care in these cases; each is tested:
 - With a closure the gradients are computed *inside* the step; LBFGS computes them many times.
 - A subclass that overrides ``step`` and calls ``super().step()`` calls the hooks twice.
 - A step that raises an error does not call the hooks at its end.
+- ``torch.distributed.checkpoint`` makes a step that is none, so that the optimizer creates its state.
 - A fused optimizer under ``GradScaler`` gets *scaled* gradients. Its kernel skips a step with infinite gradients, but
   the hooks are called.
 """
@@ -49,17 +50,23 @@ class StepHooks:
         self._after = after
         self._objective = objective
         self._depth = 0  # steps within steps
+        self._is_none = False  # whether the present step is none
         self._handles = (
             optimizer.register_step_pre_hook(self._pre_step),
             optimizer.register_step_post_hook(self._post_step),
         )
         self.has_stepped = False
-        if owner is not None:
-            _Watch(owner, self)
+        self._watch = None if owner is None else _Watch(owner, self)
 
     def remove(self) -> None:
         for handle in self._handles:
             handle.remove()
+        self._end_watch()  # not by the watch itself: fully_shard loops over the hooks of a parameter
+
+    def _end_watch(self) -> None:
+        if self._watch is not None:
+            self._watch.remove()
+            self._watch = None
 
     def _pre_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         if self._depth and self._depth >= _calls_in_a_step(self.optimizer):
@@ -68,10 +75,15 @@ class StepHooks:
         if self._depth > 1:
             return None
         self.has_stepped = True
+        if not torch.compiler.is_compiling():
+            self._end_watch()
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if not callable(closure):  # None, or another argument of an unusual optimizer
-            self._on_gradients(self.optimizer, 0)
+            self._is_none = is_no_step(self.optimizer)
+            if not self._is_none:
+                self._on_gradients(self.optimizer, 0)
             return None
+        self._is_none = False
         wrapped = self._wrap(closure)
         if len(args) > 1:
             return (args[0], wrapped, *args[2:]), kwargs
@@ -79,7 +91,7 @@ class StepHooks:
 
     def _post_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._depth -= 1
-        if self._depth == 0:
+        if self._depth == 0 and not self._is_none:
             self._after(self.optimizer)
         self._depth = max(self._depth, 0)
 
@@ -114,20 +126,21 @@ class _Watch:
         self._hooks = weakref.ref(hooks)
         self._version: int | None = None
         self._changes = 0
-        groups = hooks.optimizer.param_groups
-        param = next((p for group in groups for p in group["params"] if p.requires_grad and p.is_leaf), None)
-        if param is not None:
-            self._handle = param.register_post_accumulate_grad_hook(self._on_backward)
+        params = (p for group in hooks.optimizer.param_groups for p in group["params"] if p.requires_grad and p.is_leaf)
+        param = next(params, None)
+        self._handle = None if param is None else param.register_post_accumulate_grad_hook(self._on_backward)
+
+    def remove(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
 
     def _on_backward(self, param: Tensor) -> None:
-        hooks = self._hooks()
         if self._version is not None and param._version != self._version:
             self._changes += 1
         self._version = param._version
-        if hooks is None or hooks.has_stepped:
-            self._handle.remove()
-        elif self._changes == 2:
-            self._handle.remove()
+        hooks = self._hooks()
+        if self._changes == 2 and hooks is not None and not hooks.has_stepped:
+            self._changes += 1  # one warning
             warnings.warn(
                 f"{self._owner}: the weights change, but {self._name}.step() is not called, so that it has no effect: "
                 "attach to the optimizer whose step() makes the updates",
@@ -140,11 +153,34 @@ def _calls_in_a_step(optimizer: Optimizer) -> int:
     return sum(getattr(vars(cls).get("step"), "hooked", False) for cls in type(optimizer).__mro__)
 
 
+def is_no_step(optimizer: Optimizer) -> bool:
+    """Whether every learning rate and every gradient is 0: such a step only lets the optimizer create its state."""
+    if torch.compiler.is_compiling():
+        return False
+    for group in optimizer.param_groups:
+        lr = group.get("lr")
+        if (isinstance(lr, Tensor) and lr.device.type != "cpu") or lr != 0:  # not to wait for a device in each step
+            return False
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return bool(gradients) and all(_is_zero(gradient) for gradient in gradients)
+
+
+def _is_zero(gradient: Tensor) -> bool:
+    size = gradient.detach().abs().sum()
+    whole = getattr(size, "full_tensor", None)  # of a gradient that is sharded over processes
+    return float(size if whole is None else whole()) == 0
+
+
 def step_size(optimizer: Optimizer, group: Group) -> float | Tensor:
     """The group's learning rate; 0 if the optimizer's kernel will skip the step because of infinite gradients."""
     lr: float | Tensor = scalar(group["lr"])
     found_inf: Tensor | None = getattr(optimizer, "found_inf", None)  # set by GradScaler around a fused step
     return lr if found_inf is None else lr * (1 - found_inf.reshape(()).clamp(max=1))
+
+
+def step_share(optimizer: Optimizer) -> float | Tensor:
+    """1 if the step is made; 0 if it is none, or if the optimizer's kernel will skip it."""
+    return 0.0 if is_no_step(optimizer) else step_size(optimizer, {"lr": 1.0})
 
 
 def scalar(value: Any) -> Any:

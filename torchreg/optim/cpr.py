@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from torchreg import functional as f
-from torchreg.hooks import Group, step_size
+from torchreg.hooks import Group, step_share
 from torchreg.optim.options import AdamCPROptions, Bound
 from torchreg.optim.step_wrapper import Plan, StepWrapper, Weights
 
@@ -115,7 +115,7 @@ class ConstrainedNorm(StepWrapper):
 
     def _after_update(self, old: Weights, plan: Plan) -> None:
         super()._after_update(old, plan)
-        live = step_size(self, {"lr": 1.0})  # 0 if a fused optimizer has skipped the step
+        live = step_share(self)
         for group in self.param_groups:
             places = [i for i, param in enumerate(group["params"]) if _is_bounded(group, param)]
             if places:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchreg import functional as f
 from torchreg.functional.chunks import chunks_of
-from torchreg.hooks import Group, scalar, step_size
+from torchreg.hooks import Group, is_no_step, scalar, step_share, step_size
 from torchreg.optim.options import Coupling, Decay, Target
 from torchreg.optim.step_wrapper import StepWrapper, Weights, base_optimizer, has_option, with_gradients
 from torchreg.schedules import Schedule, check_scale
@@ -199,7 +199,7 @@ class DecoupledDecay(StepWrapper):
         finally:
             for group, decay in zip(self.param_groups, decays, strict=True):
                 group["weight_decay"] = decay
-        if self.decay_schedule is not None:
+        if self.decay_schedule is not None and not is_no_step(self):
             for group in self.param_groups:
                 group["decay_steps"] += 1
         return loss
@@ -212,7 +212,7 @@ class DecoupledDecay(StepWrapper):
         for group in filter(_is_on, self.param_groups):
             self._refuse_sparse(group)
             self._check_rate(group)
-        one = step_size(self, {"lr": 1.0})
+        one = step_share(self)
         amounts: Amounts = []
         for group, decay in zip(self.param_groups, decays, strict=True):
             amounts.append(_rate(group, step_size(self, group), one) * decay if _is_on(group) else 0.0)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from torchreg.hooks import Carried
+from torchreg.hooks import Carried, StepHooks, checked_steps
 from torchreg.optim.proximal import Proximal
 
 _NUMBERS = {"sparsity": "sparsity", "log_scale": "_log_scale", "error": "_error", "pace": "_pace"}
@@ -32,7 +32,7 @@ class TargetSparsity:
     the largest gradients become nonzero. Then the support is fixed, and the remaining steps fit it without the penalty;
     see :meth:`Proximal.fix_support`. The strength of the penalty is only the start of the search and may be wrong by
     orders of magnitude. It should rather be too small, because a unit that has become zero may stay zero. The
-    controller never waits for the device.
+    controller never waits for the device. The optimizer's ``state_dict`` contains its state.
 
     Args:
         optimizer: a :class:`ProxSGD` or :class:`ProxAdam` whose penalty makes zeros.
@@ -84,13 +84,19 @@ class TargetSparsity:
         self.sparsity = torch.zeros((), dtype=torch.float64, device=optimizer.penalized[0].device)
         self._log_scale, self._error, self._pace = (self.sparsity + start for start in (0, 0, 1))
         self._scales = [group["scale"] for group in optimizer.param_groups]
+        for group, scale in zip(optimizer.param_groups, self._scales, strict=True):
+            group["scale"] = scale * self._log_scale.exp()  # a tensor from the start, as in checkpoints to be loaded
         self._made = 0
-        self._handles = Carried(optimizer, self), optimizer.register_step_post_hook(self._after_step)
+        self._hooks: tuple[StepHooks | Carried, ...] = (
+            Carried(optimizer, self),
+            StepHooks(optimizer, _nothing, self._after_step, owner="TargetSparsity"),
+        )
 
     def remove(self) -> None:
         """Detaches from the optimizer, which keeps its current scale."""
-        for handle in self._handles:
-            handle.remove()
+        for hooks in self._hooks:
+            hooks.remove()
+        self._hooks = ()
 
     @property
     def _is_counting(self) -> bool:
@@ -101,7 +107,7 @@ class TargetSparsity:
         """The number of steps before the support is fixed."""
         return max(1, round(self.fix_at * self.steps))
 
-    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _after_step(self, optimizer: Optimizer) -> None:
         self._made += 1
         every = max(1, self._steered // _LOOKS)
         if self._made == self._steered and self.fix_at < 1:
@@ -138,6 +144,9 @@ class TargetSparsity:
         self.sparsity = (every <= limit).double().mean()
         self.optimizer.fix_support()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_hooks": ()}  # a copy is detached
+
     def state_dict(self) -> dict[str, Any]:
         """The state of the controller; it can be loaded with ``torch.load(weights_only=True)``."""
         numbers = {key: getattr(self, name).clone() for key, name in _NUMBERS.items()}
@@ -148,9 +157,17 @@ class TargetSparsity:
         expected = self.state_dict().keys()
         if state.keys() != expected:
             raise ValueError(f"TargetSparsity: state must have the keys {', '.join(expected)}, got {sorted(state)}")
-        self._made, self._scales = state["made"], list(state["scales"])
-        for key, name in _NUMBERS.items():
-            setattr(self, name, state[key].to(self.sparsity))
+        numbers = {name: torch.as_tensor(state[key]).to(self.sparsity) for key, name in _NUMBERS.items()}
+        if len(state["scales"]) != len(self._scales):
+            raise ValueError(
+                f"TargetSparsity: state must hold a scale for each of {len(self._scales)} groups, got {state['scales']}"
+            )
+        self._made, self._scales = checked_steps("TargetSparsity", state["made"]), list(state["scales"])
+        vars(self).update(numbers)
+
+
+def _nothing(optimizer: Optimizer, evaluation: int) -> None:
+    pass
 
 
 def _kind(thing: object) -> str:

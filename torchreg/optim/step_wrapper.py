@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from torchreg.hooks import Group, check_steps, unhooked_step
+from torchreg.hooks.checkpoint import KEY
 
 Weights = Mapping[Tensor, Tensor]
 Plan = Any
@@ -117,7 +118,8 @@ class StepWrapper(Optimizer):
         super().__setstate__(state)
         for mine, group in zip(before, self.param_groups, strict=False):
             for key, value in mine.items():  # a checkpoint of the base does not hold our options
-                group.setdefault(key, value)
+                if key != KEY:  # what an earlier checkpoint held for others
+                    group.setdefault(key, value)
 
 
 def base_optimizer(cls: type[Optimizer]) -> type[Optimizer] | None:

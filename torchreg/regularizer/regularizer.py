@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 from torchreg.ensemble.stacked import Stacked
-from torchreg.hooks import Carried, Group, StepHooks, check_steps
+from torchreg.hooks import Carried, Group, StepHooks, check_steps, checked_steps
 from torchreg.penalties import Penalty, Term
 from torchreg.penalties.constraints import Constraint
 from torchreg.regularizer.assignment import Assignment, as_rules, assign, references, with_references
@@ -251,6 +251,8 @@ class Regularizer:
 
         If several optimizers train the model, pass all of them, in the order of their steps; the schedule counts the
         steps of the last one. As a context manager it detaches at the end: ``with regularizer.attach(optimizer): ...``
+        Until then the optimizer's ``state_dict``, of several the last one's, contains the regularizer's. If it was
+        loaded before, the regularizer goes on where the saved one was.
 
         Returns:
             The regularizer itself.
@@ -258,7 +260,8 @@ class Regularizer:
         Raises:
             ValueError: the regularizer is attached already; a penalized parameter is in none of the optimizers, or has
                 an L2 penalty beside the optimizer's own weight decay; in mode "decoupled" or "prox" an optimizer is
-                LBFGS or has no ``lr``; in mode "loss" there is no schedule; the optimizer trains a copy of the model.
+                LBFGS or has no ``lr``; in mode "loss" there is no schedule; the optimizer trains a copy of the model,
+                or has loaded the state of a regularizer that is not equal.
             TypeError: an argument is no ``torch.optim.Optimizer``.
         """
         for optimizer in optimizers or (None,):
@@ -323,11 +326,11 @@ class Regularizer:
     def __exit__(self, *exc_info: object) -> None:
         self.remove()
 
-    def _register(self, optimizers: tuple[Optimizer, ...]) -> None:
+    def _register(self, optimizers: tuple[Optimizer, ...], *, resumes: bool = True) -> None:
         objective = self._objective if self.mode == "grad" else None
+        carried = [Carried(optimizers[-1], self, self._title, resumes=resumes)] if optimizers else []
         self._optimizers = optimizers
         self._decays = {optimizer: _decays(optimizer) for optimizer in optimizers}
-        carried = [Carried(optimizers[-1], self)] if optimizers else []
         act = self._on_gradients, self._after_step, objective
         self._hooks = (*carried, *(StepHooks(optimizer, *act, owner="Regularizer") for optimizer in optimizers))
 
@@ -411,7 +414,8 @@ class Regularizer:
     def state_dict(self) -> dict[str, Any]:
         """The number of steps, the scale, and the references that L2SP or L1SP have taken from the model.
 
-        It can be loaded with ``torch.load(weights_only=True)``.
+        It can be loaded with ``torch.load(weights_only=True)``. While the regularizer is attached, the optimizer's
+        ``state_dict`` contains it, so that it need not be saved.
         """
         taken = references(self.entries)
         scale = tree_map_only(Tensor, lambda own: own.detach().clone(), self.scale)
@@ -423,11 +427,11 @@ class Regularizer:
         if set(state) != set(expected):
             keys = " and ".join(map(repr, expected))
             raise ValueError(f"Regularizer: state must have the keys {keys}, got {sorted(state)}")
-        if isinstance(state["steps"], bool) or not isinstance(state["steps"], int) or state["steps"] < 0:
-            raise ValueError(f"Regularizer: steps must be a whole number >= 0, got {state['steps']!r}")
-        if "references" in state:
-            self._take([with_references(a, state["references"]) for a in self.entries])
-        self.scale, self._steps = state["scale"], state["steps"]
+        steps = checked_steps("Regularizer", state["steps"])
+        entries = [with_references(a, state["references"]) for a in self.entries] if "references" in state else None
+        self.scale, self._steps = state["scale"], steps
+        if entries is not None:
+            self._take(entries)
 
     def __getstate__(self) -> dict[str, Any]:
         select = self._select if can_be_pickled(self._select) else None  # a lambda cannot
@@ -438,17 +442,20 @@ class Regularizer:
     def _is_counting(self) -> bool:
         return self.schedule is not None
 
+    @property
+    def _title(self) -> str:
+        """Its penalties and its mode."""
+        penalties = dict.fromkeys(repr(a.penalty) for a in self._entries if a.penalty is not None)
+        return f"{listed(list(penalties))} in mode {self.mode!r}"
+
     def __del__(self) -> None:
         if self._is_used:
             return
-        what = listed(list(dict.fromkeys(repr(a.penalty) for a in self._entries if a.penalty is not None)))
         if self.mode == "loss":
             done, advice = "asked for its value", "add value() to the loss, or use penalize(criterion) as the loss"
         else:
             done, advice = "attached", "call attach(optimizer)"
-        warnings.warn(
-            f"Regularizer: {what} in mode {self.mode!r} was never {done} and had no effect: {advice}", stacklevel=2
-        )
+        warnings.warn(f"Regularizer: {self._title} was never {done} and had no effect: {advice}", stacklevel=2)
 
     def __copy__(self) -> Self:
         """The copy is detached: two regularizers on one optimizer would apply the penalty twice."""
@@ -458,7 +465,7 @@ class Regularizer:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._register(self._optimizers)  # a copied optimizer has lost its hooks
+        self._register(self._optimizers, resumes=False)  # a copied optimizer has lost its hooks
 
     def __repr__(self) -> str:
         first, *rows = table(self.entries).splitlines()

@@ -9,7 +9,7 @@ from typing import Any, Self
 from torch import nn
 from torch.optim import Optimizer
 
-from torchreg.hooks import Carried, StepHooks, check_steps
+from torchreg.hooks import Carried, StepHooks, check_steps, checked_steps
 from torchreg.nn.model.rates import LAYERS, layers_in, others_numbers, torchs_numbers
 from torchreg.schedules import Schedule, check_schedule
 from torchreg.selection.modules import listed
@@ -82,7 +82,7 @@ class DropoutSchedule:
         self._follow()
 
     def attach(self, optimizer: Optimizer) -> Self:
-        """Follows the steps of the optimizer from now on.
+        """Follows the steps of the optimizer from now on, whose ``state_dict`` then contains that of the schedule.
 
         Returns:
             The schedule itself, which is also a context manager that detaches at the end.
@@ -145,8 +145,13 @@ class DropoutSchedule:
                 f"DropoutSchedule: state must be of a model with the dropout layers {', '.join(self.rates)}, "
                 f"got {', '.join(state.get('rates', state))}"
             )
-        self._steps, self.rates = state["steps"], dict(state["rates"])
-        self._follow()
+        before = self._steps, self.rates
+        self._steps, self.rates = checked_steps("DropoutSchedule", state["steps"]), dict(state["rates"])
+        try:
+            self._follow()
+        except Exception:
+            self._steps, self.rates = before
+            raise
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_hooks": ()}  # a copy is detached: two schedules would count each step twice

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ class Batches(Iterator[tuple[Any, Any]]):
         self.count = 0
         self._order = -1, torch.empty(0)  # a pass over the tensors, and its order
         self._open: Iterator[tuple[Any, Any]] | None = None
+        self._skipped = 0  # batches of the iterable, before the next one
         if self.is_tensors and (not len(source[0]) or len(source[0]) != len(source[1])):
             raise ValueError(
                 f"{owner}: examples must hold as many targets as inputs and at least one, got "
@@ -32,7 +34,15 @@ class Batches(Iterator[tuple[Any, Any]]):
         return self._from_tensors(self.count - 1) if self.is_tensors else self._from_iterable()
 
     def go_to(self, count: int) -> None:
+        """As after so many batches. An iterable without a length goes on from where it is."""
+        if count == self.count:
+            return
         self.count = count
+        try:
+            self._skipped = 0 if self.is_tensors else count % len(self.source)
+        except (TypeError, ZeroDivisionError):
+            return
+        self._open = None
 
     def _from_tensors(self, number: int) -> tuple[Tensor, Tensor]:
         inputs, targets = self.source
@@ -47,7 +57,8 @@ class Batches(Iterator[tuple[Any, Any]]):
         with torch.random.fork_rng():  # a loader that shuffles must not draw the training's random numbers
             for _ in range(2):
                 if self._open is None:
-                    self._open = iter(self.source)
+                    self._open = islice(self.source, self._skipped, None)
+                    self._skipped = 0
                 for batch in self._open:
                     inputs, targets = batch
                     return inputs, targets

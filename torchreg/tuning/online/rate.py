@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from torchreg.hooks import Carried, StepHooks
+from torchreg.hooks import Carried, StepHooks, checked_steps
 from torchreg.nn.concrete import ConcreteDropout
 from torchreg.nn.seeded import Seeded
 from torchreg.tuning.online.descent import NO_MOMENTS, Moments, normalized
@@ -176,8 +176,14 @@ class AutoRate:
         logit = self.layers[name].logit_p
         logit.sub_(self.lr * unit).clamp_(least, largest)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_hooks": (), "_updates": []}  # a copy is detached
+
     def state_dict(self) -> dict[str, Any]:
-        """The averages and the positions in the examples. The model's ``state_dict`` contains the rates."""
+        """The averages and the positions in the examples, if these have a length.
+
+        The model's ``state_dict`` contains the rates.
+        """
         batches = [self._training.count, self._validation.count]
         moments = {name: list(moments) for name, moments in self._moments.items()}
         return {"steps": self._steps, "batches": batches, "moments": moments}
@@ -186,10 +192,11 @@ class AutoRate:
         """Restores what :meth:`state_dict` saved."""
         if set(state) != {"steps", "batches", "moments"} or set(state["moments"]) != set(self.layers):
             raise ValueError(f"AutoRate: state must be that of the layers {', '.join(self.layers)}, got {list(state)}")
-        self._steps = state["steps"]
-        for batches, count in zip((self._training, self._validation), state["batches"], strict=True):
+        steps, *counts = (checked_steps("AutoRate", count) for count in (state["steps"], *state["batches"]))
+        moments = {name: (mean, square, count) for name, (mean, square, count) in state["moments"].items()}
+        for batches, count in zip((self._training, self._validation), counts, strict=True):
             batches.go_to(count)
-        self._moments = {name: (mean, square, count) for name, (mean, square, count) in state["moments"].items()}
+        self._steps, self._moments = steps, moments
 
     def __repr__(self) -> str:
         return f"AutoRate({', '.join(f'{name}: {rate:.3f}' for name, rate in self.rates.items())})"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from torchreg.ensemble.stacked import Stacked
-from torchreg.hooks import Carried, StepHooks
+from torchreg.hooks import Carried, StepHooks, checked_steps
 from torchreg.penalties import Term
 from torchreg.regularizer import Regularizer
 from torchreg.selection.modules import listed
@@ -137,19 +137,19 @@ class AutoStrength:
                 if not regularizer._optimizers:
                     regularizer.attach(*optimizers)
                     self._attached.append(regularizer)
+            self._set_scales()
+            self._listen(optimizers)
         except Exception:
             self.remove()
             raise
-        self._set_scales()
-        self._listen(optimizers)
         return self
 
-    def _listen(self, optimizers: tuple[Optimizer, ...]) -> None:
+    def _listen(self, optimizers: tuple[Optimizer, ...], *, resumes: bool = True) -> None:
         for regularizer in self.regularizers:
             regularizer._listeners.append(self._note)
         self._optimizers = optimizers
         hooks = (StepHooks(o, _nothing, self._after_step, owner="AutoStrength") for o in optimizers)
-        self._hooks = (Carried(optimizers[-1], self), *hooks)
+        self._hooks = (Carried(optimizers[-1], self, ", ".join(self.strengths), resumes=resumes), *hooks)
 
     def remove(self) -> None:
         """Detaches, also the regularizers that it has attached. The strengths keep their current values."""
@@ -228,7 +228,7 @@ class AutoStrength:
     # -- saving ---------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The strengths, the averages and the position in the held-out tensors, but not in an iterable.
+        """The strengths, the averages and the position in the held-out examples, if these have a length.
 
         It can be loaded with ``torch.load(weights_only=True)``.
         """
@@ -240,10 +240,15 @@ class AutoStrength:
         names = [item.name for item in self._tuned]
         if set(state) != {"steps", "batches", "knobs"} or list(state["knobs"]) != names:
             raise ValueError(f"AutoStrength: state must be that of the strengths {', '.join(names)}, got {list(state)}")
-        self._steps = state["steps"]
-        self._batches.go_to(state["batches"])
-        for item, (log_scale, unit, mean, square, count) in zip(self._tuned, state["knobs"].values(), strict=True):
-            item.log_scale, item.moments = log_scale + math.log(unit / item.unit), (mean, square, count)
+        steps, batches = (checked_steps("AutoStrength", state[key]) for key in ("steps", "batches"))
+        loaded = [
+            (log_scale + math.log(unit / item.unit), (mean, square, count))
+            for item, (log_scale, unit, mean, square, count) in zip(self._tuned, state["knobs"].values(), strict=True)
+        ]
+        self._steps = steps
+        self._batches.go_to(batches)
+        for item, (log_scale, moments) in zip(self._tuned, loaded, strict=True):
+            item.log_scale, item.moments = log_scale, moments
         self._set_scales()
 
     @property
@@ -256,7 +261,7 @@ class AutoStrength:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if self._optimizers:
-            self._listen(self._optimizers)  # copied regularizers and optimizers have lost their hooks
+            self._listen(self._optimizers, resumes=False)  # copied regularizers and optimizers have lost their hooks
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}: {strength:.3g}" for name, strength in self.strengths.items())
