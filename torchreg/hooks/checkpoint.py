@@ -35,6 +35,8 @@ class Carried:
     If the optimizer has loaded such a state before, the owner gets it now. Several owners of one class get theirs in
     the order in which they were attached.
 
+    An optimizer that does not call torch's hooks cannot carry it. There is a warning if the state changes in training.
+
     Raises:
         ValueError: the loaded state does not fit the owner.
     """
@@ -42,10 +44,31 @@ class Carried:
     def __init__(self, optimizer: Optimizer, owner: Owner) -> None:
         self.owner = owner
         self._restore(optimizer)
-        self._handles = (
-            optimizer.register_state_dict_post_hook(self._save),
-            optimizer.register_load_state_dict_post_hook(self._load),
-        )
+        try:
+            self._handles = (
+                optimizer.register_state_dict_post_hook(self._save),
+                optimizer.register_load_state_dict_post_hook(self._load),
+            )
+        except AttributeError:  # its constructor does not call torch's
+            self._handles = ()
+        if owner._is_counting and not self._is_called(optimizer):
+            warnings.warn(
+                f"{type(owner).__name__}: the checkpoints of {type(optimizer).__name__} do not hold its state, because "
+                "its state_dict() does not call torch's hooks: save state_dict() and call load_state_dict() yourself",
+                stacklevel=5,
+            )
+
+    def _is_called(self, optimizer: Optimizer) -> bool:
+        """Whether the optimizer's ``state_dict`` calls the hook; if it cannot be asked now, yes."""
+        if not self._handles or type(optimizer).state_dict is Optimizer.state_dict:
+            return bool(self._handles)
+        try:
+            groups = optimizer.state_dict()["param_groups"]
+            return KEY in groups[0]
+        except (KeyError, TypeError, IndexError):
+            return False
+        except Exception:  # of any kind: the state of a sharded optimizer is not there yet
+            return True
 
     def remove(self) -> None:
         for handle in self._handles:
