@@ -89,7 +89,11 @@ def _observed(owner: str, optimizer: Optimizer, cls: type[Optimizer], mode: str)
     for way in _WAYS:
         try:
             with _apart(optimizer):
-                return _fault(optimizer, cls, mode, way)
+                found = _fault(optimizer, cls, mode, way)
+            if found is None and way.graph and mode in ("grad", "decoupled"):
+                what = f"mode {mode!r} acts between the gradients and their derivatives, which {cls.__name__} takes"
+                return what, "use mode 'loss'"
+            return found
         except Exception as error:  # of any kind: a step may need real parameters, a real closure or processes
             errors.append(error)
     if mode == "grad":
@@ -116,7 +120,15 @@ class _Way(NamedTuple):
     sparse: bool = False
 
 
-_WAYS = (_Way(), _Way(closure=True), _Way(whole=True), _Way(True, True), _Way(graph=True), _Way(sparse=True))
+_WAYS = (
+    _Way(),
+    _Way(closure=True),
+    _Way(whole=True),
+    _Way(closure=True, whole=True),
+    _Way(graph=True),
+    _Way(whole=True, graph=True),
+    _Way(sparse=True),
+)
 
 
 def _fault(optimizer: Optimizer, cls: type[Optimizer], mode: str, way: _Way) -> tuple[str, str] | None:
