@@ -218,7 +218,7 @@ def _model() -> nn.Module:
 
 def _optimizer(row: Row, model: nn.Module, mode: str, by_hand: bool) -> Optimizer:
     if mode == "decoupled(cls)" and not by_hand:
-        optimizer = row.make(model, decoupled(row.cls), **({} if "weight_decay" in row.options else {}))
+        optimizer = row.make(model, decoupled(row.cls))
         for group in optimizer.param_groups:
             group["weight_decay"] = STRENGTH
     else:

@@ -24,7 +24,11 @@ def test_the_page_shows_what_is_expected():
 
 @pytest.mark.parametrize(
     ("name", "mode"),
-    [("pytorch_optimizer.SAM", "decoupled"), ("pytorch_optimizer.FTRL", "decoupled"), ("pytorch_optimizer.FTRL", "prox")],
+    [
+        ("pytorch_optimizer.SAM", "decoupled"),
+        ("pytorch_optimizer.FTRL", "decoupled"),
+        ("pytorch_optimizer.FTRL", "prox"),
+    ],
 )
 def test_without_the_check_the_same_measurement_finds_the_fault(name, mode, monkeypatch):
     pytest.importorskip("pytorch_optimizer")

@@ -244,7 +244,9 @@ def test_what_is_no_optimizer_class_is_refused(nonsense):
 
 
 def test_a_class_without_a_learning_rate_is_refused():
-    with pytest.raises(ValueError, match=r"\Adecoupled: cls must have an lr to .* got WithoutRate without one: use a Regularizer\Z"):
+    with pytest.raises(
+        ValueError, match=r"\Adecoupled: cls must have an lr to .* got WithoutRate without one: use a Regularizer\Z"
+    ):
         decoupled(WithoutRate)
 
     class Hidden(WithoutRate):

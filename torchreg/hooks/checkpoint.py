@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Protocol
 
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 KEY = "torchreg"  # of the entry: a list of {"of": the owner's class, "state": its state}
 
@@ -44,13 +46,12 @@ class Carried:
     def __init__(self, optimizer: Optimizer, owner: Owner) -> None:
         self.owner = owner
         self._restore(optimizer)
-        try:
+        self._handles: tuple[RemovableHandle, ...] = ()
+        with suppress(AttributeError):  # of an optimizer whose constructor does not call torch's
             self._handles = (
                 optimizer.register_state_dict_post_hook(self._save),
                 optimizer.register_load_state_dict_post_hook(self._load),
             )
-        except AttributeError:  # its constructor does not call torch's
-            self._handles = ()
         if owner._is_counting and not self._is_called(optimizer):
             warnings.warn(
                 f"{type(owner).__name__}: the checkpoints of {type(optimizer).__name__} do not hold its state, because "
