@@ -73,6 +73,24 @@ class Averaging(Plain):
         param.lerp_(z, 1 / (state["k"] + 1))
 
 
+class CountingInGroups(Plain):
+    """The same average, whose weights are counted in the groups and so travel in checkpoints."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, lr, total=0.0)
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["calls"] = group.get("calls", 0) + 1
+            group["total"] += 1.0
+        return super().step(closure)
+
+    def update(self, param, group):
+        z = self.state[param].setdefault("z", param.clone())
+        z.sub_(param.grad, alpha=group["lr"])
+        param.lerp_(z, 1 / (max(group["total"], group["calls"]) + 1))
+
+
 class FromTheStart(Plain):
     """Dual averaging: the weights are the first ones minus the sum of all gradients."""
 
@@ -322,12 +340,17 @@ def test_the_users_own_object_is_not_stepped_and_its_records_are_not_written():
     assert optimizer.model is model
 
 
-def test_an_optimizer_that_has_run_is_asked_as_a_fresh_one():
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize("kind", [Averaging, CountingInGroups])
+def test_an_optimizer_that_has_run_is_asked_as_a_fresh_one(kind, resumed):
     model = make_model()
-    optimizer = Averaging(model.parameters())
-    for _ in range(30):
-        set_gradients(model, 0.1)
+    optimizer = kind(model.parameters())
+    for _ in range(1000):
+        set_gradients(model, 1e-4)
         optimizer.step()
+    if resumed:
+        optimizer, saved = kind(model.parameters()), optimizer.state_dict()
+        optimizer.load_state_dict(saved)
     with pytest.raises(ValueError, match="does not keep"):
         Regularizer(model, L1(0.5), mode="prox").attach(optimizer)
 
@@ -393,6 +416,31 @@ def test_a_scheduler_made_before_leaves_the_optimizer_alone(mode):
     Regularizer(model, L2(0.5), mode=mode).attach(optimizer)
     for name, weight in weights_of(model).items():
         torch.testing.assert_close(weight, before[name], rtol=0, atol=0)
+
+
+class Shadows(Sub):
+    """Keeps copies of the weights in a list and in a dict, and a scheduler of its own."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, lr=lr)
+        params = [param for group in self.param_groups for param in group["params"]]
+        self.listed, self.mapped = ([p.detach().clone() for p in params], {p: p.detach().clone() for p in params})
+        self.scheduler = torch.optim.lr_scheduler.ExponentialLR(self, 0.99)
+
+    def step(self, closure=None):
+        super().step(closure)
+        params = [param for group in self.param_groups for param in group["params"]]
+        for param, shadow in zip(params, self.listed, strict=True):
+            self.mapped[param].copy_(shadow.lerp_(param.detach(), 0.1))
+        self.scheduler.step()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("place", ["cpu", "meta"])
+def test_copies_of_weights_in_an_optimizer_are_no_reason(mode, place):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_steps("Test", Shadows(make_model().to(place).parameters(), lr=0.1), mode)
 
 
 def _frozen():

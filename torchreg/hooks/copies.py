@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import defaultdict
+from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any, NamedTuple
 from unittest.mock import MagicMock
@@ -54,8 +55,11 @@ class Copy:
         for each in optimizers:
             Optimizer.__setstate__(memo[id(each)], _copied_attributes(each, memo))
         self.optimizer: Optimizer = memo[id(optimizer)]
-        groups = [memo[id(each)].param_groups for each in optimizers]
-        for group in {id(g): g for copied in groups for g in (copied if way.whole else _unlike(copied))}.values():
+        copied = [memo[id(each)] for each in optimizers]
+        if not way.whole:
+            for each in copied:
+                _make_fresh(each)
+        for group in {id(group): group for each in copied for group in each.param_groups}.values():
             if "lr" in group:
                 group["lr"] = torch.full_like(group["lr"], lr) if isinstance(group["lr"], Tensor) else lr
             if factor_d != 1:
@@ -149,7 +153,7 @@ def _optimizers(optimizer: Optimizer) -> list[Optimizer]:
 
 
 def _twins(optimizers: list[Optimizer], whole: bool) -> dict[Tensor, Tensor]:
-    """A small tensor for each parameter and each other tensor of a model that an optimizer holds.
+    """A small tensor for each parameter and each other tensor that an optimizer holds.
 
     Unless the whole is wanted, parameters that have as many dimensions and the same options share one.
     """
@@ -162,18 +166,33 @@ def _twins(optimizers: list[Optimizer], whole: bool) -> dict[Tensor, Tensor]:
                 kind = id(p) if whole else options, p.ndim, p.requires_grad, p.is_complex(), p.numel() == 0, p.device
                 if p not in twins:
                     twins[p] = kinds[kind] if kind in kinds else kinds.setdefault(kind, _small(p))
-    for module in (value for each in optimizers for value in vars(each).values() if isinstance(value, nn.Module)):
-        others = [t for t in (*module.parameters(), *module.buffers()) if t not in twins]
-        twins.update({t: _few(t).clone() for t in others})
+    held = [value for each in optimizers for value in vars(each).values() if value is not each.state]
+    twins.update({tensor: _few(tensor).clone() for tensor in _tensors(held) if tensor not in twins})
     return twins
 
 
-def _unlike(groups: list[Group]) -> list[Group]:
-    """The copied groups, of which those with the same options and parameters are removed except one."""
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in a value: a tensor, a module, or lists and dicts of them."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, nn.Module):
+        yield from value.parameters()
+        yield from value.buffers()
+    elif isinstance(value, list | tuple | dict):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(each)
+
+
+def _make_fresh(copied: Optimizer) -> None:
+    """Takes back the counts and estimates of training in the groups, and leaves one of several equal groups."""
+    defaults, groups = getattr(copied, "defaults", {}), copied.param_groups
     for group in groups:
+        numbers = {name: value for name, value in group.items() if type(value) in (int, float)}
+        group.update({name: defaults[name] for name in numbers if name in defaults})
+        for name in [name for name, value in numbers.items() if type(value) is int and name not in defaults]:
+            del group[name]  # a count of steps
         group["params"] = list(dict.fromkeys(group["params"]))
     groups[:] = {(_options(group), *map(id, group["params"])): group for group in reversed(groups)}.values()
-    return groups
 
 
 def _options(group: Group) -> str:
@@ -212,7 +231,8 @@ def _copied_attributes(optimizer: Optimizer, memo: dict[int, Any]) -> dict[str, 
 def _small(param: Tensor) -> Tensor:
     """A parameter with as many dimensions, in single precision, because lr would round away in half precision."""
     dtype = torch.complex64 if param.is_complex() else torch.float32
-    twin = torch.empty([min(size, 4) for size in param.shape], dtype=dtype, device=param.device)
+    device = "cpu" if param.is_meta else param.device
+    twin = torch.empty([min(size, 4) for size in param.shape], dtype=dtype, device=device)
     small = nn.Parameter(_pattern(twin, 1) + 1.5, requires_grad=param.requires_grad)
     vars(small).update({name: it for name, it in vars(param).items() if not isinstance(it, Tensor)})
     return small
