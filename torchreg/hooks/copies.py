@@ -241,6 +241,7 @@ def _small(param: Tensor) -> Tensor:
 def _few(tensor: Tensor) -> Tensor:
     """The first elements along each dimension."""
     few = tensor.detach()[tuple(slice(4) for _ in tensor.shape)]
+    few = torch.zeros_like(few, device="cpu") if few.is_meta else few
     return few.float() if few.is_floating_point() else few
 
 
