@@ -232,8 +232,8 @@ class Regularizer:
         Raises:
             ValueError: the regularizer is attached already; a penalized parameter is in none of the optimizers, or has
                 an L2 penalty beside the optimizer's own weight decay; in mode "decoupled" or "prox" an optimizer is
-                LBFGS or has no ``lr``; the optimizer's steps are not what the mode assumes of them, as copies show if it is
-                not one of torch (guide "What torchreg can and cannot see"); in mode "loss" there is no schedule.
+                LBFGS or has no ``lr``; the optimizer's steps are not what the mode assumes, as copies show if it is not
+                one of torch (guide "What torchreg can and cannot see"); in mode "loss" there is no schedule.
             TypeError: an argument is no ``torch.optim.Optimizer``.
         """
         for optimizer in optimizers or (None,):
