@@ -182,6 +182,14 @@ class Evaluated(Plain):
         self.swap(True)
 
 
+class OwnGradients(Plain):
+    """Takes the gradients from a place of its own, which hooks on the backward pass fill."""
+
+    def update(self, param, group):
+        if (gradient := self.state[param].get("gradient")) is not None:
+            param.sub_(gradient, alpha=group["lr"])
+
+
 class Lookahead(torch.optim.Optimizer):
     """Slow weights, which fast weights return to."""
 
@@ -283,6 +291,7 @@ REFUSED = [
     *((OwnRate, mode, "they do not depend on it") for mode in ("decoupled", "prox")),
     *((Tiny, mode, "they are less than 2e-05 of it") for mode in ("decoupled", "prox")),
     *((EveryThird, mode, "only some calls of EveryThird") for mode in MODES),
+    *((OwnGradients, mode, "24 calls of OwnGradients.step.. do not move weights by their .grad") for mode in MODES),
     *((TwoSteps, mode, "attach to its optimizer.base") for mode in MODES),
 ]
 
@@ -366,6 +375,7 @@ class Holding(torch.optim.SGD):
         self.model, self.lock, self.notes = model, threading.Lock(), notes
         self.numbers, self.scale = iter(range(10)), lambda gradient: 1.0 * gradient
         self.logger = logging.getLogger("holding")
+        self.settings = {"factor": 1.0, "parts": [self.lock, 2.0]}
         self.state["calls"] = 0
         for group in self.param_groups:
             for param in group["params"]:
@@ -382,7 +392,8 @@ class Holding(torch.optim.SGD):
         for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is not None:
-                    param.grad = self.scale(param.grad * self.state[param]["mask"])
+                    factor = self.settings["factor"] * self.settings["parts"][1] / 2
+                    param.grad = self.scale(param.grad * self.state[param]["mask"]) * factor
         return super().step(closure)
 
 

@@ -221,11 +221,22 @@ def _copied_attributes(optimizer: Optimizer, memo: dict[int, Any]) -> dict[str, 
     own = {}
     for name, value in vars(optimizer).items():
         if not name.startswith("_optimizer_") and not callable(getattr(type(optimizer), name, None)):
-            try:
-                own[name] = deepcopy(value, memo)
-            except Exception:  # of any kind: an open file, a lock, a generator
-                own[name] = MagicMock()  # accepts all that is done with it
+            own[name] = _copied(value, memo)
     return own
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    seen = dict(memo)  # a copy that fails leaves unfinished parts in it
+    try:
+        copied = deepcopy(value, seen)
+    except Exception:  # of any kind: it is, or holds, an open file, a lock or a generator
+        if type(value) is dict:
+            return {key: _copied(each, memo) for key, each in value.items()}
+        if type(value) in (list, tuple):
+            return type(value)(_copied(each, memo) for each in value)
+        return MagicMock()  # accepts all that is done with it
+    memo.update(seen)
+    return copied
 
 
 def _small(param: Tensor) -> Tensor:

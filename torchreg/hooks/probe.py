@@ -113,6 +113,11 @@ def _fault(optimizer: Optimizer, cls: type[Optimizer], mode: str, way: Way) -> t
     late = plain.moves[_HALF:]  # some optimizers only prepare their state in the first steps
     if any(late) and not all(late):
         return f"only some calls of {name}.step() update the weights", "use mode 'loss'"
+    if not any(plain.moves):
+        larger = Copy(optimizer, cls, way, lr=1.0)  # of another size, because tiny steps round away
+        larger.make_steps(_STEPS)
+        if not any(larger.moves):
+            return f"{_STEPS} calls of {name}.step() do not move weights by their .grad", "use mode 'loss'"
     if mode == "grad":
         return None
     if (seen := _wrong_size(optimizer, cls, way, plain)) is not None:
