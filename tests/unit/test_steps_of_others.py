@@ -508,6 +508,27 @@ def test_lookahead_is_served_whenever_it_looks_back(every):
         check_steps("Test", Lookahead(make_model().parameters(), every=every), "prox")
 
 
+class Masked(Plain):
+    """Moves only some weights, which its constructor chooses."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, lr)
+        for group in self.param_groups:
+            for param in group["params"]:
+                self.state[param]["mask"] = torch.zeros_like(param).index_fill_(0, torch.tensor([-1]), 1.0)
+
+    def update(self, param, group):
+        param.sub_(self.state[param]["mask"] * param.grad, alpha=group["lr"])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_mask_that_the_copies_see_only_part_of_is_no_reason_to_refuse(mode):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        check_steps("Test", Masked([nn.Parameter(torch.randn(9, 2))], lr=0.1), mode)
+    assert len(told) == (mode != "grad")
+
+
 class NeedsItsParameters(Plain):
     """Steps with parameters of its own only."""
 

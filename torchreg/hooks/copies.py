@@ -226,17 +226,17 @@ def _copied_attributes(optimizer: Optimizer, memo: dict[int, Any]) -> dict[str, 
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    seen = dict(memo)  # a copy that fails leaves unfinished parts in it
+    before = {*memo, id(memo)}  # deepcopy keeps a list under the latter
     try:
-        copied = deepcopy(value, seen)
+        return deepcopy(value, memo)
     except Exception:  # of any kind: it is, or holds, an open file, a lock or a generator
+        for unfinished in memo.keys() - before:
+            del memo[unfinished]
         if type(value) is dict:
             return {key: _copied(each, memo) for key, each in value.items()}
         if type(value) in (list, tuple):
             return type(value)(_copied(each, memo) for each in value)
         return MagicMock()  # accepts all that is done with it
-    memo.update(seen)
-    return copied
 
 
 def _small(param: Tensor) -> Tensor:

@@ -116,6 +116,8 @@ def _fault(optimizer: Optimizer, cls: type[Optimizer], mode: str, way: Way) -> t
     if not any(plain.moves):
         larger = Copy(optimizer, cls, way, lr=1.0)  # of another size, because tiny steps round away
         larger.make_steps(_STEPS)
+        if way.whole and not any(larger.moves):
+            raise ArithmeticError("the first elements of its state let no weight move")
         if not any(larger.moves):
             return f"{_STEPS} calls of {name}.step() do not move weights by their .grad", "use mode 'loss'"
     if mode == "grad":
