@@ -152,6 +152,13 @@ class Tiny(Plain):
         param.sub_(param.grad, alpha=1e-7 * group["lr"])
 
 
+class RoundedAway(Plain):
+    """Steps of about half the distance between two numbers in single precision."""
+
+    def update(self, param, group):
+        param.sub_(param.grad, alpha=6e-5 * group["lr"])
+
+
 class EveryThird(Plain):
     """Accumulates gradients itself."""
 
@@ -275,6 +282,7 @@ SERVED = [
     *((make, "grad") for make in (Averaging, FromTheStart, Master, Estimated, OwnRate, Tiny, TrainEval, Sharpness)),
     *((Evaluated, mode) for mode in ("grad", "decoupled")),
     (Sharpness, "prox"),
+    (RoundedAway, "grad"),
     (SecondOrder, "prox"),
     (Lookahead, "decoupled"),
     (Lookahead, "grad"),

@@ -24,6 +24,7 @@ from torchreg.hooks.copies import LR, WAYS, Copy, Way
 _HALF, _STEPS = 12, 24  # how many steps are made
 _SHIFTED, _SOON = 3, 6  # the step in which a change is made, and the steps after which it is first looked for
 _KEPT, _LEFT, _SEEN, _FADED = 0.9, 0.1, 1e-3, 0.45  # shares of a change
+_ROUNDED = 1e-6  # smaller steps of weights of about 1 may round away, one by one
 _LEAST = 2e-5  # of lr: the smallest first step at gradients of about 1; Adadelta makes 3e-3, D-Adaptation 1e-6
 
 
@@ -111,7 +112,7 @@ def _fault(optimizer: Optimizer, cls: type[Optimizer], mode: str, way: Way) -> t
         return None
     plain.make_steps(_STEPS)
     late = plain.moves[_HALF:]  # some optimizers only prepare their state in the first steps
-    if any(late) and not all(late):
+    if max(late) > _ROUNDED and not all(late):
         return f"only some calls of {name}.step() update the weights", "use mode 'loss'"
     if not any(plain.moves):
         larger = Copy(optimizer, cls, way, lr=1.0)  # of another size, because tiny steps round away
