@@ -129,7 +129,7 @@ def test_a_penalty_added_in_lightning_s_on_before_backward_would_be_lost(tmp_pat
     assert_differs(by_hand("grad", 2, None), bare)
 
 
-def test_a_lightning_checkpoint_holds_nothing_of_the_regularizer(tmp_path):
+def test_a_lightning_checkpoint_holds_one_entry_of_the_regularizer_in_the_optimizers_groups(tmp_path):
     pytest.importorskip("lightning")
 
     def checkpoint(mode: str) -> dict:
@@ -142,6 +142,8 @@ def test_a_lightning_checkpoint_holds_nothing_of_the_regularizer(tmp_path):
     assert with_one.keys() == without.keys()
     assert with_one["state_dict"].keys() == without["state_dict"].keys()
     (ours,), (theirs,) = with_one["optimizer_states"], without["optimizer_states"]
+    steps = loops.EPOCHS * len(loops.batches())
+    assert ours["param_groups"][0].pop("torchreg") == [{"of": "Regularizer", "state": {"steps": steps, "scale": 1.0}}]
     assert ours["param_groups"] == theirs["param_groups"]
     assert [state.keys() for state in ours["state"].values()] == [state.keys() for state in theirs["state"].values()]
 
