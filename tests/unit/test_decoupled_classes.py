@@ -249,7 +249,9 @@ def test_an_optimizer_is_told_to_be_made_of_the_class():
 
 
 def test_a_class_without_a_learning_rate_is_refused():
-    with pytest.raises(ValueError, match=r"\Adecoupled: cls must have an lr to .* got WithoutRate without one\Z"):
+    with pytest.raises(
+        ValueError, match=r"\Adecoupled: cls must have an lr to .* got WithoutRate without one: use a Regularizer\Z"
+    ):
         decoupled(WithoutRate)
 
     class Hidden(WithoutRate):

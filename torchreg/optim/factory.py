@@ -49,7 +49,9 @@ def decoupled(cls: type[Optimizer]) -> type[DecoupledDecay]:
     if issubclass(cls, DecoupledDecay):
         return cls
     if not has_option(cls, "lr") and not has_option(cls, "kwargs"):
-        raise ValueError(f"decoupled: cls must have an lr to couple the decay to, got {cls.__name__} without one")
+        raise ValueError(
+            f"decoupled: cls must have an lr to couple the decay to, got {cls.__name__} without one: use a Regularizer"
+        )
     return _made_from(cls)  # type: ignore[arg-type]  # mypy takes a class as not hashable
 
 

@@ -42,7 +42,13 @@ class StepWrapper(Optimizer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)  # adds the groups, which need our options
         self.defaults.update(self._own_options)
-        check_steps(type(self).__name__, self, self._changes_weights, _base(self))
+        base = _base(self)
+        if any(name not in group for group in self.param_groups for name in self._own_options):
+            raise ValueError(
+                f"{type(self).__name__}: {base.__name__} must make its groups by add_param_group(), it takes those of "
+                "another optimizer: use the class made of that one, or a Regularizer"
+            )
+        check_steps(type(self).__name__, self, self._changes_weights, base)
 
     def _add_options(self, **options: Any) -> None:
         self._own_options = {**getattr(self, "_own_options", {}), **options}

@@ -102,10 +102,15 @@ def compiled(owner: str, kernel: Kernel, numbers: Tensor, count: int) -> Kernel 
         count: the number of tensors.
     """
     kernel.__code__ = kernel.__code__.replace()  # a new code object: torch.compile keeps only eight versions of one
-    made: Kernel = torch.compile(kernel, dynamic=True)
+    made: Kernel = torch.compile(kernel)
+    tensors = [torch.ones(_PROBE, device=numbers.device) for _ in range(count)]
+    for tensor in tensors:
+        # Not dynamic=True: with it the penalty's numbers become symbols, and torch (2.14) may take a kernel for other
+        # numbers from its cache on the disk.
+        torch._dynamo.mark_dynamic(tensor, 0)
     try:
         with torch.no_grad():
-            made(numbers, *(torch.ones(_PROBE, device=numbers.device) for _ in range(count)))
+            made(numbers, *tensors)
     except Exception as error:  # whatever a compiler raises
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         warnings.warn(
