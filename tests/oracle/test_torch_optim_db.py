@@ -130,11 +130,12 @@ def test_each_configuration_is_saved_copied_and_joined_by_a_group(info, case, co
 def test_each_of_its_schedulers_is_taken_with_a_group_that_is_added_on_the_way(info, coupling):
     for constructors in info.scheduler_inputs:
         weights, added = make_weights({})
-        optimizer = decoupled(info.optim_cls)([weights], lr=0.1, weight_decay=0.1, coupling=coupling)
+        group = {"params": [weights], "max_lr": 0.2}  # cyclic schedules raise lr above that of the start
+        optimizer = decoupled(info.optim_cls)([group], lr=0.1, weight_decay=0.1, coupling=coupling)
         schedulers = [constructor(optimizer) for constructor in constructors]
         for number in range(4):
             if number == 2 and info.supports_param_groups:
-                optimizer.add_param_group({"params": [added]})
+                optimizer.add_param_group({"params": [added], "max_lr": 0.2})
             step(info, optimizer, [weights, added], steps=1)
             for scheduler in schedulers:
                 scheduler.step(*([1.0] if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau) else []))

@@ -260,9 +260,9 @@ class Regularizer:
         Raises:
             ValueError: the regularizer is attached already; a penalized parameter is in none of the optimizers, or has
                 an L2 penalty beside the optimizer's own weight decay; in mode "decoupled" or "prox" an optimizer is
-                LBFGS or has no ``lr``; the optimizer's steps are not what the mode assumes (see the guide "What torchreg
-                can and cannot see"); in mode "loss" there is no schedule; the optimizer trains a copy of the model, or
-                has loaded the state of a regularizer that is not equal.
+                LBFGS or has no ``lr``; the optimizer's steps are not what the mode assumes, see the guide "What
+                torchreg can and cannot see"; in mode "loss" there is no schedule; the optimizer trains a copy of the
+                model, or has loaded the state of a regularizer that is not equal.
             TypeError: an argument is no ``torch.optim.Optimizer``.
         """
         for optimizer in optimizers or (None,):
