@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import torchreg
-from torchreg import L1, L2, ElasticNet, Huber, LogSum, Regularizer
+from torchreg import L1, L2, MCP, SCAD, ElasticNet, Huber, LogSum, Regularizer
 from torchreg.steps import kernels as module
 from torchreg.steps.kernels import kernel_for
 
@@ -76,6 +76,32 @@ def test_many_penalties_have_kernels_of_their_own():
             penalty = LogSum(1.0, epsilon=0.1 + k)
             result = kernel_for(penalty, "gradient", 2.0, w)(w)
             torch.testing.assert_close(result, 2 * penalty.gradient(w))
+
+
+@pytest.mark.parametrize(
+    ("penalties", "form"),
+    [
+        ([MCP(0.3, gamma=1.5), MCP(0.3, gamma=3.0)], "value"),
+        ([SCAD(0.3, a=3.7), SCAD(0.3, a=2.5)], "prox"),
+        ([ElasticNet(1.0, l1_ratio=0.3), ElasticNet(1.0, l1_ratio=0.8)], "gradient"),
+    ],
+    ids=["MCP", "SCAD", "ElasticNet"],
+)
+def test_no_kernel_has_the_numbers_of_another_one_in_the_compilers_cache(penalties, form, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # so that the first is what is found
+    torch._dynamo.reset()
+    module._kernel.cache_clear()
+    w = torch.linspace(-3, 3, LARGE, dtype=torch.float64)
+    for penalty in penalties:
+        actual = w.clone()
+        result = kernel_for(penalty, form, 0.5, w)(actual)
+        actual = actual if form == "prox" else result
+        expected = {
+            "value": lambda it: 0.5 * it.value(w),
+            "gradient": lambda it: 0.5 * it.gradient(w),
+            "prox": lambda it: it.prox(w, 0.5),
+        }[form](penalty)
+        torch.testing.assert_close(actual, expected, atol=1e-9, rtol=1e-9)
 
 
 def test_value_adds_up_a_million_equal_weights():
