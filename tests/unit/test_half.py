@@ -77,7 +77,7 @@ def test_a_ridge_is_the_weight_decay_of_torch(make, strength, log_scale, dtype):
 
 def test_gradients_that_have_room_are_scaled_by_what_the_scaler_says():
     model = nn.ParameterList([torch.full((2, 2), 0.5, dtype=torch.float16), torch.ones(2, 2)])
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, fused=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, fused=True)
     Regularizer(model, L2(0.1), mode="grad").attach(optimizer)
     seen = []
     optimizer.register_step_pre_hook(lambda *_: seen.extend([optimizer.grad_scale, model[0].grad, model[1].grad]))
