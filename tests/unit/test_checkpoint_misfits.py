@@ -27,20 +27,75 @@ from tests.helpers import (
     through_a_file,
     train,
 )
-from torchreg import L2, L2SP, DropoutSchedule, Regularizer, linear
+from tests.unit.training import sgd
+from torchreg import L2, L2SP, DropoutSchedule, Regularizer, late, linear
 from torchreg.optim import SGDW
 
 OTHER_LAYERS = Kind(adam, (lambda m, o: DropoutSchedule(nn.Sequential(nn.Dropout(0.5)), linear(4)).attach(o),))
-OTHER_REFERENCE = Kind(adam, (partial(scheduled, mode="grad", penalty=L2SP(0.5)),))
 MISFITS = {
-    "a reference": (Kind(adam, (scheduled,)), OTHER_REFERENCE, "Regularizer: .*the keys 'steps' and 'scale' and 'ref"),
     "other layers": (Kind(adam, (fading_dropout,)), OTHER_LAYERS, "DropoutSchedule: .*layers 0"),
-    "others tuned": (
-        Kind(adam, (tuned,)),
-        Kind(adam, (partial(tuned, per="regularizer"),)),
-        "AutoStrength: .*state must be that of the strengths L2, got",
-    ),
 }
+OTHERS = {
+    "a reference": (Kind(adam, (scheduled,)), partial(scheduled, mode="grad", penalty=L2SP(0.5))),
+    "another mode": (Kind(adam, (scheduled,)), partial(scheduled, mode="grad")),
+    "others tuned": (Kind(adam, (tuned,)), partial(tuned, per="regularizer")),
+}
+
+
+@pytest.mark.parametrize("attached", [True, False], ids=["attach, then load", "load, then attach"])
+@pytest.mark.parametrize(("saved", "attach"), OTHERS.values(), ids=OTHERS)
+def test_the_state_of_a_regularizer_of_another_kind_is_not_taken_and_that_is_told(saved, attach, attached):
+    model, optimizer, _ = begun(saved)
+    half(model, optimizer)
+    state = through_a_file(optimizer.state_dict())
+    model = make_model()
+    optimizer = adam(model)
+    owners = []
+    steps = [lambda: owners.append(attach(model, optimizer)), lambda: optimizer.load_state_dict(state)]
+    first, second = steps if attached else reversed(steps)
+    first()
+    with pytest.warns(UserWarning, match="does not hold its state, so it goes on from where it is") as said:
+        second()
+    assert len(said) == 1
+    (it,) = owners
+    assert it.state_dict()["steps"] == 0
+
+
+def decoupled(model, penalty, name="*", schedule=None):
+    return Regularizer(model, {name: penalty}, mode="decoupled", schedule=schedule)
+
+
+def test_a_regularizer_without_a_schedule_takes_nothing_of_one_that_has_one():
+    model = make_model()
+    optimizer = sgd(model)
+    decoupled(model, L2(0.1), schedule=late(steps=100)).attach(optimizer)
+    train(model, optimizer, 3)
+    state = copy.deepcopy(optimizer.state_dict())
+    optimizer = sgd(model)
+    optimizer.load_state_dict(state)
+    new = decoupled(model, L2(1.0)).attach(optimizer)
+    assert new.scale == 1.0
+    old = decoupled(model, L2(0.1), schedule=late(steps=100)).attach(optimizer)
+    assert (old.scale, old.state_dict()["steps"]) == (0.0, 3)
+
+
+@pytest.mark.parametrize("attached", [True, False])
+def test_regularizers_of_other_parameters_resume_in_any_order(attached):
+    model = make_model()
+    optimizer = sgd(model)
+    first = decoupled(model, L2(0.1), "0.*", linear(100)).attach(optimizer)
+    train(model, optimizer, 3)
+    second = decoupled(model, L2(0.1), "2.*", linear(100)).attach(optimizer)
+    train(model, optimizer, 2)
+    state, expected = copy.deepcopy(optimizer.state_dict()), (first.scale, second.scale)
+    optimizer = sgd(model)
+    if not attached:
+        optimizer.load_state_dict(state)
+    second = decoupled(model, L2(0.2), "2.*", linear(100)).attach(optimizer)  # of another strength
+    first = decoupled(model, L2(0.1), "0.*", linear(100)).attach(optimizer)
+    if attached:
+        optimizer.load_state_dict(state)
+    assert (first.scale, second.scale) == expected == (0.95, 0.98)
 
 
 @pytest.mark.parametrize(("saved", "other", "message"), MISFITS.values(), ids=MISFITS)

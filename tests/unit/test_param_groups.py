@@ -147,8 +147,11 @@ def test_groups_take_another_group_later_and_load_a_checkpoint_of_plain_ones():
         ((nn.Identity(), 0.1), ValueError, "param_groups: select must choose at least one parameter"),
         ((nn.LazyLinear(2), 0.1), ValueError, "param_groups: weight has no shape yet: run one batch"),
         ((nn.Linear(2, 2), 0.1, "0.*"), TypeError, "select must be a selector .* use torchreg.named"),
+        ((nn.Linear(2, 2), None), TypeError, "param_groups: weight_decay must be a number, got None"),
+        ((nn.Linear(2, 2), "0.1"), TypeError, "param_groups: weight_decay must be a number, got '0.1'"),
+        ((nn.Linear(2, 2), torch.ones(2)), TypeError, "param_groups: weight_decay must be a number, got tensor"),
     ],
-    ids=["model", "negative", "nan", "nothing chosen", "no parameters", "lazy", "select"],
+    ids=["model", "negative", "nan", "nothing chosen", "no parameters", "lazy", "select", "none", "text", "several"],
 )
 def test_what_cannot_work_gets_one_line(arguments, error, message):
     model, decay, *select = arguments

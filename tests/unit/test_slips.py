@@ -56,8 +56,8 @@ USES = {
     "value": lambda r: r.value(),
     "terms": lambda r: r.terms(),
     "copy": lambda r: (copy.copy(r), repr(r)),
-    "deepcopy": lambda r: (copy.deepcopy(r), repr(r)),
-    "pickle": lambda r: (pickle.loads(pickle.dumps(r)), repr(r)),
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda r: pickle.loads(pickle.dumps(r)),
 }
 
 
@@ -208,6 +208,22 @@ def load_it(model, optimizer):
     saved = copy.deepcopy(optimizer.state_dict())
     saved["param_groups"][0]["weight_decay"] = 0.1
     optimizer.load_state_dict(saved)
+
+
+def fill_it(model, optimizer):
+    for group in optimizer.param_groups:
+        group["weight_decay"].fill_(0.1)
+
+
+def test_a_tensor_that_is_filled_with_a_decay_is_noticed():
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=torch.tensor(0.0))
+    Regularizer(model, L2(0.5), mode="grad").attach(optimizer)
+    set_gradients(model, 0.0)
+    optimizer.step()
+    fill_it(model, optimizer)
+    with pytest.raises(ValueError, match="would decay twice"):
+        optimizer.step()
 
 
 @pytest.mark.parametrize("change", [add_a_group, write_it, load_it])

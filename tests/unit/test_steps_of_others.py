@@ -273,6 +273,21 @@ class TwoSteps(torch.optim.Optimizer):
         self.second_step()
 
 
+class FlatBuffer(Plain):
+    """Keeps its momentum in a dict that only its own parameters are in, and ignores closures."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, lr)
+        self.buffers = {id(p): torch.zeros_like(p) for group in self.param_groups for p in group["params"]}
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    param.sub_(self.buffers[id(param)].mul_(0.9).add_(param.grad), alpha=group["lr"])
+
+
 MODES = ("grad", "decoupled", "prox")
 SERVED = [
     (make, mode)
@@ -334,6 +349,17 @@ def test_an_estimate_that_multiplies_lr_is_noticed_at_any_size(d, mode):
     model = make_model()
     with pytest.raises(ValueError, match=r"takes group.'lr'. for the size of the steps of Estimated"):
         Regularizer(model, L2(0.5), mode=mode).attach(Estimated(model.parameters(), lr=1.0, d=d))
+
+
+def test_an_optimizer_whose_copies_cannot_step_is_served_or_warned_of():
+    model = make_model()
+    optimizer = FlatBuffer(model.parameters())
+    Regularizer(model, L2(0.5), mode="grad").attach(optimizer).remove()
+    for mode in ("decoupled", "prox"):
+        regularizer = Regularizer(model, L2(0.5), mode=mode)
+        with pytest.warns(UserWarning, match=f"whether mode '{mode}' suits FlatBuffer could not be tried"):
+            regularizer.attach(optimizer)
+        regularizer.remove()
 
 
 def test_an_option_d_of_another_meaning_is_no_reason():

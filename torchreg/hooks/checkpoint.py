@@ -37,8 +37,8 @@ class Owner(Protocol):
 class Carried:
     """Lets the owner's state travel in the optimizer's, until :meth:`remove`.
 
-    If the optimizer has loaded such a state before, the owner gets it now. Of several entries for its class an owner
-    gets the one with its name, else the first: owners with equal names must be attached in the order of the saved run.
+    If the optimizer has loaded such a state before, the owner gets it now. An owner gets an entry of its class with its
+    name: owners with equal names must be attached in the order of the saved run.
     An optimizer that does not call torch's hooks cannot carry a state: there is a warning if it changes in training.
 
     Args:
@@ -54,8 +54,11 @@ class Carried:
     def __init__(self, optimizer: Optimizer, owner: Owner, name: str = "", *, resumes: bool = True) -> None:
         self._optimizer, self._owner, self._name = optimizer, owner, name
         self._found: Entry | None = None  # in the state that is being loaded
-        if resumes and (entry := self._take(optimizer.param_groups)) is not None:
-            self._owner.load_state_dict(entry["state"])
+        if resumes:
+            if (entry := self._take(optimizer.param_groups)) is not None:
+                self._owner.load_state_dict(entry["state"])
+            elif any(entry["of"] == type(owner).__name__ for entry in optimizer.param_groups[0].get(KEY, ())):
+                self._warn_of_absence(optimizer)
         try:
             self._handles: tuple[RemovableHandle, ...] = (
                 optimizer.register_state_dict_post_hook(self._save),
@@ -109,11 +112,16 @@ class Carried:
         found, self._found = self._found, None
         if found is not None:
             self._owner.load_state_dict(deepcopy(found["state"]))
-        elif self._owner._is_counting:
+        else:
+            self._warn_of_absence(optimizer)
+
+    def _warn_of_absence(self, optimizer: Optimizer) -> None:
+        if self._owner._is_counting:
+            which = f", which is that of {self._name}" if self._name else ""
             warnings.warn(
                 f"{type(self._owner).__name__}: the loaded checkpoint of {type(optimizer).__name__} does not hold its "
-                "state, so it goes on from where it is: call its load_state_dict() if you saved the state yourself",
-                stacklevel=5,
+                f"state, so it goes on from where it is: call its load_state_dict() if you saved the state{which}",
+                stacklevel=6,
             )
 
     def _take(self, groups: Iterable[Group]) -> Entry | None:
@@ -123,7 +131,9 @@ class Carried:
             own = [(entry, group) for group in groups for entry in group.get(KEY, ()) if entry["of"] == kind]
             if not own:
                 return None
-            entry, group = next((pair for pair in own if pair[0]["name"] == self._name), own[0])
+            entry, group = next((pair for pair in own if pair[0]["name"] == self._name), (None, {}))
+            if entry is None:
+                return None
             self._try(entry["state"])
         except Exception as error:  # of any kind: the checkpoint may hold anything
             reason = str(error).split("\n")[0]

@@ -111,6 +111,8 @@ def _fault(optimizer: Optimizer, cls: type[Optimizer], mode: str, way: Way) -> t
     if not plain.params:
         return None
     plain.make_steps(_STEPS)
+    if way.closure and not plain.evaluations:
+        raise ArithmeticError("its step() does not call the closure")
     late = plain.moves[_HALF:]  # some optimizers only prepare their state in the first steps
     if max(late) > _ROUNDED and not all(late):
         return f"only some calls of {name}.step() update the weights", "use mode 'loss'"

@@ -142,8 +142,8 @@ class _Watch:
         if self._changes == 2 and hooks is not None and not hooks.has_stepped:
             self._changes += 1  # one warning
             warnings.warn(
-                f"{self._owner}: the weights change, but {self._name}.step() is not called, so that it has no effect: "
-                "attach to the optimizer whose step() makes the updates",
+                f"{self._owner}: the weights change, but {self._name}.step() is not called, so that it has no effect "
+                f"until then: unless {self._name} trains later, attach to the optimizer whose step() makes the updates",
                 stacklevel=2,
             )
 

@@ -162,7 +162,7 @@ class DecoupledDecay(StepWrapper):
                 raise ValueError(f"{owner}: {key} must be one of {', '.join(get_args(choices))}, got {group[key]!r}")
         if "lr" not in group:
             raise ValueError(f"{owner}: the base class must have an lr to couple the decay to: use a Regularizer")
-        if coupling in _OF_PEAK and group["lr"] == 0:
+        if coupling in _OF_PEAK and group.get("max_lr", group["lr"]) == 0:
             raise ValueError(f"{owner}: coupling {coupling!r} divides by the initial lr, which must be > 0, got 0")
         self._check_decay(group["weight_decay"], coupling)
 

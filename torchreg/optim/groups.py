@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 from torch import Tensor, nn
@@ -55,7 +56,12 @@ def param_groups(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"param_groups: model must be a torch.nn.Module, got {type(model).__name__}")
-    if not 0 <= weight_decay < math.inf:
+    number = weight_decay.item() if isinstance(weight_decay, Tensor) and weight_decay.numel() == 1 else weight_decay
+    if isinstance(number, bool) or not isinstance(number, Real):
+        raise TypeError(f"param_groups: weight_decay must be a number, got {weight_decay!r}")
+    if "params" in options:
+        raise TypeError("param_groups: params are those of the model, got them as an option: leave params out")
+    if not 0 <= number < math.inf:
         raise ValueError(f"param_groups: weight_decay must be finite and >= 0, got {weight_decay!r}")
     selector = as_selector(select)
     decaying: list[nn.Parameter] = []
@@ -65,7 +71,7 @@ def param_groups(
     if not decaying:
         raise ValueError(
             f"param_groups: select must choose at least one parameter, got none of {len(others)} of "
-            f"{type(model).__name__}: select=torchreg.everything lifts exemptions"
+            f"{type(model).__name__}" + (": select=torchreg.everything lifts exemptions" if others else "")
         )
     groups = ({"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0})
     return [{**options, **group} for group in groups if group["params"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Self, TypeAlias, get_args
 
@@ -25,7 +26,7 @@ from torchreg.regularizer.summary import table
 from torchreg.regularizer.value import penalty_value, warn_of_constants
 from torchreg.schedules import Schedule, check_scale, check_schedule
 from torchreg.selection.modules import listed
-from torchreg.selection.parameters import ParamInfo
+from torchreg.selection.parameters import ParamInfo, unwrapped
 from torchreg.selection.selectors import Selector, as_selector, weights
 from torchreg.steps.batches import stepped
 from torchreg.steps.computed import add_gradients_through
@@ -329,7 +330,7 @@ class Regularizer:
 
     def _register(self, optimizers: tuple[Optimizer, ...], *, resumes: bool = True) -> None:
         objective = self._objective if self.mode == "grad" else None
-        carried = [Carried(optimizers[-1], self, self._title, resumes=resumes)] if optimizers else []
+        carried = [Carried(optimizers[-1], self, self._carried_name, resumes=resumes)] if optimizers else []
         self._optimizers = optimizers
         self._decays = {optimizer: _decays(optimizer) for optimizer in optimizers}
         act = self._on_gradients, self._after_step, objective
@@ -435,6 +436,7 @@ class Regularizer:
             self._take(entries)
 
     def __getstate__(self) -> dict[str, Any]:
+        self._is_used = True  # in the copy
         select = self._select if can_be_pickled(self._select) else None  # a lambda cannot
         left = {"_hooks": (), "_listeners": [], "_decays": {}, "_is_used": True, "_structure": None, "_select": select}
         return self.__dict__ | left
@@ -442,6 +444,15 @@ class Regularizer:
     @property
     def _is_counting(self) -> bool:
         return self.schedule is not None
+
+    @property
+    def _carried_name(self) -> str:
+        """Tells it from other regularizers of the optimizer, also when a strength is another one."""
+        labels = dict.fromkeys(term.label for a in self._entries for term in a.terms)
+        names = [unwrapped(a.name) for a in self._entries if a.penalty is not None]
+        mark = zlib.crc32("\n".join(names).encode())  # of the names, which may be thousands
+        scheduled = "" if self.schedule is None else ", with a schedule"
+        return f"{'+'.join(labels)} on {len(names)} parameters ({mark:08x}), mode {self.mode!r}{scheduled}"
 
     @property
     def _title(self) -> str:
@@ -483,4 +494,5 @@ class Regularizer:
 
 
 def _decays(optimizer: Optimizer) -> list[float | Tensor]:
-    return [group.get("weight_decay", 0) for group in optimizer.param_groups]
+    decays = [group.get("weight_decay", 0) for group in optimizer.param_groups]
+    return [d.item() if isinstance(d, Tensor) and d.device.type == "cpu" else d for d in decays]
