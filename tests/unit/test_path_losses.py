@@ -223,3 +223,85 @@ def test_each_point_is_as_near_to_its_minimum_as_its_own_strength_asks():
         warnings.simplefilter("error")
         path = strength_path(lambda: nn.Linear(4, 1), L1(1.0), (X, y), (X, y), count=20, ratio=1e-5, verbose=False)
     assert all(point.optimality <= 1e-6 * point.strength for point in path)
+
+
+def masked_mean(o, y):
+    kept = (y != -99).double()
+    return ((o - y).square() * kept).sum() / kept.sum().clamp(min=1)
+
+
+def tube(o, y):
+    return ((o - y).abs() - 0.5).clamp(min=0).mean()
+
+
+def short_or_long(o, y):
+    return F.l1_loss(o, y) if (o - y).abs().max() > 1e3 else F.mse_loss(o, y)
+
+
+REGRESSIONS = {  # the criterion, the number of outputs, and whether it ignores -99
+    "mask": (masked_mean, 1, True),
+    "mask, two outputs": (masked_mean, 2, True),
+    "boolean mask": (lambda o, y: (o - y)[y != -99].square().mean(), 1, True),
+    "boolean mask, two outputs": (lambda o, y: (o - y)[y != -99].square().mean(), 2, True),
+    "an if by the targets": (lambda o, y: o.sum() if y.abs().max() > 1e3 else F.mse_loss(o, y), 2, False),
+    "an if by the outputs": (short_or_long, 2, False),
+    "none": (F.mse_loss, 2, False),
+    "flat near the target": (tube, 1, False),
+}
+
+
+@pytest.mark.parametrize(("criterion", "width", "ignores"), REGRESSIONS.values(), ids=REGRESSIONS.keys())
+def test_errors_of_a_regression_are_those_of_the_targets_that_count(criterion, width, ignores):
+    torch.manual_seed(5)
+    models = [nn.Linear(4, width, dtype=torch.float64) for _ in range(2)]
+    y = X[:, :width] + 0.1
+    counted = torch.ones_like(y, dtype=torch.bool)
+    if ignores:
+        counted[::6], counted[::4, 0] = False, False
+        y[~counted] = -99
+    loss, error, spread, error_se = measure(Stacked(models), criterion, (X, y))
+    for member, model in enumerate(models):
+        o = model(X).detach()
+        squares = (o - y).square() * counted
+        mean = squares.sum() / counted.sum()
+        own, n = counted.any(1), int(counted.any(1).sum())
+        off = (squares.sum(1) - counted.sum(1) * mean)[own]
+        se = math.sqrt(n / (n - 1)) * off.norm() / counted.sum()
+        assert_close([loss[member], error[member]], [criterion(o, y), mean.sqrt()])
+        assert_close(error_se[member], se / (2 * mean.sqrt()))
+        if criterion is not tube and width == 1:
+            assert_close(spread[member], se)
+
+
+@pytest.mark.parametrize("optimizer", [None, partial(torch.optim.Adam, lr=0.1)], ids=["to the minimum", "Adam"])
+@pytest.mark.parametrize("name", ["mask", "boolean mask", "an if by the outputs"])
+def test_a_regression_path_is_that_of_the_targets_that_count(name, optimizer):
+    criterion, _, ignores = REGRESSIONS[name]
+    y = X[:, :1] + 0.1
+    kept = torch.arange(N) % 6 > 0 if ignores else torch.ones(N, dtype=torch.bool)
+    holed = y.masked_fill(~kept[:, None], -99)
+    ours, theirs = (
+        strength_path(
+            lambda: nn.Linear(4, 1),
+            L1(1.0),
+            (x.float(), t.float()),
+            (x.float(), t.float()),
+            strengths=[0.1, 0.01],
+            criterion=chosen,
+            optimizer=optimizer,
+            epochs=None if optimizer is None else 5,
+            verbose=False,
+        )
+        for x, t, chosen in ((X, holed, criterion), (X[kept], y[kept], F.mse_loss))
+    )
+    for our, their in zip(ours, theirs, strict=True):
+        for figure in ("train_loss", "valid_loss", "train_error", "valid_error"):
+            assert tuple(getattr(our, figure)) == pytest.approx(tuple(getattr(their, figure)), rel=1e-4)
+
+
+def test_a_criterion_that_fails_by_itself_fails_with_its_own_words():
+    def broken(o, y):
+        raise RuntimeError("no such loss")
+
+    with pytest.raises(RuntimeError, match=r"^no such loss$"):
+        measure(Stacked([nn.Linear(4, 1, dtype=torch.float64)]), broken, (X, X[:, :1]))

@@ -1,6 +1,7 @@
 """Paths of strengths beyond linear models: against loops by hand, and what is refused."""
 
 import math
+import re
 import sys
 from functools import partial
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from tests.helpers import assert_bit_equal, assert_close
 from torchreg import L1, L2, L2SP, Lp, Nuclear, Regularizer
@@ -313,3 +315,39 @@ def test_what_is_no_tensor_and_no_module_is_told():
         path(train=(X.numpy(), CLASSES.numpy()))
     with pytest.raises(TypeError, match=r"must make a torch\.nn\.Module, got int"):
         path(make=lambda: 3)
+
+
+PAIR = "examples must be a pair \\(inputs, targets\\), got "
+NO_MODEL = "the first argument is a function that makes the model, as in lambda: nn.Linear(...), got "
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"make": network()}, f"strength_path: {re.escape(NO_MODEL)}a Sequential$"),
+        ({"make": nn.Identity()}, f"strength_path: {re.escape(NO_MODEL)}an Identity$"),
+        ({"make": "net"}, f"{re.escape(NO_MODEL)}a str$"),
+        ({"penalty": [0.1, 1]}, r"strength_path: penalty must be a Penalty such as L1\(1\.0\), got a list$"),
+        ({"penalty": {"*": 0.1}}, "penalty must be a Penalty .* got a float$"),
+        ({"penalty": L1}, "penalty must be a Penalty .* got the class L1$"),
+        ({"train": TensorDataset(X, CLASSES)}, f"strength_path: train {PAIR}a TensorDataset$"),
+        ({"valid": TensorDataset(X, CLASSES)}, f"strength_path: valid {PAIR}a TensorDataset$"),
+        ({"train": X}, f"{PAIR}a Tensor$"),
+        ({"train": (X, CLASSES, X)}, f"{PAIR}a tuple of 3$"),
+    ],
+)
+def test_an_argument_of_another_kind_is_told(options, message):
+    with pytest.raises(TypeError, match=message):
+        path(**options)
+    if "make" not in options and "valid" not in options:
+        options = {"penalty": L1(1.0), "train": (X, CLASSES), **options}
+        with pytest.raises(TypeError, match=message.replace("strength_path", "strength_max")):
+            strength_max(network(), **options)
+
+
+def test_a_list_of_two_tensors_and_a_class_without_arguments_are_served():
+    class Net(nn.Linear):
+        def __init__(self):
+            super().__init__(5, 3, dtype=torch.float64)
+
+    assert len(path(make=Net, train=[X, CLASSES], valid=TensorDataset(X, CLASSES).tensors)) == 2

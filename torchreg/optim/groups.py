@@ -56,12 +56,12 @@ def param_groups(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"param_groups: model must be a torch.nn.Module, got {type(model).__name__}")
-    number = weight_decay.item() if isinstance(weight_decay, Tensor) and weight_decay.numel() == 1 else weight_decay
-    if isinstance(number, bool) or not isinstance(number, Real):
+    is_number = weight_decay.numel() == 1 if isinstance(weight_decay, Tensor) else isinstance(weight_decay, Real)
+    if not is_number or isinstance(weight_decay, bool):
         raise TypeError(f"param_groups: weight_decay must be a number, got {weight_decay!r}")
     if "params" in options:
         raise TypeError("param_groups: params are those of the model, got them as an option: leave params out")
-    if not 0 <= number < math.inf:
+    if not 0 <= weight_decay < math.inf:
         raise ValueError(f"param_groups: weight_decay must be finite and >= 0, got {weight_decay!r}")
     selector = as_selector(select)
     decaying: list[nn.Parameter] = []

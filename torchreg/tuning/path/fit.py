@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torchreg.ensemble.stacked import Stacked
+from torchreg.tuning.path.losses import member_losses
 from torchreg.tuning.path.problem import Problem, measure
 from torchreg.tuning.path.solver import solve
 
@@ -20,7 +21,7 @@ def fit(stack: Stacked, strengths: Sequence[float], problem: Problem, steps: int
     if problem.optimizer is None:
         solve(stack, strengths, problem, steps or problem.epochs)
         return
-    losses = stack.per_member(problem.criterion)
+    losses = member_losses(stack, problem.criterion)
     regularizer = problem.regularizer(stack, strengths)
     optimizer = problem.optimizer(stack.parameters())
     if problem.mode != "loss":

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from torchreg.ensemble.stacked import Stacked
+
 Losses = Callable[[Any, Any], Tensor]
 Criterion = Callable[[Any, Any], Tensor]
 
@@ -21,6 +23,27 @@ class Loss(NamedTuple):
     deviation: Tensor  # its standard error, (members,)
     counted: Tensor  # which targets count, in their shape if there is one output, or class scores, for each target
     examples: int  # how many of the examples count
+
+
+def member_losses(stack: Stacked, criterion: Criterion) -> Losses:
+    """The criterion as a function of stacked outputs and shared targets, with a loss for each member.
+
+    A criterion that cannot be vectorized, as one that asks whether an output is large, is computed for one member after
+    another.
+    """
+    at_once = stack.per_member(criterion)
+    vectorize = True
+
+    def losses(outputs: Tensor, targets: Tensor) -> Tensor:
+        nonlocal vectorize
+        if vectorize:
+            try:
+                return at_once(outputs, targets)
+            except RuntimeError:  # if this is not vmap's error but the criterion's, the loop below raises it again
+                vectorize = False
+        return torch.stack([criterion(output, targets) for output in outputs])
+
+    return losses
 
 
 @torch.enable_grad()
@@ -44,8 +67,7 @@ def each_loss(losses: Losses, criterion: Criterion, outputs: Tensor, targets: Te
     probe = (0.5 + torch.rand(outputs.shape[1:], generator=torch.Generator().manual_seed(0))) / 1000
     outputs = torch.cat([outputs.detach(), probe.to(outputs)[None]]).requires_grad_()
     total = losses(outputs, targets)
-    one = torch.func.vmap(lambda output, target: criterion(output[None], target[None]))
-    alone = torch.func.vmap(one, in_dims=(0, None))(outputs, targets)
+    alone = _alone(losses, criterion, outputs, targets)
     slopes, own = (torch.autograd.grad(part.sum(), outputs, retain_graph=True)[0].double() for part in (total, alone))
     slopes, own = slopes.nan_to_num(0.0, 0.0, 0.0), own.nan_to_num(0.0, 0.0, 0.0)
     flat, alike = (part.reshape(*part.shape[:2], -1) for part in (slopes, own))
@@ -68,4 +90,25 @@ def each_loss(losses: Losses, criterion: Criterion, outputs: Tensor, targets: Te
         deviation = ((q * (each - middle)).square().sum(1) * (number / (number - 1))).sqrt().nan_to_num(nan=0.0)
     has_classes = outputs.ndim > 2 and targets.shape == outputs.shape[1:2] + outputs.shape[3:]
     counted = slopes.ne(0).any(0).any(1) if has_classes else slopes.ne(0).any(0)
+    if targets.is_floating_point() and targets.shape == counted.shape and not counted.all():
+        counted = counted | _count_far_away(criterion, outputs[-1].detach(), targets, ~counted)
     return Loss(total, deviation, counted, number)
+
+
+def _alone(losses: Losses, criterion: Criterion, outputs: Tensor, targets: Tensor) -> Tensor:
+    """The loss of each example alone, for each member: ``(members, examples)``."""
+    one = torch.func.vmap(lambda output, target: criterion(output[None], target[None]))
+    try:
+        return torch.func.vmap(one, in_dims=(0, None))(outputs, targets)
+    except RuntimeError:  # a mask of the targets, or an ``if``, cannot be vectorized over the examples
+        pairs = zip(outputs.split(1, dim=1), targets.split(1), strict=True)
+        return torch.stack([losses(output, target) for output, target in pairs], dim=1)
+
+
+def _count_far_away(criterion: Criterion, outputs: Tensor, targets: Tensor, doubtful: Tensor) -> Tensor:
+    """Which of the doubtful targets count for outputs far from them: a loss may be flat for those that are near."""
+    far = torch.where(doubtful, targets + 2 * targets.abs().max() + 1, outputs).requires_grad_()
+    try:
+        return torch.autograd.grad(criterion(far, targets), far)[0].nan_to_num(0.0).ne(0) & doubtful
+    except RuntimeError:  # the outputs must be in a range, as in BCELoss, which is nowhere flat
+        return torch.zeros_like(doubtful)

@@ -33,6 +33,8 @@ from torchreg.tuning.path.problem import (
     Examples,
     Problem,
     check_examples,
+    check_given,
+    check_makes_models,
     criterion_in_double,
     in_double,
     usual_criterion,
@@ -120,6 +122,7 @@ def strength_path(
     Raises:
         ValueError: no examples, a fold with only one class, a strength that is not positive, no ``strengths`` for a
             penalty that makes no zeros, or an executor that is not available.
+        TypeError: a model instead of a function that makes it, no penalty, or examples that are no pair of tensors.
 
     Example:
         >>> from torchreg import L1
@@ -135,6 +138,8 @@ def strength_path(
     """
     started = time.perf_counter()
     _check(epochs, batch_size, patience, tolerance, executor, jobs, seeds, count, ratio)
+    check_makes_models(make_model)
+    check_given("strength_path", penalty, train=train, **({} if valid is None else {"valid": valid}))
     _check_penalty(penalty)
     if optimizer is None and (batch_size or patience):
         raise ValueError("strength_path: batch_size and patience need an optimizer, got none: give one, or drop them")

@@ -18,7 +18,7 @@ from torchreg.penalties import Penalty
 from torchreg.regularizer import Mode, Regularizer
 from torchreg.selection.parameters import ParamInfo
 from torchreg.selection.selectors import Selector
-from torchreg.tuning.path.losses import each_loss
+from torchreg.tuning.path.losses import each_loss, member_losses
 
 Examples = tuple[Tensor, Tensor]
 Criterion = Callable[[Any, Any], Tensor]
@@ -58,21 +58,23 @@ def measure(stack: Stacked, criterion: Criterion, examples: Examples, at_once: i
     """Each member's loss and error, and the standard errors of both over the examples.
 
     The error is the rate of wrong classes (for a single output by its sign), of the targets that count in the loss. If
-    the targets are no classes, it is the root mean square.
+    the targets are no classes, it is the root mean square, also of those that count.
     """
     was_training, (x, y) = stack.training, examples
     outputs = torch.cat([stack.eval()(part) for part in x.split(at_once)], dim=1)
     stack.train(was_training)
-    found = each_loss(stack.per_member(criterion), criterion, outputs, y)
+    found = each_loss(member_losses(stack, criterion), criterion, outputs, y)
     if is_classes(y):
         wrong = _are_wrong(outputs, y).flatten(1)
         counted = found.counted.flatten() if found.counted.numel() == wrong.shape[1] else torch.ones_like(wrong[0])
         error = wrong[:, counted].double().mean(1)
         return found.loss, error, found.deviation, (error * (1 - error) / max(found.examples, 1)).sqrt()
-    squares = (outputs - y).square().double().flatten(1).view(len(stack), len(y), -1).mean(2)
-    root = squares.mean(1).sqrt()
-    spread = squares.std(1) if len(y) > 1 else torch.zeros_like(root)
-    return found.loss, root, found.deviation, spread / len(y) ** 0.5 / (2 * root).clamp(min=1e-300)
+    squares = (outputs - y).square().double().masked_fill(~found.counted, 0.0)
+    sums, counts = squares.reshape(len(stack), len(y), -1).sum(2), found.counted.reshape(len(y), -1).sum(1)
+    mean, number = sums.sum(1) / counts.sum(), int(counts.count_nonzero())
+    spread = (sums - counts * mean[:, None]).norm(dim=1) / counts.sum()  # of a ratio of means
+    spread, root = spread * (number / max(number - 1, 1)) ** 0.5, mean.sqrt()
+    return found.loss, root, found.deviation, spread / (2 * root).clamp(min=1e-300)
 
 
 def _are_wrong(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -103,6 +105,34 @@ def check_examples(model: nn.Module, criterion: Criterion, examples: Examples) -
             f"strength_path: criterion must return one number, got a tensor of shape {tuple(loss.shape)} for two "
             "examples: use reduction='mean'"
         )
+
+
+def check_given(owner: str, penalty: object, **examples: object) -> None:
+    """Raises ``TypeError`` unless the penalty is one, or a mapping to some, and the examples are pairs."""
+    for rule in penalty.values() if isinstance(penalty, Mapping) else (penalty,):
+        if not isinstance(rule, Penalty):
+            raise TypeError(f"{owner}: penalty must be a Penalty such as L1(1.0), got {_kind(rule)}")
+    for name, pair in examples.items():
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            size = f" of {len(pair)}" if isinstance(pair, tuple | list) else ""
+            raise TypeError(f"{owner}: {name} examples must be a pair (inputs, targets), got {_kind(pair)}{size}")
+
+
+def check_makes_models(make_model: object) -> None:
+    """Raises ``TypeError`` for a model in place of a function that makes one."""
+    if isinstance(make_model, nn.Module) or not callable(make_model):
+        raise TypeError(
+            "strength_path: the first argument is a function that makes the model, as in lambda: nn.Linear(...), "
+            f"got {_kind(make_model)}"
+        )
+
+
+def _kind(value: object) -> str:
+    """The kind of a value with its article, as "a list"; the name of a class, as "the class L1"."""
+    if value is None or isinstance(value, type):
+        return "None" if value is None else f"the class {value.__name__}"
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIO' else 'a'} {name}"
 
 
 def is_classes(targets: Tensor) -> bool:

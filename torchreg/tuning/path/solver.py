@@ -11,6 +11,7 @@ from torchreg.ensemble.stacked import Stacked
 from torchreg.penalties import ProximalPenalty
 from torchreg.penalties.groups import ByGroup
 from torchreg.penalties.members import ByMember
+from torchreg.tuning.path.losses import member_losses
 from torchreg.tuning.path.problem import Problem
 
 _LOOK_EVERY, _POLISH_EVERY = 10, 20  # steps between two checks of the distance, and between two Newton steps
@@ -75,7 +76,7 @@ class _Descent:
 
     def __init__(self, stack: Stacked, strengths: Sequence[float], problem: Problem) -> None:
         self.stack, self.examples = stack.eval(), problem.train  # random masks would have no minimum
-        self.losses, self.regularizer = stack.per_member(problem.criterion), problem.regularizer(stack, strengths)
+        self.losses, self.regularizer = member_losses(stack, problem.criterion), problem.regularizer(stack, strengths)
         self.params = [param for param in stack.parameters() if param.requires_grad]
         self.penalties = {p: a.acting for a in self.regularizer.entries if a.acting is not None for p in a.stored}
         self.scale = torch.tensor(strengths, dtype=torch.float64, device=self.params[0].device)

@@ -23,6 +23,7 @@ from torchreg.tuning.path.problem import (
     Examples,
     Problem,
     check_examples,
+    check_given,
     criterion_in_double,
     in_double,
     usual_criterion,
@@ -91,6 +92,7 @@ def strength_max(
 
     Raises:
         ValueError: the penalty makes no zeros, as a ridge; or no such strength was found.
+        TypeError: no penalty, or examples that are no pair.
 
     Example:
         >>> x = torch.eye(4)
@@ -103,6 +105,7 @@ def strength_max(
         Jerome Friedman, Trevor Hastie, Rob Tibshirani, "Regularization Paths for Generalized Linear Models via
         Coordinate Descent", Journal of Statistical Software, 2010, section 2.5.
     """
+    check_given("strength_max", penalty, train=train)
     criterion = criterion or usual_criterion(train[1])
     model = copied(model).eval()
     if optimizer is None:  # so that rounding does not matter
