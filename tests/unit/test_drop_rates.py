@@ -212,6 +212,20 @@ class Unused(nn.Module):
         return x
 
 
+class Times(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return x * self.factor
+
+
+class Plus(Times):
+    def forward(self, x):
+        return x + self.factor
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -219,12 +233,41 @@ class Unused(nn.Module):
             nn.Sequential(Unused()),
             r"does not use 0\.drop \(nn\.Dropout\(p=0\.3, inplace=False\)\), 0 \(Unused, ",
         ),
-        (nn.Sequential(nn.Dropout(1.0)), "what is dropped does not change the outputs"),
+        (nn.Sequential(nn.Dropout(1.0)), "all outputs are 0"),
+        (nn.Sequential(Unused(), nn.Linear(8, 2), Times(0.0)), "all outputs are 0, whatever is dropped"),
+        (
+            nn.Sequential(Unused(), nn.Dropout(0.5), Times(0.0), Plus(1.0)),
+            r"does not use 0\.drop \(nn\.Dropout\([^()]*\)\) \(",
+        ),
     ],
 )
 def test_passes_that_are_equal_say_why(model, message):
     with mc_dropout(model) as mc, pytest.warns(UserWarning, match=f"all 4 passes are equal, so that the .*{message}"):
         assert mc(input_of(), 4, "values").variance.max() == 0
+
+
+class Hidden(nn.Module):
+    """A call of torch's function with a rate that no name tells, beside a layer with the rate 0."""
+
+    def __init__(self, rate, layer=None):
+        super().__init__()
+        self.attn_q, self.layer = rate, layer
+
+    def forward(self, x):
+        return F.dropout(x, self.attn_q, self.training)
+
+
+@pytest.mark.parametrize("layer", [None, nn.Dropout(0.0)], ids=["none", "p=0"])
+def test_the_first_pass_decides_whether_a_model_without_known_rates_drops(layer):
+    with mc_dropout(Hidden(0.5, layer)) as mc:
+        assert mc(input_of(), 50, "values").variance.min() > 0
+    has = "p=0 in all its layers" if layer else "none"
+    for call in (lambda mc: mc(input_of(), 2), lambda mc: mc.model(input_of())):
+        with (
+            mc_dropout(Hidden(0.0, layer)) as mc,
+            pytest.raises(ValueError, match=f"mc_dropout: .*Hidden has {has}, and its forward pass drops nothing: add"),
+        ):
+            call(mc)
 
 
 # -- schedules ----------------------------------------------------------------------------------------------------
@@ -258,6 +301,50 @@ def test_a_schedule_names_numbers_of_other_modules(kind):
         DropoutSchedule(nn.Sequential(kind(), nn.Dropout(0.5)), lambda step: 1.0)
     with pytest.raises(ValueError, match=rf"Sequential has none, only numbers: 0 \({kind.__name__}"):
         DropoutSchedule(nn.Sequential(kind()), lambda step: 1.0)
+
+
+class Configured(nn.Module):
+    """Keeps the rates that it was built with; its layers drop."""
+
+    def __init__(self, rate=0.1, attention_dropout=0.2):
+        super().__init__()
+        self.dropout, self.attention_dropout = rate, attention_dropout
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, rate, batch_first=True)
+        self.layer.self_attn.dropout = attention_dropout
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+class Uses(Configured):
+    """... and uses one of them too."""
+
+    def forward(self, x):
+        return F.dropout(self.layer(x), self.dropout, self.training)
+
+
+class Differs(Configured):
+    """... and has another one, which nothing has."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout = 0.3
+
+
+def warnings_of(model):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        DropoutSchedule(model, lambda step: 1.0).remove()
+        seed_dropout(nn.ModuleList([model, Dropout(0.0)]), 1)
+    return [str(warning.message) for warning in said]
+
+
+def test_numbers_that_layers_were_made_from_are_not_named():
+    assert not any("Configured" in message for message in warnings_of(Configured()))
+    for kind in (Uses, Differs):
+        for message in warnings_of(kind()):
+            assert f"({kind.__name__}, dropout=" in message
+            assert "attention_dropout" not in message
 
 
 # -- replaced and seeded ------------------------------------------------------------------------------------------
@@ -305,6 +392,42 @@ def test_a_layer_that_is_called_is_not_named():
     replace_dropout(model, seed=3)
     model(input_of())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+class Nested(Read):
+    """The layer is in a Sequential that is never called."""
+
+    def __init__(self):
+        super().__init__(lambda: nn.Sequential(nn.Identity(), nn.Dropout(0.5)))
+
+    def rate(self):
+        return self.drop[1].p
+
+
+def test_a_layer_in_a_sequential_that_is_only_read_is_named():
+    model = nn.Sequential(Nested())
+    with mc_dropout(model) as mc:
+        assert mc(input_of(), 50, "values").variance.max() > 0
+    replace_dropout(model)
+    with pytest.warns(UserWarning, match=r"replace_dropout: 0\.drop\.1 was not called .* \(Nested;"):
+        model(input_of())
+
+
+class Auxiliary(nn.Module):
+    """A second head that only training mode calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.drop, self.head = nn.Dropout(0.5), nn.Sequential(nn.Linear(8, 2), nn.Dropout(0.5))
+
+    def forward(self, x):
+        x = self.drop(x)
+        return (x, self.head(x)) if self.training else x
+
+
+def test_an_auxiliary_head_stays_off():
+    with mc_dropout(Auxiliary()) as mc:
+        assert mc(input_of(), 5, "values").variance.max() > 0
 
 
 def test_undo_takes_the_check_away():

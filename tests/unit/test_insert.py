@@ -204,3 +204,15 @@ def test_bad_models_and_choices_are_refused():
         insert_dropout([], after="*")
     with pytest.raises(TypeError, match="insert_dropout: after must be a pattern, type or predicate, got 3"):
         insert_dropout(make_model(), after=3)
+
+
+@pytest.mark.parametrize("after", [nn.Tanh(), "Tanh", "nn.Tanh", [nn.Linear, nn.Tanh()]])
+def test_a_new_layer_or_a_name_of_a_type_is_told_of_the_class(after):
+    with pytest.raises(ValueError, match=r"^insert_dropout: after .* matches none of .*: pass the class nn\.Tanh$"):
+        insert_dropout(make_model(), 0.2, after=after)
+
+
+@pytest.mark.parametrize("after", [nn.GELU(), "GELU"])
+def test_a_type_that_the_model_has_not_is_not_proposed(after):
+    with pytest.raises(ValueError, match=r"matches none of [^:]*$"):
+        insert_dropout(make_model(), 0.2, after=after)

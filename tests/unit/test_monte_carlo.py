@@ -239,6 +239,7 @@ def test_layers_that_were_replaced_or_inserted_drop_too(convert):
     ("model", "message"),
     [
         (nn.Linear(2, 2), "Linear has none"),
+        (torch.compile(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), backend="eager"), "OptimizedModule has none"),
         (nn.Sequential(nn.Dropout(0.0), Dropout(0)), "Sequential has p=0 in all its layers"),
         (nn.LSTM(2, 2, 2), "LSTM has none"),
         (nn.Sequential(nn.PairwiseDistance(p=1.0), nn.MultiheadAttention(2, 1)), "Sequential has none"),

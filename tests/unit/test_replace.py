@@ -193,3 +193,9 @@ def test_what_is_no_module_is_refused_and_nothing_has_changed():
     assert modules_of(model) == before
     with pytest.raises(TypeError, match=r"replace_dropout: model must be a torch\.nn\.Module, got list"):
         replace_dropout([model])
+
+
+@pytest.mark.parametrize("kinds", [nn.Dropout, 0.3, [nn.Dropout]], ids=["type", "rate", "list"])
+def test_kinds_that_are_no_dictionary_are_refused(kinds):
+    with pytest.raises(TypeError, match=r"^replace_dropout: kinds must be a dictionary from types .*, got .*: pass"):
+        replace_dropout(nn.Sequential(nn.Dropout(0.1)), kinds)

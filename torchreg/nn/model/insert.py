@@ -105,7 +105,12 @@ def insert_dropout(
     """
     check_model("insert_dropout", model)
     layer = _checked_layer(layer)
-    targets = select_modules("insert_dropout", model, after, "after")
+    try:
+        targets = select_modules("insert_dropout", model, after, "after")
+    except ValueError as error:
+        if hint := _type_meant(model, after):
+            raise ValueError(f"{error}: {hint}") from None
+        raise
     only_read = {module.out_proj for module in model.modules() if isinstance(module, nn.MultiheadAttention)}
     for name, target in targets.items():
         _check_module(name or "the model", target, only_read)
@@ -115,6 +120,17 @@ def insert_dropout(
             "call seed_dropout(model, seed) afterwards"
         )
     return Insertion(tuple(_insert_after(name, target, copy.deepcopy(layer)) for name, target in targets.items()))
+
+
+def _type_meant(model: nn.Module, after: ModuleFilter | Iterable[ModuleFilter]) -> str:
+    """What to pass instead of a type's name, or of a new layer of the type, if the model has modules of it."""
+    kinds = {type(module).__name__: type(module) for module in model.modules()}
+    for wanted in after if isinstance(after, Iterable) and not isinstance(after, str | nn.Module) else [after]:
+        name = wanted.removeprefix("nn.") if isinstance(wanted, str) else type(wanted).__name__
+        is_new = isinstance(wanted, nn.Module) and all(module is not wanted for module in model.modules())
+        if name in kinds and (isinstance(wanted, str) or is_new):
+            return f"pass the class {'nn.' * kinds[name].__module__.startswith('torch.nn.')}{name}"
+    return ""
 
 
 def _insert_after(name: str, target: nn.Module, layer: nn.Module) -> _Inserted:

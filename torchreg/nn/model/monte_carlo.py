@@ -11,8 +11,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from torchreg.nn.model.rates import is_idle, layers_in, others_numbers, torchs_numbers
-from torchreg.nn.model.search import Search
+from torchreg.nn.model.rates import is_idle, is_torchs, layers_in, torchs_numbers
+from torchreg.nn.model.search import Search, lacks_dropout
 from torchreg.selection.modules import listed
 
 Outputs = Literal["logits", "probabilities", "values"]
@@ -107,7 +107,7 @@ class MonteCarlo:
         if len(samples) < passes:  # the first batch has shown that its passes shared random numbers
             samples = self._samples(inputs, passes, 1)
         if samples.numel() and bool((samples == samples[:1]).all()):
-            self._warn(passes)
+            self._warn(passes, is_zero=not samples.any())
         return _summary(samples, outputs)
 
     def _samples(self, inputs: tuple[Tensor, ...], passes: int, most: int) -> Tensor:
@@ -120,14 +120,17 @@ class MonteCarlo:
                 return samples[0][:0]
         return torch.cat(samples)
 
-    def _warn(self, passes: int) -> None:
-        unused = self._search.silent
-        why = (
-            f"its forward pass does not use {listed(unused)} (fused attention can be switched off: fused_attn=False in "
-            "timm, set_attn_implementation('eager') in transformers), or what is dropped does not change the outputs"
-            if unused
-            else "what is dropped does not change the outputs: are they zero, or the rates tiny?"
-        )
+    def _warn(self, passes: int, is_zero: bool) -> None:
+        if is_zero:
+            why = "all outputs are 0, whatever is dropped: is the last layer initialized with zeros, or a rate 1?"
+        elif unused := self._search.silent:
+            why = (
+                f"its forward pass does not use {listed(unused)} (fused attention can be switched off: "
+                "fused_attn=False in timm, set_attn_implementation('eager') in transformers), or what is dropped does "
+                "not change the outputs"
+            )
+        else:
+            why = "what is dropped does not change the outputs: are the rates tiny?"
         warnings.warn(f"mc_dropout: all {passes} passes are equal, so that the variance is 0: {why}", stacklevel=3)
 
     def _run(self, inputs: tuple[Tensor, ...], count: int) -> Tensor:
@@ -172,7 +175,7 @@ def mc_dropout(model: nn.Module) -> Iterator[MonteCarlo]:
         ``(x, passes=30, outputs="logits", *, at_once=None)``.
 
     Raises:
-        ValueError: the model has neither dropout layers nor rates as numbers.
+        ValueError: the model has no dropout; if it has modules of other libraries, after the first forward pass.
         TypeError: ``model`` is no module.
 
     Warns:
@@ -192,12 +195,10 @@ def mc_dropout(model: nn.Module) -> Iterator[MonteCarlo]:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"mc_dropout: model must be a torch.nn.Module, got {type(model).__name__}")
-    layers, numbers, others = layers_in(model).values(), torchs_numbers(model), others_numbers(model)
-    if all(map(is_idle, layers)) and not numbers and not others:
-        raise ValueError(
-            f"mc_dropout: model must have dropout with a rate > 0, "
-            f"{type(model).__name__} has {'p=0 in all its layers' if layers else 'none'}"
-        )
+    layers, numbers = layers_in(model).values(), torchs_numbers(model)
+    is_torchs_only = all(is_torchs(module) and not _is_patched(module) for module in model.modules())
+    if is_torchs_only and all(map(is_idle, layers)) and not numbers:  # of others the first forward pass shows it
+        raise ValueError(lacks_dropout(model))
     on = {*layers, *(number.module for number in numbers)}
     modes = {module: module.training for module in model.modules()}
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -212,6 +213,11 @@ def mc_dropout(model: nn.Module) -> Iterator[MonteCarlo]:
         torch.backends.mha.set_fastpath_enabled(fast)
         for module, mode in modes.items():
             module.training = mode
+
+
+def _is_patched(module: nn.Module) -> bool:
+    """Whether a module of torch has a ``forward`` of the user's (compiled and scripted modules have one of torch's)."""
+    return "forward" in vars(module) and type(module).__module__.startswith("torch.nn.")
 
 
 def _shares_mask(layer: nn.Module) -> bool:

@@ -101,7 +101,7 @@ def replace_dropout(
 
     Raises:
         ValueError: the model has nothing to replace, or is a dropout layer itself.
-        TypeError: ``model`` is no module, or ``kinds`` does not return one.
+        TypeError: ``model`` is no module, ``kinds`` no dictionary, or one of its functions does not return a module.
 
     Warns:
         UserWarning: modules hold rates as numbers; or, in the first forward pass in training mode, a new layer is not
@@ -116,6 +116,11 @@ def replace_dropout(
         >>> changes.undo()
     """
     check_model("replace_dropout", model)
+    if kinds is not None and not isinstance(kinds, Mapping):
+        raise TypeError(
+            "replace_dropout: kinds must be a dictionary from types to functions that make the new layer from the old, "
+            f"got {kinds!r}: pass for example {{nn.Dropout: lambda old: GaussianDropout(old.p)}}"
+        )
     replacements = {**_REPLACEMENTS, **(kinds or {})}
     if _is_replaceable(model, replacements):
         raise ValueError(

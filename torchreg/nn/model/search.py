@@ -12,7 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from torchreg.nn.model.rates import LAYERS, held_by, is_idle, is_torchs, layers_in, others_numbers, shown
+from torchreg.nn.model.rates import (
+    LAYERS,
+    held_by,
+    is_idle,
+    is_torchs,
+    layers_in,
+    others_numbers,
+    shown,
+    torchs_numbers,
+)
 from torchreg.selection.modules import listed
 
 _DROPOUT = {
@@ -124,6 +133,8 @@ class Search:
             _switch(acting, True)
             seen, output = self._watched(forward, args, kwargs)
         self._conclude(seen, len(args[0]) if args and isinstance(args[0], Tensor) and args[0].ndim else 0)
+        if not (seen.drops or self.silent) and all(map(is_idle, self.on)):
+            raise ValueError(f"{lacks_dropout(self.model)}, and its forward pass drops nothing: add dropout layers")
         return output
 
     def _watched(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Watch, Any]:
@@ -157,7 +168,8 @@ class Search:
             acting = {
                 m
                 for m in found
-                if m in seen.drops or any(c in seen.called - before.called for c in held_by(m).values())
+                if m in seen.drops  # (a Sequential that only training mode calls may be an auxiliary head)
+                or any(c in seen.called - before.called for c in held_by(m, in_sequentials=False).values())
             }
             unsafe = {m for m, pairs in kept.items() if any(not _same(*pair) for pair in pairs)}
         finally:
@@ -179,7 +191,14 @@ class Search:
         read = {layer for module in self.on & seen.drops for layer in held_by(module).values()}
         unused = [(n, m) for n, m in layers_in(self.model).items() if m not in seen.called | read and not is_idle(m)]
         self.silent = [f"{name or 'the model'} ({shown(layer)})" for name, layer in unused]
-        self.silent += [str(number) for number in others_numbers(self.model) if number.module not in self.on]
+        if not seen.drops and seen.called.isdisjoint(number.module for number in torchs_numbers(self.model)):
+            self.silent += [str(number) for number in others_numbers(self.model) if number.module not in self.on]
+
+
+def lacks_dropout(model: nn.Module) -> str:
+    """The beginning of the message that refuses a model."""
+    has = "p=0 in all its layers" if layers_in(model) else "none"
+    return f"mc_dropout: model must have dropout with a rate > 0, {type(model).__name__} has {has}"
 
 
 def _switch(modules: set[nn.Module], training: bool) -> None:
