@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import torch
 import typer
@@ -159,10 +159,16 @@ def _report(folder: Path) -> None:
 
 def main() -> None:
     """Runs the command line; the user's mistakes end it with one line each and exit code 2."""
+    sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal may lack a letter of a name
     sys.exit(bounded(lambda: app(standalone_mode=False)))
+
+
+def _nowhere() -> TextIO:
+    """Stands for an output that was closed before the start, as by ``>&-``: Python has None for it."""
+    return Path(os.devnull).open("w", encoding="utf-8")
 
 
 def bounded(command: Callable[[], int | None]) -> int:

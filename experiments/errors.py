@@ -34,7 +34,11 @@ class RecordError(UserError):
 
 def oneline(error: BaseException) -> str:
     """The text of an exception in one line; with the place if that is in the user's own files."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    try:
+        said = str(error)
+    except Exception:  # of the user's own class, whose __str__ is wrong
+        said = ""
+    text = " ".join(said.split()).encode(errors="backslashreplace").decode() or type(error).__name__
     if not isinstance(error, (ValueError, TypeError, RuntimeError)):
         text = f"{type(error).__name__}: {text}"
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]

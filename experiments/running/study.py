@@ -52,7 +52,7 @@ def make_once(
     started = time.monotonic()
     try:
         return train(run, device, record, watch), True
-    except (RecordError, BrokenPipeError):
+    except RecordError:
         raise
     except (Exception, SystemExit) as error:  # whatever a run raises is its own fault, and not that of the others
         return record.fail(run, device, oneline(error), time.monotonic() - started), True

@@ -55,7 +55,7 @@ def in_turn(tasks: Iterator[Task], folder: Path, device: torch.device) -> Iterat
     for task in tasks:
         try:
             yield Outcome(task, make(task.runs, folder, device, task.judge if task.is_judged else None))
-        except (RecordError, BrokenPipeError):
+        except RecordError:
             raise
         except Exception as error:  # whatever is wrong with a task is its own fault, and not that of the others
             yield Outcome(task, [], oneline(error))
@@ -64,9 +64,7 @@ def in_turn(tasks: Iterator[Task], folder: Path, device: torch.device) -> Iterat
 def side_by_side(tasks: Iterator[Task], folder: Path, device: torch.device, jobs: int) -> Iterator[Outcome]:
     """Runs the tasks in so many processes; a task is started when a process is free."""
     threads = max(1, torch.get_num_threads() // jobs)
-    os.environ["TQDM_DISABLE"] = "1"  # read when a process imports tqdm: bars side by side would overwrite each other
     workers = [_Worker(folder, device, threads) for _ in range(jobs)]
-    del os.environ["TQDM_DISABLE"]
     try:
         busy = [worker for worker in workers if worker.take(next(tasks, None))]
         while busy:
@@ -77,8 +75,13 @@ def side_by_side(tasks: Iterator[Task], folder: Path, device: torch.device, jobs
                     continue
                 busy.remove(worker)
                 yield outcome
-                if worker.is_alive and worker.take(next(tasks, None)):
-                    busy.append(worker)
+                if (task := next(tasks, None)) is None:
+                    continue
+                if not worker.is_alive:
+                    worker = _Worker(folder, device, threads)
+                    workers.append(worker)
+                worker.take(task)
+                busy.append(worker)
     finally:
         for worker in workers:
             worker.end()
@@ -92,7 +95,9 @@ class _Worker:
         self.pipe, theirs = context.Pipe()
         args = (__name__, serve.__name__, theirs, folder, str(device), threads)
         self._process = context.Process(target=orphans.call, args=args, daemon=True)
+        os.environ["TQDM_DISABLE"] = "1"  # read when it imports tqdm: bars side by side would overwrite each other
         self._process.start()
+        del os.environ["TQDM_DISABLE"]
         theirs.close()  # so that its end is the end of the pipe
         self._task = Task([])
         self.is_alive = True

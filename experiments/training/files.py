@@ -27,6 +27,8 @@ def damaged(path: Path, how: str = "is damaged") -> RecordError:
 def content_of(path: Path) -> bytes:
     """The bytes of a record's file."""
     try:
+        if path.exists() and not path.is_file():  # reading a pipe or a device may never end
+            raise damaged(path, "is not a file")
         return path.read_bytes()
     except FileNotFoundError:
         raise damaged(path, "is missing") from None
@@ -37,7 +39,7 @@ def content_of(path: Path) -> bytes:
 def parsed(content: bytes, path: Path) -> Any:
     """The JSON value in a record's file, or in a line of it."""
     try:
-        return json.loads(content, parse_constant=_refuse)
+        return json.loads(content.decode(), parse_constant=_refuse)  # bytes that are not UTF-8 are refused
     except (ValueError, RecursionError):
         raise damaged(path) from None
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -62,7 +63,7 @@ class Record:
         if not path.exists():
             return None
         try:
-            content = path.read_bytes()
+            content = content_of(path)
             data, mark, digest = content.rpartition(_SEAL)
             if mark and digest.decode() != checksum(data):
                 raise ValueError("another checksum")
@@ -222,6 +223,7 @@ def open_study(study: Study, folder: Path, resume: bool) -> Iterator[None]:
             )
     elif folder.exists() and (not folder.is_dir() or any(not _is_ours(path) for path in folder.iterdir())):
         raise UserError(f"--out: {folder} must be empty or hold this study, it holds other files")
+    _check_links(folder)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with lock(folder, timeout=0):
@@ -263,6 +265,15 @@ def read_runs(study: Study, folder: Path) -> list[Run]:
     if study.sweep is not None and made - {run.folder for run in runs}:
         raise RecordError(f"{log.path}: lacks points that were tried: 'sweep --resume' adds them")
     return runs
+
+
+def _check_links(folder: Path) -> None:
+    """Refuses a symbolic link in the place of a folder of runs: the study would overwrite files elsewhere."""
+    runs = folder / "runs"
+    inside = (Path(parent, name) for parent, folders, files in os.walk(runs) for name in (*folders, *files))
+    for path in (runs, *inside):
+        if path.is_symlink() and not path.is_file():  # it leads to a folder, or to nothing
+            raise RecordError(f"{path}: must be a folder, is a symbolic link: remove it")
 
 
 def lock(folder: Path, timeout: float = -1) -> FileLock:

@@ -62,7 +62,7 @@ class Fragile(nn.Sequential):
 
     def forward(self, x):
         self.calls += 1
-        if self.fate == "dies" and parent_process() is not None:
+        if self.fate.startswith("dies") and parent_process() is not None:
             os._exit(3)
         if self.fate == "raises" and self.calls > 2:
             raise ValueError("no more")

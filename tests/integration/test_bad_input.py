@@ -221,6 +221,22 @@ def test_nobody_may_read_the_output(report, monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("closed", [["stdout"], ["stderr"], ["stdout", "stderr"]])
+@pytest.mark.parametrize(("last", "code"), [("small", 0), ("none", 2)])
+def test_the_output_may_be_closed_before_the_start(closed, last, code, report, monkeypatch, capsys):
+    for name in closed:
+        monkeypatch.setattr(sys, name, None)
+    monkeypatch.setattr("sys.argv", ["experiments", "report", f"runs/{last}"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == code
+    out, err = capsys.readouterr()
+    assert bool(out) == (code == 0 and "stdout" not in closed)
+    assert bool(err) == (code == 2 and "stderr" not in closed)
+    for name in closed:
+        getattr(sys, name).close()
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
 def test_the_output_may_be_a_full_disk(report, monkeypatch, capsys):
     with open("/dev/full", "wb", buffering=0) as full:  # noqa: PTH123

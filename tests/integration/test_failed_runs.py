@@ -33,6 +33,13 @@ def raising(monkeypatch):
     return lambda cause: monkeypatch.setattr(Interrupted, "cause", cause)
 
 
+class MuteError(RuntimeError):
+    """An exception that cannot be shown."""
+
+    def __str__(self) -> str:
+        raise self
+
+
 MODEL = {"model": {"class": "tests.integration.test_failed_runs:Interrupted"}}
 BAD = {"name": "bad", **MODEL}
 KEPT = {"epochs": 4, "batch_size": 30, "checkpoint_seconds": 0.0}
@@ -44,6 +51,9 @@ CAUSES = [
     (FileNotFoundError(2, "No such file", "mine.pt"), "FileNotFoundError: [Errno 2] No such file: 'mine.pt'"),
     (AssertionError(), "AssertionError: AssertionError"),
     (SystemExit(3), "SystemExit: 3"),
+    (BrokenPipeError(32, "Broken pipe"), "BrokenPipeError: [Errno 32] Broken pipe"),  # one of the user's own
+    (MuteError(), "MuteError"),
+    (ValueError("caf\udce9"), r"caf\udce9"),  # a name of a file that is not UTF-8
 ]
 
 

@@ -60,6 +60,26 @@ def test_a_flipped_bit_is_named(file, folder, run):
     assert summarize(folder)
 
 
+def test_a_flipped_bit_in_letters_beyond_ascii_is_named(tmp_path):
+    run_study(small(name="日本é", train={"epochs": 1, "batch_size": 50}), tmp_path, CPU)
+    path = tmp_path / "study.json"
+    whole = path.read_bytes()
+    for place in (place for place, byte in enumerate(whole) if byte > 127):
+        for bit in range(8):
+            flip(path, place, bit)
+            with pytest.raises(RecordError, match=r"study.json: is damaged"):
+                summarize(tmp_path)
+            path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("file", [*FILES, "../../../study.json"])
+def test_a_pipe_in_the_place_of_a_file_is_told_and_not_waited_for(file, folder, run):
+    (run / file).unlink()
+    os.mkfifo(run / file)
+    with pytest.raises(RecordError, match=r"is not a file|study.json: is damaged"):
+        summarize(folder)
+
+
 @pytest.mark.parametrize("file", [file for file in FILES if file != "environment.json"])  # which both have in common
 def test_a_file_of_another_run_is_noticed(file, folder, run):
     other = run.with_name("seed1") / file
@@ -298,6 +318,26 @@ def test_links_in_a_folder_that_is_continued_are_not_followed(file, folder, run)
     with contextlib.suppress(RecordError):
         run_study(STUDY, folder, CPU, resume=True)
     assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize("linked", ["runs", "runs/none", "runs/none/seed1"])
+def test_a_link_in_the_place_of_a_folder_of_runs_is_refused(linked, folder):
+    victim = (folder / linked).rename(folder.with_name("victim"))
+    for path in victim.rglob("result.json"):
+        path.unlink()
+    (folder / linked).symlink_to(victim)
+    before = {path: path.stat().st_mtime_ns for path in victim.rglob("*")}
+    with pytest.raises(RecordError, match=f"{linked}: must be a folder, is a symbolic link: remove it"):
+        run_study(STUDY, folder, CPU, resume=True)
+    assert {path: path.stat().st_mtime_ns for path in victim.rglob("*")} == before
+    victim.rename(folder.with_name("elsewhere"))  # now the link leads to nothing
+    with pytest.raises(RecordError, match=f"{linked}: must be a folder"):
+        run_study(STUDY, folder, CPU, resume=True)
+
+
+def test_a_study_in_a_folder_that_is_a_link_goes_on(folder, tmp_path):
+    (tmp_path / "link").symlink_to(folder)
+    assert run_study(STUDY, tmp_path / "link", CPU, resume=True) == []
 
 
 def test_a_link_in_the_place_of_the_lock_is_refused(folder):

@@ -242,18 +242,19 @@ FRAGILE = {
 }
 
 
-def test_two_jobs_make_what_one_makes_and_a_process_that_dies_is_told(tmp_path):
+def test_two_jobs_make_what_one_makes_and_processes_that_die_are_told_and_replaced(tmp_path):
     arms = [{"name": "arm", **FRAGILE}, {"name": "L2", "strengths": [0.1, 1.0], "regularizers": [{"penalty": "L2"}]}]
-    study = swept({"model.args.fate": ["lives", "dies", "raises"]}, arms, arms_searched=["arm"])
+    study = swept({"model.args.fate": ["lives", "dies", "dies2", "raises"]}, arms, arms_searched=["arm"])
     faults = run_sweep(study, tmp_path / "two", CPU, jobs=2)
     assert sorted(line.split(" (")[0] for line in faults) == [
+        "arm/model.args.fate=dies2: failed: its process died with exit code 3",
         "arm/model.args.fate=dies: failed: its process died with exit code 3",
         "arm/model.args.fate=raises: failed: no more",
     ]
-    assert "Not finished: these are 4 of 5 runs." in summarize(tmp_path / "two").note
+    assert "Not finished: these are 4 of 6 runs." in summarize(tmp_path / "two").note
     assert len(run_sweep(study, tmp_path / "one", CPU)) == 1  # here nothing dies
     one, two = results(tmp_path / "one"), results(tmp_path / "two")
-    assert one.keys() - two.keys() == {"runs/arm/model.args.fate=dies/seed0/result.json"}
+    assert {path.split("=")[1][:4] for path in one.keys() - two.keys()} == {"dies"}
     assert two == {path: one[path] for path in two}
 
 
