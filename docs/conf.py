@@ -34,7 +34,8 @@ nitpick_ignore_regex = [  # types in signatures that have no entry here
     ("py:class", r"collections\.abc\..*|contextlib\..*|ParamsT|Bound|Figure"),
     ("py:class", r"torchreg\.functional\.members\.Generators"),
     ("py:class", r"torchreg\.(penalties\.partition\.Index|regularizer\.assignment\.Assignment)"),
-    ("py:class", r"torchreg\.(regularizer\.regularizer\.PenalizedLoss|tuning\.path\.selection\.Mean)"),
+    ("py:class", r"torchreg\.(regularizer\.penalized_loss\.PenalizedLoss|tuning\.path\.selection\.Mean)"),
+    ("py:class", r"torchreg\.nn\.model\.search\.Search"),
 ]
 suppress_warnings = ["config.cache"]  # the gallery's settings hold functions
 
