@@ -68,13 +68,23 @@ def test_the_step_that_creates_an_optimizers_state_changes_no_weight(make):
 @pytest.mark.parametrize(("gradient", "counts"), [(0.0, 0), (1e-9, 1), (float("nan"), 1)])
 def test_only_a_step_without_rate_and_gradients_is_none(lr, gradient, counts):
     model = make_model()
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
     owners = scheduled(model, optimizer, "grad")
     for param in model.parameters():
         param.grad = torch.full_like(param, gradient)
     optimizer.step()
     assert owners.state_dict()["steps"] == counts
     assert bool((model[0].weight.grad == gradient).all()) == (counts == 0)
+
+
+def test_without_moments_the_gradient_is_that_of_the_penalty_at_any_rate():
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    Regularizer(model, L2(0.5), mode="grad").attach(optimizer)
+    for param in model.parameters():
+        param.grad = torch.zeros_like(param)
+    optimizer.step()
+    assert_bit_equal(model[0].weight.grad, 0.5 * model[0].weight.detach())
 
 
 def test_the_moments_that_are_created_are_those_of_torch_alone():

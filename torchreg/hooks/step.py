@@ -30,7 +30,9 @@ class StepHooks:
     Args:
         optimizer: the optimizer.
         on_gradients: gets the optimizer and the number of the evaluation within the step, from 0. Without a closure
-            there is one evaluation; with a closure there is one for each call of the closure.
+            there is one evaluation; with a closure there is one for each call of the closure. The number is -1 in a
+            step that is none, see :func:`is_no_step`; an optimizer with moments, which would keep the gradients of such
+            a step, does not get the call.
         after: called with the optimizer when the outermost step is done.
         objective: its value is added to the loss that a closure returns, so that a line search uses the function that
             the gradients belong to.
@@ -82,6 +84,8 @@ class StepHooks:
             self._is_none = is_no_step(self.optimizer)
             if not self._is_none:
                 self._on_gradients(self.optimizer, 0)
+            elif _keeps_no_moments(self.optimizer):
+                self._on_gradients(self.optimizer, -1)
             return None
         self._is_none = False
         wrapped = self._wrap(closure)
@@ -163,6 +167,10 @@ def is_no_step(optimizer: Optimizer) -> bool:
             return False
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     return bool(gradients) and all(_is_zero(gradient) for gradient in gradients)
+
+
+def _keeps_no_moments(optimizer: Optimizer) -> bool:
+    return type(optimizer) is torch.optim.SGD and not any(group["momentum"] for group in optimizer.param_groups)
 
 
 def _is_zero(gradient: Tensor) -> bool:

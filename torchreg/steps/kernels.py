@@ -7,6 +7,7 @@ cost.
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -89,10 +90,10 @@ def _kernel(penalty: Penalty, form: Form, device: str) -> Kernel | None:
         "prox": (prox, 1),
     }
     kernel, count = kernels[form]
-    return compiled("Regularizer", kernel, torch.ones((), dtype=torch.float64, device=device), count)
+    return compiled("Regularizer", kernel, torch.ones((), dtype=torch.float64, device=device), count, repr(penalty))
 
 
-def compiled(owner: str, kernel: Kernel, numbers: Tensor, count: int) -> Kernel | None:
+def compiled(owner: str, kernel: Kernel, numbers: Tensor, count: int, what: str) -> Kernel | None:
     """The compiled kernel for flat tensors of any size; None, with a warning, if nothing can be compiled.
 
     Args:
@@ -100,13 +101,15 @@ def compiled(owner: str, kernel: Kernel, numbers: Tensor, count: int) -> Kernel 
         kernel: takes ``numbers`` and ``count`` tensors of one size.
         numbers: an example of the later numbers, of the same shape and on the same device.
         count: the number of tensors.
+        what: tells the formula from all others of this function, also by its numbers.
     """
-    kernel.__code__ = kernel.__code__.replace()  # a new code object: torch.compile keeps only eight versions of one
+    # A code object with a name of its own. Of one code torch.compile keeps only eight versions. Where the numbers of
+    # one name vary it makes them symbols, and torch (2.14) may then take a kernel for other numbers from its cache on
+    # the disk. Sizes are marked as dynamic, because dynamic=True makes symbols of numbers too.
+    kernel.__code__ = kernel.__code__.replace(co_name=f"{kernel.__name__}_{zlib.crc32(what.encode()):08x}")
     made: Kernel = torch.compile(kernel)
     tensors = [torch.ones(_PROBE, device=numbers.device) for _ in range(count)]
     for tensor in tensors:
-        # Not dynamic=True: with it the penalty's numbers become symbols, and torch (2.14) may take a kernel for other
-        # numbers from its cache on the disk.
         torch._dynamo.mark_dynamic(tensor, 0)
     try:
         with torch.no_grad():
