@@ -1,6 +1,7 @@
 """What holds for every test: one seed, one thread, and a reason for each test that this machine cannot run."""
 
 import os
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -20,6 +21,13 @@ hypothesis.settings.load_profile("fixed")
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiles_anew():
+    """No file of tests gets near the compiler's limit of versions because of the files before it."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
 
 
 @pytest.fixture
