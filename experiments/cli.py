@@ -17,7 +17,8 @@ import torch
 import typer
 
 import torchreg
-from experiments import benches, config, report
+from experiments import config, report
+from experiments.benches import command as benches
 from experiments.config.names import folder_name, slug
 from experiments.errors import UserError, did_you_mean
 from experiments.report import summarize

@@ -53,7 +53,13 @@ def no_compiler(monkeypatch):
     monkeypatch.setattr(torch, "compile", compile)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", help="where tests that name no device make their tensors")
+
+
 def pytest_configure(config):
+    if config.getoption("--device") != "cpu":
+        torch.set_default_device(config.getoption("--device"))
     if "TORCHREG_CONFORMANCE" in os.environ:
         from tests.conformance import Conformance
 

@@ -50,21 +50,23 @@ def assert_differs(actual: Any, expected: Any) -> None:
 
 
 def make_model(*, widths: Sequence[int] = (FEATURES, 8, OUTPUTS), dtype: torch.dtype = torch.float64) -> nn.Sequential:
-    """A small network, the same at every call."""
+    """A small network, the same at every call and on every device."""
     layers: list[nn.Module] = []
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(1)
         for inputs, outputs in pairwise(widths):
             layers += [nn.Linear(inputs, outputs, dtype=dtype), nn.Tanh()]
-    return nn.Sequential(*layers[:-1])
+    return nn.Sequential(*layers[:-1]).to(torch.get_default_device())
 
 
 def make_data(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    """Inputs and targets, the same at every call."""
-    draw = torch.Generator().manual_seed(2)
-    x = torch.randn(EXAMPLES, FEATURES, generator=draw, dtype=torch.float64)
-    y = torch.randn(EXAMPLES, OUTPUTS, generator=draw, dtype=torch.float64)
-    return x.to(dtype), y.to(dtype)
+    """Inputs and targets, the same at every call and on every device."""
+    with torch.device("cpu"):
+        draw = torch.Generator().manual_seed(2)
+        x = torch.randn(EXAMPLES, FEATURES, generator=draw, dtype=torch.float64)
+        y = torch.randn(EXAMPLES, OUTPUTS, generator=draw, dtype=torch.float64)
+    device = torch.get_default_device()
+    return x.to(device, dtype), y.to(device, dtype)
 
 
 def train(
@@ -78,11 +80,12 @@ def train(
     scaler: torch.amp.GradScaler | None = None,
 ) -> dict[str, Tensor]:
     """A user's loop on fixed full batches; returns a copy of the model's weights at the end."""
-    x, y = make_data(next(model.parameters()).dtype)
+    weight = next(model.parameters())
+    x, y = (tensor.to(weight.device) for tensor in make_data(weight.dtype))
 
     def backward() -> Tensor:
         optimizer.zero_grad()
-        total = torch.zeros((), dtype=x.dtype)
+        total = x.new_zeros(())
         for xs, ys in zip(x.chunk(micro_batches), y.chunk(micro_batches), strict=True):
             loss = criterion(model(xs), ys) / micro_batches
             (loss if scaler is None else scaler.scale(loss)).backward()
@@ -156,7 +159,7 @@ def assert_compiles_twice_at_most(step: Callable[[], Any], before: Callable[[], 
 
 
 def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator(torch.get_default_device()).manual_seed(seed)
 
 
 def modules_of(model: nn.Module) -> list[tuple[str, nn.Module]]:

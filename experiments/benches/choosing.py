@@ -42,18 +42,12 @@ def auto_strength() -> list[Table]:
 
 def _race(title: str, members: int, widths: Sequence[int], examples: int, epochs: int, rounds: int) -> Table:
     """The seconds to train all members with each executor, and the ratio to ordinary loops one after another."""
-    torch.manual_seed(0)
-    x, y = torch.rand(examples, widths[0]), torch.randint(widths[-1], (examples,))
     batch = 100 if members > 4 else 128
-    problem = Problem(
-        (x, y), (x, y), cross_entropy, L2(1.0), "decoupled", weights, _ADAM, epochs, batch, None, 0.0, seed=0
-    )
-    models = [_network(widths) for _ in range(members)]
-    strengths = [10.0 ** (-k / 4) for k in range(members)]
+    problem, models, strengths = members_of(members, widths, examples, epochs, batch)
     jobs = torch.get_num_threads()
     job = partial(_fit, problem)
     contenders: dict[str, Callable[[], object]] = {
-        "ordinary loops": lambda: list(map(partial(_alone, problem), models, strengths))
+        "ordinary loops": lambda: list(map(partial(alone, problem), models, strengths))
     }
     for executor in get_args(Executor):
         contenders[executor] = partial(train_all, models, strengths, job, executor, jobs)
@@ -61,17 +55,29 @@ def _race(title: str, members: int, widths: Sequence[int], examples: int, epochs
     return race(title, contenders, rounds, warmup=1, note=f"strength_path takes: {chosen}")
 
 
+def members_of(
+    members: int, widths: Sequence[int], examples: int, epochs: int, batch: int, device: str = "cpu"
+) -> tuple[Problem, list[nn.Sequential], list[float]]:
+    """So many networks at as many strengths, and what all of them are trained on."""
+    torch.manual_seed(0)
+    x, y = torch.rand(examples, widths[0]).to(device), torch.randint(widths[-1], (examples,)).to(device)
+    problem = Problem(
+        (x, y), (x, y), cross_entropy, L2(1.0), "decoupled", weights, _ADAM, epochs, batch, None, 0.0, seed=0
+    )
+    return problem, [_network(widths).to(device) for _ in range(members)], [10.0 ** (-k / 4) for k in range(members)]
+
+
 def _fit(problem: Problem, stacked: Stacked, strengths: Sequence[float]) -> None:
     fit(stacked, strengths, problem)
 
 
-def _alone(problem: Problem, model: nn.Module, strength: float) -> None:
+def alone(problem: Problem, model: nn.Module, strength: float) -> None:
     """An ordinary loop for one network."""
     x, y = problem.train
     optimizer = _ADAM(model.parameters())
     with Regularizer(model, L2(strength), mode="decoupled").attach(optimizer):
         for _ in range(problem.epochs):
-            for batch in torch.randperm(len(y)).split(problem.batch_size or len(y)):
+            for batch in torch.randperm(len(y)).to(y.device).split(problem.batch_size or len(y)):
                 _train(model, optimizer, x[batch], y[batch])
 
 

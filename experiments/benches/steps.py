@@ -47,22 +47,30 @@ class _Residual(nn.Module):
 class Step:
     """A training step of the network: fused AdamW on a batch of noise, always the same, and its first losses.
 
-    ``mode`` is that of a regularizer; ``naive`` adds L1 + L2 to the loss as one does by hand.
+    ``mode`` is that of a regularizer; ``naive`` adds L1 + L2 to the loss as one does by hand. ``batch`` holds inputs
+    and classes for networks that take others than rows of numbers, ``half`` the precision for autocast.
     """
 
-    net: nn.Sequential
+    net: nn.Module
     mode: Mode | None = None
     penalty: Penalty = field(default_factory=lambda: L1(L1_STRENGTH) + L2(L2_STRENGTH))
     compile: bool = False
     naive: bool = False
+    batch: tuple[Tensor, Tensor] | None = None
+    half: torch.dtype | None = None
+    capturable: bool = False
     losses: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        draw = torch.Generator().manual_seed(0)
         first = next(self.net.parameters())
-        self.x = torch.randn(BATCH, first.shape[1], generator=draw)
-        self.y = torch.randint(self.net(self.x).shape[1], (BATCH,), generator=draw)
-        self.optimizer = torch.optim.AdamW(self.net.parameters(), weight_decay=0, fused=True)
+        if self.batch is None:
+            draw = torch.Generator().manual_seed(0)
+            x = torch.randn(BATCH, first.shape[1], generator=draw).to(first.device)
+            self.batch = x, torch.randint(self.net(x).shape[1], (BATCH,), generator=draw).to(first.device)
+        self.x, self.y = self.batch
+        self.optimizer = torch.optim.AdamW(
+            self.net.parameters(), weight_decay=0, fused=True, capturable=self.capturable
+        )
         self.weights = [p for p in self.net.parameters() if p.ndim > 1]
         self.regularizer: Regularizer | None = None
         if self.mode is not None:
@@ -72,7 +80,8 @@ class Step:
 
     def __call__(self) -> None:
         self.optimizer.zero_grad()
-        loss = cross_entropy(self.net(self.x), self.y)
+        with torch.autocast(self.x.device.type, self.half, enabled=self.half is not None):
+            loss = cross_entropy(self.net(self.x), self.y)
         if len(self.losses) < CHECKED:
             self.losses.append(loss.detach())
         if self.regularizer is not None and self.mode == "loss":
@@ -84,7 +93,7 @@ class Step:
         self.optimizer.step()
 
 
-def step(make_net: Callable[[], nn.Sequential], mode: Mode | None = None, **options: object) -> Step:
+def step(make_net: Callable[[], nn.Module], mode: Mode | None = None, **options: object) -> Step:
     """A step of a new network with the same initial weights each time."""
     torch.manual_seed(0)
     return Step(make_net(), mode, **options)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchreg
-from experiments import benches
+from experiments.benches import command as benches
 from experiments.benches import memory
 from experiments.benches.dropout import with_dropout
 from experiments.benches.epoch import Loop
