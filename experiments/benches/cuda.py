@@ -144,7 +144,11 @@ def _captured(work: Step) -> Work:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()
-    return graph.replay
+
+    def replay(holds: Step = work) -> None:  # the graph does not hold the weights, whose memory it uses
+        graph.replay()
+
+    return replay
 
 
 # -- dropout, stacks, memory ----------------------------------------------------------------------------------------

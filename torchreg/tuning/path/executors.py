@@ -78,6 +78,8 @@ def _cost(models: Sequence[nn.Module], strengths: Sequence[float], step: Job) ->
     for _ in range(_LOOKS + 1):
         start = time.perf_counter()
         step(stack, strengths)
+        if torch.accelerator.is_available():  # which goes on by itself
+            torch.accelerator.synchronize()
         seconds.append(time.perf_counter() - start)
     return median(seconds[1:])
 
