@@ -10,10 +10,15 @@ from torch import nn
 import torchreg.nn
 from tests.cases import MODES, OPTIMIZERS, STEP_MODES, each_penalty
 from tests.helpers import assert_close, assert_differs, engaged, make_data, make_model, train, weights_of
-from torchreg import L1, L2, Regularizer, linear
+from torchreg import L1, L2, SRIP, Nuclear, Regularizer, SpectralNorm, linear
 from torchreg.optim import AdamW, ProxAdam, ProxSGD
 
-pytestmark = pytest.mark.cuda
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode"),
+    pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores"),
+    pytest.mark.filterwarnings("ignore:The CUDA Graph is empty"),  # what torch captures first, to have a pool of memory
+]
 PENALTY = L1(0.05) + L2(0.1)
 
 
@@ -29,8 +34,8 @@ def model_on_cuda(dtype=torch.float32):
 def no_synchronization():
     """Raises where the CPU would wait for the device."""
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -87,6 +92,7 @@ def test_a_step_that_the_scaler_skips_leaves_the_weights_alone(mode, fused):
     assert scaler.get_scale() == 2.0
 
 
+@pytest.mark.filterwarnings("ignore:.* rounds away")
 @pytest.mark.parametrize("mode", MODES)
 @each_penalty
 def test_weights_of_half_precision_at_the_default_scale_stay_finite(case, mode):
@@ -113,6 +119,8 @@ def test_weights_of_half_precision_at_the_default_scale_stay_finite(case, mode):
 def test_a_step_waits_for_nothing(case, mode):
     if mode == "prox" and not case.is_proximal:
         pytest.skip("has no proximal operator")
+    if isinstance(case.penalty, Nuclear | SpectralNorm | SRIP):
+        pytest.skip("torch.linalg waits for the device itself, to look whether the decomposition converged")
     model, (x, y) = model_on_cuda(), data()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0, fused=True)
     criterion = engaged(Regularizer(model, case.penalty, mode=mode, schedule=linear(8)), optimizer)
@@ -307,3 +315,25 @@ def test_uncertainty_by_monte_carlo():
         prediction = mc(x, passes=64)
     assert prediction.mean.is_cuda
     assert (prediction.variance > 0).all()
+
+
+# -- processes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_one_rank_of_nccl(mode, tmp_path):
+    results = []
+    for wrap in (torch.nn.parallel.DistributedDataParallel, lambda model: model):
+        model = model_on_cuda(torch.float64)
+        if not results:
+            torch.distributed.init_process_group("nccl", f"file://{tmp_path}/store", rank=0, world_size=1)
+        try:
+            wrapped = wrap(model)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+            criterion = engaged(Regularizer(wrapped, PENALTY, mode=mode), optimizer)
+            train(wrapped, optimizer, 4, criterion=criterion)
+        finally:
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+        results.append(weights_of(model))
+    assert_close(*results)

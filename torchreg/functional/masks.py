@@ -130,13 +130,13 @@ def _kept_by_bytes(count: int, p: float, source: Generator | None) -> Tensor:
     inverse = p > 0.5  # then kept elements are compared, so that all thresholds are in the range of a signed byte
     level, rest = divmod(round(float(1 - p if inverse else p) * (1 << 16)), 1 << 8)
     compare = torch.lt if inverse else torch.ge
-    keep = torch.empty(-(-count // _SHARING) * _SHARING, dtype=torch.uint8)
+    keep = torch.empty(-(-count // _SHARING) * _SHARING, dtype=torch.uint8, device="cpu")
     for part in keep.split(CHUNK) if count > CHUNK else (keep,):
         columns = len(part) // _SHARING
         bits = _bits(len(part) + (columns if rest else 0), source).view(torch.int8)
         threshold: int | Tensor = level - 128
         if rest:
-            threshold = torch.empty(columns, dtype=torch.int8)
+            threshold = torch.empty(columns, dtype=torch.int8, device="cpu")
             torch.lt(bits[len(part) : len(part) + columns], rest - 128, out=threshold).add_(level - 128)
         compare(bits[: len(part)].view(_SHARING, columns), threshold, out=part.view(_SHARING, columns))
     return keep[:count]
@@ -144,14 +144,14 @@ def _kept_by_bytes(count: int, p: float, source: Generator | None) -> Tensor:
 
 def _rarely_zero(count: int, p: float, source: Generator | None) -> Tensor:
     """32 random bits for each element."""
-    keep = torch.empty(count, dtype=torch.uint8)
+    keep = torch.empty(count, dtype=torch.uint8, device="cpu")
     bits = _bits(4 * count, source).view(torch.int32)[:count]
     return torch.ge(bits, round(float(p) * (1 << 32)) - (1 << 31), out=keep)
 
 
 def _bits(size: int, source: Generator | None) -> Tensor:
     """At least so many random bytes, as 64-bit numbers of the full range (by default the top bit would be 0)."""
-    return torch.empty(-(-size // 8), dtype=torch.int64).random_(-(2**63), None, generator=source)
+    return torch.empty(-(-size // 8), dtype=torch.int64, device="cpu").random_(-(2**63), None, generator=source)
 
 
 def _source(generator: Generator | None) -> Generator | None:
@@ -163,7 +163,7 @@ def _source(generator: Generator | None) -> Generator | None:
     seed = (torch.default_generator if generator is None else generator).initial_seed()
     if not seed >> 32 or seed == _UNSEEDED:
         return generator
-    word = torch.empty((), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    word = torch.empty((), dtype=torch.int64, device="cpu").random_(-(2**63), None, generator=generator)
     return Generator().manual_seed(mixed(seed ^ int(word)))
 
 

@@ -244,4 +244,4 @@ def _scalar_for(ws: list[Tensor], number: float | Tensor) -> Any:
     if isinstance(number, Tensor) or any(w.device.type != "cpu" for w in ws) or torch.compiler.is_compiling():
         return number
     is_single = all(w.dtype not in (torch.float64, torch.complex128) for w in ws)
-    return torch.tensor(number, dtype=torch.float32 if is_single else torch.float64)
+    return torch.tensor(number, dtype=torch.float32 if is_single else torch.float64, device="cpu")

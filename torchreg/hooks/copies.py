@@ -136,7 +136,7 @@ class Copy:
             if self._way.graph:
                 gradient = gradient + (param - param.detach())  # the same value, and 1 is its derivative
             param.grad = gradient.to_sparse(1) if self._way.sparse and param.ndim else gradient
-        return torch.ones((), requires_grad=True)
+        return torch.ones((), requires_grad=True, device=self.params[0].device)
 
 
 def _optimizers(optimizer: Optimizer) -> list[Optimizer]:
@@ -258,9 +258,9 @@ def _few(tensor: Tensor) -> Tensor:
 
 def _pattern(like: Tensor, number: int) -> Tensor:
     """A tensor with values in [-1, 1], never exactly 0. Such matrices, and such tensors together, have full rank."""
-    k = torch.arange(like.numel(), dtype=torch.float64)
+    k = torch.arange(like.numel(), dtype=torch.float64, device=like.device)
     values = (0.7 * k.square() + (0.9 + 0.4 * k) * number + 0.3).cos()
-    return values.to(like.device, like.dtype).view(like.shape)
+    return values.to(like.dtype).view(like.shape)
 
 
 def _nothing(*_: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
@@ -115,7 +114,7 @@ class _ChannelDropout(_Dropping):
             result: Tensor = super().forward(input)
             return result
         if not fits:
-            super().forward(torch.empty([0] * input.ndim))  # torch's error or warning, without a draw
+            super().forward(input.new_empty([0] * input.ndim))  # torch's error or warning, without a draw
         self._check_generator(input)
         return f.channel_dropout(input, self.p, not unbatched, self.inplace, self.generator)
 

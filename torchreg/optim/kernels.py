@@ -37,7 +37,7 @@ def adam_kernel(penalty: ProximalPenalty) -> AdamKernel | None:
         if largest is not None:
             largest.copy_(second)
 
-    return compiled("ProxAdam", kernel, torch.ones(10), 4, repr(penalty))
+    return compiled("ProxAdam", kernel, torch.ones(10, device="cpu"), 4, repr(penalty))
 
 
 def adam_numbers(steps: Tensor, group: Group, largest: Tensor) -> Tensor:

@@ -207,7 +207,8 @@ class ProxAdam(Proximal, DecoupledDecay, torch.optim.Adam):
         state = self.state[param]
         second_moment = _moment(state, group)
         assert second_moment is not None
-        correction = (1 - group["betas"][1] ** state["step"].clamp(min=1).double()).sqrt()
+        made = state["step"] if state["step"].is_cpu else state["step"].to(param.device)
+        correction = (1 - group["betas"][1] ** made.clamp(min=1).double()).sqrt()
         lr = step_size(self, group) * group["scale"]
         before = self._largest.get(param)
 

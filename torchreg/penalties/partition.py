@@ -75,7 +75,7 @@ class Index:
         flat = self.tensor.flatten()
         _, group, sizes = flat.unique(return_inverse=True, return_counts=True)
         order = group.argsort(stable=True)
-        within = torch.arange(len(flat)) - (sizes.cumsum(0) - sizes)[group[order]]
+        within = torch.arange(len(flat), device=flat.device) - (sizes.cumsum(0) - sizes)[group[order]]
         widest = int(sizes.max()) if len(sizes) else 0
         if len(sizes) * widest <= 2 * len(flat):
             kinds = [torch.ones_like(sizes, dtype=torch.bool)]
@@ -218,9 +218,9 @@ def _in_module(spec: Spec, place: ParamInfo, owner: str) -> Spec:
 
 def _units(w: Tensor, dim: int, blocks: int) -> Tensor:
     """The number of the unit that each element belongs to."""
-    unit = torch.arange(w.shape[dim]).view(-1, *[1] * (w.ndim - 1 - dim))
+    unit = torch.arange(w.shape[dim], device="cpu").view(-1, *[1] * (w.ndim - 1 - dim))
     if blocks > 1:
-        block = torch.arange(w.shape[0]) // (w.shape[0] // blocks)
+        block = torch.arange(w.shape[0], device="cpu") // (w.shape[0] // blocks)
         unit = unit + block.view(-1, *[1] * (w.ndim - 1)) * w.shape[1]
     return unit.expand(w.shape)
 

@@ -28,7 +28,7 @@ class Anchored(Term, ProximalPenalty):
               ``state_dict`` holds them.
             - a dict of names to tensors, such as the ``state_dict`` of a pretrained or an averaged model. The tensors
               are not copied. If they are updated in place, as :class:`torch.optim.swa_utils.AveragedModel` does, the
-              penalty uses the new values.
+              penalty uses the new values. Keep them on the weights' device: others are copied in each step.
             - a tensor of the weight's shape, or a 0-d tensor for every weight.
 
     Raises:
@@ -78,7 +78,9 @@ class Anchored(Term, ProximalPenalty):
                 "Regularizer, which takes it from the model"
             )
         reference = self.reference if is_sharded(w) else as_plain(self.reference, local=True)
-        return reference.to(w.device, w.dtype)
+        # One number on the CPU goes into a kernel as it is. To copy it, the CPU would wait for the device in each step.
+        device = w.device if reference.ndim or not reference.is_cpu else reference.device
+        return reference.to(device, w.dtype)
 
 
 @final

@@ -57,7 +57,10 @@ class PenalizedLoss(nn.Module):
                 warn_of_copy(type(self.regularizer).__name__, self.regularizer.model, loss)
             if self._backward_at is not None or not (is_training or self._has_warned):
                 self._notice_training(loss)
-        return loss + self.regularizer.value() if is_training else loss
+        if not is_training:
+            return loss
+        value = self.regularizer.value()
+        return loss + (value.to(loss.device) if isinstance(loss, Tensor) else value)  # of a model on several devices
 
     def _notice_training(self, loss: Tensor) -> None:
         """Warns once if a weight has changed after a backward pass of a loss without the penalty."""

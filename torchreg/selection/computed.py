@@ -84,7 +84,7 @@ class ComputedWeight:
         draw = torch.Generator().manual_seed(0)
         found = []
         for spread in (1.0, 3.0):
-            probe = (spread * torch.randn(stored.shape, generator=draw)).to(stored)
+            probe = (spread * torch.randn(stored.shape, generator=draw, device="cpu")).to(stored)
             try:
                 with _evaluating(self.compute):
                     buffers = {name: buffer.clone() for name, buffer in self.compute.named_buffers()}

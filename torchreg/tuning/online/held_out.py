@@ -48,7 +48,8 @@ class Batches(Iterator[tuple[Any, Any]]):
         inputs, targets = self.source
         a_pass, place = divmod(number, max(len(inputs) // self.size, 1))
         if self._order[0] != a_pass:
-            order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(self.seed + a_pass))
+            draw = torch.Generator().manual_seed(self.seed + a_pass)
+            order = torch.randperm(len(inputs), generator=draw, device="cpu")
             self._order = a_pass, order.to(inputs.device)
         chosen = self._order[1][place * self.size : (place + 1) * self.size]
         return inputs[chosen], targets[chosen]

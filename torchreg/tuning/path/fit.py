@@ -31,7 +31,8 @@ def fit(stack: Stacked, strengths: Sequence[float], problem: Problem, steps: int
     x, y = problem.train
     stack.train()
     for _ in range(problem.epochs):
-        for batch in torch.randperm(len(y), generator=order).to(y.device).split(problem.batch_size or len(y)):
+        chosen = torch.randperm(len(y), generator=order, device="cpu").to(y.device)
+        for batch in chosen.split(problem.batch_size or len(y)):
             optimizer.zero_grad()
             loss = losses(stack(x[batch]), y[batch])
             if problem.mode == "loss":

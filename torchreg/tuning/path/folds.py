@@ -54,7 +54,7 @@ def _check_examples(what: str, examples: Examples) -> None:
 def _drawn(y: Tensor, folds: int, seed: int) -> list[tuple[Tensor, Tensor]]:
     if isinstance(folds, bool) or not 2 <= folds <= len(y):
         raise ValueError(f"strength_path: folds must be from 2 to the {len(y)} examples, got {folds!r}; or give valid")
-    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed)).to(y.device)
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed), device="cpu").to(y.device)
     if is_classes(y) and y.ndim == 1:
         order = order[y[order].argsort(stable=True)]  # dealt to the folds class by class
     fold = torch.empty_like(order)
@@ -63,7 +63,7 @@ def _drawn(y: Tensor, folds: int, seed: int) -> list[tuple[Tensor, Tensor]]:
 
 
 def _indices(pair: tuple[Any, Any]) -> tuple[Tensor, Tensor]:
-    parts = (torch.as_tensor(part) for part in pair)
+    parts = (torch.as_tensor(part, device="cpu") for part in pair)
     ours, theirs = (part.nonzero().flatten() if part.dtype == torch.bool else part.long() for part in parts)
     return ours, theirs
 

@@ -64,7 +64,8 @@ def each_loss(losses: Losses, criterion: Criterion, outputs: Tensor, targets: Te
         William G. Cochran, "Sampling Techniques", third edition, 1977, section 6.3.
     """
     # One more member, whose outputs are nearly equal, tells of examples where all others keep a margin.
-    probe = (0.5 + torch.rand(outputs.shape[1:], generator=torch.Generator().manual_seed(0))) / 1000
+    draw = torch.Generator().manual_seed(0)
+    probe = (0.5 + torch.rand(outputs.shape[1:], generator=draw, device="cpu")) / 1000
     outputs = torch.cat([outputs.detach(), probe.to(outputs)[None]]).requires_grad_()
     total = losses(outputs, targets)
     alone = _alone(losses, criterion, outputs, targets)

@@ -45,7 +45,7 @@ class Problem:
     def regularizer(self, stack: Stacked, strengths: Sequence[float]) -> Regularizer:
         """A regularizer with the members' strengths."""
         regularizer = Regularizer(stack, self.penalty, mode=self.mode, select=self.select)
-        regularizer.scale = torch.tensor(strengths, dtype=torch.float64)
+        regularizer.scale = torch.tensor(strengths, dtype=torch.float64, device="cpu")
         return regularizer
 
     def limit(self, strength: float) -> float:

@@ -40,7 +40,7 @@ def solve(stack: Stacked, strengths: Sequence[float], problem: Problem, steps: i
     """
     descent = _Descent(stack, strengths, problem)
     nearest, last = torch.full_like(descent.scale, torch.inf), 0
-    limit = torch.tensor([problem.limit(strength) for strength in strengths]).to(descent.scale)
+    limit = descent.scale.new_tensor([problem.limit(strength) for strength in strengths])
     for step in range(1, steps + 1):
         descent.step()
         if step % _LOOK_EVERY:

@@ -130,7 +130,11 @@ def is_linear_in(model: nn.Module, params: Sequence[nn.Parameter], x: Tensor) ->
     """Whether the model's outputs are linear in the parameters, up to a constant: ``f(a) + f(b) = f(a + b) + f(0)``."""
     names = {param: name for name, param in model.named_parameters()}
     draw = torch.Generator().manual_seed(0)
-    a, b = ([torch.randn(p.shape, generator=draw, dtype=p.dtype).to(p.device) for p in params] for _ in range(2))
+
+    def point() -> list[Tensor]:
+        return [torch.randn(p.shape, generator=draw, dtype=p.dtype, device="cpu").to(p.device) for p in params]
+
+    a, b = point(), point()
 
     def outputs(values: Iterable[Tensor]) -> Tensor:
         named = {names[param]: value for param, value in zip(params, values, strict=True)}
