@@ -1,5 +1,7 @@
 """``torch.set_default_device`` is for the user's tensors: those that torchreg makes are where the weights are."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -113,7 +115,10 @@ def test_paths_of_strengths(data, elsewhere):
         with torch.device("cpu"):
             return make_model()
 
-    path = strength_path(make, L1(1.0), data, strengths=[1.0, 0.1], folds=2, criterion=nn.MSELoss(), epochs=3)
+    sgd = partial(torch.optim.SGD, lr=0.05)
+    path = strength_path(
+        make, L1(1.0), data, strengths=[1.0, 0.1], folds=2, optimizer=sgd, criterion=nn.MSELoss(), epochs=3
+    )
     assert len(path.points) == 2
 
 
