@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from experiments.config import Run, Study
 from experiments.errors import RecordError, UserError, oneline
+from experiments.running import stacks
 from experiments.training import build, data
 from experiments.training.loop import train
 from experiments.training.measure import describe
@@ -31,13 +32,19 @@ def run_study(study: Study, folder: Path, device: torch.device, resume: bool = F
     """
     check(study)
     broken = []
-    with open_study(study, folder, resume), tqdm(study.runs, desc=study.name, unit="run", disable=None) as bar:
-        for run in bar:
-            result, is_new = make_once(run, folder, device)
-            if result["status"] in BROKEN:
-                broken.append(f"{result['status']}: {run.folder}: {result['reason']}")
-            if is_new:
-                bar.write(f"{run.folder:<32} {_summary(result)}")
+    count = len(study.runs)
+    with open_study(study, folder, resume), tqdm(total=count, desc=study.name, unit="run", disable=None) as bar:
+        for group in stacks.groups(study.runs):
+            together = stacks.make_together(group, folder, device)
+            for run in group:
+                result, is_new = together.get(run.folder), True
+                if result is None:
+                    result, is_new = make_once(run, folder, device)
+                if result["status"] in BROKEN:
+                    broken.append(f"{result['status']}: {run.folder}: {result['reason']}")
+                if is_new:
+                    bar.write(f"{run.folder:<32} {_summary(result)}")
+                bar.update()
     return broken
 
 
@@ -76,7 +83,7 @@ def _rehearse(run: Run) -> None:
     model = build.model(run.model, images)
     optimizer = build.optimizer(run.optimizer, model)
     scheduler, each_step = build.scheduler(run.scheduler, optimizer)
-    regularizers = build.regularizers(run, model, optimizer)
+    regularizers = build.regularizers([run], model, optimizer)
     build.auto_strength(run.auto_strength, regularizers, optimizer, images.valid)
     build.controller(run.sparsity, optimizer, steps=1)
     build.dropout_schedule(run.dropout_schedule, model, optimizer)

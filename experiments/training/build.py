@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from operator import attrgetter
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
 
 import torch
 from pydantic import ValidationError
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import lr_scheduler
 
@@ -23,6 +23,7 @@ from experiments.errors import UserError, did_you_mean, faults, oneline
 from experiments.training import models
 from experiments.training.data import Images, Split
 from torchreg import penalties
+from torchreg.nn.seeded import Seeded
 from torchreg.regularizer.compatibility import check_decay
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ OPTIMIZERS = {
     **_without(_classes(torch.optim, torch.optim.Optimizer), "LBFGS", "SparseAdam"),  # a closure, sparse gradients
     **_without(_classes(torchreg.optim, torch.optim.Optimizer), "ConstrainedNorm", "DecoupledDecay", "Proximal"),
 }
+_FUSED = {"Adagrad", "Adam", "AdamW", "SGD", "SGDW", "AdagradW", "ProxSGD", "ProxAdam"}
+_IMPLEMENTATIONS = {"capturable", "differentiable", "foreach", "fused"}
 SCHEDULERS = _without(  # what a file cannot express: functions, other schedulers, a loss to wait for
     _classes(lr_scheduler, lr_scheduler.LRScheduler),
     *("LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler", "ReduceLROnPlateau"),
@@ -85,6 +88,24 @@ def model(settings: config.Model, images: Images) -> nn.Module:
     return module
 
 
+def is_linear(penalty: str) -> bool:
+    """Whether the penalty of that name is its strength times the penalty of strength 1."""
+    return bool(getattr(PENALTIES.get(penalty), "is_linear", False))
+
+
+def seeded(net: nn.Module, seed: int, device: torch.device) -> nn.Module:
+    """The network, whose layers of torchreg have generators of their own: in a stack a run drops what it drops alone.
+
+    :func:`torchreg.nn.seed_dropout` would add hooks to a user's network, which a stack would copy.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    for module in net.modules():
+        if isinstance(module, Seeded):
+            own = int(torch.randint(1 << 32, (), generator=draw, device="cpu"))
+            module.generator = torch.Generator(device).manual_seed(own)
+    return net
+
+
 def dropout_schedule(
     settings: config.Component | None, net: nn.Module, opt: torch.optim.Optimizer
 ) -> torchreg.DropoutSchedule | None:
@@ -99,17 +120,23 @@ def dropout_schedule(
         raise UserError(f"{key}: {error}") from None
 
 
-def optimizer(settings: config.Optimizer, net: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer; its ``weight_decay`` acts on weights, never on biases, and is 0 unless the study sets it."""
+def optimizer(settings: config.Optimizer, net: nn.Module, like: nn.Module | None = None) -> torch.optim.Optimizer:
+    """The optimizer; its ``weight_decay`` acts on weights, never on biases, and is 0 unless the study sets it.
+
+    ``like`` is a member of the network, if that is a stack.
+    """
     if settings.weight_decay > 0:
-        weights = set(torchreg.diagnostics.weights_of(net).values())
+        weights = set(torchreg.diagnostics.weights_of(like or net))
+        named = list(net.named_parameters())
         groups: Any = [
-            {"params": [param for param in net.parameters() if param in weights]},
-            {"params": [param for param in net.parameters() if param not in weights], "weight_decay": 0.0},
+            {"params": [param for name, param in named if name in weights]},
+            {"params": [param for name, param in named if name not in weights], "weight_decay": 0.0},
         ]
     else:
         groups = net.parameters()
     given: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    if settings.name in _FUSED and not settings.options.keys() & _IMPLEMENTATIONS and not _is_half(net):
+        given["fused"] = True  # one call for all weights
     if settings.penalty is not None:
         key, penalty = "optimizer.penalty", settings.penalty
         given["penalty"] = _construct(key, torchreg.Penalty, penalty, PENALTIES, penalty.strength)
@@ -150,15 +177,16 @@ def scheduler(
     return made, settings.interval == "step"
 
 
-def regularizers(run: config.Run, net: nn.Module, opt: torch.optim.Optimizer) -> list[torchreg.Regularizer]:
-    """The regularizers, attached to the optimizer if their mode acts in its step."""
+def regularizers(runs: Sequence[config.Run], net: nn.Module, opt: torch.optim.Optimizer) -> list[torchreg.Regularizer]:
+    """The regularizers, attached to the optimizer if their mode acts in its step; of a stack with a strength a run."""
     decayed: set[str] = set()
-    for i, settings in enumerate(run.regularizers):
+    for i, settings in enumerate(runs[0].regularizers):
         if settings.penalty == "L2":
             if settings.select in decayed:
                 raise UserError(f"regularizers.{i}: must not decay twice, got two L2 on {settings.select!r}: drop one")
             decayed.add(settings.select)
-    return [_regularizer(f"regularizers.{i}", s, net, opt) for i, s in enumerate(run.regularizers)]
+    each = zip(*(run.regularizers for run in runs), strict=True)
+    return [_regularizer(f"regularizers.{i}", settings, net, opt) for i, settings in enumerate(each)]
 
 
 def sampler(settings: config.Sweep) -> optuna.samplers.BaseSampler:
@@ -203,23 +231,34 @@ def auto_strength(
 
 
 def _regularizer(
-    key: str, settings: config.Regularizer, net: nn.Module, opt: torch.optim.Optimizer
+    key: str, each: Sequence[config.Regularizer], net: nn.Module, opt: torch.optim.Optimizer
 ) -> torchreg.Regularizer:
+    settings = each[0]
     make = _found(f"{key}.penalty", settings.penalty, PENALTIES)
-    penalty = _made(key, make, settings.penalty, settings.options, settings.strength)
+    strengths = [own.strength for own in each]
+    scale = None if len(set(strengths)) == 1 else torch.tensor(strengths, dtype=torch.float64)
+    penalty = _made(key, make, settings.penalty, settings.options, settings.strength if scale is None else 1.0)
     schedule = None
     if settings.schedule is not None:
         schedule = _construct(f"{key}.schedule", Callable, settings.schedule, SCHEDULES)
+        if scale is not None:
+            schedule = partial(_times, scale, schedule)
     selections = {"weights": torchreg.weights, "everything": torchreg.everything}
     select = selections.get(settings.select) or torchreg.named(settings.select)
     try:
         regularizer = torchreg.Regularizer(net, penalty, mode=settings.mode, select=select, schedule=schedule)
+        if scale is not None and schedule is None:
+            regularizer.scale = scale
         if settings.mode != "loss" or schedule is not None:
             return regularizer.attach(opt)
         check_decay(opt, regularizer.entries)
     except ValueError as error:
         raise UserError(f"{key}: {error}") from None
     return regularizer
+
+
+def _times(scale: Tensor, schedule: Callable[[int], float], step: int) -> Tensor:
+    return scale * schedule(step)
 
 
 def _layer(key: str, settings: config.Component | None) -> models.Layer | None:

@@ -1,36 +1,24 @@
-"""The training loop, in the order of execution."""
+"""The training loop, in the order of execution: of one run, or of several as one stack."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from experiments.config import Run
-from experiments.training import build, data
+from experiments.training import data
 from experiments.training.measure import describe, evaluate, penalties
-from experiments.training.progress import Progress
+from experiments.training.progress import Progress, Store
 from experiments.training.record import Record, Row
-from torchreg import Regularizer
-
-
-@dataclass(frozen=True)
-class Autocast:
-    """Mixed precision: half precision where it is safe, with scaled gradients for float16."""
-
-    device: str
-    scaler: torch.amp.GradScaler
-
-    def context(self) -> torch.autocast:
-        return torch.autocast(self.device, dtype=torch.float16 if self.device == "cuda" else torch.bfloat16)
+from experiments.training.setup import Autocast, losses, set_up
+from torchreg import Regularizer, Stacked
 
 
 def train_epoch(
@@ -48,30 +36,34 @@ def train_epoch(
         model: is set to training mode.
         optimizer: of its parameters.
         split: images and labels.
-        batches: positions in the split.
+        batches: positions in the split; of a stack with a row for each member.
         in_loss: regularizers of mode "loss".
         amp: mixed precision, if any.
         each_step: a learning rate's schedule that counts steps, if any.
+
+    Returns:
+        The losses ``(steps,)``; of a stack ``(steps, members)``.
     """
     model.train()
-    losses: list[Tensor] = []
+    forward = model.each if isinstance(model, Stacked) else model
+    made: list[Tensor] = []
     for batch in batches:
         optimizer.zero_grad()
         with nullcontext() if amp is None else amp.context():
-            loss = cross_entropy(model(split.x[batch]), split.y[batch])
+            loss = losses(model, forward(split.x[batch]), split.y[batch])
         for regularizer in in_loss:
             loss = loss + regularizer.value()
         if amp is None:
-            loss.backward()
+            loss.sum().backward()
             optimizer.step()
         else:
-            amp.scaler.scale(loss).backward()
+            amp.scaler.scale(loss.sum()).backward()
             amp.scaler.step(optimizer)
             amp.scaler.update()
-        losses.append(loss.detach())  # not read: a step need not wait for the device
+        made.append(loss.detach())  # not read: a step need not wait for the device
         if each_step is not None:
             each_step.step()
-    return torch.stack(losses)
+    return torch.stack(made)
 
 
 def train(run: Run, device: torch.device, record: Record, watch: Callable[[Row], bool] | None = None) -> Row:
@@ -82,52 +74,53 @@ def train(run: Run, device: torch.device, record: Record, watch: Callable[[Row],
     On the CPU a run that was killed and resumed ends with the bits of one that was not, given the same number of
     threads: a checkpoint holds the whole state, down to torch's random generators.
     """
-    images = data.load(run.data, device)
-    torch.manual_seed(run.seed)
-    model = build.model(run.model, images).to(device)
-    optimizer = build.optimizer(run.optimizer, model)
-    scheduler, each_step = build.scheduler(run.scheduler, optimizer)
-    regularizers = build.regularizers(run, model, optimizer)
-    tuned = build.auto_strength(run.auto_strength, regularizers, optimizer, images.valid)
-    steps = -(-len(images.train) // run.train.batch_size)
-    controller = build.controller(run.sparsity, optimizer, steps=run.train.epochs * steps)
-    rates = build.dropout_schedule(run.dropout_schedule, model, optimizer)
-    in_loss = [regularizer for regularizer in regularizers if regularizer.mode == "loss"]
-    scaler = torch.amp.GradScaler(device.type, enabled=run.train.amp and device.type == "cuda")
-    amp = Autocast(device.type, scaler) if run.train.amp else None
-    shuffle = torch.Generator().manual_seed(run.seed)
+    (result,) = train_together([run], device, [record], watch=watch)
+    return result
 
-    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "controller": controller}
-    parts |= {"dropout_schedule": rates, "auto_strength": tuned}
-    parts |= {f"regularizers.{i}": regularizer for i, regularizer in enumerate(regularizers)}
-    progress = Progress(run, parts, shuffle, record, device)
-    progress.restore(record.begin(run, device))
 
-    bar = tqdm(total=run.train.epochs, initial=progress.epoch, desc=run.folder, unit="epoch", leave=False, disable=None)
+def train_together(
+    runs: Sequence[Run],
+    device: torch.device,
+    records: Sequence[Record],
+    store: Store | None = None,
+    watch: Callable[[Row], bool] | None = None,
+) -> list[Row]:
+    """Trains the runs as one stack, whose checkpoints are in the store; without a store, the one run alone."""
+    setup = set_up(runs, device, stacked=store is not None)
+    progress = Progress(runs, records, setup, device, store)
+    progress.restore()
+    train_split, each_step = setup.images.train, setup.scheduler if setup.is_each_step else None
+    total, name = runs[0].train.epochs, runs[0].folder if store is None else f"{len(runs)} runs"
+    bar = tqdm(total=total, initial=progress.epoch, desc=name, unit="epoch", leave=False, disable=None)
     with bar:
         while not progress.is_over:
-            if watch is not None and progress.last and watch(progress.last):
-                return progress.pruned(describe)
-            order = torch.randperm(len(images.train), generator=shuffle).to(device)
-            losses = train_epoch(
-                model,
-                optimizer,
-                images.train,
-                order.split(run.train.batch_size),
-                in_loss,
-                amp,
-                scheduler if each_step else None,
-            )
-            if scheduler is not None and not each_step:
-                scheduler.step()
-
-            figures = evaluate(model, images)
-            broken = (~losses.isfinite()).nonzero().flatten().tolist()
-            if broken or not all(map(math.isfinite, figures.values())):
-                last = progress.epoch * steps + (broken[0] if broken else steps - 1) + 1
-                what = f"the loss is {losses[broken[0]].item()} at" if broken else "the weights are not finite after"
-                return progress.diverged(f"{what} step {last} (epoch {progress.epoch + 1})")
-            strengths = {} if tuned is None else {"strengths": tuned.strengths}
-            progress.advance({**figures, "penalty": penalties(regularizers), **strengths})
+            (first, *_) = progress.members
+            if watch is not None and first.last and watch(first.last):
+                progress.prune(describe)
+                break
+            batches = setup.batches()
+            found = train_epoch(setup.model, setup.optimizer, train_split, batches, setup.in_loss, setup.amp, each_step)
+            if setup.scheduler is not None and each_step is None:
+                setup.scheduler.step()
+            strengths = {} if setup.tuned is None else {"strengths": setup.tuned.strengths}
+            rows = [
+                {**figures, "penalty": penalty, **strengths}
+                for figures, penalty in zip(evaluate(setup.model, setup.images), penalties(setup), strict=True)
+            ]
+            faults = [
+                _fault(own, figures, progress.epoch)
+                for own, figures in zip(found.view(len(batches), -1).unbind(1), rows, strict=True)
+            ]
+            progress.advance(rows, faults, describe)
             bar.update()
     return progress.finish(describe)
+
+
+def _fault(losses: Tensor, figures: Row, epoch: int) -> str | None:
+    """Where an epoch's losses or figures are not finite, if they are not."""
+    broken = (~losses.isfinite()).nonzero().flatten().tolist()
+    if not broken and all(math.isfinite(value) for value in figures.values() if isinstance(value, float)):
+        return None
+    last = epoch * len(losses) + (broken[0] if broken else len(losses) - 1) + 1
+    what = f"the loss is {losses[broken[0]].item()} at" if broken else "the weights are not finite after"
+    return f"{what} step {last} (epoch {epoch + 1})"

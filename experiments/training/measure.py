@@ -12,38 +12,51 @@ from torch.nn.functional import cross_entropy
 import torchreg
 from experiments.training.data import Images, Split
 from experiments.training.record import Row
+from experiments.training.setup import Setup
+from torchreg import Stacked
 
 _EVALUATED_AT_ONCE = 4096  # images; bounds the memory an evaluation takes
 _HISTOGRAM_EDGES = torch.linspace(-6, 1, 71)  # of log10 |w|
 
 
-def evaluate(model: nn.Module, images: Images) -> Row:
-    """Mean loss and error rate on the training, validation and test images, in evaluation mode, without penalties."""
+def evaluate(model: nn.Module, images: Images) -> list[Row]:
+    """Mean loss and error rate on the training, validation and test images, in evaluation mode, without penalties.
+
+    Returns:
+        A row for each member of a stack; one for another model.
+    """
     splits = {"train": images.train, "valid": images.valid, "test": images.test}
-    figures = torch.stack([_loss_and_error(model, split) for split in splits.values()]).tolist()
-    row: Row = {}
-    for name, (loss, error) in zip(splits, figures, strict=True):
-        row |= {f"{name}_loss": loss, f"{name}_error": error}
-    return row
+    figures = torch.stack([_loss_and_error(model, split) for split in splits.values()], 1).tolist()  # read once
+    rows: list[Row] = []
+    for own in figures:
+        rows.append({})
+        for name, (loss, error) in zip(splits, own, strict=True):
+            rows[-1] |= {f"{name}_loss": loss, f"{name}_error": error}
+    return rows
 
 
 @torch.no_grad()
 def _loss_and_error(model: nn.Module, split: Split) -> Tensor:
+    """Of each member, ``(members, 2)``."""
     model.eval()
-    totals = torch.zeros(2, dtype=torch.float64, device=split.y.device)
-    for x, y in zip(split.x.split(_EVALUATED_AT_ONCE), split.y.split(_EVALUATED_AT_ONCE), strict=True):
+    members = len(model) if isinstance(model, Stacked) else 1
+    totals = torch.zeros(members, 2, dtype=torch.float64, device=split.y.device)
+    size = max(1, _EVALUATED_AT_ONCE // members)
+    for x, y in zip(split.x.split(size), split.y.split(size), strict=True):
         outputs = model(x.clone())  # a model that works in place must not alter the images
-        totals += torch.stack([cross_entropy(outputs, y, reduction="sum"), (outputs.argmax(1) != y).sum()])
+        for total, own in zip(totals, outputs if isinstance(model, Stacked) else [outputs], strict=True):
+            total += torch.stack([cross_entropy(own, y, reduction="sum"), (own.argmax(1) != y).sum()])
     return totals / len(split)
 
 
 @torch.no_grad()
-def penalties(regularizers: list[torchreg.Regularizer]) -> dict[str, float]:
-    """The values of the penalties by kind, in every mode."""
-    totals: dict[str, float] = {}
-    for regularizer in regularizers:
-        for kind, value in regularizer.terms().items():
-            totals[kind] = totals.get(kind, 0.0) + value.item()
+def penalties(setup: Setup) -> list[dict[str, float]]:
+    """The values of the penalties by kind, in every mode, for each member."""
+    totals: list[dict[str, float]] = [{} for _ in setup.shuffles]
+    for regularizer in setup.regularizers:
+        for kind, values in regularizer.terms().items():
+            for total, value in zip(totals, values.reshape(-1).tolist(), strict=True):
+                total[kind] = total.get(kind, 0.0) + value
     return totals
 
 

@@ -1,11 +1,12 @@
-"""The progress of a run, and its checkpoints."""
+"""The progress of runs that are trained together, and its checkpoints."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import nn
@@ -14,89 +15,184 @@ from experiments.config import Run
 from experiments.errors import oneline
 from experiments.training.files import damaged
 from experiments.training.record import Record, Row
+from torchreg import Stacked
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from experiments.training.setup import Setup
+
+Describe = Callable[[nn.Module], Row]
+
+
+class Store(Protocol):
+    """Where the checkpoints of a stack are."""
+
+    path: Path
+
+    def load(self) -> Row | None: ...
+
+    def save(self, state: Row) -> None: ...
+
+
+@dataclass
+class Member:
+    """One of the runs."""
+
+    run: Run
+    record: Record
+    best: Row = field(default_factory=dict)
+    last: Row = field(default_factory=dict)
+    result: Row | None = None
+
+    def is_stopped(self, epoch: int) -> bool:
+        """Whether early stopping ends the run."""
+        stopping = self.run.train.early_stopping
+        return stopping is not None and bool(self.best) and epoch - self.best["epoch"] >= stopping.patience
 
 
 class Progress:
-    """The progress of a run: the epoch, the best epoch so far, and everything that a checkpoint must contain."""
+    """The progress of runs: the epoch, the best epoch of each so far, and all that a checkpoint must contain.
+
+    Without a store there is one run, whose record holds the checkpoint.
+    """
 
     def __init__(
-        self, run: Run, parts: dict[str, Any], shuffle: torch.Generator, record: Record, device: torch.device
+        self,
+        runs: Sequence[Run],
+        records: Sequence[Record],
+        setup: Setup,
+        device: torch.device,
+        store: Store | None = None,
     ) -> None:
-        self.run, self.record, self.shuffle, self.device = run, record, shuffle, device
-        self.parts = {name: part for name, part in parts.items() if part is not None}
+        self.members = [Member(run, record) for run, record in zip(runs, records, strict=True)]
+        self.setup, self.device, self.store = setup, device, store
         self.epoch = 0
-        self.best: Row = {}
-        self.last: Row = {}
         self._seconds = 0.0
         self._started = self._saved = time.monotonic()
 
     @property
     def is_over(self) -> bool:
-        """Whether the last epoch is done, or early stopping has ended the run."""
-        stopping = self.run.train.early_stopping
-        stopped = stopping is not None and bool(self.best) and self.epoch - self.best["epoch"] >= stopping.patience
-        return stopped or self.epoch >= self.run.train.epochs
+        """Whether the last epoch is done, or every run has ended before."""
+        ended = (member.result is not None or member.is_stopped(self.epoch) for member in self.members)
+        return self.epoch >= self.members[0].run.train.epochs or all(ended)
 
-    def restore(self, state: Row | None) -> None:
-        """Restores a checkpoint's state, if there is one."""
-        if state is None:
-            return
-        try:
-            for name, part in self.parts.items():
-                part.load_state_dict(state[name])
-            self.epoch, self.best, self._seconds = state["epoch"], dict(state["best"]), float(state["seconds"])
-            self.last = self.record.history[-1]
-            self.shuffle.set_state(state["shuffle"])
-            torch.set_rng_state(state["rng"])
-            if self.device.type == "cuda" and "cuda_rng" in state:
-                torch.cuda.set_rng_state(state["cuda_rng"], self.device)
-        except Exception as error:  # whatever a part raises on a state that is not its own
-            how = f"does not fit the run ({oneline(error)})"
-            raise damaged(self.record.folder / "checkpoint.pt", how) from error
+    # -- checkpoints ----------------------------------------------------------------------------------------------
 
-    def advance(self, figures: Row) -> None:
-        """Records an epoch's figures."""
-        self.epoch += 1
-        self.last = {"epoch": self.epoch, **figures}
-        self.record.append(self.last)
-        if self.run.train.early_stopping and figures["valid_loss"] < self.best.get("valid_loss", float("inf")):
-            state = deepcopy(self.parts["model"].state_dict())
-            self.best = {"epoch": self.epoch, "valid_loss": figures["valid_loss"], "model": state}
-        if time.monotonic() - self._saved >= self.run.train.checkpoint_seconds:
-            self.save()
+    def restore(self) -> None:
+        """Begins the records, and goes on from a checkpoint if there is one."""
+        if self.store is None:
+            (member,) = self.members
+            state = member.record.begin(member.run, self.device)
+            path = member.record.folder / "checkpoint.pt"
+        else:
+            state, path = self.store.load(), self.store.path
+            for member in self.members:
+                before = member.record.result
+                if before is not None and before["status"] != "failed":
+                    member.result = before
+                else:
+                    member.record.begin_at(member.run, self.device, 0 if state is None else state["epoch"])
+        if state is not None:
+            try:
+                self._load(state)
+            except Exception as error:  # whatever a part raises on a state that is not its own
+                raise damaged(path, f"does not fit the run ({oneline(error)})") from error
+        if self.store is not None and state is None:
+            self.save()  # which runs are in the stack, before one of them can end
+
+    def _load(self, state: Row) -> None:
+        for name, part in self.setup.parts.items():
+            part.load_state_dict(state[name])
+        self.epoch, self._seconds = state["epoch"], float(state["seconds"])
+        bests, shuffles = state["best"], state["shuffle"]
+        if self.store is None:
+            bests, shuffles = [bests], [shuffles]
+        for member, best, shuffle, own in zip(self.members, bests, self.setup.shuffles, shuffles, strict=True):
+            member.best = dict(best)
+            shuffle.set_state(own)
+            if self.epoch and member.result is None:
+                member.last = member.record.history[-1]
+        torch.set_rng_state(state["rng"])
+        if self.device.type == "cuda" and "cuda_rng" in state:
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
 
     def save(self) -> None:
         """Writes a checkpoint."""
-        state = {name: part.state_dict() for name, part in self.parts.items()}
-        state |= {"epoch": self.epoch, "best": self.best, "seconds": self._elapsed()}
-        state |= {"shuffle": self.shuffle.get_state(), "rng": torch.get_rng_state()}
+        state: Row = {name: part.state_dict() for name, part in self.setup.parts.items()}
+        state |= {"epoch": self.epoch, "seconds": self._elapsed(), "rng": torch.get_rng_state()}
+        bests = [member.best for member in self.members]
+        shuffles = [shuffle.get_state() for shuffle in self.setup.shuffles]
         if self.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
-        self.record.save(self.run, state)
+        if self.store is None:
+            (member,) = self.members
+            member.record.save(member.run, {**state, "best": bests[0], "shuffle": shuffles[0]})
+        else:
+            self.store.save({**state, "best": bests, "shuffle": shuffles})
         self._saved = time.monotonic()
 
-    def finish(self, describe: Callable[[nn.Module], Row]) -> Row:
-        """Records the result: the figures of the last epoch, or with early stopping those of the best one."""
-        self.save()
-        model = self.parts["model"]
-        if self.best:
-            model.load_state_dict(self.best["model"])
-        chosen = self.best.get("epoch", self.epoch)
-        row = next(row for row in self.record.history if row["epoch"] == chosen)
-        return self._close({"status": "done", "epochs": self.epoch, **row, **describe(model)})
+    # -- epochs ---------------------------------------------------------------------------------------------------
 
-    def pruned(self, describe: Callable[[nn.Module], Row]) -> Row:
-        """Records that the run was pruned, and at which epoch."""
-        return self._close({"status": "pruned", "epochs": self.epoch, **self.last, **describe(self.parts["model"])})
+    def advance(self, rows: Sequence[Row], faults: Sequence[str | None], describe: Describe) -> None:
+        """Records an epoch's figures; ends the runs that diverged, or that early stopping ends."""
+        self.epoch += 1
+        for number, (member, figures, fault) in enumerate(zip(self.members, rows, faults, strict=True)):
+            if member.result is not None:
+                continue
+            if fault is not None:
+                self._close(member, {"status": "diverged", "reason": fault})
+                continue
+            member.last = {"epoch": self.epoch, **figures}
+            member.record.append(member.last)
+            if member.run.train.early_stopping and figures["valid_loss"] < member.best.get("valid_loss", float("inf")):
+                best = {"epoch": self.epoch, "valid_loss": figures["valid_loss"], "model": self._state_of(number)}
+                member.best = best
+            if member.is_stopped(self.epoch):
+                self._finish(number, describe)
+        if not self.is_over and time.monotonic() - self._saved >= self.members[0].run.train.checkpoint_seconds:
+            self.save()
 
-    def diverged(self, reason: str) -> Row:
-        """Records that the run has diverged, and how."""
-        return self._close({"status": "diverged", "reason": reason})
+    def finish(self, describe: Describe) -> list[Row]:
+        """Records the results of all runs that have not ended."""
+        for number, member in enumerate(self.members):
+            if member.result is None:
+                self._finish(number, describe)
+        return [member.result for member in self.members if member.result is not None]
 
-    def _close(self, result: Row) -> Row:
-        result["seconds"] = self._elapsed()
-        self.record.finish(result)
-        return result
+    def prune(self, describe: Describe) -> None:
+        """Records that the one run was pruned, and at which epoch."""
+        (member,) = self.members
+        result = {"status": "pruned", "epochs": self.epoch, **member.last, **describe(self.setup.model)}
+        self._close(member, result)
+
+    def _finish(self, number: int, describe: Describe) -> None:
+        """The figures of the last epoch, or with early stopping those of the best one."""
+        member = self.members[number]
+        if self.store is None:
+            self.save()
+        model = self._model_of(number)
+        chosen = member.best.get("epoch", self.epoch)
+        row = next(row for row in member.record.history if row["epoch"] == chosen)
+        self._close(member, {"status": "done", "epochs": self.epoch, **row, **describe(model)})
+
+    def _state_of(self, number: int) -> Row:
+        model = self.setup.model
+        return model.state_of(number) if isinstance(model, Stacked) else deepcopy(model.state_dict())
+
+    def _model_of(self, number: int) -> nn.Module:
+        """The run's model, with the weights of the best epoch under early stopping."""
+        model, best = self.setup.model, self.members[number].best
+        model = model.members()[number] if isinstance(model, Stacked) else model
+        if best:
+            model.load_state_dict(best["model"], strict=False)
+        if self.store is not None:
+            self.members[number].record.keep(self.members[number].run, self.epoch, model)
+        return model
+
+    def _close(self, member: Member, result: Row) -> None:
+        member.result = {**result, "seconds": self._elapsed() / len(self.members)}
+        member.record.finish(member.result)
 
     def _elapsed(self) -> float:
         return self._seconds + time.monotonic() - self._started

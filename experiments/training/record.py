@@ -29,7 +29,7 @@ from experiments.training.files import append, checksum, content_of, damaged, pa
 from experiments.training.forms import Environments, Event, Figures, Result, check_form
 
 Row = dict[str, Any]
-_FREE: Any = {"data": {"root"}, "train": {"checkpoint_seconds"}}  # what a run may change when it goes on
+_FREE: Any = {"data": {"root"}, "train": {"checkpoint_seconds", "stack"}}  # what a run may change when it goes on
 _BESIDE = ("config.json", "environment.json", "history.jsonl", "checkpoint.pt")
 _SEAL = b"\nsha256 "  # at the end of a checkpoint, where torch.load does not look
 
@@ -50,24 +50,31 @@ class Record:
 
     def begin(self, run: Run, device: torch.device) -> Row | None:
         """Prepares the folder; returns the checkpoint to continue from, or None for a new run."""
+        state = self._checkpoint(run)
+        self.begin_at(run, device, 0 if state is None else state["epoch"])
+        return state
+
+    def begin_at(self, run: Run, device: torch.device, epoch: int) -> None:
+        """Prepares the folder of a run that goes on after so many epochs.
+
+        Raises:
+            RecordError: the history is damaged, or shorter.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         write(self.folder / "config.json", run.model_dump_json(by_alias=True, indent=2))
-        state = self._checkpoint(run)
-        self._note_environment(environment(device), resumed=state is not None)
         # What was written after the checkpoint is computed again, and a killed process may leave half a line.
-        write(self.folder / "history.jsonl", b"".join(self._lines()[: state["epoch"]] if state else []))
-        return state
+        lines = self._lines()[:epoch] if epoch else []
+        if len(self._rows(lines)) < epoch:
+            raise damaged(self.folder / "history.jsonl")
+        self._note_environment(environment(device), resumed=epoch > 0)
+        write(self.folder / "history.jsonl", b"".join(lines))
 
     def _checkpoint(self, run: Run) -> Row | None:
         path = self.folder / "checkpoint.pt"
         if not path.exists():
             return None
         try:
-            content = content_of(path)
-            data, mark, digest = content.rpartition(_SEAL)
-            if mark and digest.decode() != checksum(data):
-                raise ValueError("another checksum")
-            state: Row = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            state, mark = load_sealed(path)
             lines = self._lines()[: state["epoch"]]
             history = checksum(b"".join(lines))
             if not 1 <= state["epoch"] <= len(lines) or state.get("history", history) != history:
@@ -78,7 +85,7 @@ class Record:
             return None
         if "run" in state and not mark:  # only earlier versions wrote none
             raise damaged(path, "was altered")
-        if state.get("run", _digest_of(run)) != _digest_of(run):
+        if state.get("run", digest_of(run)) != digest_of(run):
             raise damaged(path, "is of another run")
         return state
 
@@ -97,11 +104,12 @@ class Record:
 
     def save(self, run: Run, state: Row) -> None:
         """Replaces the checkpoint."""
-        buffer = io.BytesIO()
         history = checksum(b"".join(self._lines()[: state["epoch"]]))
-        torch.save({**state, "run": _digest_of(run), "history": history}, buffer)
-        data = buffer.getvalue()
-        write(self.folder / "checkpoint.pt", data + _SEAL + checksum(data).encode())
+        save_sealed(self.folder / "checkpoint.pt", {**state, "run": digest_of(run), "history": history})
+
+    def keep(self, run: Run, epoch: int, model: torch.nn.Module) -> None:
+        """Keeps the weights of a run that was trained in a stack."""
+        self.save(run, {"epoch": epoch, "model": model.state_dict()})
 
     def finish(self, result: Row) -> None:
         """Marks the run as done."""
@@ -145,7 +153,7 @@ class Record:
             run = Run.model_validate_json(content_of(path))
         except ValidationError:
             raise damaged(path) from None
-        if self._run is not None and _digest_of(run) != _digest_of(self._run):
+        if self._run is not None and digest_of(run) != digest_of(self._run):
             raise damaged(path, "is of another run")
 
     @property
@@ -169,6 +177,27 @@ class Record:
         if [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)):
             raise damaged(path)
         return rows
+
+
+def save_sealed(path: Path, state: Row) -> None:
+    """Writes a checkpoint with its checksum."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    data = buffer.getvalue()
+    write(path, data + _SEAL + checksum(data).encode())
+
+
+def load_sealed(path: Path) -> tuple[Row, bool]:
+    """A checkpoint, and whether it had a checksum.
+
+    Raises:
+        ValueError: it has another checksum; and whatever ``torch.load`` raises on a damaged file.
+    """
+    content = content_of(path)
+    data, mark, digest = content.rpartition(_SEAL)
+    if mark and digest.decode() != checksum(data):
+        raise ValueError("another checksum")
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True), bool(mark)
 
 
 class Log:
@@ -291,7 +320,7 @@ def _identity(study: Study) -> Row:
     return study.model_dump(exclude={"runs": {"__all__": _FREE}, "sweep": {"trials"}})
 
 
-def _digest_of(run: Run) -> str:
+def digest_of(run: Run) -> str:
     """The checksum of what makes two runs the same."""
     return checksum(run.model_dump_json(exclude=_FREE, exclude_defaults=True).encode())
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from torchreg import functional as f
 from torchreg.ensemble.batched import batched_forward, plain_layers
@@ -103,35 +103,59 @@ class Stacked(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The outputs of all members, ``(members, ...)``, for inputs that they share."""
+        return self._compute(args, kwargs, shared=True)
+
+    def each(self, *args: Any, **kwargs: Any) -> Any:
+        """The outputs of all members, ``(members, ...)``, for inputs of their own: tensors ``(members, ...)``.
+
+        Example:
+            >>> stack = Stacked([nn.Linear(3, 2) for _ in range(4)])
+            >>> stack.each(torch.zeros(4, 5, 3)).shape
+            torch.Size([4, 5, 2])
+        """
+        for value in tree_leaves((args, kwargs)):
+            if isinstance(value, Tensor) and value.shape[:1] != (self._count,):
+                raise ValueError(
+                    f"Stacked: each() takes tensors with a row for each of the {self._count} members, got one of shape "
+                    f"{tuple(value.shape)}: call the stack itself with what they share"
+                )
+        return self._compute(args, kwargs, shared=False)
+
+    def _compute(self, args: Any, kwargs: Any, shared: bool) -> Any:
         self._hold_frozen()
         if not self.vectorize:
-            return self._one_after_another(args, kwargs)
+            return self._one_after_another(args, kwargs, shared)
         if self._proven:
-            return self._at_once(args, kwargs)
+            return self._at_once(args, kwargs, shared)
         self._proven, before = True, _State(self._template[0])
         try:
-            return self._at_once(args, kwargs)
+            return self._at_once(args, kwargs, shared)
         except Exception as error:
             before.restore()
-            where, reason = self._culprit(args, kwargs), " ".join(str(error).split())[:200]
+            where, reason = self._culprit(args, kwargs, shared), " ".join(str(error).split())[:200]
             before.restore()
-            outputs = self._one_after_another(args, kwargs)  # if this fails too, the error is the model's, not vmap's
+            # If this fails too, the error is the model's, not vmap's.
+            outputs = self._one_after_another(args, kwargs, shared)
             self.vectorize = False
             warnings.warn(
                 f"Stacked: {where} cannot be vectorized over members, which are computed one after another from now "
                 f"on: {reason}",
-                stacklevel=3,
+                stacklevel=4,
             )
             return outputs
 
-    def per_member(self, criterion: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
-        """The criterion as a function of stacked outputs and shared targets, with a loss for each member.
+    def per_member(
+        self, criterion: Callable[[Any, Any], Tensor], *, shared: bool = True
+    ) -> Callable[[Any, Any], Tensor]:
+        """The criterion as a function of stacked outputs and targets, with a loss for each member.
 
         Args:
             criterion: a mean loss of outputs and targets.
+            shared: whether the members share the targets; False: each has its own, as its inputs in :meth:`each`.
 
         Returns:
-            A function of outputs ``(members, batch, ...)`` and targets ``(batch, ...)`` that returns ``(members,)``.
+            A function of outputs ``(members, batch, ...)`` and targets ``(batch, ...)``, or ``(members, batch, ...)``
+            of the members' own, that returns ``(members,)``.
 
         Example:
             >>> stack = Stacked([nn.Linear(3, 2) for _ in range(4)])
@@ -139,22 +163,26 @@ class Stacked(nn.Module):
             >>> losses(stack(torch.zeros(5, 3)), torch.zeros(5, dtype=torch.long)).shape
             torch.Size([4])
         """
-        return f.losses_at_once(criterion) or vmap(criterion, in_dims=(0, None), randomness="different")
+        in_dims = (0, None if shared else 0)
+        return f.losses_at_once(criterion, shared) or vmap(criterion, in_dims=in_dims, randomness="different")
 
-    def _at_once(self, args: Any, kwargs: Any) -> Any:
-        def one(state: dict[str, Tensor], member: Tensor) -> Any:
+    def _at_once(self, args: Any, kwargs: Any, shared: bool) -> Any:
+        def one(state: dict[str, Tensor], member: Tensor, *own: Tensor) -> Any:
+            inputs = (args, kwargs) if shared else tree_unflatten(_filled(leaves, own), spec)
             with f.computing(member), _writing_in_place(template, state):
-                return functional_call(template, state, args, kwargs)
+                return functional_call(template, state, *inputs)
 
         (template,) = self._template
-        layers = plain_layers(template, args, kwargs)
+        layers = plain_layers(template, args, kwargs, shared)
         if layers is not None:
-            return batched_forward(layers, args[0], self._count)
+            return batched_forward(layers, args[0].expand(self._count, *args[0].shape) if shared else args[0])
         state = {**dict(template.named_parameters()), **dict(template.named_buffers())}
         device = next((value.device for value in state.values()), None)
-        return vmap(one, randomness="different")(state, torch.arange(self._count, device=device))
+        leaves, spec = tree_flatten((args, kwargs))
+        own = [] if shared else [value for value in leaves if isinstance(value, Tensor)]
+        return vmap(one, randomness="different")(state, torch.arange(self._count, device=device), *own)
 
-    def _one_after_another(self, args: Any, kwargs: Any) -> Any:
+    def _one_after_another(self, args: Any, kwargs: Any, shared: bool) -> Any:
         (template,) = self._template
         # unbind stacks the gradients once; indexing would make the gradient of a whole stack for each member
         alone = self._count == 1
@@ -163,11 +191,12 @@ class Stacked(nn.Module):
         for member in range(self._count):
             state = {name: rows[member] for name, rows in params.items()}
             state |= {name: buffer[member] for name, buffer in template.named_buffers()}  # views: written in place
+            inputs = (args, kwargs) if shared else _row(member, (args, kwargs))
             with f.computing(member), _writing_in_place(template, state):
-                outputs.append(functional_call(template, state, args, kwargs))
+                outputs.append(functional_call(template, state, *inputs))
         return tree_map(lambda *each: torch.stack(each) if isinstance(each[0], Tensor) else each[0], *outputs)
 
-    def _culprit(self, args: Any, kwargs: Any) -> str:
+    def _culprit(self, args: Any, kwargs: Any, shared: bool) -> str:
         """The innermost module that was running when vectorizing failed."""
         path: list[str] = []
         (template,) = self._template
@@ -178,7 +207,7 @@ class Stacked(nn.Module):
                 module.register_forward_hook(lambda *_: path.clear() if len(path) < 2 else path.__delitem__(-1))
             )
         try:
-            self._at_once(args, kwargs)
+            self._at_once(args, kwargs, shared)
         except Exception:
             name = path[-1] if path else ""
             return f"{name} ({type(template.get_submodule(name)).__name__})" if name else type(template).__name__
@@ -313,6 +342,17 @@ def _template(models: Sequence[nn.Module]) -> nn.Module:
     for layers in zip(*map(_seeded, models), strict=True):
         own[id(layers[0].generator)] = f.Generators([deepcopy(layer.generator) for layer in layers])
     return copied(first, own)
+
+
+def _row(member: int, tree: Any) -> Any:
+    """The member's part of tensors with a row for each member."""
+    return tree_map(lambda value: value[member] if isinstance(value, Tensor) else value, tree)
+
+
+def _filled(leaves: Sequence[Any], own: Sequence[Tensor]) -> list[Any]:
+    """The leaves with these tensors in the places of the tensors."""
+    tensors = iter(own)
+    return [next(tensors) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
 
 
 def _seeded(model: nn.Module) -> list[Seeded]:

@@ -1,6 +1,15 @@
 """FORMULAS on plain tensors, without models, optimizers or strengths."""
 
-from torchreg.functional.dropping import channel_dropout, drawn_rate, drop, dropout, is_small, keep, mask_shape
+from torchreg.functional.dropping import (
+    channel_dropout,
+    drawn_rate,
+    drop,
+    drop_by_member,
+    dropout,
+    is_small,
+    keep,
+    mask_shape,
+)
 from torchreg.functional.internals import is_differentiated, is_transformed
 from torchreg.functional.losses import losses_at_once
 from torchreg.functional.masks import (
@@ -68,6 +77,7 @@ __all__ = [
     "drawn_rate",
     "drop",
     "drop_blocks",
+    "drop_by_member",
     "drop_paths",
     "dropout",
     "exclusive_threshold",

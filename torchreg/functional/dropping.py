@@ -17,7 +17,7 @@ from torchreg.functional.masks import (
     keep_mask,
     representable,
 )
-from torchreg.functional.members import Source
+from torchreg.functional.members import Generators, Source
 
 _SMALL = 3 << 13  # elements; for fewer, one call of torch is faster than several calls that draw bits
 
@@ -90,7 +90,21 @@ def drop(x: Tensor, p: float, shape: Sequence[int], inplace: bool = False, gener
     p = drawn_rate(x, p, generator)
     if p in (0, 1) or x.numel() == 0:
         return all_or_none(x, p if x.numel() else 0, inplace)
-    mask, scale = keep_mask(x, p, shape, generator), 1 / (1 - p)
+    return _kept(x, keep_mask(x, p, shape, generator), p, inplace)
+
+
+def drop_by_member(x: Tensor, p: float, generators: Generators) -> Tensor:
+    """:func:`drop` of a stack ``(members, ...)``: each member's part has the mask that it has alone."""
+    p = drawn_rate(x[0], p, generators)
+    if p in (0, 1) or x.numel() == 0:
+        return all_or_none(x, p if x.numel() else 0, inplace=False)
+    parts = x.detach().unbind()
+    masks = [keep_mask(part, p, part.shape, own) for part, own in zip(parts, generators.each, strict=True)]
+    return _kept(x, torch.stack(masks), p, inplace=False)
+
+
+def _kept(x: Tensor, mask: Tensor, p: float, inplace: bool) -> Tensor:
+    scale = 1 / (1 - p)
     if mask.dtype == torch.uint8 and scale.is_integer() and scale < 256:  # such as p = 0.5: one product instead of two
         mask, scale = mask.mul_(int(scale)), 1.0
     return keep(x, mask, scale, inplace)

@@ -10,26 +10,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def losses_at_once(criterion: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor] | None:
-    """The criterion as a function of stacked outputs and shared targets; None for criteria that are not common."""
+def losses_at_once(criterion: Callable[[Any, Any], Tensor], shared: bool = True) -> Callable[[Any, Any], Tensor] | None:
+    """The criterion as a function of stacked outputs and targets; None for criteria that are not common.
+
+    The targets are those of all members if they are shared, else ``(members, ...)``.
+    """
     if criterion is F.mse_loss or (type(criterion) is nn.MSELoss and criterion.reduction == "mean"):
-        return _mean_squares
+        return partial(_mean_squares, shared=shared)
     if criterion is F.cross_entropy:
-        return partial(_cross_entropies, ignored=-100, smoothing=0.0)
+        return partial(_cross_entropies, shared=shared, ignored=-100, smoothing=0.0)
     if type(criterion) is nn.CrossEntropyLoss and criterion.reduction == "mean" and criterion.weight is None:
-        return partial(_cross_entropies, ignored=criterion.ignore_index, smoothing=criterion.label_smoothing)
+        ignored, smoothing = criterion.ignore_index, criterion.label_smoothing
+        return partial(_cross_entropies, shared=shared, ignored=ignored, smoothing=smoothing)
     return None
 
 
-def _mean_squares(outputs: Tensor, targets: Tensor) -> Tensor:
+def _mean_squares(outputs: Tensor, targets: Tensor, shared: bool) -> Tensor:
+    if not shared and outputs.shape != targets.shape:
+        raise ValueError(f"the targets must have the outputs' shape {tuple(outputs.shape)}, got {tuple(targets.shape)}")
     return F.mse_loss(outputs, targets.expand_as(outputs), reduction="none").flatten(1).mean(1)
 
 
-def _cross_entropies(outputs: Tensor, targets: Tensor, ignored: int, smoothing: float) -> Tensor:
-    repeated = targets.expand(len(outputs), *targets.shape).flatten(0, 1)
+def _cross_entropies(outputs: Tensor, targets: Tensor, shared: bool, ignored: int, smoothing: float) -> Tensor:
+    own = targets.expand(len(outputs), *targets.shape) if shared else targets
     losses = F.cross_entropy(
-        outputs.flatten(0, 1), repeated, ignore_index=ignored, reduction="none", label_smoothing=smoothing
+        outputs.flatten(0, 1), own.flatten(0, 1), ignore_index=ignored, reduction="none", label_smoothing=smoothing
     )
     sums = losses.view(len(outputs), -1).sum(1)
     is_classes = not targets.is_floating_point()
-    return sums / ((targets != ignored).sum() if is_classes else losses.numel() // len(outputs))
+    return sums / ((own != ignored).flatten(1).sum(1) if is_classes else losses.numel() // len(outputs))

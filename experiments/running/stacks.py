@@ -1,0 +1,175 @@
+"""Runs that differ in seeds and strengths alone, trained as one stacked model where that is faster."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from experiments.config import Run
+from experiments.errors import RecordError, oneline
+from experiments.training import build
+from experiments.training.files import checksum
+from experiments.training.loop import train_epoch, train_together
+from experiments.training.measure import evaluate
+from experiments.training.record import Record, Row, digest_of, load_sealed, save_sealed
+from experiments.training.setup import set_up
+from torchreg import Stacked
+
+LARGEST = 64  # members of one stack
+_LOOKS = 3  # steps that are timed
+# Their steps are element by element, so that no member's depends on the others'.
+_ELEMENTWISE = {
+    *("SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "ASGD", "Adadelta", "Adagrad"),
+    *("SGDW", "AdamaxW", "NAdamW", "RAdamW", "RMSpropW", "AdagradW"),
+}
+
+
+def groups(runs: Sequence[Run]) -> list[list[Run]]:
+    """The runs in groups that could be stacks, each in the place of its first run."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(_kind(run), []).append(run)
+    return [group[i : i + LARGEST] for group in found.values() for i in range(0, len(group), LARGEST)]
+
+
+def _kind(run: Run) -> str:
+    """What the runs of a stack have in common: all but names, seeds, and strengths that act as a factor."""
+    tree = run.model_dump(mode="json", exclude={"arm", "strength", "values", "seed"})
+    for regularizer in tree["regularizers"]:
+        if build.is_linear(regularizer["penalty"]):
+            del regularizer["strength"]
+    return json.dumps(tree, sort_keys=True)
+
+
+class StackStore:
+    """The checkpoint of a stack, in a file of the study's folder; it says which runs are in the stack."""
+
+    def __init__(self, folder: Path, group: Sequence[Run]) -> None:
+        name = checksum(json.dumps([run.folder for run in group]).encode())[:12]
+        self.path, self._group = folder / "stacks" / f"{name}.pt", group
+        self.runs: list[Run] = []
+
+    def load(self) -> Row | None:
+        """The checkpoint, if there is one; :attr:`runs` are then the runs in the stack."""
+        if not self.path.exists():
+            return None
+        try:
+            state, _ = load_sealed(self.path)
+            ours = {run.folder: run for run in self._group}
+            self.runs = [ours[name] for name in state["runs"]]
+            if [digest_of(run) for run in self.runs] != state["digests"]:
+                raise ValueError("of other runs")
+        except Exception:  # torch.load raises what it likes on a damaged file
+            print(f"note: {self.path} is damaged: its runs start afresh", file=sys.stderr)
+            self.discard()
+            return None
+        return state if state["epoch"] else None
+
+    def save(self, state: Row) -> None:
+        """Replaces the checkpoint."""
+        self.path.parent.mkdir(exist_ok=True)
+        names = [run.folder for run in self.runs]
+        save_sealed(self.path, {**state, "runs": names, "digests": [digest_of(run) for run in self.runs]})
+
+    def discard(self) -> None:
+        """Removes what nothing needs any more."""
+        self.path.unlink(missing_ok=True)
+        if self.path.parent.is_dir() and not any(self.path.parent.iterdir()):
+            self.path.parent.rmdir()
+
+
+def make_together(group: Sequence[Run], folder: Path, device: torch.device) -> dict[str, Row]:
+    """The results of those runs of a group that were trained as a stack, by their folders; none if they are not."""
+    store = StackStore(folder, group)
+    is_begun = store.load() is not None or bool(store.runs)
+    if not is_begun:
+        store.runs = [run for run in group if not _is_begun(folder, run)]
+        if len(store.runs) < 2 or group[0].train.stack is False or not _is_faster(store.runs, device):
+            return {}
+    records = [Record(folder / "runs" / run.folder, run) for run in store.runs]
+    try:
+        results = train_together(store.runs, device, records, store)
+    except RecordError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever one run raises; alone it is only its own fault
+        print(f"note: {len(records)} runs are made one after another: {oneline(error)}", file=sys.stderr)
+        store.discard()
+        return {}
+    store.discard()
+    return {run.folder: result for run, result in zip(store.runs, results, strict=True)}
+
+
+def _is_begun(folder: Path, run: Run) -> bool:
+    """Whether the run has ended, or has a checkpoint of its own to go on from."""
+    record = Record(folder / "runs" / run.folder, run)
+    result = record.result
+    return (record.folder / "checkpoint.pt").exists() or (result is not None and result["status"] != "failed")
+
+
+def obstacle(run: Run) -> str | None:
+    """Why runs such as this one cannot be stacked, as far as their settings tell."""
+    if run.train.amp:
+        return "amp: one scale of the losses would be that of all members"
+    for key in ("auto_strength", "sparsity"):
+        if getattr(run, key) is not None:
+            return f"{key}: is that of one network"
+    if run.optimizer.name not in _ELEMENTWISE:
+        return f"optimizer: {run.optimizer.name or run.optimizer.class_} may mix the members' elements"
+    return None
+
+
+def _is_faster(runs: Sequence[Run], device: torch.device) -> bool:
+    """Whether the first steps say so; prints how long they take, or why the runs cannot be stacked."""
+    name = f"{runs[0].arm}: {len(runs)} runs"
+    reason = obstacle(runs[0])
+    if reason is None:
+        with torch.random.fork_rng(), warnings.catch_warnings(action="ignore"):
+            try:
+                alone, stack = _cost(runs[:1], device, stacked=False), _cost(runs, device, stacked=True)
+            except _CannotStackError as error:
+                reason = str(error)
+            except (Exception, SystemExit) as error:  # whatever a user's model raises in a stack
+                reason = oneline(error)
+    if reason is not None:
+        if runs[0].train.stack is True:
+            print(f"note: {name} one after another: {reason}", file=sys.stderr)
+        return False
+    is_faster = stack < len(runs) * alone or runs[0].train.stack is True
+    print(
+        f"{name} {'as one stack' if is_faster else 'one after another'}: "
+        f"an epoch takes {stack:.3g} s stacked, {len(runs)} x {alone:.3g} s alone",
+        file=sys.stderr,
+    )
+    return is_faster
+
+
+class _CannotStackError(Exception):
+    pass
+
+
+def _cost(runs: Sequence[Run], device: torch.device, stacked: bool) -> float:
+    """The seconds of an epoch and its evaluation, from a few steps."""
+    setup = set_up(runs, device, stacked)
+    batches = setup.batches()[:_LOOKS]
+    before = torch.get_rng_state()
+    taken = []
+    for batch in [batches[0], *batches]:
+        start = time.perf_counter()
+        train_epoch(setup.model, setup.optimizer, setup.images.train, [batch], setup.in_loss)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - start)
+    if not stacked and not torch.equal(before, torch.get_rng_state()):
+        raise _CannotStackError("the model draws from torch's generator; layers of torchreg.nn have generators of their own")
+    if isinstance(setup.model, Stacked) and not setup.model.vectorize:
+        raise _CannotStackError("torch.func.vmap cannot compute the model")
+    start = time.perf_counter()
+    evaluate(setup.model, setup.images)
+    return median(taken[1:]) * setup.steps + time.perf_counter() - start

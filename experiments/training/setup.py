@@ -1,0 +1,106 @@
+"""What a training needs: of one run, or of several that are trained as one stack."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+import torchreg
+from experiments.config import Run
+from experiments.training import build, data
+from torchreg import Regularizer, Stacked
+
+
+@dataclass(frozen=True)
+class Autocast:
+    """Mixed precision: half precision where it is safe, with scaled gradients for float16."""
+
+    device: str
+    scaler: torch.amp.GradScaler
+
+    def context(self) -> torch.autocast:
+        return torch.autocast(self.device, dtype=torch.float16 if self.device == "cuda" else torch.bfloat16)
+
+
+@dataclass
+class Setup:
+    """The network of a run, or the stack of several, with all that acts on it.
+
+    ``loss`` takes outputs and targets; of a stack those of its members, with a loss for each.
+    """
+
+    images: data.Images
+    model: nn.Module
+    optimizer: Optimizer
+    regularizers: list[Regularizer]
+    shuffles: list[torch.Generator]
+    batch_size: int
+    scheduler: LRScheduler | None = None
+    is_each_step: bool = False
+    tuned: torchreg.tuning.AutoStrength | None = None
+    amp: Autocast | None = None
+    others: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """The number of steps in an epoch."""
+        return -(-len(self.images.train) // self.batch_size)
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What has a state that a checkpoint must contain."""
+        parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler} | self.others
+        parts |= {f"regularizers.{i}": regularizer for i, regularizer in enumerate(self.regularizers)}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    @property
+    def in_loss(self) -> list[Regularizer]:
+        return [regularizer for regularizer in self.regularizers if regularizer.mode == "loss"]
+
+    def batches(self) -> Sequence[Tensor]:
+        """The positions of an epoch's images, in a new order for each run; of a stack ``(members, batch)``."""
+        count, device = len(self.images.train), self.images.train.y.device
+        orders = [torch.randperm(count, generator=shuffle) for shuffle in self.shuffles]
+        order = torch.stack(orders) if isinstance(self.model, Stacked) else orders[0]
+        batches: Sequence[Tensor] = order.to(device).split(self.batch_size, dim=-1)
+        return batches
+
+
+def set_up(runs: Sequence[Run], device: torch.device, stacked: bool = False) -> Setup:
+    """Builds what the runs need; if they are stacked, they differ in their seeds and strengths alone."""
+    first = runs[0]
+    images = data.load(first.data, device)
+    models = []
+    for run in runs:
+        torch.manual_seed(run.seed)
+        models.append(build.seeded(build.model(run.model, images).to(device), run.seed, device))
+    model = Stacked(models) if stacked else models[0]
+    optimizer = build.optimizer(first.optimizer, model, like=models[0])
+    scheduler, is_each_step = build.scheduler(first.scheduler, optimizer)
+    regularizers = build.regularizers(runs, model, optimizer)
+    scaler = torch.amp.GradScaler(device.type, enabled=first.train.amp and device.type == "cuda")
+    made = Setup(images, model, optimizer, regularizers, [], first.train.batch_size, scheduler, is_each_step)
+    made.tuned = build.auto_strength(first.auto_strength, regularizers, optimizer, images.valid)
+    made.others = {
+        "scaler": scaler,
+        "controller": build.controller(first.sparsity, optimizer, steps=first.train.epochs * made.steps),
+        "dropout_schedule": build.dropout_schedule(first.dropout_schedule, model, optimizer),
+        "auto_strength": made.tuned,
+    }
+    made.amp = Autocast(device.type, scaler) if first.train.amp else None
+    made.shuffles = [torch.Generator().manual_seed(run.seed) for run in runs]
+    return made
+
+
+def losses(model: nn.Module, outputs: Tensor, targets: Tensor) -> Tensor:
+    """The mean loss of the outputs; of a stack one for each member."""
+    if isinstance(model, Stacked):
+        return model.per_member(cross_entropy, shared=False)(outputs, targets)
+    return cross_entropy(outputs, targets)
