@@ -167,7 +167,7 @@ def _cost(runs: Sequence[Run], device: torch.device, stacked: bool) -> float:
             torch.cuda.synchronize()
         taken.append(time.perf_counter() - start)
     if not stacked and not torch.equal(before, torch.get_rng_state()):
-        raise _CannotStackError("the model draws from torch's generator; layers of torchreg.nn have generators of their own")
+        raise _CannotStackError("the model draws from torch's generator, layers of torchreg.nn from their own")
     if isinstance(setup.model, Stacked) and not setup.model.vectorize:
         raise _CannotStackError("torch.func.vmap cannot compute the model")
     start = time.perf_counter()

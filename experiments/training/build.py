@@ -135,7 +135,7 @@ def optimizer(settings: config.Optimizer, net: nn.Module, like: nn.Module | None
     else:
         groups = net.parameters()
     given: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
-    if settings.name in _FUSED and not settings.options.keys() & _IMPLEMENTATIONS and not _is_half(net):
+    if settings.name in _FUSED and not settings.options.keys() & _IMPLEMENTATIONS:
         given["fused"] = True  # one call for all weights
     if settings.penalty is not None:
         key, penalty = "optimizer.penalty", settings.penalty

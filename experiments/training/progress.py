@@ -182,12 +182,13 @@ class Progress:
 
     def _model_of(self, number: int) -> nn.Module:
         """The run's model, with the weights of the best epoch under early stopping."""
-        model, best = self.setup.model, self.members[number].best
-        model = model.members()[number] if isinstance(model, Stacked) else model
-        if best:
-            model.load_state_dict(best["model"], strict=False)
-        if self.store is not None:
-            self.members[number].record.keep(self.members[number].run, self.epoch, model)
+        model, member = self.setup.model, self.members[number]
+        if isinstance(model, Stacked):
+            model = model.members()[number]
+            kept = {"epoch": self.epoch, "best": member.best, "model": model.state_dict()}
+            member.record.save(member.run, kept)  # for those who want its weights: it ends here
+        if member.best:
+            model.load_state_dict(member.best["model"], strict=False)
         return model
 
     def _close(self, member: Member, result: Row) -> None:

@@ -107,10 +107,6 @@ class Record:
         history = checksum(b"".join(self._lines()[: state["epoch"]]))
         save_sealed(self.folder / "checkpoint.pt", {**state, "run": digest_of(run), "history": history})
 
-    def keep(self, run: Run, epoch: int, model: torch.nn.Module) -> None:
-        """Keeps the weights of a run that was trained in a stack."""
-        self.save(run, {"epoch": epoch, "model": model.state_dict()})
-
     def finish(self, result: Row) -> None:
         """Marks the run as done."""
         paths = [self.folder / name for name in _BESIDE if (self.folder / name).exists()]

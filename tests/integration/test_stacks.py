@@ -1,0 +1,354 @@
+"""Runs that are trained as one stack end as they do alone."""
+
+import random
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from experiments.running import stacks
+from experiments.running.study import run_study
+from experiments.training.progress import Progress
+from experiments.training.record import Record
+from tests.integration.studies import CPU, TREE, kill, small
+
+STRENGTHS = [0.0, 0.03, 0.3]
+TRAIN = {"epochs": 4, "batch_size": 30, "checkpoint_seconds": 0.0}
+
+
+def study_of(stack, seeds=(0, 1), **changes):
+    """One arm of several seeds, and of several strengths if it has a penalty without one."""
+    train = {**TRAIN, "stack": stack, **changes.pop("train", {})}
+    penalties = changes.get("regularizers", [])
+    if any("strength" not in penalty for penalty in penalties):
+        changes["strengths"] = STRENGTHS
+    return small(seeds=list(seeds), train=train, arms=[{"name": "arm", **changes}])
+
+
+def made(study, folder, **options):
+    """Every run's history, result and weights, by its folder."""
+    run_study(study, folder, CPU, **options)
+    found = {}
+    for run in study.runs:
+        record = Record(folder / "runs" / run.folder, run)
+        state = torch.load(record.folder / "checkpoint.pt", weights_only=True)
+        result = {key: value for key, value in record.result.items() if key not in ("seconds", "sha256")}
+        weights = {name: value for name, value in state["model"].items() if not name.endswith("generator")}
+        found[run.folder] = {"history": record.history, "result": result, "weights": weights}
+    return found
+
+
+def assert_alike(together, alone):
+    """Up to the rounding of single precision, which decides single images too."""
+    assert together.keys() == alone.keys()
+    for name, expected in alone.items():
+        ours = together[name]
+        torch.testing.assert_close(ours["weights"], expected["weights"], rtol=1e-5, atol=1e-5)
+        assert [row["epoch"] for row in ours["history"]] == [row["epoch"] for row in expected["history"]]
+        for row, other in zip(ours["history"], expected["history"], strict=True):
+            for key in ("train_loss", "valid_loss", "test_loss", "penalty"):
+                torch.testing.assert_close(row[key], other[key], rtol=1e-4, atol=1e-6)
+        assert ours["result"]["status"] == expected["result"]["status"]
+        assert ours["result"]["epochs"] == expected["result"]["epochs"]
+
+
+def compare(tmp_path, capsys, seeds=(0, 1), **changes):
+    together = made(study_of(True, seeds, **dict(changes)), tmp_path / "together")
+    assert "as one stack" in capsys.readouterr().err
+    alone = made(study_of(False, seeds, **dict(changes)), tmp_path / "alone")
+    assert_alike(together, alone)
+    return together
+
+
+PENALTIES = {
+    "L1": {},
+    "L2": {},
+    "ElasticNet": {"l1_ratio": 0.3},
+    "Huber": {"delta": 0.1},
+    "LogSum": {"epsilon": 0.1},
+    "HoyerSquare": {},
+    "L2SP": {},
+    "GroupLasso": {"groups": "output"},
+    "Nuclear": {},
+    "SoftOrthogonality": {},
+}
+PROXIMAL = {"L1", "L2", "ElasticNet", "Huber", "LogSum", "L2SP", "GroupLasso", "Nuclear"}
+
+
+@pytest.mark.parametrize("mode", ["loss", "grad", "decoupled", "prox"])
+@pytest.mark.parametrize("name", PENALTIES)
+def test_each_penalty_and_mode(name, mode, tmp_path, capsys):
+    if mode == "prox" and name not in PROXIMAL:
+        pytest.skip("has no proximal operator")
+    penalty = {"penalty": name, "mode": mode, **PENALTIES[name]}
+    compare(tmp_path, capsys, optimizer={"name": "SGD", "lr": 0.01, "momentum": 0.9}, regularizers=[penalty])
+
+
+@pytest.mark.parametrize("penalty", ["MCP", "SCAD"])
+def test_penalties_that_are_no_multiples_stack_by_strength(penalty, tmp_path, capsys):
+    study = study_of(True, regularizers=[{"penalty": penalty, "mode": "prox"}])
+    assert [len(group) for group in stacks.groups(study.runs)] == [2, 2, 2]
+    compare(tmp_path, capsys, regularizers=[{"penalty": penalty, "mode": "prox"}])
+
+
+@pytest.mark.parametrize("name", sorted(stacks._ELEMENTWISE))
+def test_each_optimizer(name, tmp_path, capsys):
+    decay = {} if name in ("Rprop",) else {"weight_decay": 0.01}
+    compare(tmp_path, capsys, optimizer={"name": name, "lr": 1e-3, **decay}, regularizers=[{"penalty": "L1"}])
+
+
+@pytest.mark.parametrize(
+    "dropout",
+    [{"name": name, "p": 0.5} for name in ("Dropout", "AlphaDropout", "GaussianDropout", "FeatureAlphaDropout")],
+    ids=lambda table: table["name"],
+)
+def test_each_dropout_drops_what_it_drops_alone(dropout, tmp_path, capsys):
+    compare(tmp_path, capsys, model={"name": "mlp", "hidden": [64, 32], "dropout": dropout, "input_dropout": dropout})
+
+
+def test_convolutions_with_dropout_of_channels(tmp_path, capsys):
+    model = {"name": "cnn", "channels": [4, 8], "hidden": 16, "dropout": {"name": "Dropout", "p": 0.3}}
+    compare(tmp_path, capsys, model=model)
+
+
+@pytest.mark.parametrize("name", ["DropConnect", "ConcreteDropout", "VariationalDropout", "HardConcrete"])
+def test_each_wrapped_layer(name, tmp_path, capsys):
+    regularizers = [] if name == "DropConnect" else [{"penalty": "Complexity", "mode": "grad"}]
+    study = study_of(True, model={"wrap": {"name": name}}, regularizers=regularizers)
+    together = made(study, tmp_path / "together")
+    note = capsys.readouterr().err
+    assert "as one stack" in note or "note: arm" in note
+    alone = study_of(False, model={"wrap": {"name": name}}, regularizers=regularizers)
+    assert_alike(together, made(alone, tmp_path / "alone"))
+
+
+SCHEDULED = {
+    "a penalty's": {
+        "regularizers": [{"penalty": "L2", "mode": "loss", "schedule": {"name": "cosine", "steps": 10}}],
+    },
+    "of two penalties": {
+        "regularizers": [
+            {"penalty": "L1", "mode": "prox", "strength": 0.3, "schedule": {"name": "early", "steps": 8}},
+            {"penalty": "L2", "mode": "decoupled", "strength": 0.1},
+        ]
+    },
+    "the learning rate's": {"scheduler": {"name": "CosineAnnealingLR", "T_max": 4}},
+    "the learning rate's, by steps": {
+        "scheduler": {"name": "OneCycleLR", "max_lr": 0.01, "total_steps": 16, "interval": "step"}
+    },
+    "of dropout": {
+        "model": {"dropout": {"name": "Dropout", "p": 0.5}},
+        "dropout_schedule": {"name": "curriculum", "steps": 10},
+    },
+}
+
+
+@pytest.mark.parametrize("changes", SCHEDULED.values(), ids=SCHEDULED)
+def test_each_schedule(changes, tmp_path, capsys):
+    compare(tmp_path, capsys, **changes)
+
+
+def test_early_stopping_of_each_member(tmp_path, capsys):
+    train = {"epochs": 12, "early_stopping": {"patience": 2}}
+    optimizer = {"name": "SGD", "lr": 0.7}
+    together = compare(tmp_path, capsys, seeds=(0, 1, 2, 3), train=train, optimizer=optimizer)
+    assert len({run["result"]["epochs"] for run in together.values()}) > 1
+
+
+def test_a_member_that_diverges_leaves_the_others_alone(tmp_path, capsys):
+    changes = {"optimizer": {"name": "SGD", "lr": 0.1}, "regularizers": [{"penalty": "L2", "mode": "loss"}]}
+    arms = [{"name": "arm", "strengths": [0.0, 0.1, 1e9], **changes}]
+    found = []
+    for stack in (True, False):
+        study = small(seeds=[0, 1], train={**TRAIN, "stack": stack}, arms=arms)
+        broken = run_study(study, tmp_path / str(stack), CPU)
+        assert len(broken) == 2
+        assert all("arm@1e+09" in line for line in broken)
+        found.append([Record(tmp_path / str(stack) / "runs" / run.folder, run).result for run in study.runs])
+    for ours, expected in zip(*found, strict=True):
+        assert ours["status"] == expected["status"]
+        if ours["status"] == "done":
+            torch.testing.assert_close(ours["test_loss"], expected["test_loss"], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["loss", "grad", "decoupled", "prox"])
+def test_strength_0_is_the_plain_loss_bit_for_bit(mode, tmp_path):
+    """In stacks of one size, whose products of matrices add up in one order."""
+    arm = {"name": "L1", "strengths": [0.0, 0.1], "regularizers": [{"penalty": "L1", "mode": mode}]}
+    train = {**TRAIN, "stack": True}
+    run_study(small(seeds=[0, 1], train=train, arms=[arm]), tmp_path / "L1", CPU)
+    run_study(small(seeds=[0, 1, 2, 3], train=train), tmp_path / "none", CPU)
+    for seed in (0, 1):
+        zero = Record(tmp_path / "L1" / "runs" / "L1@0" / f"seed{seed}").result
+        none = Record(tmp_path / "none" / "runs" / "none" / f"seed{seed}").result
+        assert zero["sha256"] == none["sha256"]
+
+
+# -- what is not stacked ------------------------------------------------------------------------------------------
+
+
+class WithTorchsDropout(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(64, 16), nn.Dropout(0.5), nn.Linear(16, 10))
+
+
+class Branching(nn.Sequential):
+    """Looks at a number, which vmap cannot."""
+
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(64, 10))
+
+    def forward(self, x):
+        y = super().forward(x)
+        return y if y.sum() > 0 else y * 1.0
+
+
+HERE = "tests.integration.test_stacks"
+ALONE = {
+    "amp": ({"train": {**TRAIN, "amp": True}}, "amp"),
+    "auto_strength": (
+        {"regularizers": [{"penalty": "L2", "strength": 0.1, "mode": "grad"}], "auto_strength": {"batch_size": 30}},
+        "auto_strength",
+    ),
+    "ProxAdam": (
+        {"optimizer": {"name": "ProxAdam", "lr": 0.01, "penalty": {"name": "L1", "strength": 1e-3}}},
+        "ProxAdam may mix",
+    ),
+    "a model with torch's dropout": ({"model": {"class": f"{HERE}:WithTorchsDropout"}}, "draws from torch's generator"),
+    "a model that vmap cannot compute": ({"model": {"class": f"{HERE}:Branching"}}, "vmap cannot compute"),
+}
+
+
+@pytest.mark.parametrize(("changes", "reason"), ALONE.values(), ids=ALONE)
+def test_what_cannot_be_stacked_is_made_alone_and_why_is_told(changes, reason, tmp_path, capsys):
+    study = study_of(True, **dict(changes))
+    if "class" in changes.get("model", {}):
+        tree = {key: value for key, value in TREE.items() if key != "model"}
+        from experiments.config import resolve
+
+        study = resolve(
+            {**tree, **changes, "seeds": [0, 1], "train": {**TRAIN, "stack": True}, "arms": [{"name": "arm"}]}
+        )
+    assert not run_study(study, tmp_path, CPU)
+    assert "2 runs one after another: " in (err := capsys.readouterr().err)
+    assert reason in err
+    assert all(Record(tmp_path / "runs" / run.folder, run).result["status"] == "done" for run in study.runs)
+
+
+def test_a_stack_that_raises_is_made_one_after_another(tmp_path, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(stacks, "train_together", fail)
+    assert not run_study(study_of(True), tmp_path, CPU)
+    assert "2 runs are made one after another: no memory" in capsys.readouterr().err
+    assert not (tmp_path / "stacks").exists()
+
+
+def test_runs_are_grouped_by_what_they_have_in_common():
+    study = small(
+        seeds=[0, 1],
+        arms=[
+            {"name": "L1", "strengths": [0.1, 1.0], "regularizers": [{"penalty": "L1"}]},
+            {"name": "none"},
+            {"name": "strong", "regularizers": [{"penalty": "L1", "strength": 10.0}]},
+            {"name": "wide", "model": {"hidden": [32]}},
+        ],
+    )
+    assert [[run.folder for run in group] for group in stacks.groups(study.runs)] == [
+        ["L1@0.1/seed0", "L1@0.1/seed1", "L1@1/seed0", "L1@1/seed1", "strong/seed0", "strong/seed1"],
+        ["none/seed0", "none/seed1"],
+        ["wide/seed0", "wide/seed1"],
+    ]
+
+
+# -- killed and resumed -------------------------------------------------------------------------------------------
+
+KILLED = {
+    "train": {"epochs": 30, "batch_size": 10},
+    "model": {"name": "mlp", "hidden": [32], "dropout": {"name": "Dropout", "p": 0.5}},
+    "regularizers": [{"penalty": "L1", "mode": "prox", "schedule": {"name": "linear", "steps": 200}}],
+    "scheduler": {"name": "CosineAnnealingLR", "T_max": 30},
+}
+
+
+class KilledError(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("after", ["append", "finish", "save"])
+@pytest.mark.parametrize("call", [1, 2, 5, 9])
+def test_a_stack_stopped_anywhere_goes_on_with_the_same_bits(after, call, tmp_path, monkeypatch):
+    study = study_of(True, **dict(KILLED, train={"epochs": 3, "early_stopping": {"patience": 2}}))
+    whole = made(study, tmp_path / "whole")
+    owner = Progress if after == "save" else Record
+    kept, calls = getattr(owner, after), []
+
+    def die(self, *args):
+        kept(self, *args)
+        calls.append(1)
+        if len(calls) == call:
+            raise KilledError
+
+    monkeypatch.setattr(owner, after, die)
+    try:
+        run_study(study, tmp_path / "cut", CPU)
+    except KilledError:
+        monkeypatch.setattr(owner, after, kept)
+        torch.manual_seed(12345)
+    else:
+        pytest.skip("it ended before")
+    assert same_bits(made(study, tmp_path / "cut", resume=True), whole)
+    assert not (tmp_path / "cut" / "stacks").exists()
+
+
+def same_bits(ours, theirs):
+    torch.testing.assert_close(
+        {name: run["weights"] for name, run in ours.items()},
+        {name: run["weights"] for name, run in theirs.items()},
+        rtol=0,
+        atol=0,
+    )
+    return [(run["history"], run["result"]) for run in ours.values()] == [
+        (run["history"], run["result"]) for run in theirs.values()
+    ]
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_stack_killed_at_ten_random_moments_ends_with_the_same_bits(seed, tmp_path):
+    study = study_of(True, **KILLED)
+    whole = made(study, tmp_path / "whole")
+    folder, draw = tmp_path / "cut", random.Random(seed)
+    history = folder / "runs" / study.runs[0].folder / "history.jsonl"
+
+    def lines():
+        return len(history.read_bytes().splitlines()) if history.exists() else 0
+
+    for kills in range(10):
+        at = lines() + draw.randint(1, 2) if kills else 1
+        kill(run_study, study, folder, lambda at=at: lines() >= at)
+    assert same_bits(made(study, folder, resume=True), whole)
+
+
+def test_a_damaged_checkpoint_of_a_stack_starts_it_afresh(tmp_path, monkeypatch, capsys):
+    study = study_of(True)
+    whole = made(study, tmp_path / "whole")
+    kept = Record.append
+
+    def die(self, row):
+        kept(self, row)
+        if row["epoch"] == 3:
+            raise KilledError
+
+    monkeypatch.setattr(Record, "append", die)
+    with pytest.raises(KilledError):
+        run_study(study, tmp_path / "cut", CPU)
+    monkeypatch.setattr(Record, "append", kept)
+    (file,) = (tmp_path / "cut" / "stacks").iterdir()
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    assert same_bits(made(study, tmp_path / "cut", resume=True), whole)
+    assert "is damaged: its runs start afresh" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "cut")
