@@ -246,7 +246,9 @@ def open_study(study: Study, folder: Path, resume: bool) -> Iterator[None]:
             raise UserError(
                 f"--out: {folder} already holds this study: --resume continues it; or choose another folder"
             )
-    elif folder.exists() and (not folder.is_dir() or any(not _is_ours(path) for path in folder.iterdir())):
+    elif folder.exists() and not folder.is_dir():
+        raise UserError(f"--out: {folder} must be a folder, it is a file: choose another")
+    elif folder.is_dir() and any(not _is_ours(path) for path in folder.iterdir()):
         raise UserError(f"--out: {folder} must be empty or hold this study, it holds other files")
     _check_links(folder)
     folder.mkdir(parents=True, exist_ok=True)

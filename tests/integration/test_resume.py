@@ -111,6 +111,8 @@ def test_a_folder_takes_one_study(tmp_path):
     (tmp_path / "b" / "thesis.tex").touch()
     with pytest.raises(UserError, match="it holds other files"):
         run_study(small(), tmp_path / "b", CPU)
+    with pytest.raises(UserError, match=r"^--out: .*thesis\.tex must be a folder, it is a file: choose another$"):
+        run_study(small(), tmp_path / "b" / "thesis.tex", CPU)
 
 
 def test_a_folder_is_one_process_s_at_a_time(tmp_path):

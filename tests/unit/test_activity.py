@@ -483,9 +483,15 @@ def test_the_repr_lists_who_was_chosen():
     )
 
 
-@pytest.mark.parametrize("modules", ["*.relu", ["1", "*.relu"], nn.ReLU, nn.ReLU(), lambda name, module: False])
+@pytest.mark.parametrize("modules", ["*.relu", ["1", "*.relu"], nn.ReLU(), lambda name, module: False])
 def test_a_choice_that_matches_nothing_is_refused_with_the_names(modules):
     with pytest.raises(ValueError, match=r"modules must select some, .* matches none of '' \(the model\), 0, 1, 2"):
+        ActivityRegularizer(make_model(), PENALTY, modules)
+
+
+@pytest.mark.parametrize("modules", [nn.ReLU, (nn.Tanh, nn.ReLU)])
+def test_a_class_that_matches_nothing_is_refused_with_the_classes(modules):
+    with pytest.raises(ValueError, match=r"select some, the class ReLU matches none of Sequential, Linear, Tanh$"):
         ActivityRegularizer(make_model(), PENALTY, modules)
 
 
@@ -495,7 +501,7 @@ def test_bad_constructions_are_refused_with_what_was_given():
         ActivityRegularizer([model], PENALTY)
     with pytest.raises(TypeError, match=r"penalty must be a Penalty such as L1\(1e-6\), got 0\.5"):
         ActivityRegularizer(model, 0.5)
-    with pytest.raises(TypeError, match="modules must be a pattern, type or predicate, got 3"):
+    with pytest.raises(TypeError, match="modules must be a pattern, type or predicate, or several of these, got 3"):
         ActivityRegularizer(model, PENALTY, 3)
     with pytest.raises(TypeError, match="modules must be patterns, types or predicates, got 3"):
         ActivityRegularizer(model, PENALTY, [3])

@@ -22,7 +22,7 @@ def hooks_of(model):
 def test_an_inserted_layer_is_applied_to_the_output():
     model, (x, _) = make_model(), make_data()
     keys, weights = list(model.state_dict()), copy.deepcopy(model.state_dict())
-    insert_dropout(model, 0.3, after=[nn.Tanh, "0"])
+    insert_dropout(model, 0.3, after=(nn.Tanh, "0"))
     assert list(model.state_dict()) == keys
     model.load_state_dict(weights)
     twin = make_model()
@@ -202,7 +202,9 @@ def test_a_layer_that_will_not_do_is_refused(layer, error, message):
 def test_bad_models_and_choices_are_refused():
     with pytest.raises(TypeError, match=r"insert_dropout: model must be a torch\.nn\.Module, got list"):
         insert_dropout([], after="*")
-    with pytest.raises(TypeError, match="insert_dropout: after must be a pattern, type or predicate, got 3"):
+    with pytest.raises(
+        TypeError, match="insert_dropout: after must be a pattern, type or predicate, or several of these, got 3"
+    ):
         insert_dropout(make_model(), after=3)
 
 

@@ -409,8 +409,15 @@ def test_what_is_neither_selector_nor_predicate_is_refused(select):
         ("*.weight", r"use torchreg\.named\('\*\.weight'\)"),
         (nn.Linear, r"got the class Linear: use torchreg\.in_modules\(Linear\)"),
         (nn.Linear(2, 2), r"got a module Linear: use torchreg\.named"),
+        (["0.weight"], r"got a list: use torchreg\.named\('0\.weight'\)$"),
+        (("0.*", "1.*"), r"got a tuple: use torchreg\.named\('0\.\*', '1\.\*'\)$"),
+        (["a", "b", "c", "d"], r"use torchreg\.named\('a', 'b', 'c', \.\.\.\)$"),
+        ([nn.Linear, nn.Conv2d], r"use torchreg\.in_modules\(Linear, Conv2d\)$"),
+        ([nn.Parameter(torch.ones(2, 2))], r"got a list: use torchreg\.named with the names"),
+        ([], r"got a list: use torchreg\.named with the names"),
+        (nn.Parameter(torch.ones(2, 2)), r"got a Parameter: use torchreg\.named with its name$"),
     ],
-    ids=["a pattern", "a class", "a module"],
+    ids=["pattern", "class", "module", "name", "patterns", "many", "classes", "parameters", "nothing", "parameter"],
 )
 def test_what_is_meant_by_a_wrong_selection_is_said(select, advice):
     with pytest.raises(TypeError, match=advice):

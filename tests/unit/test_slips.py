@@ -16,6 +16,8 @@ from tests.cases import each_step_mode
 from tests.helpers import make_data, make_model
 from tests.unit.training import set_gradients
 from torchreg import L1, L2, ActivityRegularizer, DropoutSchedule, ElasticNet, Regularizer, cosine, everything, linear
+from torchreg.nn import insert_dropout, replace_dropout
+from torchreg.optim import param_groups
 
 
 def said(act):
@@ -80,6 +82,34 @@ def test_one_that_could_not_be_made_says_nothing_more():
     def fail():
         with pytest.raises(ValueError, match="mode must be"):
             Regularizer(make_model(), L1(0.1), mode="none")
+
+    assert said(fail) == []
+
+
+REFUSED = {
+    "a scheduler": lambda r: r.attach(torch.optim.lr_scheduler.StepLR(torch.optim.SGD([torch.ones(1)]), 1)),
+    "nothing": lambda r: r.attach(),
+    "another model's": lambda r: r.attach(torch.optim.SGD(make_model().parameters())),
+    "penalize in mode prox": lambda r: r.penalize(nn.MSELoss()),
+    "another state": lambda r: r.load_state_dict({}),
+}
+
+
+@pytest.mark.parametrize("call", REFUSED.values(), ids=REFUSED)
+def test_one_whose_call_was_refused_says_nothing_more(call):
+    def fail():
+        regularizer = Regularizer(make_model(), L1(0.1), mode="prox")
+        with pytest.raises((TypeError, ValueError)):
+            call(regularizer)
+
+    assert said(fail) == []
+
+
+def test_one_whose_criterion_was_refused_says_nothing_more():
+    def fail():
+        regularizer = Regularizer(make_model(), L1(0.1))
+        with pytest.raises(TypeError):
+            regularizer.penalize(None)
 
     assert said(fail) == []
 
@@ -163,15 +193,15 @@ def trained_in_evaluation(model, criterion, steps, *, no_step=False):
 
 @pytest.mark.parametrize("kind", ["parameters", "activities"])
 def test_steps_in_evaluation_mode_without_the_penalty_are_told_once(kind):
-    model = make_model()
-    made = Regularizer(model, L2(0.1)) if kind == "parameters" else ActivityRegularizer(model, L2(0.1), "1")
-    criterion = made.penalize(nn.MSELoss())
-    model.eval()
-    texts = said(lambda: trained_in_evaluation(model, criterion, 5))
-    assert [text for text in texts if "is trained in evaluation mode" in text] == texts
-    assert len(texts) == 1
-    assert "call model.train()" in texts[0]
-    repr(made)
+    def train():
+        model = make_model()
+        made = Regularizer(model, L2(0.1)) if kind == "parameters" else ActivityRegularizer(model, L2(0.1), "1")
+        model.eval()
+        trained_in_evaluation(model, made.penalize(nn.MSELoss()), 5)
+
+    (text,) = said(train)  # and none that it was never asked for its value
+    assert "is trained in evaluation mode" in text
+    assert "call model.train()" in text
 
 
 def test_evaluation_with_or_without_gradients_is_not_told():
@@ -190,6 +220,43 @@ def test_evaluation_with_or_without_gradients_is_not_told():
                 criterion(model(x), y)
 
     assert said(alternate) == []
+
+
+# -- all frozen ---------------------------------------------------------------------------------------------------
+
+
+@each_step_mode
+def test_a_regularizer_of_frozen_parameters_alone_is_told_once_and_acts_when_they_are_trained(mode):
+    model = make_model().requires_grad_(False)
+    model[2].bias.requires_grad_(True)  # which has no penalty
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.warns(
+        UserWarning, match=r"is frozen \(0\.weight, 2\.weight\).*: call requires_grad_\(True\)"
+    ) as records:
+        regularizer = Regularizer(model, L2(0.5), mode=mode).attach(optimizer)
+    assert [record.filename for record in records] == [__file__]
+    before = model[0].weight.clone()
+
+    def step():
+        set_gradients(model, 0.0)
+        optimizer.step()
+
+    assert said(step) == []
+    assert torch.equal(model[0].weight, before)
+    model.requires_grad_(True)
+    assert said(step) == []
+    assert (model[0].weight.abs() < before.abs()).all()
+    regularizer.remove()
+    assert said(lambda: regularizer.attach(optimizer)) == []
+
+
+@pytest.mark.parametrize("select", [everything, lambda info: info.name in ("0.weight", "2.bias")])
+@each_step_mode
+def test_a_model_that_is_frozen_in_part_is_not_told(mode, select):
+    model = make_model()
+    model[0].requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert said(lambda: Regularizer(model, L2(0.5), mode=mode, select=select).attach(optimizer)) == []
 
 
 # -- decay beside a ridge that comes later ------------------------------------------------------------------------
@@ -291,6 +358,42 @@ def test_what_is_no_criterion_is_told_at_once():
     for criterion, got in ((None, "a NoneType"), (model(make_data()[0]).sum(), "a Tensor")):
         with pytest.raises(TypeError, match=rf"penalize\(\) takes the loss function, .*, got {got}: .* add value"):
             regularizer.penalize(criterion)
+
+
+OWNERS = {
+    "Regularizer": lambda model: Regularizer(model, L1(0.1)),
+    "ActivityRegularizer": lambda model: ActivityRegularizer(model, L1(0.1)),
+    "DropoutSchedule": lambda model: DropoutSchedule(model, cosine(10)),
+    "param_groups": lambda model: param_groups(model, weight_decay=0.1),
+    "insert_dropout": lambda model: insert_dropout(model, after="*"),
+    "replace_dropout": replace_dropout,
+}
+NO_MODELS = {
+    "generator": lambda: make_model().parameters(),
+    "generator of pairs": lambda: make_model().named_parameters(),
+    "list": lambda: list(make_model().parameters()),
+    "Parameter": lambda: make_model()[0].weight,
+    "OrderedDict": lambda: make_model().state_dict(),
+}
+
+
+@pytest.mark.parametrize("kind", NO_MODELS)
+@pytest.mark.parametrize("owner", OWNERS)
+def test_parameters_instead_of_a_model_are_told_with_advice(owner, kind):
+    got = kind.partition(" ")[0]
+    line = rf"^{owner}: model must be a torch\.nn\.Module, got {got}: pass the model itself, not its parameters$"
+    with pytest.raises(TypeError, match=line):
+        OWNERS[owner](NO_MODELS[kind]())
+
+
+@pytest.mark.parametrize("owner", OWNERS)
+def test_other_things_instead_of_a_model_are_told(owner):
+    with pytest.raises(TypeError, match=rf"^{owner}: .* got the class Linear: pass an instance$"):
+        OWNERS[owner](nn.Linear)
+    with pytest.raises(TypeError, match=rf"^{owner}: .* got NoneType$"):
+        OWNERS[owner](None)
+    with pytest.raises(TypeError, match=rf"^{owner}: .* got list$"):
+        OWNERS[owner]([make_model(), make_model()])
 
 
 def test_types_as_patterns_are_told_with_advice():

@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 from torchreg.ensemble.stacked import Stacked
 from torchreg.hooks import Group
 from torchreg.penalties.members import member_of
+from torchreg.selection.modules import check_model
 from torchreg.selection.parameters import ParamInfo, each_parameter
 from torchreg.selection.selectors import Selector, as_selector, weights
 
@@ -54,8 +55,7 @@ def param_groups(
         [(0.01, 2), (0.0, 4)]
         >>> optimizer = torch.optim.AdamW(groups, lr=1e-3)
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"param_groups: model must be a torch.nn.Module, got {type(model).__name__}")
+    check_model("param_groups", model)
     is_number = weight_decay.numel() == 1 if isinstance(weight_decay, Tensor) else isinstance(weight_decay, Real)
     if not is_number or isinstance(weight_decay, bool):
         raise TypeError(f"param_groups: weight_decay must be a number, got {weight_decay!r}")

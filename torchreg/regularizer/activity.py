@@ -17,7 +17,7 @@ from torchreg.ensemble.stacked import Stacked
 from torchreg.penalties import KLSparsity, Penalty
 from torchreg.regularizer.penalized_loss import PenalizedLoss
 from torchreg.schedules import check_scale
-from torchreg.selection.modules import ModuleFilter, select_modules
+from torchreg.selection.modules import ModuleFilter, check_model, select_modules
 
 
 class ActivityRegularizer:
@@ -71,6 +71,7 @@ class ActivityRegularizer:
     """
 
     _handles: tuple[RemovableHandle, ...] = ()
+    _is_used = True  # it does not warn at the end of its life
 
     def __init__(
         self,
@@ -80,8 +81,7 @@ class ActivityRegularizer:
         *,
         batch_dim: int = 0,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"ActivityRegularizer: model must be a torch.nn.Module, got {type(model).__name__}")
+        check_model("ActivityRegularizer", model)
         if any(isinstance(module, Stacked) for module in model.modules()):
             raise ValueError(
                 "ActivityRegularizer: model must not be a stack, whose activities cannot be recorded: use members()"

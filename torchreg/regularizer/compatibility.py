@@ -80,6 +80,17 @@ def check_decay(optimizer: Optimizer, assignments: Sequence[Assignment]) -> None
             )
 
 
+def warn_of_frozen(assignments: Sequence[Assignment]) -> None:
+    """Warns if all penalized parameters are frozen. They may be trained later."""
+    penalized = [a.name for a in assignments if a.penalty is not None]
+    if penalized and not any(a.is_penalized for a in assignments):
+        warnings.warn(
+            f"Regularizer: every penalized parameter is frozen ({listed(penalized)}), so that the penalty has no "
+            "effect now: call requires_grad_(True) on those to be trained, or select parameters that are trained",
+            stacklevel=3,
+        )
+
+
 def minimized(optimizer: Optimizer) -> str:
     """What mode "prox" minimizes with the optimizer, as part of a sentence; empty if that is loss + penalty.
 

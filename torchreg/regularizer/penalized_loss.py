@@ -16,6 +16,7 @@ class Penalizer(Protocol):
     """A regularizer of parameters or of activities, whose value can be added to a loss."""
 
     model: nn.Module
+    _is_used: bool  # whether it says nothing at the end of its life
 
     def value(self) -> Tensor: ...
 
@@ -68,7 +69,7 @@ class PenalizedLoss(nn.Module):
         weight = next((param for param in model.parameters() if param.requires_grad), None)
         before, self._backward_at = self._backward_at, None
         if weight is not None and before not in (None, weight._version):
-            self._has_warned = True
+            self._has_warned = self.regularizer._is_used = True  # told here, so not again when the regularizer dies
             warnings.warn(
                 f"{type(self.regularizer).__name__}: {type(model).__name__} is trained in evaluation mode, in which "
                 "the loss of penalize() has no penalty: call model.train() before the training steps",

@@ -17,7 +17,7 @@ from torchreg.hooks import Carried, Group, StepHooks, check_steps, checked_steps
 from torchreg.penalties import Penalty, Term
 from torchreg.penalties.constraints import Constraint
 from torchreg.regularizer.assignment import Assignment, as_rules, assign, references, with_references
-from torchreg.regularizer.compatibility import check_decay, check_new, check_optimizers, minimized
+from torchreg.regularizer.compatibility import check_decay, check_new, check_optimizers, minimized, warn_of_frozen
 from torchreg.regularizer.copies import check_copy
 from torchreg.regularizer.penalized_loss import PenalizedLoss
 from torchreg.regularizer.rounding import RoundingCheck
@@ -25,7 +25,7 @@ from torchreg.regularizer.structure import Structure, can_be_pickled, looked_aga
 from torchreg.regularizer.summary import table
 from torchreg.regularizer.value import penalty_value, warn_of_constants
 from torchreg.schedules import Schedule, check_scale, check_schedule
-from torchreg.selection.modules import listed
+from torchreg.selection.modules import check_model, listed
 from torchreg.selection.parameters import ParamInfo, unwrapped
 from torchreg.selection.selectors import Selector, as_selector, weights
 from torchreg.steps.batches import stepped
@@ -111,8 +111,7 @@ class Regularizer:
         schedule: Schedule | None = None,
         compile: bool = False,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"Regularizer: model must be a torch.nn.Module, got {type(model).__name__}")
+        check_model("Regularizer", model)
         if mode not in get_args(Mode):
             raise ValueError(f"Regularizer: mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
         self.model = model
@@ -138,7 +137,7 @@ class Regularizer:
         self._follow_schedule()
         self._is_used = False
 
-    _is_used = True  # whether it was attached, asked for its value or looked at
+    _is_used = True  # whether it was attached, asked for its value, looked at, or refused; else it warns when it dies
 
     @property
     def entries(self) -> Sequence[Assignment]:
@@ -238,12 +237,15 @@ class Regularizer:
         Raises:
             ValueError: the mode is not "loss", so that the penalty would be applied twice.
         """
+        was_used, self._is_used = self._is_used, True
         if self.mode != "loss":
             raise ValueError(
                 f"Regularizer: penalize() is for mode 'loss', this one has mode {self.mode!r}, which already acts "
                 "in the optimizer: use one or the other"
             )
-        return PenalizedLoss(self, criterion)
+        loss = PenalizedLoss(self, criterion)
+        self._is_used = was_used  # by the call of the loss, and not before
+        return loss
 
     # -- the other modes: the penalty in the optimizer's step -----------------------------------------------------
 
@@ -266,6 +268,7 @@ class Regularizer:
                 model, or has loaded the state of a regularizer that is not equal.
             TypeError: an argument is no ``torch.optim.Optimizer``.
         """
+        self._is_used = True  # also if it is refused
         for optimizer in optimizers or (None,):
             if not isinstance(optimizer, Optimizer):
                 got = "nothing" if optimizer is None else type(optimizer).__name__
@@ -297,6 +300,7 @@ class Regularizer:
             check_steps("Regularizer", optimizer, self.mode)
             check_decay(optimizer, self.entries)
         self._register(optimizers)
+        warn_of_frozen(self.entries)
         return self
 
     def remove(self) -> None:

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
+from types import GeneratorType
 
-from torch import nn
+from torch import Tensor, nn
 
 ModuleFilter = str | nn.Module | type[nn.Module] | Callable[[str, nn.Module], bool]
+
+
+def check_model(owner: str, model: nn.Module) -> None:
+    """Raises ``TypeError`` unless the model is a module."""
+    if isinstance(model, nn.Module):
+        return
+    given: object = model
+    if isinstance(given, type):
+        raise TypeError(f"{owner}: model must be a torch.nn.Module, got the class {given.__name__}: pass an instance")
+    is_listed = isinstance(given, list | tuple) and given and all(isinstance(each, Tensor) for each in given)
+    is_of_parameters = is_listed or isinstance(given, GeneratorType | Mapping | Tensor)
+    advice = ": pass the model itself, not its parameters" if is_of_parameters else ""
+    raise TypeError(f"{owner}: model must be a torch.nn.Module, got {type(given).__name__}{advice}")
 
 
 def select_modules(
@@ -27,14 +41,19 @@ def select_modules(
     """
     filters = [modules] if isinstance(modules, str) or callable(modules) else modules
     if not isinstance(filters, Iterable):
-        raise TypeError(f"{owner}: {argument} must be a pattern, type or predicate, got {modules!r}")
+        raise TypeError(
+            f"{owner}: {argument} must be a pattern, type or predicate, or several of these, got {modules!r}"
+        )
     places = list(model.named_modules(remove_duplicate=False))
     names = listed([name or "'' (the model)" for name, _ in places])
+    classes = listed(list(dict.fromkeys(type(module).__name__ for _, module in places)))
     found: set[nn.Module] = set()
     for wanted in filters:
         matched = {module for name, module in places if _matches(wanted, name, module, f"{owner}: {argument}")}
         if not matched:
-            raise ValueError(f"{owner}: {argument} must select some, {wanted!r} matches none of {names}")
+            got = f"the class {wanted.__name__}" if isinstance(wanted, type) else repr(wanted)
+            among = classes if isinstance(wanted, type) else names
+            raise ValueError(f"{owner}: {argument} must select some, {got} matches none of {among}")
         found |= matched
     if not found:
         raise ValueError(f"{owner}: {argument} must select some of {names}, got {modules!r}")

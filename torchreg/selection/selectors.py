@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import final
 
-from torch import nn
+from torch import Tensor, nn
 
 from torchreg.selection.naming import BIAS_WORDS, class_of, is_vector, no_weight, telling_name, words_of
 from torchreg.selection.parameters import ParamInfo
@@ -201,6 +201,21 @@ def as_selector(select: Selector | Callable[[ParamInfo], bool]) -> Selector:
     if isinstance(select, nn.Module):
         kind = type(select).__name__
         raise TypeError(f"{expected}, got a module {kind}: use torchreg.named with its name, such as named('0.*')")
+    if isinstance(select, list | tuple | set | frozenset):
+        raise TypeError(f"{expected}, got a {type(select).__name__}: use {_several_meant(list(select))}")
+    if isinstance(select, Tensor):
+        raise TypeError(f"{expected}, got a {type(select).__name__}: use torchreg.named with its name")
     if not callable(select):
         raise TypeError(f"{expected}, got {select!r}")
     return _Predicate(select)
+
+
+def _several_meant(given: list[object]) -> str:
+    """The selector for what is in a list."""
+    rest = ", ..." * (len(given) > 3)
+    if given and all(isinstance(each, str) for each in given):
+        return f"torchreg.named({', '.join(map(repr, given[:3]))}{rest})"
+    classes = [each.__name__ for each in given if isinstance(each, type) and issubclass(each, nn.Module)]
+    if given and len(classes) == len(given):
+        return f"torchreg.in_modules({', '.join(classes[:3])}{rest})"
+    return "torchreg.named with the names of the parameters"

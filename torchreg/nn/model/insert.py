@@ -15,10 +15,10 @@ from torch.utils.hooks import RemovableHandle
 from torchreg import functional as f
 from torchreg.nn.dropout import Dropout
 from torchreg.nn.model.rates import shown
-from torchreg.nn.model.replace import check_model, table_of
+from torchreg.nn.model.replace import table_of
 from torchreg.nn.seeded import Seeded
 from torchreg.nn.sequence import LockedDropout
-from torchreg.selection.modules import ModuleFilter, select_modules
+from torchreg.selection.modules import ModuleFilter, check_model, select_modules
 
 _CHILD = "torchreg_dropout"  # what an inserted layer is called in the module that holds it
 

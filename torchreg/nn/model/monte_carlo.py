@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from torchreg.nn.model.rates import is_idle, is_torchs, layers_in, torchs_numbers
 from torchreg.nn.model.search import Search, lacks_dropout
-from torchreg.selection.modules import listed
+from torchreg.selection.modules import check_model, listed
 
 Outputs = Literal["logits", "probabilities", "values"]
 
@@ -193,8 +193,7 @@ def mc_dropout(model: nn.Module) -> Iterator[MonteCarlo]:
         Learning", ICML 2016. Neil Houlsby, Ferenc Huszár, Zoubin Ghahramani, Máté Lengyel, "Bayesian Active Learning
         for Classification and Preference Learning", 2011.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"mc_dropout: model must be a torch.nn.Module, got {type(model).__name__}")
+    check_model("mc_dropout", model)
     layers, numbers = layers_in(model).values(), torchs_numbers(model)
     is_torchs_only = all(is_torchs(module) and not _is_patched(module) for module in model.modules())
     if is_torchs_only and all(map(is_idle, layers)) and not numbers:  # of others the first forward pass shows it

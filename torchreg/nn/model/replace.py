@@ -21,7 +21,7 @@ from torchreg.nn.dropout import (
 from torchreg.nn.model.calls import CallCheck, check_calls
 from torchreg.nn.model.rates import LAYERS, numbers_in, shown
 from torchreg.nn.model.seeding import seed_dropout
-from torchreg.selection.modules import listed
+from torchreg.selection.modules import check_model, listed
 
 _REPLACEMENTS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     nn.Dropout: Dropout,
@@ -189,12 +189,6 @@ def _others(model: nn.Module) -> str:
     ]
     seen = layers + [str(number) for number in numbers_in(model)]
     return f", only others: {listed(seen)}" if seen else ""
-
-
-def check_model(owner: str, model: nn.Module) -> None:
-    """Raises ``TypeError`` unless the model is a module."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{owner}: model must be a torch.nn.Module, got {type(model).__name__}")
 
 
 def table_of(changes: object, rows: Mapping[str, str]) -> str:

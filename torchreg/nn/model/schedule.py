@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torchreg.hooks import Carried, StepHooks, check_steps, checked_steps
 from torchreg.nn.model.rates import LAYERS, layers_in, others_numbers, torchs_numbers
 from torchreg.schedules import Schedule, check_schedule
-from torchreg.selection.modules import listed
+from torchreg.selection.modules import check_model, listed
 
 
 class DropoutSchedule:
@@ -57,8 +57,7 @@ class DropoutSchedule:
     """
 
     def __init__(self, model: nn.Module, schedule: Schedule | Callable[[int], float]) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"DropoutSchedule: model must be a torch.nn.Module, got {type(model).__name__}")
+        check_model("DropoutSchedule", model)
         check_schedule("DropoutSchedule", schedule)
         self.model = model
         self.schedule = schedule
