@@ -93,7 +93,8 @@ def _finite(ratios: dict[str, float | None]) -> dict[str, float | None]:
 
 def _digest(model: nn.Module) -> str:
     digest = hashlib.sha256()
-    for value in model.state_dict().values():
-        if isinstance(value, Tensor):  # a model may have other entries
+    names = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
+    for name, value in model.state_dict().items():
+        if name in names and isinstance(value, Tensor):  # a model may have other entries, and generators have states
             digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

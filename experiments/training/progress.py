@@ -185,8 +185,8 @@ class Progress:
         model, member = self.setup.model, self.members[number]
         if isinstance(model, Stacked):
             model = model.members()[number]
-            kept = {"epoch": self.epoch, "best": member.best, "model": model.state_dict()}
-            member.record.save(member.run, kept)  # for those who want its weights: it ends here
+            kept = {"epoch": self.epoch, "best": member.best, "model": model.state_dict(), "is_of_stack": True}
+            member.record.save(member.run, kept)  # for those who want its weights: nothing can go on from here
         if member.best:
             model.load_state_dict(member.best["model"], strict=False)
         return model

@@ -83,6 +83,8 @@ class Record:
         except Exception:  # torch.load and the file system raise what they like on a damaged file
             print(f"note: {path} is damaged: the run starts afresh", file=sys.stderr)
             return None
+        if state.get("is_of_stack"):  # weights without the state of an optimizer
+            return None
         if "run" in state and not mark:  # only earlier versions wrote none
             raise damaged(path, "was altered")
         if state.get("run", digest_of(run)) != digest_of(run):
