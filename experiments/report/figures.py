@@ -96,7 +96,7 @@ def _curves(cells: Sequence[Cell]) -> Markup:
             length = min(map(len, cell.histories))  # seeds may stop early at different epochs
             epochs = zip(*(history[:length] for history in cell.histories), strict=True)
             errors = [mean([row[key] for row in rows]) for rows in epochs]
-            band(axes, np.arange(1, length + 1), errors, color, name)
+            band(axes, np.array([row["epoch"] for row in cell.histories[0][:length]]), errors, color, name)
         if max(cell.mean("train_error").mean, cell.mean("test_error").mean) > _top(cells):
             axes.text(0.5, 0.5, _beyond(cell), transform=axes.transAxes, ha="center", va="center", color=TEST)
         axes.set_title(cell.label)

@@ -98,29 +98,33 @@ def train_together(
             if watch is not None and first.last and watch(first.last):
                 progress.prune(describe)
                 break
-            batches = setup.batches()
-            found = train_epoch(setup.model, setup.optimizer, train_split, batches, setup.in_loss, setup.amp, each_step)
-            if setup.scheduler is not None and each_step is None:
-                setup.scheduler.step()
+            found = []
+            for _ in range(progress.next):
+                made = train_epoch(
+                    setup.model, setup.optimizer, train_split, setup.batches(), setup.in_loss, setup.amp, each_step
+                )
+                found.append(made.view(len(made), -1))
+                if setup.scheduler is not None and each_step is None:
+                    setup.scheduler.step()
             strengths = {} if setup.tuned is None else {"strengths": setup.tuned.strengths}
             rows = [
                 {**figures, "penalty": penalty, **strengths}
                 for figures, penalty in zip(evaluate(setup.model, setup.images), penalties(setup), strict=True)
             ]
             faults = [
-                _fault(own, figures, progress.epoch)
-                for own, figures in zip(found.view(len(batches), -1).unbind(1), rows, strict=True)
+                _fault(own, figures, progress.epoch, setup.steps)
+                for own, figures in zip(torch.cat(found).unbind(1), rows, strict=True)
             ]
             progress.advance(rows, faults, describe)
-            bar.update()
+            bar.update(len(found))
     return progress.finish(describe)
 
 
-def _fault(losses: Tensor, figures: Row, epoch: int) -> str | None:
-    """Where an epoch's losses or figures are not finite, if they are not."""
+def _fault(losses: Tensor, figures: Row, epoch: int, steps: int) -> str | None:
+    """Where the losses since that epoch, or the figures, are not finite, if they are not."""
     broken = (~losses.isfinite()).nonzero().flatten().tolist()
     if not broken and all(math.isfinite(value) for value in figures.values() if isinstance(value, float)):
         return None
-    last = epoch * len(losses) + (broken[0] if broken else len(losses) - 1) + 1
+    last = epoch * steps + (broken[0] if broken else len(losses) - 1) + 1
     what = f"the loss is {losses[broken[0]].item()} at" if broken else "the weights are not finite after"
-    return f"{what} step {last} (epoch {epoch + 1})"
+    return f"{what} step {last} (epoch {(last - 1) // steps + 1})"

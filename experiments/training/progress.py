@@ -67,7 +67,7 @@ class Progress:
     ) -> None:
         self.members = [Member(run, record) for run, record in zip(runs, records, strict=True)]
         self.setup, self.device, self.store = setup, device, store
-        self.epoch = 0
+        self.epoch = self.rows = 0
         self._seconds = 0.0
         self._started = self._saved = time.monotonic()
 
@@ -92,7 +92,7 @@ class Progress:
                 if before is not None and before["status"] != "failed":
                     member.result = before
                 else:
-                    member.record.begin_at(member.run, self.device, 0 if state is None else state["epoch"])
+                    member.record.begin_at(member.run, self.device, 0 if state is None else state["rows"])
         if state is not None:
             try:
                 self._load(state)
@@ -105,6 +105,7 @@ class Progress:
         for name, part in self.setup.parts.items():
             part.load_state_dict(state[name])
         self.epoch, self._seconds = state["epoch"], float(state["seconds"])
+        self.rows = state.get("rows", self.epoch)
         bests, shuffles = state["best"], state["shuffle"]
         if self.store is None:
             bests, shuffles = [bests], [shuffles]
@@ -120,7 +121,7 @@ class Progress:
     def save(self) -> None:
         """Writes a checkpoint."""
         state: Row = {name: part.state_dict() for name, part in self.setup.parts.items()}
-        state |= {"epoch": self.epoch, "seconds": self._elapsed(), "rng": torch.get_rng_state()}
+        state |= {"epoch": self.epoch, "rows": self.rows, "seconds": self._elapsed(), "rng": torch.get_rng_state()}
         bests = [member.best for member in self.members]
         shuffles = [shuffle.get_state() for shuffle in self.setup.shuffles]
         if self.device.type == "cuda":
@@ -134,9 +135,15 @@ class Progress:
 
     # -- epochs ---------------------------------------------------------------------------------------------------
 
+    @property
+    def next(self) -> int:
+        """How many epochs there are until the next evaluation."""
+        train = self.members[0].run.train
+        return min(train.evaluate_every, train.epochs - self.epoch)
+
     def advance(self, rows: Sequence[Row], faults: Sequence[str | None], describe: Describe) -> None:
-        """Records an epoch's figures; ends the runs that diverged, or that early stopping ends."""
-        self.epoch += 1
+        """Records the figures of the next evaluation; ends the runs that diverged, or that early stopping ends."""
+        self.epoch, self.rows = self.epoch + self.next, self.rows + 1
         for number, (member, figures, fault) in enumerate(zip(self.members, rows, faults, strict=True)):
             if member.result is not None:
                 continue
@@ -185,7 +192,13 @@ class Progress:
         model, member = self.setup.model, self.members[number]
         if isinstance(model, Stacked):
             model = model.members()[number]
-            kept = {"epoch": self.epoch, "best": member.best, "model": model.state_dict(), "is_of_stack": True}
+            kept = {
+                "epoch": self.epoch,
+                "rows": self.rows,
+                "best": member.best,
+                "model": model.state_dict(),
+                "is_of_stack": True,
+            }
             member.record.save(member.run, kept)  # for those who want its weights: nothing can go on from here
         if member.best:
             model.load_state_dict(member.best["model"], strict=False)

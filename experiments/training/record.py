@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +51,11 @@ class Record:
     def begin(self, run: Run, device: torch.device) -> Row | None:
         """Prepares the folder; returns the checkpoint to continue from, or None for a new run."""
         state = self._checkpoint(run)
-        self.begin_at(run, device, 0 if state is None else state["epoch"])
+        self.begin_at(run, device, 0 if state is None else _rows_in(state))
         return state
 
-    def begin_at(self, run: Run, device: torch.device, epoch: int) -> None:
-        """Prepares the folder of a run that goes on after so many epochs.
+    def begin_at(self, run: Run, device: torch.device, rows: int) -> None:
+        """Prepares the folder of a run that goes on after so many rows of its history.
 
         Raises:
             RecordError: the history is damaged, or shorter.
@@ -63,10 +63,10 @@ class Record:
         self.folder.mkdir(parents=True, exist_ok=True)
         write(self.folder / "config.json", run.model_dump_json(by_alias=True, indent=2))
         # What was written after the checkpoint is computed again, and a killed process may leave half a line.
-        lines = self._lines()[:epoch] if epoch else []
-        if len(self._rows(lines)) < epoch:
+        lines = self._lines()[:rows] if rows else []
+        if len(self._rows(lines)) < rows:
             raise damaged(self.folder / "history.jsonl")
-        self._note_environment(environment(device), resumed=epoch > 0)
+        self._note_environment(environment(device), resumed=rows > 0)
         write(self.folder / "history.jsonl", b"".join(lines))
 
     def _checkpoint(self, run: Run) -> Row | None:
@@ -75,11 +75,10 @@ class Record:
             return None
         try:
             state, mark = load_sealed(path)
-            lines = self._lines()[: state["epoch"]]
+            lines = self._lines()[: _rows_in(state)]
             history = checksum(b"".join(lines))
-            if not 1 <= state["epoch"] <= len(lines) or state.get("history", history) != history:
+            if self._rows(lines)[-1]["epoch"] != state["epoch"] or state.get("history", history) != history:
                 raise ValueError("another history")
-            self._rows(lines)
         except Exception:  # torch.load and the file system raise what they like on a damaged file
             print(f"note: {path} is damaged: the run starts afresh", file=sys.stderr)
             return None
@@ -106,7 +105,7 @@ class Record:
 
     def save(self, run: Run, state: Row) -> None:
         """Replaces the checkpoint."""
-        history = checksum(b"".join(self._lines()[: state["epoch"]]))
+        history = checksum(b"".join(self._lines()[: _rows_in(state)]))
         save_sealed(self.folder / "checkpoint.pt", {**state, "run": digest_of(run), "history": history})
 
     def finish(self, result: Row) -> None:
@@ -141,7 +140,7 @@ class Record:
             if checksum(content_of(other)) != digest:
                 raise damaged(other)
         self._check_run()
-        if result["status"] in ("done", "pruned") and len(self.history) != result["epochs"]:
+        if result["status"] in ("done", "pruned") and [row["epoch"] for row in self.history][-1:] != [result["epochs"]]:
             raise damaged(self.folder / "history.jsonl")
         return result
 
@@ -172,9 +171,15 @@ class Record:
     def _rows(self, lines: Sequence[bytes]) -> list[Row]:
         path = self.folder / "history.jsonl"
         rows = [check_form(Figures, parsed(line, path), path) for line in lines]
-        if [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)):
+        epochs: list[int] = [row["epoch"] for row in rows]
+        if any(later <= earlier for earlier, later in pairwise(epochs)):
             raise damaged(path)
         return rows
+
+
+def _rows_in(state: Row) -> int:
+    """The number of a history's rows at a checkpoint; earlier versions wrote one for each epoch."""
+    return int(state["rows"] if "rows" in state else state["epoch"])
 
 
 def save_sealed(path: Path, state: Row) -> None:

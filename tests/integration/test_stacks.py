@@ -11,6 +11,7 @@ from experiments.running import stacks
 from experiments.running.study import run_study
 from experiments.training.progress import Progress
 from experiments.training.record import Record
+from tests.helpers import assert_bit_equal
 from tests.integration.studies import CPU, TREE, kill, small
 
 STRENGTHS = [0.0, 0.03, 0.3]
@@ -156,6 +157,18 @@ def test_early_stopping_of_each_member(tmp_path, capsys):
     assert len({run["result"]["epochs"] for run in together.values()}) > 1
 
 
+@pytest.mark.parametrize("stack", [True, False])
+@pytest.mark.parametrize("every", [2, 3, 9])
+def test_a_study_is_evaluated_now_and_then_and_trained_alike(stack, every, tmp_path):
+    train = {"epochs": 7, "early_stopping": {"patience": 7}}
+    often = made(study_of(stack, train=train), tmp_path / "often")
+    rarely = made(study_of(stack, train={**train, "evaluate_every": every}), tmp_path / "rarely")
+    for name, run in rarely.items():
+        evaluated = [*range(every, 7, every), 7]
+        assert run["history"] == [row for row in often[name]["history"] if row["epoch"] in evaluated]
+        assert_bit_equal(run["weights"], often[name]["weights"])
+
+
 def test_a_member_that_diverges_leaves_the_others_alone(tmp_path, capsys):
     changes = {"optimizer": {"name": "SGD", "lr": 0.1}, "regularizers": [{"penalty": "L2", "mode": "loss"}]}
     arms = [{"name": "arm", "strengths": [0.0, 0.1, 1e9], **changes}]
@@ -280,7 +293,7 @@ class KilledError(BaseException):
 @pytest.mark.parametrize("after", ["append", "finish", "save"])
 @pytest.mark.parametrize("call", [1, 2, 5, 9])
 def test_a_stack_stopped_anywhere_goes_on_with_the_same_bits(after, call, tmp_path, monkeypatch):
-    study = study_of(True, **dict(KILLED, train={"epochs": 3, "early_stopping": {"patience": 2}}))
+    study = study_of(True, **dict(KILLED, train={"epochs": 5, "evaluate_every": 2, "early_stopping": {"patience": 2}}))
     whole = made(study, tmp_path / "whole")
     owner = Progress if after == "save" else Record
     kept, calls = getattr(owner, after), []
