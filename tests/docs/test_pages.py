@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import typer
 
-from experiments import benches, cli, config
+from experiments import cli, config
+from experiments.benches import command as benches
 from experiments.running import search, study
 from tests.docs.pages import PAGES, ROOT, Block, blocks, name_of
 
