@@ -17,6 +17,7 @@ from tqdm import tqdm
 from experiments.config import Run
 from experiments.training import build, data
 from experiments.training.measure import describe, evaluate, penalties
+from experiments.training.outcomes import outcomes
 from experiments.training.progress import Progress
 from experiments.training.record import Record, Row
 from torchreg import Regularizer
@@ -130,4 +131,4 @@ def train(run: Run, device: torch.device, record: Record, watch: Callable[[Row],
             strengths = {} if tuned is None else {"strengths": tuned.strengths}
             progress.advance({**figures, "penalty": penalties(regularizers), **strengths})
             bar.update()
-    return progress.finish(describe)
+    return progress.finish(lambda model: {**describe(model), "outcomes": outcomes(model, images)})
