@@ -24,6 +24,7 @@ from experiments.report.summary import Cell, Summary, difference
 from experiments.training.files import write
 from experiments.training.outcomes import packed
 
+STUDIES = 1000  # of each kind
 STRENGTHS = [0.01, 0.03, 0.1, 0.3, 1.0]
 TREE: dict[str, Any] = {
     "name": "simulated",
@@ -211,7 +212,7 @@ def _row(*cells: object) -> str:
 def main(arguments: Sequence[str]) -> None:
     """Prints the figures, and writes them as a page."""
     lines = []
-    for line in tables(1000):
+    for line in tables(STUDIES):
         print(line, flush=True)
         lines.append(line)
     if arguments:

@@ -305,7 +305,7 @@ class Summary:
 def difference(ours: Cell, theirs: Cell, key: str, is_same: bool = True) -> Difference | None:
     """How much higher a figure is in ours, over the seeds that both have; None if they have no seed in common.
 
-    Of the gap the sizes are compared: a negative one is as far from 0.
+    Of the gap the size of ours is taken: a negative one is as far from 0, and theirs must be above 0 to be closed.
 
     Args:
         ours: an arm.
@@ -315,7 +315,7 @@ def difference(ours: Cell, theirs: Cell, key: str, is_same: bool = True) -> Diff
     """
     one, two = ours.by_seed(key), theirs.by_seed(key)
     if key == "gap":
-        one, two = ({seed: abs(gap) for seed, gap in values.items()} for values in (one, two))
+        one = {seed: abs(gap) for seed, gap in one.items()}
     return statistics.paired(one, two, _image_error(ours, theirs, key, is_same))
 
 
