@@ -23,8 +23,9 @@ class Claim(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Rows of text below their heads, with an explanation."""
+    """Rows of text below their heads, with a title and an explanation."""
 
+    title: str
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
     text: str
@@ -76,7 +77,7 @@ def compared(summary: Summary) -> Table | None:
         "Beyond: the interval excludes zero also where all arms and strengths are counted (Holm), so that by chance "
         f"any does in {100 * (1 - LEVEL):.0f} % of studies."
     )
-    return Table(heads, rows, text) if rows else None
+    return Table(f"Against {plain.arm}", heads, rows, text) if rows else None
 
 
 def single_runs(summary: Summary) -> Table | None:
@@ -99,7 +100,7 @@ def single_runs(summary: Summary) -> Table | None:
         "Test images that only one of two runs has wrong. The exact p-value is for other images and these two runs; "
         "what other seeds would do is unknown, so no difference is claimed."
     )
-    return Table(heads, rows, text) if rows else None
+    return Table("Two single runs", heads, rows, text) if rows else None
 
 
 def points_of(found: Difference) -> list[str]:

@@ -51,7 +51,7 @@ class Comparison(NamedTuple):
     def _errors(self) -> Table:
         rows = [[arm, *(_error(self.cell(label, arm)) for label in self.studies)] for arm in self.arms]
         text = "Test errors in percent, with one standard error over seeds, and the strength that validation chose."
-        return Table(["arm", *self.studies], rows, text)
+        return Table("Test errors", ["arm", *self.studies], rows, text)
 
     def _effects(self) -> Table:
         rows = []
@@ -63,7 +63,7 @@ class Comparison(NamedTuple):
             f"In each study: the test error less that of its unregularized arm, in points, with the {100 * LEVEL:g} % "
             "interval."
         )
-        return Table(["less the unregularized arm", *self.studies], rows, text)
+        return Table("What each arm changes", ["less the unregularized arm", *self.studies], rows, text)
 
     def effect(self, label: str, arm: str) -> Difference | None:
         """The arm's test error less the unregularized one of the same study; None if either is missing."""
@@ -87,7 +87,7 @@ class Comparison(NamedTuple):
             "Between studies, in points, over the seeds that both have. Test images count as the same only if the two "
             "studies have the same data. Beyond: the interval excludes zero also where all rows are counted (Holm)."
         )
-        return Table(heads, rows, text)
+        return Table("Between studies", heads, rows, text)
 
     def _difference(self, label: str, first: str, arm: str) -> Difference | None:
         ours, theirs = self.cell(label, arm), self.cell(first, arm)
@@ -169,7 +169,7 @@ def _picture(found: Comparison) -> Markup:
             axes.xaxis.set_major_formatter(PercentFormatter(1))
             axes.tick_params(axis="y", length=0)
             axes.grid(axis="y", visible=False)
-        figure.legend(loc="outside upper right", ncols=3)
+        figure.legend(loc="outside upper left", ncols=3)
         return svg(figure)
 
 

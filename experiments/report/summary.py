@@ -275,16 +275,19 @@ class Summary:
         """A sentence about what choosing among several strengths or points costs."""
         if self.metric != "valid_error":
             return ""
-        costs = []
+        costs, is_choice = [], False
         for arm in self._arms:
             done = [cell for cell in arm if cell.is_done]
             best = best_of(done)
             others = [difference(cell, best, "valid_error") for cell in done if best and cell is not best]
             near = [other for other in others if other and not other.excludes_zero()]
-            if others:
+            is_choice = is_choice or bool(others)
+            if near:
                 cost = statistics.optimism([math.hypot(other.of_seeds or 0.0, other.of_images) for other in near])
-                costs.append(f"{arm[0].arm} {100 * cost:.1f} ({len(near) + 1} of {len(done)} are in the running)")
-        return f"Choosing makes that too low, by up to about these points: {', '.join(costs)}." if costs else ""
+                costs.append(f"{100 * cost:.1f} points ({arm[0].arm}, {len(near) + 1} of {len(done)} alike)")
+        if costs:
+            return f"The choice makes that lower than it is, by up to about {', '.join(costs)}."
+        return "All others are clearly worse in that, so the choice does not bias it." if is_choice else ""
 
     @property
     def _images(self) -> str:

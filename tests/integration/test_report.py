@@ -240,10 +240,12 @@ def test_the_note_tells_what_the_choice_and_the_test_set_cost():
 
     near = 100 * np.sqrt((0.1 * 0.9 + 0.11 * 0.89) / 100) / np.sqrt(2 * np.pi)  # of two, 1 / sqrt(pi) times
     note = Summary("made up", [at(0.1, 0.1), at(0.2, 0.11), at(0.3, 0.9)], 9, {}).note
-    assert f"by up to about these points: L2 {near:.1f} (2 of 3 are in the running)." in note
+    assert f"lower than it is, by up to about {near:.1f} points (L2, 2 of 3 alike)." in note
     own = 100 * np.sqrt(0.1 * 0.9 / 797)
     assert f"By their 797 images, test errors have a standard error of {own:.1f} points besides." in note
-    assert "points:" not in Summary("made up", [at(0.1, 0.1)], 3, {}).note  # nothing was chosen
+    clear = Summary("made up", [at(0.1, 0.1), at(0.3, 0.9)], 6, {}).note
+    assert "All others are clearly worse in that, so the choice does not bias it." in clear
+    assert "choice" not in Summary("made up", [at(0.1, 0.1)], 3, {}).note
 
 
 @pytest.mark.parametrize(("data", "expected"), [("digits", []), ("mnist", ["In between"])])
