@@ -211,6 +211,9 @@ def _row(*cells: object) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     """Prints the figures, and writes them as a page."""
+    if len(arguments) > 1 or any(not Path(name).parent.is_dir() for name in arguments):
+        print(f"error: coverage: needs no more than a file in a folder that exists, got {arguments}", file=sys.stderr)
+        sys.exit(2)
     lines = []
     for line in tables(STUDIES):
         print(line, flush=True)

@@ -45,3 +45,11 @@ def test_the_page_has_a_row_for_each_world(tmp_path, monkeypatch, capsys):
     page = (tmp_path / "coverage.md").read_text(encoding="utf-8")
     assert page == capsys.readouterr().out
     assert [page.count(f"| {world.name} |") for world in WORLDS] == [6, 5, 5]
+
+
+@pytest.mark.parametrize("arguments", [["missing/page.md"], ["one.md", "two.md"]])
+def test_a_page_that_cannot_be_written_is_told_before_the_simulation(arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        coverage.main(arguments)
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith("error: coverage: needs no more than a file")
