@@ -1,4 +1,5 @@
-"""The command line: ``python -m experiments run CONFIG``, ``sweep CONFIG``, ``report DIR`` and ``bench``."""
+"""The command line: ``python -m experiments run CONFIG``, ``sweep CONFIG``, ``report DIR``, ``compare DIR DIR``,
+``bench``."""
 
 from __future__ import annotations
 
@@ -31,7 +32,12 @@ app = typer.Typer(
     rich_markup_mode=None,  # else a word in brackets is taken for a style
 )
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # which typer has, and does not name
-_EXAMPLES = {"run": "configs/quickstart.toml", "sweep": "configs/sweep.toml", "report": "runs/quickstart"}
+_EXAMPLES = {
+    "run": "configs/quickstart.toml",
+    "sweep": "configs/sweep.toml",
+    "report": "runs/quickstart",
+    "compare": "runs/digits runs/mnist",
+}
 _BENCHES = f"Which: {', '.join(benches.BENCHES)}; all of them by default."
 
 
@@ -102,6 +108,18 @@ def render(folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folde
     _report(folder)
 
 
+@app.command("compare")
+def contrast(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="The folders of two studies or more.")],
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also writes a page there.")] = None,
+) -> None:
+    """Compares the arms that several studies have in common, seed by seed."""
+    found = report.compare(folders)
+    _print(report.text_of(found))
+    if html is not None:
+        print(f"\nPage: {report.write_comparison(found, html).resolve()}")
+
+
 @app.command("bench")
 def measure(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help=_BENCHES)] = None,
@@ -149,13 +167,16 @@ def _end(faults: list[str]) -> None:
 
 def _report(folder: Path) -> None:
     summary = summarize(folder)
-    text = report.table(summary)
+    _print(report.table(summary))
+    print(f"\nReport: {report.write_page(summary, folder).resolve()}")
+
+
+def _print(text: str) -> None:
     try:
         "±".encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
         text = text.replace("± ", "+-")  # of the same width
     print(text)
-    print(f"\nReport: {report.write_page(summary, folder).resolve()}")
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.report.summary import Mean
+from experiments.report.statistics import Mean
 
 TEST, TRAIN, VALID, PLAIN, INK, FAINT = "#c2410c", "#2563a8", "#0f766e", "#64748b", "#1e293b", "#e2e8f0"
 

@@ -13,7 +13,8 @@ from matplotlib.ticker import PercentFormatter
 
 from experiments.report import paths
 from experiments.report.canvas import ERRORS, PLAIN, STYLE, TEST, TRAIN, band, svg
-from experiments.report.summary import Cell, Summary, mean
+from experiments.report.statistics import mean
+from experiments.report.summary import Cell, Summary
 
 
 class Picture(NamedTuple):

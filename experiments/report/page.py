@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from experiments.config.names import short, text_of
 from experiments.report import figures
-from experiments.report.summary import Cell, Mean, Summary, best_of, difference
+from experiments.report.claims import Table, claims, compared, percent, plus_minus, single_runs
+from experiments.report.statistics import Mean
+from experiments.report.summary import Cell, Summary, best_of
 from experiments.training.files import write
 
 COLUMNS = ["train error %", "test error %", "gap", "test loss", "zeros %", "norm"]
 
 
-class Claim(NamedTuple):
-    """A claim about regularization, with the evidence of this study."""
-
-    title: str
-    evidence: str
-
-
 def table(summary: Summary) -> str:
-    """The arms at their chosen strengths, and the claims, as text."""
-    rows = [columns(summary), *(row(cell, summary) for cell in summary.chosen)]
+    """The arms at their chosen strengths, what they differ by, and the claims, as text."""
+    found = aligned([columns(summary), *(row(cell, summary) for cell in summary.chosen)])
+    parts = [[*found, summary.note]]
+    parts += [[*aligned([beside.heads, *beside.rows]), beside.text] for beside in tables(summary)]
+    parts.append([f"{claim.title} {claim.evidence}" for claim in claims(summary)])
+    return "\n\n".join("\n".join(filter(None, lines)) for lines in parts if lines)
+
+
+def tables(summary: Summary) -> list[Table]:
+    """What the arms differ by: over several seeds, and in single runs."""
+    return [found for found in (compared(summary), single_runs(summary)) if found is not None]
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table as lines: its heads, a rule, its rows; the first column to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])]) for cells in rows]
-    lines.insert(1, "-" * len(lines[0]))
-    remarks = [f"{claim.title} {claim.evidence}" for claim in claims(summary)]
-    return "\n".join([*lines, *filter(None, [summary.note]), *([""] if remarks else []), *remarks])
+    return [lines[0], "-" * len(lines[0]), *lines[1:]]
 
 
 def columns(summary: Summary) -> list[str]:
@@ -49,11 +55,11 @@ def row(cell: Cell, summary: Summary) -> list[str]:
     else:
         name += [_value(_at(cell, key)) for key in _keys(summary)]
         metric = Mean(0.0, None) if cell.is_broken else cell.mean(summary.metric)
-        figure = [_percent(metric) if summary.metric == "valid_error" else _plus_minus(metric, 3)]
+        figure = [percent(metric) if summary.metric == "valid_error" else plus_minus(metric, 3)]
     if not cell.is_done:
         return [*name, cell.status, *[""] * (len(columns(summary)) - len(name) - 1)]
-    errors = [_percent(cell.mean("train_error")), _percent(cell.mean("test_error")), _percent(cell.gap)]
-    rest = [_plus_minus(cell.mean("test_loss"), 3), _percent(cell.mean("zeros")), f"{cell.norm.mean:.2f}"]
+    errors = [percent(cell.mean("train_error")), percent(cell.mean("test_error")), percent(cell.gap)]
+    rest = [plus_minus(cell.mean("test_loss"), 3), percent(cell.mean("zeros")), f"{cell.norm.mean:.2f}"]
     cost = summary.cost(cell)
     return [*name, *figure, *errors, *rest, *([] if cost is None else [f"{cost:.1f}x"])]
 
@@ -81,82 +87,6 @@ def _value(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else text_of(value)
 
 
-def claims(summary: Summary) -> list[Claim]:
-    """The claims that this study supports, against an arm that differs only in regularization."""
-    plain = summary.plain
-    if plain is None:
-        return _compressed(summary)
-    comparable = [cell for cell in summary.cells if cell.is_done and cell.differs_only_by_regularization(plain)]
-    off = [cell for cell in comparable if cell.is_off()]
-    on = [cell for cell in comparable if not cell.is_off() and not cell.is_plain()]
-    return [*_zero_is_plain(plain, off), *_between(plain, on), *_too_strong(plain, on), *_compressed(summary)]
-
-
-def _zero_is_plain(plain: Cell, off: list[Cell]) -> list[Claim]:
-    common = [(cell, cell.digests.keys() & plain.digests.keys()) for cell in off]
-    other = [cell.arm for cell, seeds in common if any(cell.digests[s] != plain.digests[s] for s in seeds)]
-    if other:
-        return [Claim("Strength 0 is not the plain loss here!", f"Other weights than {plain.arm}: {', '.join(other)}.")]
-    same = [cell.arm for cell, seeds in common if seeds]
-    if not same:
-        return []
-    verb = "end" if len(same) > 1 else "ends"
-    evidence = f"{' and '.join(same)} at strength 0 {verb} with the unregularized weights, bit for bit."
-    return [Claim("Strength 0 is the plain loss.", evidence)]
-
-
-def _between(plain: Cell, on: list[Cell]) -> list[Claim]:
-    best = best_of(on)
-    if best is None or not (_is_lower(best, plain, "test_error") and _is_lower(best, plain, "gap")):
-        return []
-    closes = abs(best.gap.mean) < 0.5 * plain.gap.mean
-    noise = plain.runs[0].data.label_noise
-    wrong = f" ({100 * noise:g} % of its labels are wrong)" if noise else ""
-    evidence = f"Unregularized: {_errors(plain, wrong)}. {best.label}: {_errors(best)}."
-    return [Claim(f"In between, the gap {'closes' if closes else 'narrows'}.", evidence)]
-
-
-def _too_strong(plain: Cell, on: list[Cell]) -> list[Claim]:
-    worse = [cell for cell in on if all(_is_lower(plain, cell, key) for key in ("train_error", "test_error"))]
-    if not worse:
-        return []
-    worst = max(worse, key=lambda cell: cell.mean("train_error").mean)
-    at = "" if worst.strength is None else f" at {worst.strength:g}"
-    return [Claim("Too strong, and the network under-fits.", f"{worst.arm}{at}: {_errors(worst)}.")]
-
-
-def _compressed(summary: Summary) -> list[Claim]:
-    """How much the arms with many zeros can be compressed."""
-    compressed = [cell for cell in summary.chosen if cell.is_done and cell.compression]
-    counted = [f"{cell.label} {cell.compression}" for cell in compressed if cell.mean("zeros").mean > 0.9]
-    if not counted:
-        return []
-    return [Claim("Compression by weights that are not zero / by units left / in bits.", f"{'; '.join(counted)}.")]
-
-
-def _is_lower(cell: Cell, than: Cell, key: str) -> bool:
-    """Whether a figure is lower by at least half a point, and by more than two standard errors of the difference.
-
-    The difference is taken seed by seed. Its error has two parts: other seeds, whose part is unknown from a single one,
-    and other test images, drawn independently of each other. Of the gap the sizes are compared: a negative one is as
-    far from 0, and there must be a positive one to close.
-    """
-    ours, theirs = cell.by_seed(key), than.by_seed(key)
-    if key == "gap":
-        ours = {seed: abs(gap) for seed, gap in ours.items()}
-    found = difference(ours, theirs)
-    if found.se is None:
-        return False
-    tested = [] if key == "train_error" else [cell.mean("test_error").mean, than.mean("test_error").mean]
-    images = math.fsum(error * (1 - error) / cell.runs[0].data.test_size for error in tested)
-    return found.mean > max(2 * math.sqrt(found.se**2 + images), 0.005)
-
-
-def _errors(cell: Cell, remark: str = "") -> str:
-    train, test = _percent(cell.mean("train_error")), _percent(cell.mean("test_error"))
-    return f"training error {train} %{remark}, test error {test} %"
-
-
 def write_page(summary: Summary, folder: Path) -> Path:
     """Renders the page into the study's folder; returns its path."""
     environment = Environment(
@@ -170,16 +100,9 @@ def write_page(summary: Summary, folder: Path) -> Path:
         points=points(summary),
         lowest=f"lowest {summary.metric_in_words}",
         claims=claims(summary),
+        tables=tables(summary),
         pictures=figures.all_of(summary),
     )
     path = folder / "report.html"
     write(path, page)
     return path
-
-
-def _percent(value: Mean) -> str:
-    return _plus_minus(Mean(100 * value.mean, None if value.se is None else 100 * value.se), 1)
-
-
-def _plus_minus(value: Mean, digits: int) -> str:
-    return f"{value.mean:.{digits}f}" + (f" ± {value.se:.{digits}f}" if value.se else "")

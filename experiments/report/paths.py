@@ -15,7 +15,8 @@ from matplotlib.ticker import PercentFormatter
 
 from experiments.config.names import short, text_of
 from experiments.report.canvas import ERRORS, INK, TEST, TRAIN, VALID, band, svg
-from experiments.report.summary import Cell, Summary, best_of, mean, of_metric, one_standard_error
+from experiments.report.statistics import mean
+from experiments.report.summary import Cell, Summary, best_of, of_metric, one_standard_error
 
 _PATH_ERRORS = {**ERRORS, "validation error": ("valid_error", VALID)}
 

@@ -7,21 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from statistics import fmean
+from typing import Any
+
+import numpy as np
 
 from experiments.config import Run, Study, Sweep
 from experiments.errors import UserError
+from experiments.report import statistics
+from experiments.report.statistics import Difference, Mean, binomial_error, mean
+from experiments.training.outcomes import unpacked
 from experiments.training.record import Record, Row, read_runs, read_study
 
 ONE_SE = ", one SE"
-
-
-class Mean(NamedTuple):
-    """A mean over seeds and its standard error; None, unknown, for a single seed."""
-
-    mean: float
-    se: float | None
 
 
 @dataclass(frozen=True)
@@ -100,6 +98,11 @@ class Cell:
         return self.status in ("diverged", "failed")
 
     @property
+    def seeds(self) -> set[int]:
+        """The seeds of the runs."""
+        return {run.seed for run in self.runs}
+
+    @property
     def digests(self) -> dict[int, str]:
         """The digest of the final weights' bits, for each seed."""
         return {run.seed: result["sha256"] for run, result in zip(self.runs, self.results, strict=True)}
@@ -117,6 +120,16 @@ class Cell:
         else:
             values = [result[key] for result in self.results]
         return dict(zip(seeds, values, strict=True))
+
+    def wrong(self, split: str) -> dict[int, np.ndarray]:
+        """Whether each "valid" or "test" image was wrong, for each seed; without those of earlier versions."""
+        found = zip(self.runs, (result.get("outcomes", {}).get(split) for result in self.results), strict=True)
+        return {run.seed: unpacked(row) for run, row in found if row}
+
+    @property
+    def test_size(self) -> int:
+        """The number of test images."""
+        return next((len(wrong) for wrong in self.wrong("test").values()), self.runs[0].data.test_size)
 
     @property
     def norm(self) -> Mean:
@@ -250,24 +263,85 @@ class Summary:
             "A single seed: no standard errors, and no claims of a difference.": not self._seeds,
             "Of several strengths, the one with the lowest validation error.": bool(self.paths) and self.sweep is None,
             f"Of {counts}, the one with the lowest {self.metric_in_words}.": self.sweep is not None,
+            self._choosing: bool(self._choosing),
             f"'{ONE_SE.strip(', ')}': the strongest within one standard error of that.": has_strongest,
             f"Not finished: these are {finished} of {self.planned} runs.": finished < self.planned,
+            self._images: bool(self._images),
         }
         return " ".join(note for note, applies in notes.items() if applies)
+
+    @property
+    def _choosing(self) -> str:
+        """A sentence about what choosing among several strengths or points costs."""
+        if self.metric != "valid_error":
+            return ""
+        costs, is_choice = [], False
+        for arm in self._arms:
+            done = [cell for cell in arm if cell.is_done]
+            best = best_of(done)
+            others = [difference(cell, best, "valid_error") for cell in done if best and cell is not best]
+            near = [other for other in others if other and not other.excludes_zero()]
+            is_choice = is_choice or bool(others)
+            if near:
+                cost = statistics.optimism([math.hypot(other.of_seeds or 0.0, other.of_images) for other in near])
+                costs.append(f"{100 * cost:.1f} points ({arm[0].arm}, {len(near) + 1} of {len(done)} alike)")
+        if costs:
+            return f"The choice makes that lower than it is, by up to about {', '.join(costs)}."
+        return "All others are clearly worse in that, so the choice does not bias it." if is_choice else ""
+
+    @property
+    def _images(self) -> str:
+        """A sentence about the error of the finite test set, which seeds do not show."""
+        done = [cell for cell in self.chosen if cell.is_done]
+        errors = sorted({f"{100 * own_error(cell):.1f}" for cell in done}, key=float)
+        sizes = sorted({cell.test_size for cell in done})
+        if len(sizes) != 1:
+            return ""
+        span = " to ".join(errors[:: max(len(errors) - 1, 1)])
+        return f"By their {sizes[0]:,} images, test errors have a standard error of {span} points besides."
 
     @property
     def _arms(self) -> list[list[Cell]]:
         return [list(cells) for _, cells in groupby(self.cells, key=lambda cell: cell.arm)]
 
 
-def mean(values: Sequence[float]) -> Mean:
-    """The mean, and the sample's standard deviation divided by the square root of the number of values, if several."""
-    return Mean(fmean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None)
+def difference(ours: Cell, theirs: Cell, key: str, is_same: bool = True) -> Difference | None:
+    """How much higher a figure is in ours, over the seeds that both have; None if they have no seed in common.
+
+    Of the gap the size of ours is taken: a negative one is as far from 0, and theirs must be above 0 to be closed.
+
+    Args:
+        ours: an arm.
+        theirs: the arm that it is compared with.
+        key: a figure of the results, or the gap.
+        is_same: whether both were measured on the same images.
+    """
+    one, two = ours.by_seed(key), theirs.by_seed(key)
+    if key == "gap":
+        one = {seed: abs(gap) for seed, gap in one.items()}
+    return statistics.paired(one, two, _image_error(ours, theirs, key, is_same))
 
 
-def difference(low: dict[int, float], high: dict[int, float]) -> Mean:
-    """How much higher a figure is, by the seeds that both have: what a seed does to both cancels."""
-    return mean([high[seed] - low[seed] for seed in low.keys() & high.keys()] or [0.0])
+def _image_error(ours: Cell, theirs: Cell, key: str, is_same: bool) -> float:
+    """The standard error of a difference by other validation or test images.
+
+    It is measured image by image where the records tell which images were wrong. If not, the two errors are taken as
+    independent: arms err on the same difficult images, so this is an upper limit. A loss has no such limit.
+    """
+    split = {"gap": "test", "test_error": "test", "valid_error": "valid"}.get(key)
+    if split is None:
+        return 0.0
+    one, two = ours.wrong(split), theirs.wrong(split)
+    common = sorted(one.keys() & two.keys())
+    sizes = {len(wrong[seed]) for wrong in (one, two) for seed in common}
+    if is_same and len(sizes) == 1 and set(common) == ours.seeds & theirs.seeds:
+        return statistics.image_error([one[seed] for seed in common], [two[seed] for seed in common])
+    return math.hypot(*(own_error(cell, f"{split}_error") for cell in (ours, theirs)))
+
+
+def own_error(cell: Cell, key: str = "test_error") -> float:
+    """The standard error of a test or validation error by other images, which is the same for every seed."""
+    return binomial_error(cell.mean(key).mean, cell.test_size if key == "test_error" else cell.runs[0].data.valid_size)
 
 
 def best_of(cells: Sequence[Cell], metric: str = "valid_error") -> Cell | None:
@@ -292,7 +366,7 @@ def of_metric(cell: Cell, metric: str) -> Mean:
     found = cell.mean(metric)
     if metric != "valid_error":
         return found
-    return Mean(found.mean, math.sqrt(found.mean * (1 - found.mean) / cell.runs[0].data.valid_size))
+    return Mean(found.mean, own_error(cell, metric))
 
 
 def summarize(folder: Path) -> Summary:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -46,6 +47,17 @@ class _Histogram(_Form):
         return self
 
 
+class _Outcomes(_Form):
+    count: Annotated[int, Field(ge=1)]
+    wrong: str
+
+    @model_validator(mode="after")
+    def _a_bit_for_each(self) -> _Outcomes:
+        if len(b64decode(self.wrong, validate=True)) != -(-self.count // 8):
+            raise ValueError("there must be a bit for each image")
+        return self
+
+
 class _Finished(Figures):
     status: Literal["done", "pruned"]
     epochs: Annotated[int, Field(ge=1)]
@@ -55,6 +67,7 @@ class _Finished(Figures):
     zeros: Share
     histogram: _Histogram
     sha256: str
+    outcomes: dict[Literal["valid", "test"], _Outcomes] = {}
     seconds: Size
     files: dict[str, str] = {}
 

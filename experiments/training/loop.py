@@ -15,6 +15,7 @@ from tqdm import tqdm
 from experiments.config import Run
 from experiments.training import data
 from experiments.training.measure import describe, evaluate, penalties
+from experiments.training.outcomes import outcomes
 from experiments.training.progress import Progress, Store
 from experiments.training.record import Record, Row
 from experiments.training.setup import Autocast, losses, set_up
@@ -90,13 +91,17 @@ def train_together(
     progress = Progress(runs, records, setup, device, store)
     progress.restore()
     train_split, each_step = setup.images.train, setup.scheduler if setup.is_each_step else None
+
+    def described(model: nn.Module) -> Row:
+        return {**describe(model), "outcomes": outcomes(model, setup.images)}
+
     total, name = runs[0].train.epochs, runs[0].folder if store is None else f"{len(runs)} runs"
     bar = tqdm(total=total, initial=progress.epoch, desc=name, unit="epoch", leave=False, disable=None)
     with bar:
         while not progress.is_over:
             (first, *_) = progress.members
             if watch is not None and first.last and watch(first.last):
-                progress.prune(describe)
+                progress.prune(described)
                 break
             found = []
             for _ in range(progress.next):
@@ -115,9 +120,9 @@ def train_together(
                 _fault(own, figures, progress.epoch, setup.steps)
                 for own, figures in zip(torch.cat(found).unbind(1), rows, strict=True)
             ]
-            progress.advance(rows, faults, describe)
+            progress.advance(rows, faults, described)
             bar.update(len(found))
-    return progress.finish(describe)
+    return progress.finish(described)
 
 
 def _fault(losses: Tensor, figures: Row, epoch: int, steps: int) -> str | None:

@@ -133,6 +133,39 @@ def without_checksums(folder: Path) -> None:
         torch.save({key: value for key, value in state.items() if key not in ("run", "history")}, path)
 
 
+def test_records_without_outcomes_are_read(folder):
+    assert summarize(folder).cells[0].wrong("test").keys() == {0, 1}
+    without_checksums(folder)
+    for path in folder.glob("runs/**/result.json"):
+        tree = json.loads(path.read_text())
+        del tree["outcomes"]
+        path.write_text(json.dumps(tree))
+    found = summarize(folder)
+    assert found.cells[0].wrong("test") == {}
+    assert report.table(found)
+
+
+@pytest.mark.parametrize(
+    "outcomes",
+    [
+        {"test": {"count": 797, "wrong": "AAAA"}},
+        {"test": {"count": 24, "wrong": "AA?A"}},
+        {"test": {"count": 0, "wrong": ""}},
+        {"train": {"count": 24, "wrong": "AAAA"}},
+        {"test": {"count": 24}},
+        None,
+    ],
+)
+def test_outcomes_that_are_none_are_told(outcomes, folder, run):
+    without_checksums(folder)
+    tree = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps({**tree, "outcomes": {"test": {"count": 24, "wrong": "AAAA"}}}))
+    assert summarize(folder)
+    (run / "result.json").write_text(json.dumps({**tree, "outcomes": outcomes}))
+    with pytest.raises(RecordError, match=r"result.json: is damaged"):
+        summarize(folder)
+
+
 def test_records_of_earlier_versions_are_read_and_continued(folder, run):
     table = report.table(summarize(folder))
     whole = Record(run).result["sha256"]

@@ -3,17 +3,21 @@
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 from experiments.errors import UserError
 from experiments.report import page as report
-from experiments.report.summary import Cell, Summary, summarize
+from experiments.report.claims import compared, single_runs
+from experiments.report.summary import Cell, Summary, difference, summarize
 from experiments.running.study import run_study
+from experiments.training.outcomes import packed, unpacked
 from experiments.training.record import open_study
 from tests.helpers import assert_close
 from tests.integration.studies import small
@@ -27,6 +31,7 @@ ARMS = [
     {"name": "L2, far too strong", "regularizers": [{"penalty": "L2", "strength": 1e3}]},
     {"name": "broken", "optimizer": {"name": "SGD", "lr": 1e30}},
 ]
+SEEDS = list(range(6))
 
 
 class Bias(nn.Module):
@@ -43,7 +48,7 @@ class Bias(nn.Module):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
-    run_study(small(arms=ARMS, seeds=[0, 1, 2]), folder, torch.device("cpu"))
+    run_study(small(arms=ARMS, seeds=SEEDS), folder, torch.device("cpu"))
     return folder
 
 
@@ -55,9 +60,17 @@ def summary(folder):
 def test_means_and_standard_errors_are_numpys(summary):
     cell = summary.cells[0]
     errors = np.array([result["test_error"] for result in cell.results])
-    assert_close(tuple(cell.mean("test_error")), (errors.mean(), errors.std(ddof=1) / np.sqrt(3)))
+    assert_close(tuple(cell.mean("test_error")), (errors.mean(), errors.std(ddof=1) / np.sqrt(6)))
     norms = [np.sqrt(sum(norm**2 for norm in result["norms"].values())) for result in cell.results]
     assert_close(cell.norm.mean, np.mean(norms))
+
+
+def test_a_record_tells_which_images_were_wrong(summary):
+    for cell in summary.cells[:3]:
+        for split, size in (("valid", 100), ("test", 797)):
+            assert {len(wrong) for wrong in cell.wrong(split).values()} == {size}
+            shares = {seed: wrong.mean() for seed, wrong in cell.wrong(split).items()}
+            assert shares == pytest.approx(cell.by_seed(f"{split}_error"), rel=1e-12)
 
 
 def test_an_arm_is_judged_at_the_strength_with_the_lowest_validation_error(summary):
@@ -83,6 +96,9 @@ def test_strength_0_is_told_to_be_the_plain_loss(summary):
     assert zero.evidence == "L2 at strength 0 ends with the unregularized weights, bit for bit."
     assert strong.title == "Too strong, and the network under-fits."
     assert strong.evidence.startswith("L2, far too strong at 1000: training error")
+    cell, plain = next(cell for cell in summary.cells if cell.strength == 1e3), summary.plain
+    middle = 100 * (cell.mean("test_error").mean - plain.mean("test_error").mean)
+    assert f"Test error {middle:+.1f} points (95 % interval +" in strong.evidence
 
 
 def cell(
@@ -99,6 +115,14 @@ def cell(
     errors = [(train + offset * spread, test + offset * spread) for offset in (-1, 0, 1)[: len(seeds)]]
     keys = ("train_error", "test_error", "valid_error", "status", "sha256")
     return Cell(runs, [dict(zip(keys, (*e, e[1], "done", sha256 or name), strict=True)) for e in errors], [])
+
+
+def with_outcomes(made: Cell, rate: float, seed: int) -> Cell:
+    """The same arm, with made-up errors on 400 test images, which nearly agree over seeds."""
+    draw = np.random.default_rng(seed)
+    hard = draw.random(400) < rate
+    rows = [{**row, "outcomes": {"test": packed(hard ^ (draw.random(400) < 0.01))}} for row in made.results]
+    return replace(made, results=rows)
 
 
 def titles(*cells: Cell) -> list[str]:
@@ -156,6 +180,74 @@ def test_arms_are_compared_seed_by_seed():
     assert titles(plain, worse) == []
 
 
+def test_the_error_of_the_images_is_measured_where_records_tell_them():
+    plain, better = with_outcomes(NONE, 0.2, seed=0), with_outcomes(cell("better", 0.1, 0.1, **PENALTY), 0.1, seed=1)
+    wrong = [np.mean([unpacked(row["outcomes"]["test"]) for row in one.results], axis=0) for one in (better, plain)]
+    expected = np.std(wrong[0] - wrong[1], ddof=1) / np.sqrt(400)
+    assert difference(better, plain, "test_error").of_images == pytest.approx(expected, rel=1e-12)
+    assert better.test_size == 400
+    # A record of an earlier version tells none: then both arms count as if they erred on other images.
+    limit = np.sqrt((0.1 * 0.9 + 0.2 * 0.8) / 797)
+    old = cell("better", 0.1, 0.1, **PENALTY)
+    assert difference(old, NONE, "test_error").of_images == pytest.approx(limit, rel=1e-9)
+    assert old.test_size == 797
+    mixed = replace(better, results=[*better.results[:2], old.results[2]])
+    limit = np.sqrt((0.1 * 0.9 + 0.2 * 0.8) / 400)
+    assert difference(mixed, plain, "test_error").of_images == pytest.approx(limit, rel=1e-9)
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, ["In between"]), (20, [])])
+def test_all_strengths_count_as_comparisons(count, expected):
+    # t is 5.8 with two degrees of freedom: p = .028, which is too much if there are 20 more strengths without effect.
+    better = cell("better", 0.05, 0.1, spread=0.03, data={"name": "mnist"}, **PENALTY)
+    plain = cell("none", 0.0, 0.2, data={"name": "mnist"})
+    assert difference(better, plain, "test_error").of_seeds == pytest.approx(0.03 / np.sqrt(3))
+    others = [cell(f"no effect {i}", 0.0, 0.2, spread=0.1, data={"name": "mnist"}, **PENALTY) for i in range(count - 1)]
+    assert titles(plain, better, *others) == expected
+    summary = Summary("made up", [plain, better, *others], 9, {})
+    table = compared(summary)
+    assert [row[-1] for row in table.rows] == ["yes" if expected else "no", *["no"] * (count - 1)]
+    low, high = stats.t.interval(0.95, 2, -10, 100 * 0.03 / np.sqrt(3))
+    assert table.rows[0][1] == "-10.0"
+    ends = [float(end) for end in table.rows[0][2].split(" to ")]
+    assert ends[0] <= low
+    assert ends[1] >= high  # the images come besides
+    assert ends == pytest.approx([low, high], abs=0.2)
+
+
+def test_single_runs_are_compared_by_mcnemars_test_and_nothing_is_claimed():
+    runs = [cell("none", 0.0, 0.2, seeds=[0]), cell("better", 0.1, 0.1, seeds=[0], **PENALTY)]
+    plain, better = with_outcomes(runs[0], 0.3, seed=0), with_outcomes(runs[1], 0.1, seed=1)
+    summary = Summary("made up", [plain, better], 2, {})
+    ours, theirs = (unpacked(one.results[0]["outcomes"]["test"]) for one in (better, plain))
+    only = [int((ours & ~theirs).sum()), int((theirs & ~ours).sum())]
+    p = stats.binomtest(only[0], sum(only)).pvalue
+    assert single_runs(summary).rows == [["better", *map(str, only), f"{p:.2g}"]]
+    assert p < 1e-6
+    assert report.claims(summary) == []
+    assert compared(summary) is None
+    assert single_runs(Summary("made up", runs, 2, {})) is None  # of an earlier version
+
+
+def test_the_note_tells_what_the_choice_and_the_test_set_cost():
+    def at(strength: float, error: float) -> Cell:
+        made = small(arms=[{"name": "L2", "strengths": [strength], "regularizers": [L2]}], seeds=[0, 1, 2]).runs
+        rows = [
+            {"status": "done", "valid_error": error, "test_error": 0.1, "train_error": 0.0, "norms": {}}
+            for _ in range(3)
+        ]
+        return Cell(made, rows, [])
+
+    near = 100 * np.sqrt((0.1 * 0.9 + 0.11 * 0.89) / 100) / np.sqrt(2 * np.pi)  # of two, 1 / sqrt(pi) times
+    note = Summary("made up", [at(0.1, 0.1), at(0.2, 0.11), at(0.3, 0.9)], 9, {}).note
+    assert f"lower than it is, by up to about {near:.1f} points (L2, 2 of 3 alike)." in note
+    own = 100 * np.sqrt(0.1 * 0.9 / 797)
+    assert f"By their 797 images, test errors have a standard error of {own:.1f} points besides." in note
+    clear = Summary("made up", [at(0.1, 0.1), at(0.3, 0.9)], 6, {}).note
+    assert "All others are clearly worse in that, so the choice does not bias it." in clear
+    assert "choice" not in Summary("made up", [at(0.1, 0.1)], 3, {}).note
+
+
 @pytest.mark.parametrize(("data", "expected"), [("digits", []), ("mnist", ["In between"])])
 def test_the_error_of_the_test_images_counts(data, expected):
     # Two standard errors of .20 - .17 are .039 with 797 images, .011 with 10,000.
@@ -208,14 +300,14 @@ def test_every_study_has_a_report(arms, tmp_path):
 def test_an_unfinished_study_says_so(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "part")
     shutil.rmtree(tmp_path / "part" / "runs" / "broken")
-    assert "Not finished: these are 15 of 18 runs." in report.table(summarize(tmp_path / "part"))
+    assert "Not finished: these are 30 of 36 runs." in report.table(summarize(tmp_path / "part"))
 
 
 def test_the_table_has_a_line_an_arm_and_says_who_diverged(summary):
     lines = report.table(summary).splitlines()
     assert [line.split("  ")[0] for line in lines[2:7]] == [arm["name"] for arm in ARMS]
     assert "diverged" in lines[6]
-    assert "3 seeds" in lines[7]
+    assert "6 seeds" in lines[7]
 
 
 def test_the_page_needs_nothing_but_itself(folder, summary):

@@ -258,7 +258,7 @@ MUTANTS = (
         "the laps that warm up are timed with the others",
     ),
     Mutant(
-        "experiments/report/summary.py",
+        "experiments/report/statistics.py",
         "stdev(values) / math.sqrt(len(values)) if",
         "stdev(values) if",
         "the standard error over seeds is a standard deviation",

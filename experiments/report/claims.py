@@ -1,0 +1,210 @@
+"""What a study shows: each arm against the unregularized one, and the claims that hold beyond chance.
+
+Every comparison that a reader may see counts: all arms at all strengths, since the choice among them rests on the same
+seeds as the test error does. Holm's procedure holds the chance of any false one at 5 % of studies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from experiments.report.statistics import LEVEL, Difference, Mean, holm, mcnemar
+from experiments.report.summary import Cell, Summary, best_of, difference
+
+LEAST = 0.005  # half a point: a smaller difference is no claim, however certain
+
+
+class Claim(NamedTuple):
+    """A claim about regularization, with the evidence of this study."""
+
+    title: str
+    evidence: str
+
+
+class Table(NamedTuple):
+    """Rows of text below their heads, with a title and an explanation."""
+
+    title: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    text: str
+
+
+def claims(summary: Summary) -> list[Claim]:
+    """The claims that this study supports, against an arm that differs only in regularization."""
+    plain = summary.plain
+    if plain is None:
+        return _compressed(summary)
+    comparable = [cell for cell in summary.cells if cell.is_done and cell.differs_only_by_regularization(plain)]
+    off = [cell for cell in comparable if cell.is_off()]
+    on = [cell for cell in comparable if not cell.is_off() and not cell.is_plain()]
+    shown = [cell.runs for cell in shown_by(summary)]
+    found = [_Found(cell, plain) for cell in on if any(cell.runs is runs for runs in shown)]
+    held = holm([*(one.is_claim for one in found), *[never] * (len(on) - len(found))])
+    sure = [one for one, is_held in zip(found, held, strict=False) if is_held]
+    return [*_zero_is_plain(plain, off), *_between(plain, on, sure), *_too_strong(sure), *_compressed(summary)]
+
+
+def shown_by(summary: Summary) -> list[Cell]:
+    """The cells whose test error differs from the unregularized one beyond chance, counting all comparisons."""
+    plain = summary.plain
+    if plain is None:
+        return []
+    cells = [cell for cell in summary.cells if cell.is_done and not cell.is_plain() and not cell.is_off()]
+    tests: list[Callable[[float], bool]] = []
+    for cell in cells:
+        found = _less(cell, plain)
+        tests.append(found.excludes_zero if found else never)
+    return [cell for cell, is_shown in zip(cells, holm(tests), strict=True) if is_shown]
+
+
+def compared(summary: Summary) -> Table | None:
+    """The chosen arms less the unregularized one; None if there is none, or nothing but single seeds."""
+    plain = summary.plain
+    if plain is None:
+        return None
+    shown, rows = [cell.runs for cell in shown_by(summary)], []
+    for cell in summary.chosen:
+        found = None if not cell.is_done or cell.is_plain() or cell.is_off() else _less(cell, plain)
+        if found is not None and found.of_seeds is not None:
+            errors = [f"{100 * error:.1f}" for error in (found.of_seeds, found.of_images)]
+            is_shown = any(cell.runs is runs for runs in shown)
+            rows.append([cell.label, *points_of(found), *errors, str(found.seeds), "yes" if is_shown else "no"])
+    heads = [f"less {plain.arm}", "test error", f"{100 * LEVEL:g} % interval", "SE: seeds", "images", "seeds", "beyond"]
+    text = (
+        "Differences in points, seed by seed. The interval counts both standard errors, of seeds and of test images. "
+        "Beyond: the interval excludes zero also where all arms and strengths are counted (Holm), so that by chance "
+        f"any does in {100 * (1 - LEVEL):.0f} % of studies."
+    )
+    return Table(f"Against {plain.arm}", heads, rows, text) if rows else None
+
+
+def single_runs(summary: Summary) -> Table | None:
+    """McNemar's test of the arms with one seed in common with the unregularized one; None without such."""
+    plain = summary.plain
+    if plain is None:
+        return None
+    rows = []
+    for cell in summary.chosen:
+        if not cell.is_done or cell is plain or cell.runs[0].data != plain.runs[0].data:
+            continue
+        ours, theirs, common = cell.wrong("test"), plain.wrong("test"), cell.seeds & plain.seeds
+        if len(common) == 1 and common <= ours.keys() & theirs.keys():
+            (seed,) = common
+            if len(ours[seed]) == len(theirs[seed]):
+                found = mcnemar(ours[seed], theirs[seed])
+                rows.append([cell.label, str(found.only_ours), str(found.only_theirs), f"{found.p:.2g}"])
+    heads = ["single runs", "wrong here only", f"wrong with {plain.arm} only", "McNemar's p"]
+    text = (
+        "Test images that only one of two runs has wrong. The exact p-value is for other images and these two runs; "
+        "what other seeds would do is unknown, so no difference is claimed."
+    )
+    return Table("Two single runs", heads, rows, text) if rows else None
+
+
+def points_of(found: Difference) -> list[str]:
+    """A difference in points, and its interval."""
+    interval = found.interval()
+    span = "unknown" if interval is None else " to ".join(f"{100 * end:+.1f}" for end in interval)
+    return [f"{100 * found.mean:+.1f}", span]
+
+
+def percent(value: Mean) -> str:
+    """A share in percent, with its standard error."""
+    return plus_minus(Mean(100 * value.mean, None if value.se is None else 100 * value.se), 1)
+
+
+def plus_minus(value: Mean, digits: int) -> str:
+    """A mean with its standard error, if that is known and not 0."""
+    return f"{value.mean:.{digits}f}" + (f" ± {value.se:.{digits}f}" if value.se else "")
+
+
+class _Found:
+    """How a regularized arm differs from the unregularized one."""
+
+    def __init__(self, cell: Cell, plain: Cell) -> None:
+        self.cell = cell
+        self.test, self.gap, self.train = (_less(cell, plain, key) for key in ("test_error", "gap", "train_error"))
+
+    @property
+    def is_better(self) -> bool:
+        """Whether test error and gap are lower, by half a point."""
+        return all(found is not None and -found.mean > LEAST for found in (self.test, self.gap))
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether test and training error are higher, by half a point."""
+        return all(found is not None and found.mean > LEAST for found in (self.test, self.train))
+
+    def is_claim(self, level: float) -> bool:
+        """Whether it is better or worse beyond both intervals: both figures must be, so each is held at the level."""
+        figures = (self.test, self.gap) if self.is_better else (self.test, self.train) if self.is_worse else ()
+        return bool(figures) and all(found is not None and found.excludes_zero(level) for found in figures)
+
+
+def never(level: float) -> bool:
+    """Stands for a comparison that cannot be shown at any level, and is counted."""
+    return False
+
+
+def _less(cell: Cell, plain: Cell, key: str = "test_error") -> Difference | None:
+    return difference(cell, plain, key, is_same=cell.runs[0].data == plain.runs[0].data)
+
+
+def _zero_is_plain(plain: Cell, off: list[Cell]) -> list[Claim]:
+    common = [(cell, cell.digests.keys() & plain.digests.keys()) for cell in off]
+    other = [cell.arm for cell, seeds in common if any(cell.digests[s] != plain.digests[s] for s in seeds)]
+    if other:
+        return [Claim("Strength 0 is not the plain loss here!", f"Other weights than {plain.arm}: {', '.join(other)}.")]
+    same = [cell.arm for cell, seeds in common if seeds]
+    if not same:
+        return []
+    verb = "end" if len(same) > 1 else "ends"
+    evidence = f"{' and '.join(same)} at strength 0 {verb} with the unregularized weights, bit for bit."
+    return [Claim("Strength 0 is the plain loss.", evidence)]
+
+
+def _between(plain: Cell, on: list[Cell], sure: list[_Found]) -> list[Claim]:
+    """The best arm, which is chosen by the validation error, if it is better."""
+    found = next((one for one in sure if one.is_better and one.cell is best_of(on)), None)
+    if found is None:
+        return []
+    best = found.cell
+    closes = abs(best.gap.mean) < 0.5 * plain.gap.mean
+    noise = plain.runs[0].data.label_noise
+    wrong = f" ({100 * noise:g} % of its labels are wrong)" if noise else ""
+    evidence = f"Unregularized: {_errors(plain, wrong)}. {best.label}: {_errors(best)}. {_by(found)}"
+    return [Claim(f"In between, the gap {'closes' if closes else 'narrows'}.", evidence)]
+
+
+def _too_strong(sure: list[_Found]) -> list[Claim]:
+    worse = [one for one in sure if one.is_worse]
+    if not worse:
+        return []
+    found = max(worse, key=lambda one: one.cell.mean("train_error").mean)
+    worst = found.cell
+    at = "" if worst.strength is None else f" at {worst.strength:g}"
+    return [Claim("Too strong, and the network under-fits.", f"{worst.arm}{at}: {_errors(worst)}. {_by(found)}")]
+
+
+def _by(found: _Found) -> str:
+    """The difference in test error and its interval, as a sentence."""
+    if found.test is None:
+        return ""
+    middle, span = points_of(found.test)
+    return f"Test error {middle} points ({100 * LEVEL:g} % interval {span}, {found.test.seeds} seeds)."
+
+
+def _compressed(summary: Summary) -> list[Claim]:
+    """How much the arms with many zeros can be compressed."""
+    compressed = [cell for cell in summary.chosen if cell.is_done and cell.compression]
+    counted = [f"{cell.label} {cell.compression}" for cell in compressed if cell.mean("zeros").mean > 0.9]
+    if not counted:
+        return []
+    return [Claim("Compression by weights that are not zero / by units left / in bits.", f"{'; '.join(counted)}.")]
+
+
+def _errors(cell: Cell, remark: str = "") -> str:
+    train, test = percent(cell.mean("train_error")), percent(cell.mean("test_error"))
+    return f"training error {train} %{remark}, test error {test} %"
