@@ -155,7 +155,7 @@ def commands(line: str) -> list[list[str]]:
 
 def laid_on(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """A study with a fragment of one laid on it; arms are added."""
-    tree = config.study._merged(base, over)
+    tree = config.files.merged(base, over)
     if "arms" in over:
         names = [arm["name"] for arm in over["arms"]]
         tree["arms"] = [arm for arm in base["arms"] if arm["name"] not in names] + over["arms"]
