@@ -1,9 +1,12 @@
-"""The command line: ``python -m experiments run CONFIG``, ``sweep CONFIG``, ``report DIR`` and ``bench``."""
+"""The command line: ``python -m experiments run CONFIG``, ``sweep CONFIG``, ``report DIR``, ``bench`` and so on."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import shlex
+import shutil
 import signal
 import sys
 import threading
@@ -22,7 +25,8 @@ from experiments.benches import command as benches
 from experiments.config.names import folder_name, slug
 from experiments.errors import UserError, did_you_mean
 from experiments.report import summarize
-from experiments.running import study, sweep
+from experiments.running import catalog, study, sweep
+from experiments.running.outline import outline
 
 app = typer.Typer(
     add_completion=False,
@@ -31,7 +35,13 @@ app = typer.Typer(
     rich_markup_mode=None,  # else a word in brackets is taken for a style
 )
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # which typer has, and does not name
-_EXAMPLES = {"run": "configs/quickstart.toml", "sweep": "configs/sweep.toml", "report": "runs/quickstart"}
+_EXAMPLES = {
+    "run": "configs/quickstart.toml",
+    "sweep": "configs/sweep.toml",
+    "report": "runs/quickstart",
+    "new": "mine",
+    "show": "configs/quickstart.toml",
+}
 _BENCHES = f"Which: {', '.join(benches.BENCHES)}; all of them by default."
 
 
@@ -102,6 +112,43 @@ def render(folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folde
     _report(folder)
 
 
+@app.command("list")
+def list_studies() -> None:
+    """Lists the studies that are shipped and those in the current folder, each with its number of runs."""
+    found = list(catalog.entries())
+    width = max((len(str(entry.path)) for entry in found), default=0)
+    for entry in found:
+        line = f"{entry.path!s:<{width}}  {entry.runs:>5} runs  {entry.about}"
+        print(f"{entry.path!s:<{width}}  faulty: {entry.fault}" if entry.fault else _in_width(line.rstrip()))
+
+
+@app.command("new")
+def begin(name: Annotated[str, typer.Argument(metavar="NAME", help="The study's name, and its file's.")]) -> None:
+    """Writes NAME.toml, a study with comments to begin from, which can be run at once."""
+    path = catalog.begin(name)
+    print(f"{path} is written; run it with: python -m experiments run {shlex.quote(str(path))}")
+
+
+@app.command("show")
+def show(
+    path: _Config,
+    overrides: _Overrides = [],  # noqa: B006
+    device: _Device = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Prints JSON instead of TOML with comments.")] = False,
+) -> None:
+    """Shows a study as it would be run: its keys, runs and models, and about how long it takes here."""
+    tree = config.tree_of(path, overrides)
+    loaded = config.resolve(tree)
+    outlined = outline(loaded, study.pick_device(device))
+    print(outlined.as_json(tree) if as_json else outlined.as_toml(tree))
+
+
+@app.command("schema")
+def print_schema() -> None:
+    """Prints the JSON schema of a study's file, by which an editor completes and checks it."""
+    print(json.dumps(catalog.schema_of_studies(), indent=1))
+
+
 @app.command("bench")
 def measure(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help=_BENCHES)] = None,
@@ -138,6 +185,12 @@ def _resumable(folder: Path) -> Iterator[None]:
     finally:
         if is_main:
             signal.signal(signal.SIGTERM, before)
+
+
+def _in_width(line: str) -> str:
+    """The line, cut at the width of the terminal if it is one."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else len(line)
+    return line if len(line) <= width else f"{line[: width - 3]}..."
 
 
 def _end(faults: list[str]) -> None:

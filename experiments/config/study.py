@@ -195,12 +195,17 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Study:
     Raises:
         UserError: the file or an override is not what it should be; a line for each fault.
     """
+    return resolve(tree_of(path, overrides))
+
+
+def tree_of(path: Path, overrides: Sequence[str] = ()) -> Tree:
+    """The tables of a study's file: laid on those of the files that it extends, then overridden."""
     tree = read(path)
     for override in overrides:
         _set(tree, override)
     if "extends" in tree:
         raise UserError("--set extends: belongs in the file, whose keys --set changes afterwards: write it there")
-    return resolve(tree)
+    return tree
 
 
 def resolve(tree: Tree) -> Study:

@@ -1,0 +1,142 @@
+"""What a study would do: its runs, its models, and how long it would take."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+
+import torch
+from torch import nn
+
+from experiments.config import Run, Study
+from experiments.config.sections import Tree
+from experiments.config.toml import dumped
+from experiments.errors import UserError, oneline
+from experiments.running import search
+from experiments.running.catalog import counts
+from experiments.running.study import check
+from experiments.training import build, data
+from experiments.training.loop import Autocast, train_epoch
+from experiments.training.measure import evaluate
+
+_WARMED = 2  # calls before the first timed one
+_TIMED = 0.3  # seconds of timed calls
+
+
+@dataclass(frozen=True)
+class ArmOutline:
+    """An arm: its runs, the values in its model's parameters, and the time of its first run."""
+
+    name: str
+    runs: int
+    parameters: int
+    steps: int  # of a run
+    seconds_per_run: float  # without early stopping
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A study's arms on a device; the time is that of all runs one after another."""
+
+    study: Study
+    device: torch.device
+    arms: Sequence[ArmOutline]
+
+    @property
+    def runs(self) -> int:
+        return sum(arm.runs for arm in self.arms)
+
+    @property
+    def seconds(self) -> float:
+        return sum(arm.runs * arm.seconds_per_run for arm in self.arms)
+
+    def as_json(self, tree: Tree) -> str:
+        """All figures, and the keys of the study."""
+        figures = {"name": self.study.name, "runs": self.runs, "device": str(self.device), "seconds": self.seconds}
+        return json.dumps({**figures, "arms": [asdict(arm) for arm in self.arms], "study": tree}, indent=2)
+
+    def as_toml(self, tree: Tree) -> str:
+        """The study as a TOML file of its own, which ends with comments that hold the figures."""
+        rows = [("arm", "runs", "parameters", "steps", "s a run")]
+        rows += [
+            (arm.name, str(arm.runs), f"{arm.parameters:,}", f"{arm.steps:,}", f"{arm.seconds_per_run:.1f}")
+            for arm in self.arms
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["#   " + "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+        stops = any(run.train.early_stopping for run in self.study.runs)
+        less = ", less where a run stops early or is pruned" if stops or self.study.sweep else ""
+        total = f"# {self.runs} runs, about {lasting(self.seconds)} one after another on {self.device.type}{less}"
+        return "\n".join([dumped(tree), *lines, "#", f"{total}; by the first steps of each arm"])
+
+
+def lasting(seconds: float) -> str:
+    """A time as text, such as ``"2 min 5 s"``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s" if whole else "less than 1 s"
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {whole % 60} s"
+
+
+def outline(study: Study, device: torch.device) -> Outline:
+    """The arms of a study, each with the time that the first steps of its first run predict.
+
+    Raises:
+        UserError: the study could not be run.
+    """
+    if study.sweep is not None:
+        search.check(study.sweep)
+    check(study)
+    runs, groups = counts(study), groupby(study.runs, key=lambda run: run.arm)
+    return Outline(study, device, [_measured(next(group), runs[arm], device) for arm, group in groups])
+
+
+def _measured(run: Run, runs: int, device: torch.device) -> ArmOutline:
+    images = data.load(run.data, device)
+    torch.manual_seed(run.seed)
+    model = build.model(run.model, images).to(device)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    steps = -(-len(images.train) // run.train.batch_size)
+    try:
+        epoch = _seconds_of_epoch(run, model, images, steps, device)
+    except Exception as error:  # whatever a model raises in its third step, or a device that is full
+        raise UserError(f"arms[{run.arm}].model: cannot be trained: {oneline(error)}") from error
+    return ArmOutline(run.arm, runs, parameters, run.train.epochs * steps, run.train.epochs * epoch)
+
+
+def _seconds_of_epoch(run: Run, model: nn.Module, images: data.Images, steps: int, device: torch.device) -> float:
+    """All steps of an epoch and its evaluation, by the first ones; the learning rate's schedule takes no time."""
+    optimizer = build.optimizer(run.optimizer, model)
+    regularizers = build.regularizers(run, model, optimizer)
+    tuned = build.auto_strength(run.auto_strength, regularizers, optimizer, images.valid)
+    controller = build.controller(run.sparsity, optimizer, steps=run.train.epochs * steps)
+    rates = build.dropout_schedule(run.dropout_schedule, model, optimizer)
+    in_loss = [regularizer for regularizer in regularizers if regularizer.mode == "loss"]
+    scaler = torch.amp.GradScaler(device.type, enabled=run.train.amp and device.type == "cuda")
+    amp = Autocast(device.type, scaler) if run.train.amp else None
+    batches = torch.randperm(len(images.train)).to(device).split(run.train.batch_size)
+
+    def step() -> None:
+        train_epoch(model, optimizer, images.train, batches[:1], in_loss, amp)[-1].item()  # waits for the device
+
+    def evaluation() -> None:
+        evaluate(model, images)
+
+    taken = steps * _mean_seconds(step) + _mean_seconds(evaluation)
+    del tuned, controller, rates  # they act while they live
+    return taken
+
+
+def _mean_seconds(work: Callable[[], None]) -> float:
+    """The seconds that a call takes, without the first calls, which make what later ones use again."""
+    for _ in range(_WARMED):
+        work()
+    start, calls = time.perf_counter(), 0
+    while (taken := time.perf_counter() - start) < _TIMED:
+        work()
+        calls += 1
+    return taken / calls
