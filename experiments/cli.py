@@ -29,7 +29,7 @@ from experiments.running import catalog, study, sweep
 from experiments.running.outline import outline
 
 app = typer.Typer(
-    add_completion=False,
+    add_completion=Path(sys.argv[0]).name != "__main__.py",  # a shell completes a script by its name, not python -m
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # else a word in brackets is taken for a style

@@ -39,7 +39,7 @@ def schema(names: Mapping[str, Iterable[str]]) -> Tree:
         "anyOf": [{"type": "array", "minItems": 1}, {"$ref": "#/$defs/Dimension"}]
     }
     settings = base["properties"]
-    arms = head["properties"]["arms"] | {
+    arms: Tree = head["properties"]["arms"] | {
         "items": {
             "type": "object",
             "description": "The study with some keys changed.",
@@ -49,7 +49,7 @@ def schema(names: Mapping[str, Iterable[str]]) -> Tree:
         }
     }
     needed = [key for cls in (_Head, Settings) for key, field in cls.model_fields.items() if field.is_required()]
-    tree = {
+    tree: Tree = {
         "type": "object",
         "properties": {"extends": _EXTENDS, **head["properties"], **settings, "arms": arms},
         "additionalProperties": False,
