@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, TextIO
@@ -162,12 +162,17 @@ def measure(
             raise UserError(f"bench: unknown name {name!r}, {did_you_mean(name, benches.BENCHES)}")
     if into is not None and into.suffix != ".json":
         raise UserError(f"bench: --json must name a .json file, beside which a .md is written, got {into}")
-    benches.run(names or list(benches.BENCHES), into)
+    with _stoppable("stopped" if into is None else f"stopped; what was measured is in {into}"):
+        benches.run(names or list(benches.BENCHES), into)
+
+
+def _resumable(folder: Path) -> AbstractContextManager[None]:
+    return _stoppable(f"stopped; run it again with --resume --out {folder} to go on")
 
 
 @contextmanager
-def _resumable(folder: Path) -> Iterator[None]:
-    """Ends with a line on how to go on if Ctrl-C is pressed, or if the process is asked to end (SIGTERM)."""
+def _stoppable(line: str) -> Iterator[None]:
+    """Ends with a line if Ctrl-C is pressed, or if the process is asked to end (SIGTERM)."""
     code = 128 + signal.SIGINT
 
     def end(number: int, _: object) -> None:
@@ -180,7 +185,7 @@ def _resumable(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print(f"\nstopped; run it again with --resume --out {folder} to go on", file=sys.stderr)
+        print(f"\n{line}", file=sys.stderr)
         raise typer.Exit(code) from None
     finally:
         if is_main:
@@ -234,6 +239,8 @@ def bounded(command: Callable[[], int | None]) -> int:
         return _complain(str(error))
     except _UsageError as error:
         return _misused(error)
+    except typer.Abort:  # Ctrl-C
+        return 128 + signal.SIGINT
     except BrokenPipeError:  # as in "| head": nobody is left to tell
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still flushes at its end

@@ -19,6 +19,7 @@ from experiments.running import search
 from experiments.running.catalog import counts
 from experiments.running.study import check
 from experiments.training import build, data
+from experiments.training.bars import lasting
 from experiments.training.loop import Autocast, train_epoch
 from experiments.training.measure import evaluate
 
@@ -71,15 +72,6 @@ class Outline:
         less = ", less where a run stops early or is pruned" if stops or self.study.sweep else ""
         total = f"# {self.runs} runs, about {lasting(self.seconds)} one after another on {self.device.type}{less}"
         return "\n".join([dumped(tree), *lines, "#", f"{total}; by the first steps of each arm"])
-
-
-def lasting(seconds: float) -> str:
-    """A time as text, such as ``"2 min 5 s"``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s" if whole else "less than 1 s"
-    hours, minutes = divmod(whole // 60, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {whole % 60} s"
 
 
 def outline(study: Study, device: torch.device) -> Outline:

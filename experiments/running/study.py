@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 
 from experiments.config import Run, Study
 from experiments.errors import RecordError, UserError, oneline
 from experiments.training import build, data
+from experiments.training.bars import Bar
 from experiments.training.loop import train
 from experiments.training.measure import describe
 from experiments.training.record import Record, Row, open_study
@@ -31,13 +31,14 @@ def run_study(study: Study, folder: Path, device: torch.device, resume: bool = F
     """
     check(study)
     broken = []
-    with open_study(study, folder, resume), tqdm(study.runs, desc=study.name, unit="run", disable=None) as bar:
-        for run in bar:
+    with open_study(study, folder, resume), Bar(study.name, len(study.runs), "run") as bar:
+        for run in study.runs:
             result, is_new = make_once(run, folder, device)
             if result["status"] in BROKEN:
                 broken.append(f"{result['status']}: {run.folder}: {result['reason']}")
             if is_new:
                 bar.write(f"{run.folder:<32} {_summary(result)}")
+            bar.update(is_new=is_new)
     return broken
 
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from tqdm import tqdm
 
 from experiments.config import Run
 from experiments.training import build, data
+from experiments.training.bars import Bar
 from experiments.training.measure import describe, evaluate, penalties
 from experiments.training.progress import Progress
 from experiments.training.record import Record, Row
@@ -103,8 +103,7 @@ def train(run: Run, device: torch.device, record: Record, watch: Callable[[Row],
     progress = Progress(run, parts, shuffle, record, device)
     progress.restore(record.begin(run, device))
 
-    bar = tqdm(total=run.train.epochs, initial=progress.epoch, desc=run.folder, unit="epoch", leave=False, disable=None)
-    with bar:
+    with Bar(run.folder, run.train.epochs, "epoch", done=progress.epoch) as bar:
         while not progress.is_over:
             if watch is not None and progress.last and watch(progress.last):
                 return progress.pruned(describe)

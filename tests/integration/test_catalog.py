@@ -14,7 +14,6 @@ import torchreg
 from experiments import config
 from experiments.config.toml import dumped
 from experiments.running.catalog import SHIPPED, counts, schema_of_studies
-from experiments.running.outline import lasting
 from tests.integration.studies import TREE, small
 
 CONFIGS = sorted(SHIPPED.glob("**/*.toml"))
@@ -184,14 +183,6 @@ def test_a_model_that_raises_later_is_one_line(experiments, tmp_path):
     code, out, err = experiments("show", "mine.toml", "--set", fragile)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("error: arms[none].model: cannot be trained: no more")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.2, "less than 1 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (125, "2 min 5 s"), (7384, "2 h 3 min")],
-)
-def test_a_time_as_text(seconds, text):
-    assert lasting(seconds) == text
 
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
