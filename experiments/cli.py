@@ -27,6 +27,7 @@ from experiments.errors import UserError, did_you_mean
 from experiments.report import summarize
 from experiments.running import catalog, study, sweep
 from experiments.running.outline import outline
+from experiments.training import loggers
 
 app = typer.Typer(
     add_completion=Path(sys.argv[0]).name != "__main__.py",  # a shell completes a script by its name, not python -m
@@ -49,6 +50,7 @@ _Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The study's TOM
 _Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key.")]
 _Out = Annotated[Path | None, typer.Option(help="Folder for the records; runs/NAME by default.")]
 _Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+_Log = Annotated[str | None, typer.Option(metavar="NAME", help=f"Also tells {', '.join(loggers.LOGGERS)}.")]
 _Resume = Annotated[bool, typer.Option("--resume", help="Go on with a study that was stopped.")]
 
 
@@ -73,12 +75,14 @@ def run(
     overrides: _Overrides = [],  # noqa: B006
     out: _Out = None,
     device: _Device = "auto",
+    log: _Log = None,
     resume: _Resume = False,
 ) -> None:
     """Runs a study and writes its report."""
     loaded = config.load(path, overrides)
     if loaded.sweep is not None:
         raise UserError(f"{path}: holds a search, in its table sweep: python -m experiments sweep {path}")
+    loggers.choose(log, loaded.name)
     folder = out or Path("runs") / folder_name(slug(loaded.name))
     with _resumable(folder):
         broken = study.run_study(loaded, folder, study.pick_device(device), resume)
@@ -93,10 +97,12 @@ def search(
     out: _Out = None,
     device: _Device = "auto",
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process with its share of threads.")] = 1,
+    log: _Log = None,
     resume: _Resume = False,
 ) -> None:
     """Searches over the keys that the table [sweep] of a study names, and writes the report."""
     loaded = config.load(path, overrides)
+    loggers.choose(log, loaded.name)
     folder = out or Path("runs") / folder_name(slug(loaded.name))
     with _resumable(folder):
         faults = sweep.run_sweep(loaded, folder, study.pick_device(device), jobs, resume)

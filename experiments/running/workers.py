@@ -17,7 +17,7 @@ from experiments.errors import RecordError, oneline
 from experiments.running import orphans
 from experiments.running.search import Search
 from experiments.running.study import make
-from experiments.training import bars
+from experiments.training import bars, loggers
 from experiments.training.record import Row, lock
 
 
@@ -91,7 +91,7 @@ class _Worker:
     def __init__(self, folder: Path, device: torch.device, threads: int) -> None:
         context = get_context("spawn")  # a fork would share the threads and the GPU of this process
         self.pipe, theirs = context.Pipe()
-        args = (__name__, serve.__name__, theirs, folder, str(device), threads)
+        args = (__name__, serve.__name__, theirs, folder, str(device), threads, *loggers.chosen())
         self._process = context.Process(target=orphans.call, args=args, daemon=True)
         self._process.start()
         theirs.close()  # so that its end is the end of the pipe
@@ -128,11 +128,12 @@ class _Worker:
         self._process.join()
 
 
-def serve(pipe: connection.Connection, folder: Path, device: str, threads: int) -> None:
+def serve(pipe: connection.Connection, folder: Path, device: str, threads: int, log: str | None, project: str) -> None:
     """Makes the runs that come through the pipe, in a process of its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal: the first one ends us
     torch.set_num_threads(threads)
     bars.silence()
+    loggers.choose(log, project)
 
     def ask(step: int, row: Row) -> bool:
         pipe.send(("judge", (step, row)))
