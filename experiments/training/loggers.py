@@ -26,6 +26,11 @@ class Start(NamedTuple):
     epoch: int  # those that a resumed run has made before
 
     @property
+    def study(self) -> Path:
+        """The study's folder: what is beside the records may hold symbolic links."""
+        return self.folder.parents[len(Path(self.run.folder).parts)]
+
+    @property
     def settings(self) -> dict[str, Any]:
         tree: dict[str, Any] = json.loads(self.run.model_dump_json(by_alias=True, exclude_defaults=True))
         return tree
@@ -87,7 +92,7 @@ class WeightsAndBiases:
 
     def __init__(self, start: Start) -> None:
         init = partial(import_module("wandb").init, reinit="create_new")  # several runs may be under way
-        self._run = init(project=start.project, name=start.run.folder, config=start.settings, dir=str(start.folder))
+        self._run = init(project=start.project, name=start.run.folder, config=start.settings, dir=str(start.study))
 
     def row(self, figures: Numbers, epoch: int) -> None:
         self._run.log(dict(figures), step=epoch)

@@ -59,8 +59,12 @@ class Page:
         self.output, self.output_line = self.printed(), block.end + 2
 
     def toml(self, block: Block) -> None:
-        """A whole study, or a fragment, which is laid on the page's last whole one."""
+        """A whole study, or a fragment, which is laid on the page's last whole one or on the file that it extends."""
         tree = tomllib.loads(block.text)
+        if "extends" in tree:
+            base = tree.pop("extends")
+            assert base in self.files, f"{block.place}: no page says to save {base}"
+            tree = config.files.merged(self.files[base], tree)
         if whole := {"data", "model", "optimizer", "train", "arms"} <= tree.keys():
             self.study = tree
         else:
@@ -103,7 +107,7 @@ class Page:
     def experiments(self, arguments: list[str], block: Block) -> None:
         """Parses the command line, and loads the study it names, with its overrides."""
         known: dict[str, Any] = vars(typer.main.get_command(cli.app))["commands"]
-        name, *rest = arguments
+        name, *rest = arguments[: arguments.index(">")] if ">" in arguments else arguments  # into a file
         assert name in known, f"{block.place}: unknown command {name}"
         parsed = known[name].make_context(name, rest).params
         if name == "bench":
@@ -118,7 +122,8 @@ class Page:
             loaded = config.resolve(tree)
         else:
             loaded = config.load(ROOT / path, parsed["overrides"])
-        assert (loaded.sweep is not None) == (name == "sweep"), f"{block.place}: run and sweep are for other files"
+        is_other = name in ("run", "sweep") and (loaded.sweep is not None) != (name == "sweep")
+        assert not is_other, f"{block.place}: run and sweep are for other files"
 
     def pip(self, arguments: list[str], block: Block) -> None:
         for word in arguments:

@@ -187,6 +187,13 @@ def test_a_resumed_run_goes_on_at_its_checkpoint(name, fakes, tmp_path):
     assert fakes.ends["a/seed0"][0] == "done"
 
 
+@pytest.mark.parametrize("values", [{}, {"optimizer.lr": 0.1}], ids=["run", "point of a search"])
+def test_links_of_a_logger_lie_beside_the_records(values, tmp_path):
+    run = resolve(STUDY).runs[0]
+    run = run.at(values) if values else run
+    assert loggers.Start("small", run, tmp_path / "out" / "runs" / run.folder, 0).study == tmp_path / "out"
+
+
 def test_several_runs_may_be_under_way(fakes, tmp_path):
     runs = resolve(STUDY).runs
     for name in loggers.LOGGERS:
