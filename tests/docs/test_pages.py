@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import typer
 
-from experiments import benches, cli, config
+from experiments import cli, config
+from experiments.benches import command as benches
 from experiments.running import search, study
 from tests.docs.pages import PAGES, ROOT, Block, blocks, name_of
 
@@ -61,14 +62,14 @@ class Page:
     def toml(self, block: Block) -> None:
         """A whole study, or a fragment, which is laid on the page's last whole one or on the file that it extends."""
         tree = tomllib.loads(block.text)
-        if "extends" in tree:
-            base = tree.pop("extends")
+        if base := tree.pop("extends", None):
             assert base in self.files, f"{block.place}: no page says to save {base}"
             tree = config.files.merged(self.files[base], tree)
-        if whole := {"data", "model", "optimizer", "train", "arms"} <= tree.keys():
-            self.study = tree
-        else:
+        whole = {"data", "model", "optimizer", "train", "arms"} <= tree.keys()
+        if not whole:
             tree = laid_on(self.study, tree)
+        elif base is None:
+            self.study = tree
         if found := re.match(r"# (\S+\.toml)$", block.text.splitlines()[0]):
             assert whole, f"{block.place}: a file must hold a whole study"
             self.files[found[1]] = tree
