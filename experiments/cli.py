@@ -168,16 +168,16 @@ def measure(
             raise UserError(f"bench: unknown name {name!r}, {did_you_mean(name, benches.BENCHES)}")
     if into is not None and into.suffix != ".json":
         raise UserError(f"bench: --json must name a .json file, beside which a .md is written, got {into}")
-    with _stoppable("stopped" if into is None else f"stopped; what was measured is in {into}"):
+    with _stoppable(lambda: f"stopped; what was measured is in {into}" if into and into.exists() else "stopped"):
         benches.run(names or list(benches.BENCHES), into)
 
 
 def _resumable(folder: Path) -> AbstractContextManager[None]:
-    return _stoppable(f"stopped; run it again with --resume --out {folder} to go on")
+    return _stoppable(lambda: f"stopped; run it again with --resume --out {folder} to go on")
 
 
 @contextmanager
-def _stoppable(line: str) -> Iterator[None]:
+def _stoppable(line: Callable[[], str]) -> Iterator[None]:
     """Ends with a line if Ctrl-C is pressed, or if the process is asked to end (SIGTERM)."""
     code = 128 + signal.SIGINT
 
@@ -191,7 +191,7 @@ def _stoppable(line: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print(f"\n{line}", file=sys.stderr)
+        print(f"\n{line()}", file=sys.stderr)
         raise typer.Exit(code) from None
     finally:
         if is_main:

@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 _EVERY = 10.0  # seconds between two lines, at first
 _SHARE = 1 / 20  # of the time so far, between two lines later: an hour's log has no hundreds of them
-_BAR = "{desc}: {percentage:3.0f}%|{bar}| {postfix}"
+_SHOWN = 0.1  # seconds between two looks of a bar
+_BAR = "{percentage:3.0f}%|{bar}| {desc}"
 
 _open: list[Bar] = []  # those that are shown, from the outermost one
 _is_silent = False
@@ -43,7 +44,7 @@ class Bar:
         self._known = float(done)
         self._parts = 0  # parts of what is under way that have come to their end
         self._share = 0.0  # of the part that is under way
-        self._started = time.monotonic()
+        self._started = self._shown = time.monotonic()
         self._bar: tqdm[Any] | None = None
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -58,7 +59,8 @@ class Bar:
             self._outer._known += self.done / self.total
         if is_terminal := sys.stderr is not None and sys.stderr.isatty():
             is_part = self._outer is not None
-            self._bar = tqdm(total=self.total, initial=self.done, desc=self.name, leave=not is_part, bar_format=_BAR)
+            text = f"{self.name}: {self}"
+            self._bar = tqdm(total=self.total, desc=text, leave=not is_part, bar_format=_BAR, dynamic_ncols=True)
         if self._outer is None:
             self._thread = threading.Thread(target=self._tell, args=(is_terminal,), daemon=True)
             self._thread.start()
@@ -75,7 +77,7 @@ class Bar:
         if self._outer is not None:
             self._outer._parts, self._outer._share = self._outer._parts + 1, 0.0
         if self._bar is not None:
-            self._show()
+            self._show(at_once=True)
             self._bar.close()
 
     def update(self, count: int = 1, is_new: bool = True) -> None:
@@ -100,15 +102,17 @@ class Bar:
         return (time.monotonic() - self._started) * (self.total - now) / new if new > 0 else None
 
     def __str__(self) -> str:
+        left = self.left
         text = f"{self.done} of {self.total} {self.unit}s, {lasting(time.monotonic() - self._started)}"
-        if self.left is not None and self.done < self.total:
-            text += f", about {lasting(self.left)} left"
+        if left is not None and self.done < self.total:
+            text += f", {'about ' if left >= 1 else ''}{lasting(left)} left"
         return f"{text}, {self.note}" if self.note else text
 
-    def _show(self) -> None:
-        if self._bar is not None:
+    def _show(self, at_once: bool = False) -> None:
+        if self._bar is not None and (at_once or time.monotonic() - self._shown >= _SHOWN):
+            self._shown = time.monotonic()
             self._bar.n = self.done + min(self._parts + self._share, self.total - self.done)
-            self._bar.set_postfix_str(str(self))
+            self._bar.set_description_str(f"{self.name}: {self}")
 
     def _tell(self, is_terminal: bool) -> None:
         """Keeps the time in a terminal up to date, or writes a line now and then; in a thread."""

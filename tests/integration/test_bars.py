@@ -1,6 +1,7 @@
 """Progress: what it says, and where. The clock is the test's own; no test measures time."""
 
 import io
+import re
 import sys
 from types import SimpleNamespace
 
@@ -35,8 +36,11 @@ def test_the_time_left_is_that_of_the_units_left(clock):
         assert str(bar) == "1 of 10 runs, 30 s, about 4 min 30 s left"
         bar.update(4)
         assert str(bar) == "5 of 10 runs, 30 s, about 30 s left"
+        clock.seconds += 0.01
+        bar.update(4)
+        assert str(bar) == "9 of 10 runs, 30 s, about 3 s left"
         bar.note = "best 3 %"
-        bar.update(5)
+        bar.update()
         assert str(bar) == "10 of 10 runs, 30 s, best 3 %"
 
 
@@ -125,14 +129,25 @@ def test_lines_are_10_seconds_apart_and_later_more(clock, monkeypatch):
 
 def test_in_a_terminal_there_are_bars(monkeypatch):
     monkeypatch.setattr(sys, "stderr", stream := Terminal())
+    monkeypatch.setattr(bars, "_SHOWN", 0.0)
+    monkeypatch.setenv("COLUMNS", "80")
     with Bar("study", 2, "run") as bar, Bar("first", 4, "epoch") as run:
         run.update()
         bar.update()
     shown = stream.getvalue()
-    assert "study:  50%|" in shown
-    assert "1 of 2 runs, less than 1 s" in shown
-    assert "first:  25%|" in shown
-    assert "1 of 4 epochs" in shown
+    assert re.search(r"50%\|.+\| study: 1 of 2 runs, less than 1 s, less than 1 s left", shown)
+    assert re.search(r"25%\|.+\| first: 1 of 4 epochs, less than 1 s", shown)
+
+
+def test_a_bar_is_not_drawn_for_each_of_many_epochs(clock, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", stream := Terminal())
+    with Bar("study", 1000, "epoch") as bar:
+        drawn = stream.getvalue().count("study: ")
+        for _ in range(1000):
+            clock.seconds += 0.01
+            bar.update()
+    assert 90 <= stream.getvalue().count("study: ") - drawn <= 105  # ten seconds, ten times a second
+    assert "1000 of 1000 epochs, 10 s" in stream.getvalue()  # and at the end
 
 
 def test_nothing_is_shown_in_a_process_beside_others(monkeypatch):

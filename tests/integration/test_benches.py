@@ -107,6 +107,16 @@ def test_what_was_measured_before_it_is_stopped_is_kept(tmp_path, monkeypatch, e
         assert all(out.count(f"  {row} ") == 1 for table in kept for row in table)
 
 
+@pytest.mark.parametrize("options", [(), ("--json", "out.json")], ids=["no file", "a file"])
+def test_where_nothing_was_measured_no_file_is_named(options, monkeypatch, experiments, tmp_path):
+    def stopped():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(benches, "BENCHES", {"a": stopped})
+    assert experiments("bench", "a", *options)[::2] == (130, "measuring a\n\nstopped\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_table_that_grows_is_one_table(tmp_path, monkeypatch, capsys):
     rows = [Row(name, 1.0, 1.0, 1.0, 0.002) for name in ("one", "two", "three")]
     monkeypatch.setattr(benches, "BENCHES", {"a": lambda: growing("t", rows)})
