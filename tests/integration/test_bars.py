@@ -10,6 +10,7 @@ import torch
 
 from experiments.config import resolve
 from experiments.running.study import run_study
+from experiments.running.sweep import run_sweep
 from experiments.training import bars
 from experiments.training.bars import Bar
 from tests.integration.studies import CPU, TREE
@@ -201,3 +202,16 @@ def test_a_resumed_study_counts_its_runs(tmp_path, monkeypatch):
     said.clear()
     run_study(study, tmp_path, torch.device("cpu"), resume=True)
     assert said == [("small", 1, 1), ("small", 2, 2)]
+
+
+def test_a_search_counts_the_runs_of_all_points(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(Bar, "_show", lambda self, at_once=False: said.append((self.name, self.done, self.total)))
+    arms = [{"name": "none"}, {"name": "searched"}]
+    space = {"space": {"optimizer.lr": [0.1, 0.2, 0.3]}, "arms": ["searched"]}
+    study = resolve({**TREE, "seeds": [0, 1], "arms": arms, "sweep": space})
+    run_sweep(study, tmp_path, CPU)
+    assert [one for one in said if one[0] == "small"] == [("small", done, 8) for done in (2, 4, 6, 8)]
+    said.clear()
+    run_sweep(study, tmp_path, CPU, resume=True)  # the points are known, and the other arm is looked at again
+    assert said == [("small", 8, 8)]

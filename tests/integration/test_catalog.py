@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,15 @@ def test_the_list_in_the_folder_of_shipped_studies_has_each_once(experiments, mo
     _, out, _ = experiments("list")
     names = [line.split()[0] for line in out.splitlines()]
     assert sorted(names) == sorted(path.relative_to(SHIPPED).as_posix() for path in CONFIGS)
+
+
+def test_in_a_terminal_a_line_of_the_list_is_no_longer_than_it(experiments, monkeypatch):
+    long = experiments("list")[1].splitlines()
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    cut = experiments("list")[1].splitlines()
+    assert max(map(len, long)) > 100
+    assert cut == [line if len(line) <= 100 else line[:97] + "..." for line in long]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
