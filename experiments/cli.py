@@ -1,15 +1,17 @@
-"""The command line: ``python -m experiments run CONFIG``, ``sweep CONFIG``, ``report DIR``, ``compare DIR DIR``,
-``bench``."""
+"""The command line: ``python -m experiments run CONFIG``, ``sweep CONFIG``, ``report DIR``, ``bench`` and so on."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import shlex
+import shutil
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, TextIO
@@ -23,10 +25,12 @@ from experiments.benches import command as benches
 from experiments.config.names import folder_name, slug
 from experiments.errors import UserError, did_you_mean
 from experiments.report import summarize
-from experiments.running import study, sweep
+from experiments.running import catalog, study, sweep
+from experiments.running.outline import outline
+from experiments.training import loggers
 
 app = typer.Typer(
-    add_completion=False,
+    add_completion=Path(sys.argv[0]).name != "__main__.py",  # a shell completes a script by its name, not python -m
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # else a word in brackets is taken for a style
@@ -37,6 +41,8 @@ _EXAMPLES = {
     "sweep": "configs/sweep.toml",
     "report": "runs/quickstart",
     "compare": "runs/digits runs/mnist",
+    "new": "mine",
+    "show": "configs/quickstart.toml",
 }
 _BENCHES = f"Which: {', '.join(benches.BENCHES)}; all of them by default."
 
@@ -45,6 +51,7 @@ _Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The study's TOM
 _Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key.")]
 _Out = Annotated[Path | None, typer.Option(help="Folder for the records; runs/NAME by default.")]
 _Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+_Log = Annotated[str | None, typer.Option(metavar="NAME", help=f"Also tells {', '.join(loggers.LOGGERS)}.")]
 _Resume = Annotated[bool, typer.Option("--resume", help="Go on with a study that was stopped.")]
 
 
@@ -69,12 +76,14 @@ def run(
     overrides: _Overrides = [],  # noqa: B006
     out: _Out = None,
     device: _Device = "auto",
+    log: _Log = None,
     resume: _Resume = False,
 ) -> None:
     """Runs a study and writes its report."""
     loaded = config.load(path, overrides)
     if loaded.sweep is not None:
         raise UserError(f"{path}: holds a search, in its table sweep: python -m experiments sweep {path}")
+    loggers.choose(log, loaded.name)
     folder = out or Path("runs") / folder_name(slug(loaded.name))
     with _resumable(folder):
         broken = study.run_study(loaded, folder, study.pick_device(device), resume)
@@ -89,10 +98,12 @@ def search(
     out: _Out = None,
     device: _Device = "auto",
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process with its share of threads.")] = 1,
+    log: _Log = None,
     resume: _Resume = False,
 ) -> None:
     """Searches over the keys that the table [sweep] of a study names, and writes the report."""
     loaded = config.load(path, overrides)
+    loggers.choose(log, loaded.name)
     folder = out or Path("runs") / folder_name(slug(loaded.name))
     with _resumable(folder):
         faults = sweep.run_sweep(loaded, folder, study.pick_device(device), jobs, resume)
@@ -120,6 +131,43 @@ def contrast(
         print(f"\nPage: {report.write_comparison(found, html).resolve()}")
 
 
+@app.command("list")
+def list_studies() -> None:
+    """Lists the studies that are shipped and those in the current folder, each with its number of runs."""
+    found = list(catalog.entries())
+    width = max((len(str(entry.path)) for entry in found), default=0)
+    for entry in found:
+        line = f"{entry.path!s:<{width}}  {entry.runs:>5} runs  {entry.about}"
+        print(f"{entry.path!s:<{width}}  faulty: {entry.fault}" if entry.fault else _in_width(line.rstrip()))
+
+
+@app.command("new")
+def begin(name: Annotated[str, typer.Argument(metavar="NAME", help="The study's name, and its file's.")]) -> None:
+    """Writes NAME.toml, a study with comments to begin from, which can be run at once."""
+    path = catalog.begin(name)
+    print(f"{path} is written; run it with: python -m experiments run {shlex.quote(str(path))}")
+
+
+@app.command("show")
+def show(
+    path: _Config,
+    overrides: _Overrides = [],  # noqa: B006
+    device: _Device = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Prints JSON instead of TOML with comments.")] = False,
+) -> None:
+    """Shows a study as it would be run: its keys, runs and models, and about how long it takes here."""
+    tree = config.tree_of(path, overrides)
+    loaded = config.resolve(tree)
+    outlined = outline(loaded, study.pick_device(device))
+    print(outlined.as_json(tree) if as_json else outlined.as_toml(tree))
+
+
+@app.command("schema")
+def print_schema() -> None:
+    """Prints the JSON schema of a study's file, by which an editor completes and checks it."""
+    print(json.dumps(catalog.schema_of_studies(), indent=1))
+
+
 @app.command("bench")
 def measure(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help=_BENCHES)] = None,
@@ -133,12 +181,17 @@ def measure(
             raise UserError(f"bench: unknown name {name!r}, {did_you_mean(name, benches.BENCHES)}")
     if into is not None and into.suffix != ".json":
         raise UserError(f"bench: --json must name a .json file, beside which a .md is written, got {into}")
-    benches.run(names or list(benches.BENCHES), into)
+    with _stoppable(lambda: f"stopped; what was measured is in {into}" if into and into.exists() else "stopped"):
+        benches.run(names or list(benches.BENCHES), into)
+
+
+def _resumable(folder: Path) -> AbstractContextManager[None]:
+    return _stoppable(lambda: f"stopped; run it again with --resume --out {folder} to go on")
 
 
 @contextmanager
-def _resumable(folder: Path) -> Iterator[None]:
-    """Ends with a line on how to go on if Ctrl-C is pressed, or if the process is asked to end (SIGTERM)."""
+def _stoppable(line: Callable[[], str]) -> Iterator[None]:
+    """Ends with a line if Ctrl-C is pressed, or if the process is asked to end (SIGTERM)."""
     code = 128 + signal.SIGINT
 
     def end(number: int, _: object) -> None:
@@ -151,11 +204,17 @@ def _resumable(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print(f"\nstopped; run it again with --resume --out {folder} to go on", file=sys.stderr)
+        print(f"\n{line()}", file=sys.stderr)
         raise typer.Exit(code) from None
     finally:
         if is_main:
             signal.signal(signal.SIGTERM, before)
+
+
+def _in_width(line: str) -> str:
+    """The line, cut at the width of the terminal if it is one."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else len(line)
+    return line if len(line) <= width else f"{line[: width - 3]}..."
 
 
 def _end(faults: list[str]) -> None:
@@ -202,6 +261,8 @@ def bounded(command: Callable[[], int | None]) -> int:
         return _complain(str(error))
     except _UsageError as error:
         return _misused(error)
+    except typer.Abort:  # Ctrl-C
+        return 128 + signal.SIGINT
     except BrokenPipeError:  # as in "| head": nobody is left to tell
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still flushes at its end

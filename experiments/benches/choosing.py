@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import get_args
@@ -22,22 +22,19 @@ from torchreg.tuning.path.problem import Problem
 _ADAM = partial(torch.optim.Adam, lr=1e-3)
 
 
-def stack() -> list[Table]:
+def stack() -> Iterator[Table]:
     """Sixteen small and four large networks, each at another strength: stacked, in processes, one after another."""
-    small = _race("16 x 64-64-64-10, 400 steps of 100", 16, (64, 64, 64, 10), examples=1000, epochs=40, rounds=5)
-    large = _race("4 x 784-1024-1024-10, 80 steps of 128", 4, (784, 1024, 1024, 10), examples=1024, epochs=10, rounds=3)
-    return [small, large]
+    yield _race("16 x 64-64-64-10, 400 steps of 100", 16, (64, 64, 64, 10), examples=1000, epochs=40, rounds=5)
+    yield _race("4 x 784-1024-1024-10, 80 steps of 128", 4, (784, 1024, 1024, 10), examples=1024, epochs=10, rounds=3)
 
 
-def auto_strength() -> list[Table]:
+def auto_strength() -> Iterator[Table]:
     """A training step with a tuned strength, against the same step with a fixed strength."""
-    tables = []
     cases: list[tuple[Penalty, Mode]] = [(L2(1.0), "decoupled"), (L1(0.1), "prox"), (L2(1e-2), "grad")]
     for penalty, mode in cases:
         steps = {name: _step(penalty, mode, name == "tuned") for name in ("fixed", "tuned")}
         title = f"training step, 784-256-256-10, batch 100, Adam, {penalty!r}, mode {mode!r}"
-        tables.append(race(title, steps, rounds=180, warmup=20))
-    return tables
+        yield race(title, steps, rounds=180, warmup=20)
 
 
 def _race(title: str, members: int, widths: Sequence[int], examples: int, epochs: int, rounds: int) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
@@ -40,18 +41,30 @@ def run(names: Sequence[str], into: Path | None = None) -> None:
     """
     on = machine()
     found = {} if into is None else _found_before(into, on)
-    print("\n".join(f"{key}: {value}" for key, value in on.items()))
+    print("\n".join(f"{key}: {value}" for key, value in on.items()), flush=True)
     for name in names:
+        print(f"measuring {name}", file=sys.stderr, flush=True)
         tables: list[Table] = []
-        for table in BENCHES[name]():
-            print(f"\n{table}", flush=True)
-            tables.append(table)
-            found[name] = tables
-            if into is not None:  # after each, so that nothing is lost
-                ordered = {known: found[known] for known in BENCHES if known in found}
-                figures = {known: [each.as_json() for each in some] for known, some in ordered.items()}
-                write(into, json.dumps({"machine": on, "benches": figures}, indent=1) + "\n")
-                write(into.with_suffix(".md"), _markdown(on, ordered))
+        try:
+            for table in BENCHES[name]():
+                if tables and tables[-1].title == table.title:  # with another row
+                    tables.pop()
+                elif tables:
+                    print(f"\n{tables[-1]}", flush=True)
+                tables.append(table)
+                found[name] = tables
+                if into is not None:  # after each row or table, so that nothing is lost
+                    _write(into, on, found)
+        finally:  # also if it is stopped
+            if tables:
+                print(f"\n{tables[-1]}", flush=True)
+
+
+def _write(into: Path, on: Mapping[str, str], found: Mapping[str, Sequence[Table]]) -> None:
+    ordered = {known: found[known] for known in BENCHES if known in found}
+    figures = {known: [each.as_json() for each in some] for known, some in ordered.items()}
+    write(into, json.dumps({"machine": on, "benches": figures}, indent=1) + "\n")
+    write(into.with_suffix(".md"), _markdown(on, ordered))
 
 
 def _found_before(file: Path, on: Mapping[str, str]) -> dict[str, list[Table]]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 import torchreg
 from experiments.benches.steps import mlp
-from experiments.benches.timing import Table, race
+from experiments.benches.timing import Table, growing, race
 from torchreg import L1, Regularizer
 
 
-def tables() -> list[Table]:
+def tables() -> Iterator[Table]:
     """Each optimizer in a pair with torch's; all together would take 600 MB, more than any cache."""
     l1, ours, momentum = L1(1e-4), torchreg.optim, 0.9
     adam = _step(torch.optim.AdamW)
@@ -30,8 +30,8 @@ def tables() -> list[Table]:
         "ProxSGD, decay + L1 / SGD": (sgd, _step(ours.ProxSGD, penalty=l1, momentum=momentum)),
     }
     title = "optimizer's step, 784-1024-1024-2048-10, weight decay 0.01, to that of torch's fused AdamW or SGD"
-    rows = tuple(race(title, {"base": base, name: work}, 100)[name] for name, (base, work) in pairs.items())
-    return [Table(title, rows)]
+    rows = (race(name, {"base": base, name: work}, 100)[name] for name, (base, work) in pairs.items())
+    yield from growing(title, rows)
 
 
 def _step(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from statistics import median, quantiles
@@ -17,6 +18,7 @@ from experiments.benches.steps import BATCH, mlp
 from experiments.benches.timing import Row, Table
 from experiments.config import Data
 from experiments.training import data
+from experiments.training.bars import Bar
 
 _STEPS = 200
 _ROUNDS = 9
@@ -34,7 +36,7 @@ _PARTS = {
 }
 
 
-def tables() -> list[Table]:
+def tables() -> Iterator[Table]:
     """The shares of a step's time, without and with regularization; torch's profiler times the kernels."""
     split = data.load(Data(name="mnist", valid_size=5000), torch.device("cpu")).train
     some = replace(split, x=split.x[: _STEPS * BATCH], y=split.y[: _STEPS * BATCH])
@@ -45,12 +47,16 @@ def tables() -> list[Table]:
         "the loop, dropout": Loop(dropped, some),
         "the loop, dropout + L1 + L2 'decoupled'": Loop(dropped, some, mode="decoupled"),
     }
-    return [_shares(name, loop) for name, loop in loops.items()]
+    yield from map(_shares, loops, loops.values())
 
 
 def _shares(name: str, loop: Loop) -> Table:
     loop()
-    rounds = [_round(loop) for _ in range(_ROUNDS)]
+    rounds = []
+    with Bar(name, _ROUNDS, "round") as bar:
+        for _ in range(_ROUNDS):
+            rounds.append(_round(loop))
+            bar.update()
     taken = [sum(parts.values()) for parts in rounds]
     rows = []
     for part in rounds[0]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median, quantiles
 from typing import Any
 
-from tqdm import tqdm
+from experiments.training.bars import Bar
 
 Work = Callable[[], object]
 Contenders = Mapping[str, Work]
@@ -61,18 +61,28 @@ def race(title: str, contenders: Contenders, rounds: int, warmup: int = 3, note:
     return tabulate(title, list(contenders), laps(title, contenders, rounds, warmup), note)
 
 
+def growing(title: str, rows: Iterable[Row]) -> Iterator[Table]:
+    """A table that is given again with each row, so that those that were measured are kept if the rest is not."""
+    held: tuple[Row, ...] = ()
+    for row in rows:
+        held = (*held, row)
+        yield Table(title, held)
+
+
 def laps(title: str, contenders: Contenders, rounds: int, warmup: int = 3) -> list[list[float]]:
     """The seconds that each contender takes, round after round; each round begins with the next one of them.
 
     What goes before, and leaves its weights in the caches and its memory to the C library, is thus not always the same.
     """
     works, taken = list(contenders.values()), []
-    for number in tqdm(range(rounds + warmup), desc=title[:40], leave=False, disable=None):
-        lap = [0.0] * len(works)
-        for turn in range(len(works)):
-            i = (number + turn) % len(works)
-            lap[i] = seconds(works[i])
-        taken.append(lap)
+    with Bar(title[:60] or list(contenders)[-1], rounds + warmup, "round") as bar:
+        for number in range(rounds + warmup):
+            lap = [0.0] * len(works)
+            for turn in range(len(works)):
+                i = (number + turn) % len(works)
+                lap[i] = seconds(works[i])
+            taken.append(lap)
+            bar.update()
     return taken[warmup:]
 
 

@@ -17,6 +17,7 @@ from experiments.config.study import (
     Train,
     load,
     resolve,
+    tree_of,
 )
 from experiments.config.sweep import Dimension, Sweep
 
@@ -39,4 +40,5 @@ __all__ = [
     "Train",
     "load",
     "resolve",
+    "tree_of",
 ]

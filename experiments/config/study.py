@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from experiments.config.files import merged, read
 from experiments.config.names import folder_name, slug, text_of
 from experiments.config.sections import Component, Folder, Name, Section, Seed, Size, Strength, Tree, fault_in
 from experiments.config.sweep import Sweep
@@ -192,22 +192,22 @@ class _Head(Section):
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Study:
-    """Reads a study's file, with ``key=value`` overrides of its keys.
+    """Reads a study's file and those that it extends, with ``key=value`` overrides of the keys.
 
     Raises:
         UserError: the file or an override is not what it should be; a line for each fault.
     """
-    try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except RecursionError:
-        raise UserError(f"{path}: not a TOML file for a study: its tables or lists are too deep") from None
-    except ValueError as error:  # of the syntax, of the bytes, of a number with thousands of digits
-        raise UserError(f"{path}: not a TOML file: {' '.join(str(error).split())}") from None
+    return resolve(tree_of(path, overrides))
+
+
+def tree_of(path: Path, overrides: Sequence[str] = ()) -> Tree:
+    """The tables of a study's file: laid on those of the files that it extends, then overridden."""
+    tree = read(path)
     for override in overrides:
         _set(tree, override)
-    return resolve(tree)
+    if "extends" in tree:
+        raise UserError("--set extends: belongs in the file, whose keys --set changes afterwards: write it there")
+    return tree
 
 
 def resolve(tree: Tree) -> Study:
@@ -239,7 +239,7 @@ def _runs(base: Tree, arm: _Arm, seeds: Sequence[int], values: Tree) -> Iterator
     key = f"arms[{arm.name}]"
     if values and arm.strengths:
         raise UserError(f"{key}.strengths: must be left out of an arm that is searched; sweep.arms names those")
-    settings = _settings_at(_merged(base, arm.model_extra or {}), values, arm.name)
+    settings = _settings_at(merged(base, arm.model_extra or {}), values, arm.name)
     _check_distinct(f"{key}.strengths", [f"{strength:g}" for strength in arm.strengths or ()])
     for strength in arm.strengths or (None,):
         at = settings if strength is None else _at_strength(settings, strength, key)
@@ -295,20 +295,6 @@ def _at_strength(settings: Settings, strength: float, key: str) -> Settings:
         f"{key}.strengths: must be the only strengths, those of one penalty or else of optimizer.weight_decay; "
         f"got {len(settings.regularizers)} regularizers and others set: remove their strength or the weight_decay"
     )
-
-
-def _merged(base: Tree, over: Mapping[str, Any]) -> Tree:
-    """``base`` overridden by ``over``, table by table; a table with another name or class replaces the old one."""
-    out: Tree = deepcopy(base)
-    for key, value in over.items():
-        before: Any = out.get(key)
-        same = isinstance(before, dict) and isinstance(value, dict) and not _renamed(before, value)
-        out[key] = _merged(before, value) if same else deepcopy(value)
-    return out
-
-
-def _renamed(before: Tree, value: Tree) -> bool:
-    return any(word in value and value[word] != before.get(word) for word in ("name", "class"))
 
 
 def _set(tree: Tree, override: str) -> None:

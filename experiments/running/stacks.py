@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 
 import torch
 
 from experiments.config import Run
 from experiments.errors import RecordError, oneline
 from experiments.training import build
+from experiments.training.cost import seconds_of_epoch
 from experiments.training.files import checksum
-from experiments.training.loop import train_epoch, train_together
-from experiments.training.measure import evaluate
+from experiments.training.loop import train_together
 from experiments.training.record import Record, Row, digest_of, load_sealed, save_sealed
 from experiments.training.setup import set_up
 from torchreg import Stacked
 
 LARGEST = 64  # members of one stack
-_LOOKS = 3  # steps that are timed
 # Their steps are element by element, so that no member's depends on the others'.
 _ELEMENTWISE = {
     *("SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "ASGD", "Adadelta", "Adagrad"),
@@ -155,21 +152,12 @@ class _CannotStackError(Exception):
 
 
 def _cost(runs: Sequence[Run], device: torch.device, stacked: bool) -> float:
-    """The seconds of an epoch and its evaluation, from a few steps."""
+    """The seconds of an epoch."""
     setup = set_up(runs, device, stacked)
-    batches = setup.batches()[:_LOOKS]
     before = torch.get_rng_state()
-    taken = []
-    for batch in [batches[0], *batches]:
-        start = time.perf_counter()
-        train_epoch(setup.model, setup.optimizer, setup.images.train, [batch], setup.in_loss)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        taken.append(time.perf_counter() - start)
+    seconds = seconds_of_epoch(setup, runs[0].train.evaluate_every)
     if not stacked and not torch.equal(before, torch.get_rng_state()):
         raise _CannotStackError("the model draws from torch's generator, layers of torchreg.nn from their own")
     if isinstance(setup.model, Stacked) and not setup.model.vectorize:
         raise _CannotStackError("torch.func.vmap cannot compute the model")
-    start = time.perf_counter()
-    evaluate(setup.model, setup.images)
-    return median(taken[1:]) * setup.steps + time.perf_counter() - start
+    return seconds

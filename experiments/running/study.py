@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 
 from experiments.config import Run, Study
 from experiments.errors import RecordError, UserError, oneline
 from experiments.running import stacks
 from experiments.training import build, data
+from experiments.training.bars import Bar
 from experiments.training.loop import train
 from experiments.training.measure import describe
 from experiments.training.record import Record, Row, open_study
@@ -32,19 +32,19 @@ def run_study(study: Study, folder: Path, device: torch.device, resume: bool = F
     """
     check(study)
     broken = []
-    count = len(study.runs)
-    with open_study(study, folder, resume), tqdm(total=count, desc=study.name, unit="run", disable=None) as bar:
+    with open_study(study, folder, resume), Bar(study.name, len(study.runs), "run") as bar:
         for group in stacks.groups(study.runs):
             together = stacks.make_together(group, folder, device)
+            bar.update(len(together))
             for run in group:
                 result, is_new = together.get(run.folder), True
                 if result is None:
                     result, is_new = make_once(run, folder, device)
+                    bar.update(is_new=is_new)
                 if result["status"] in BROKEN:
                     broken.append(f"{result['status']}: {run.folder}: {result['reason']}")
                 if is_new:
                     bar.write(f"{run.folder:<32} {_summary(result)}")
-                bar.update()
     return broken
 
 

@@ -8,15 +8,16 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
-from tqdm import tqdm
 
 from experiments.config import Study
 from experiments.config.names import point_of
 from experiments.errors import UserError
 from experiments.running import search
+from experiments.running.catalog import counts
 from experiments.running.search import Search
 from experiments.running.study import check
 from experiments.running.workers import Outcome, Task, in_turn, side_by_side
+from experiments.training.bars import Bar
 from experiments.training.record import Log, open_study
 
 
@@ -39,17 +40,18 @@ def run_sweep(study: Study, folder: Path, device: torch.device, jobs: int = 1, r
         searches = {run.arm: Search(run.arm, study.sweep, log) for run in study.runs if run.values}
         tasks = _tasks(study, searches)
         outcomes = in_turn(tasks, folder, device) if jobs == 1 else side_by_side(tasks, folder, device, jobs)
-        total = len({run.place for run in study.runs if not run.values}) + len(searches) * study.sweep.points
-        known = sum(len(one.told) for one in searches.values())
+        total = sum(counts(study).values())
+        seeds = len({run.seed for run in study.runs})
+        known = seeds * sum(len(one.told) for one in searches.values())
         faults = []
-        with tqdm(total=total, initial=known, desc=study.name, unit="point", disable=None) as bar:
+        with Bar(study.name, total, "run", done=known) as bar:
             for outcome in outcomes:
                 first = outcome.task.runs[0]
                 line, is_fault = _told(outcome)
                 faults += [f"{first.place}: {line}"] if is_fault else []
                 bar.write(f"{f'{first.arm} {point_of(first.point)}':<40} {line}")
-                bar.set_postfix_str(_best(searches.values()))
-                bar.update()
+                bar.note = _best(searches.values())
+                bar.update(len(outcome.task.runs))
         return faults + [fault for one in searches.values() if (fault := _fault(one))]
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,13 +11,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from experiments.config import Run
 from experiments.errors import RecordError, oneline
 from experiments.running import orphans
 from experiments.running.search import Search
 from experiments.running.study import make
+from experiments.training import bars, loggers
 from experiments.training.record import Row, lock
 
 
@@ -93,11 +91,9 @@ class _Worker:
     def __init__(self, folder: Path, device: torch.device, threads: int) -> None:
         context = get_context("spawn")  # a fork would share the threads and the GPU of this process
         self.pipe, theirs = context.Pipe()
-        args = (__name__, serve.__name__, theirs, folder, str(device), threads)
+        args = (__name__, serve.__name__, theirs, folder, str(device), threads, *loggers.chosen())
         self._process = context.Process(target=orphans.call, args=args, daemon=True)
-        os.environ["TQDM_DISABLE"] = "1"  # read when it imports tqdm: bars side by side would overwrite each other
         self._process.start()
-        del os.environ["TQDM_DISABLE"]
         theirs.close()  # so that its end is the end of the pipe
         self._task = Task([])
         self.is_alive = True
@@ -132,13 +128,12 @@ class _Worker:
         self._process.join()
 
 
-def serve(pipe: connection.Connection, folder: Path, device: str, threads: int) -> None:
+def serve(pipe: connection.Connection, folder: Path, device: str, threads: int, log: str | None, project: str) -> None:
     """Makes the runs that come through the pipe, in a process of its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal: the first one ends us
     torch.set_num_threads(threads)
-    tqdm.set_lock(
-        threading.RLock()
-    )  # its own is a semaphore of the system, which would outlive a process that is ended
+    bars.silence()
+    loggers.choose(log, project)
 
     def ask(step: int, row: Row) -> bool:
         pipe.send(("judge", (step, row)))

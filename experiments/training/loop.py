@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from tqdm import tqdm
 
 from experiments.config import Run
 from experiments.training import data
+from experiments.training.bars import Bar
 from experiments.training.measure import describe, evaluate, penalties
 from experiments.training.outcomes import outcomes
 from experiments.training.progress import Progress, Store
@@ -96,8 +96,7 @@ def train_together(
         return {**describe(model), "outcomes": outcomes(model, setup.images)}
 
     total, name = runs[0].train.epochs, runs[0].folder if store is None else f"{len(runs)} runs"
-    bar = tqdm(total=total, initial=progress.epoch, desc=name, unit="epoch", leave=False, disable=None)
-    with bar:
+    with Bar(name, total, "epoch", done=progress.epoch) as bar:
         while not progress.is_over:
             (first, *_) = progress.members
             if watch is not None and first.last and watch(first.last):

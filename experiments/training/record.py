@@ -27,6 +27,7 @@ from experiments.config import Run, Study
 from experiments.errors import RecordError, UserError
 from experiments.training.files import append, checksum, content_of, damaged, parsed, sealed, unsealed, write
 from experiments.training.forms import Environments, Event, Figures, Result, check_form
+from experiments.training.loggers import Told
 
 Row = dict[str, Any]
 _FREE: Any = {"data": {"root"}, "train": {"checkpoint_seconds", "stack"}}  # what a run may change when it goes on
@@ -47,6 +48,7 @@ class Record:
 
     def __init__(self, folder: Path, run: Run | None = None) -> None:
         self.folder, self._run = folder, run
+        self._told = Told()
 
     def begin(self, run: Run, device: torch.device) -> Row | None:
         """Prepares the folder; returns the checkpoint to continue from, or None for a new run."""
@@ -64,10 +66,12 @@ class Record:
         write(self.folder / "config.json", run.model_dump_json(by_alias=True, indent=2))
         # What was written after the checkpoint is computed again, and a killed process may leave half a line.
         lines = self._lines()[:rows] if rows else []
-        if len(self._rows(lines)) < rows:
+        before = self._rows(lines)
+        if len(before) < rows:
             raise damaged(self.folder / "history.jsonl")
         self._note_environment(environment(device), resumed=rows > 0)
         write(self.folder / "history.jsonl", b"".join(lines))
+        self._told = Told(run, self.folder, before[-1]["epoch"] if before else 0)
 
     def _checkpoint(self, run: Run) -> Row | None:
         path = self.folder / "checkpoint.pt"
@@ -102,6 +106,7 @@ class Record:
     def append(self, row: Row) -> None:
         """Adds an epoch to the history."""
         append(self.folder / "history.jsonl", row)
+        self._told.row(row)
 
     def save(self, run: Run, state: Row) -> None:
         """Replaces the checkpoint."""
@@ -113,6 +118,7 @@ class Record:
         paths = [self.folder / name for name in _BESIDE if (self.folder / name).exists()]
         files = {path.name: checksum(path.read_bytes()) for path in paths}
         write(self.folder / "result.json", sealed(json.dumps({**result, "files": files}, indent=2, allow_nan=False)))
+        self._told.finish(result)
 
     def fail(self, run: Run, device: torch.device, reason: str, seconds: float) -> Row:
         """Records that the run has raised an error, and which; ``--resume`` makes it again."""
@@ -120,6 +126,7 @@ class Record:
             self.begin(run, device)
         result = {"status": "failed", "reason": reason, "seconds": seconds, "files": {}}
         write(self.folder / "result.json", sealed(json.dumps(result, indent=2)))
+        self._told.finish(result)
         return result
 
     @property

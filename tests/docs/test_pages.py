@@ -60,12 +60,16 @@ class Page:
         self.output, self.output_line = self.printed(), block.end + 2
 
     def toml(self, block: Block) -> None:
-        """A whole study, or a fragment, which is laid on the page's last whole one."""
+        """A whole study, or a fragment, which is laid on the page's last whole one or on the file that it extends."""
         tree = tomllib.loads(block.text)
-        if whole := {"data", "model", "optimizer", "train", "arms"} <= tree.keys():
-            self.study = tree
-        else:
+        if base := tree.pop("extends", None):
+            assert base in self.files, f"{block.place}: no page says to save {base}"
+            tree = config.files.merged(self.files[base], tree)
+        whole = {"data", "model", "optimizer", "train", "arms"} <= tree.keys()
+        if not whole:
             tree = laid_on(self.study, tree)
+        elif base is None:
+            self.study = tree
         if found := re.match(r"# (\S+\.toml)$", block.text.splitlines()[0]):
             assert whole, f"{block.place}: a file must hold a whole study"
             self.files[found[1]] = tree
@@ -104,7 +108,7 @@ class Page:
     def experiments(self, arguments: list[str], block: Block) -> None:
         """Parses the command line, and loads the study it names, with its overrides."""
         known: dict[str, Any] = vars(typer.main.get_command(cli.app))["commands"]
-        name, *rest = arguments
+        name, *rest = arguments[: arguments.index(">")] if ">" in arguments else arguments  # into a file
         assert name in known, f"{block.place}: unknown command {name}"
         parsed = known[name].make_context(name, rest).params
         if name == "bench":
@@ -119,7 +123,8 @@ class Page:
             loaded = config.resolve(tree)
         else:
             loaded = config.load(ROOT / path, parsed["overrides"])
-        assert (loaded.sweep is not None) == (name == "sweep"), f"{block.place}: run and sweep are for other files"
+        is_other = name in ("run", "sweep") and (loaded.sweep is not None) != (name == "sweep")
+        assert not is_other, f"{block.place}: run and sweep are for other files"
 
     def pip(self, arguments: list[str], block: Block) -> None:
         for word in arguments:
@@ -156,7 +161,7 @@ def commands(line: str) -> list[list[str]]:
 
 def laid_on(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """A study with a fragment of one laid on it; arms are added."""
-    tree = config.study._merged(base, over)
+    tree = config.files.merged(base, over)
     if "arms" in over:
         names = [arm["name"] for arm in over["arms"]]
         tree["arms"] = [arm for arm in base["arms"] if arm["name"] not in names] + over["arms"]

@@ -280,6 +280,17 @@ def test_a_study_that_is_asked_to_end_says_how_to_go_on(number, code, command, m
     assert command("run", "study.toml", "--device", "cpu", "--resume")[0] == 0
 
 
+@pytest.mark.parametrize("arguments", [["list"], ["show", "study.toml"]], ids=lambda arguments: arguments[0])
+def test_ctrl_c_ends_a_command_that_writes_nothing(arguments, command, monkeypatch):
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("experiments.cli.catalog.entries", stop)
+    monkeypatch.setattr("experiments.cli.outline", stop)
+    code, out, err = command(*arguments)
+    assert (code, out, err.strip()) == (130, "", "")
+
+
 class Slow(Quiet):
     """A model that takes its time, outside of Python."""
 

@@ -16,7 +16,7 @@ from experiments.benches.epoch import Loop
 from experiments.benches.memory import Allocations
 from experiments.benches.overhead import MODES, _checked, deep
 from experiments.benches.steps import CHECKED, mlp, step
-from experiments.benches.timing import Row, Table, laps, race, tabulate
+from experiments.benches.timing import Row, Table, growing, laps, race, tabulate
 from experiments.errors import UserError
 from experiments.training.data import Split
 from torchreg import L1
@@ -82,6 +82,50 @@ def test_a_second_run_keeps_what_the_file_has_of_this_machine(tmp_path, monkeypa
     monkeypatch.setattr(benches, "machine", lambda: {"processor": "another"})
     benches.run(["a"], file)
     assert list(json.loads(file.read_text())["benches"]) == ["a"]
+
+
+def test_what_was_measured_before_it_is_stopped_is_kept(tmp_path, monkeypatch, experiments):
+    def stopped():
+        yield Table("whole", (Row("bare", 1.0, 1.0, 1.0, 0.002),))
+        yield from growing("half", [Row("first", 1.5, 1.0, 2.0, 0.002)])
+        raise KeyboardInterrupt
+
+    def rows():
+        yield Row("first", 1.5, 1.0, 2.0, 0.002)
+        yield Row("second", 2.5, 2.0, 3.0, 0.002)
+        raise KeyboardInterrupt
+
+    for name, bench, kept in (
+        ("tables", stopped, [["bare"], ["first"]]),
+        ("rows", lambda: growing("the rows", rows()), [["first", "second"]]),
+    ):
+        monkeypatch.setattr(benches, "BENCHES", {"a": bench, "b": lambda: pytest.fail("goes on")})
+        code, out, err = experiments("bench", "a", "b", "--json", f"{name}.json")
+        assert (code, err) == (130, f"measuring a\n\nstopped; what was measured is in {name}.json\n")
+        held = json.loads((tmp_path / f"{name}.json").read_text())["benches"]["a"]
+        assert [[row["name"] for row in table["rows"]] for table in held] == kept
+        assert all(out.count(f"  {row} ") == 1 for table in kept for row in table)
+
+
+@pytest.mark.parametrize("options", [(), ("--json", "out.json")], ids=["no file", "a file"])
+def test_where_nothing_was_measured_no_file_is_named(options, monkeypatch, experiments, tmp_path):
+    def stopped():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(benches, "BENCHES", {"a": stopped})
+    assert experiments("bench", "a", *options)[::2] == (130, "measuring a\n\nstopped\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_table_that_grows_is_one_table(tmp_path, monkeypatch, capsys):
+    rows = [Row(name, 1.0, 1.0, 1.0, 0.002) for name in ("one", "two", "three")]
+    monkeypatch.setattr(benches, "BENCHES", {"a": lambda: growing("t", rows)})
+    benches.run(["a"], tmp_path / "out.json")
+    (table,) = json.loads((tmp_path / "out.json").read_text())["benches"]["a"]
+    assert [row["name"] for row in table["rows"]] == ["one", "two", "three"]
+    out, err = capsys.readouterr()
+    assert out.endswith(f"\n\n{Table('t', tuple(rows))}\n")
+    assert err == "measuring a\n"
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"a": 1}', '{"machine": {}, "benches": {"a": [{"rows": []}]}}'])

@@ -1,6 +1,9 @@
 """The command line: exit codes, and where what it writes lies."""
 
+import os
 import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -117,3 +120,18 @@ def test_a_study_whose_name_windows_reserves_lies_in_a_folder_that_windows_takes
     code, _, _ = command("run", "study.toml", "--set", 'name="aux"', "--set", 'arms.none.name="Nul."')
     assert code == 0
     assert {path.parent.name for path in tmp_path.glob("runs/aux_/runs/*/seed0")} == {"L2", "Nul_"}
+
+
+def printed(*arguments: str, **environment: str) -> str:
+    """What Python prints in a process of its own."""
+    around = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
+    return subprocess.run([sys.executable, *arguments], env=around, capture_output=True, text=True, check=True).stdout
+
+
+def test_a_shell_completes_a_script_and_not_a_module(tmp_path):
+    script = tmp_path / "studies"
+    script.write_text("from experiments.cli import main\nmain()\n")
+    asked = {"_STUDIES_COMPLETE": "complete_bash", "COMP_WORDS": "studies s", "COMP_CWORD": "1"}
+    assert sorted(printed(str(script), **asked).split()) == ["schema", "show", "sweep"]
+    assert "completion" in printed(str(script), "--help")
+    assert "completion" not in printed("-m", "experiments", "--help")

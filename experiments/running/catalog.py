@@ -1,0 +1,161 @@
+"""Studies at hand: those that are shipped, those in the current folder, and the beginning of a new one."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import groupby, takewhile
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from experiments import config
+from experiments.config.schema import schema
+from experiments.config.sections import Name, Tree
+from experiments.config.toml import dumped
+from experiments.errors import UserError
+from experiments.training import build, models
+
+SHIPPED = Path(__file__).parents[2] / "configs"
+
+_START = """\
+# One line on what this study is about; 'python -m experiments list' shows it.
+#   python -m experiments show {file}
+#   python -m experiments run {file}
+# The guide is docs/guides/studies.md. An editor completes keys by a schema, which is written by
+#   python -m experiments schema > study.schema.json
+# and named in the first line of this file:  #:schema study.schema.json
+{name}
+seeds = [0, 1]            # one run for each; with two or more, means have standard errors
+
+[data]
+name = "digits"           # or "mnist", "fashion_mnist"
+train_size = 300          # few images, so that the network learns them by heart
+valid_size = 400          # on these, a strength is chosen; the test images are others
+label_noise = 0.2         # every fifth training label is wrong
+
+[model]
+name = "mlp"              # or "cnn", or  class = "package.module:Class"  for a model of your own
+hidden = [64, 64]
+
+[optimizer]
+name = "AdamW"            # any of torch.optim or torchreg.optim, with its own arguments as keys
+lr = 3e-3
+
+[train]
+epochs = 30
+batch_size = 50
+
+# An arm is the study with some keys changed.
+[[arms]]
+name = "none"
+
+[[arms]]
+name = "L1"
+strengths = [0.1, 0.3]    # one run for each; the report picks by the validation error
+regularizers = [{{ penalty = "L1", mode = "prox" }}]
+
+[[arms]]
+name = "dropout"
+model.dropout = {{ name = "Dropout", p = 0.5 }}
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file that holds a study, with what it is about; or with its fault."""
+
+    path: Path
+    runs: int = 0
+    about: str = ""
+    fault: str = ""
+
+
+def entries() -> Iterator[Entry]:
+    """The shipped studies, then those in the current folder; other TOML files are passed over."""
+    seen = set()
+    for path in (*sorted(SHIPPED.glob("**/*.toml")), *sorted(Path().glob("*.toml"))):
+        if path.resolve() not in seen and (entry := _entry(_short(path))) is not None:
+            seen.add(path.resolve())
+            yield entry
+
+
+def _short(path: Path) -> Path:
+    """The path as seen from the current folder, if the file is below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _entry(path: Path) -> Entry | None:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        keys = tomllib.loads(text).keys()
+    except (OSError, ValueError, RecursionError):
+        return None
+    if "extends" not in keys and not {"model", "train", "optimizer"} <= keys:
+        return None
+    try:
+        study = config.load(path)
+    except UserError as error:
+        return Entry(path, fault=str(error).splitlines()[0])
+    return Entry(path, sum(counts(study).values()), _about(text))
+
+
+def _about(text: str) -> str:
+    """The first sentence of the comment that a file begins with, without commands, which are indented."""
+    lines = (line for line in text.splitlines() if not line.startswith("#:"))
+    comment = takewhile(lambda line: re.match(r"# ?\S", line), lines)
+    return re.split(r"(?<=[.?!]) ", " ".join(line.lstrip("# ") for line in comment))[0].rstrip(":")
+
+
+def counts(study: config.Study) -> dict[str, int]:
+    """The number of runs of each arm; of an arm that is searched, at all its points."""
+    points = study.sweep.points if study.sweep else 1
+    groups = ((arm, list(runs)) for arm, runs in groupby(study.runs, key=lambda run: run.arm))
+    return {arm: len(runs) * (points if runs[0].values else 1) for arm, runs in groups}
+
+
+def begin(name: str) -> Path:
+    """Writes a file to begin a study from, which must not exist yet."""
+    path = Path(name if name.endswith(".toml") else f"{name}.toml")
+    study = path.name.removesuffix(".toml")
+    try:
+        TypeAdapter(Name).validate_python(study)
+    except ValidationError:
+        raise UserError(f"new: NAME must be of 1 to 80 letters in one line, got {name!r:.200}") from None
+    text = _START.format(file=path.as_posix(), name=dumped({"name": study}).strip())
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            try:
+                file.write(text)
+                file.flush()
+            except OSError:
+                with suppress(OSError):
+                    path.unlink()
+                raise
+    except FileExistsError:
+        raise UserError(f"new: {path} exists already: choose another name, or remove it") from None
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"new: {path} cannot be written: {why}") from None
+    return path
+
+
+def schema_of_studies() -> Tree:
+    """The JSON schema of a study's file, with the names that :mod:`experiments.training.build` knows."""
+    return schema(
+        {
+            "Model.name": models.BUILT_IN,
+            "Model.dropout": build.DROPOUTS,
+            "Model.input_dropout": build.DROPOUTS,
+            "Model.wrap": build.WRAPPERS,
+            "Optimizer.name": build.OPTIMIZERS,
+            "Penalty.name": build.PENALTIES,
+            "Regularizer.penalty": build.PENALTIES,
+            "Regularizer.schedule": build.SCHEDULES,
+            "Scheduler.name": build.SCHEDULERS,
+            "Settings.dropout_schedule": build.SCHEDULES,
+        }
+    )

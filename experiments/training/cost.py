@@ -1,0 +1,38 @@
+"""How long an epoch takes, by the first steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+
+from experiments.training.loop import train_epoch
+from experiments.training.measure import evaluate
+from experiments.training.setup import Setup
+
+_WARMED = 2  # calls before the first timed one, which make what later ones use again
+_TIMED = 0.1  # seconds of timed calls, and at least so many of them
+_LOOKS = 3
+
+
+def seconds_of_epoch(setup: Setup, every: int = 1) -> float:
+    """The seconds of an epoch's steps, and of an evaluation in every so many epochs; the model is trained by it."""
+    batches = setup.batches()
+
+    def step() -> None:
+        train_epoch(setup.model, setup.optimizer, setup.images.train, batches[:1], setup.in_loss, setup.amp)
+
+    return setup.steps * _seconds(step) + _seconds(lambda: evaluate(setup.model, setup.images)) / every
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    taken: list[float] = []
+    while len(taken) < _WARMED + _LOOKS or sum(taken[_WARMED:]) < _TIMED:
+        start = time.perf_counter()
+        work()
+        if torch.accelerator.is_available():  # which goes on by itself
+            torch.accelerator.synchronize()
+        taken.append(time.perf_counter() - start)
+    return median(taken[_WARMED:])
