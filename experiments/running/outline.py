@@ -64,7 +64,8 @@ class Outline:
         lines = ["#   " + "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
         stops = any(run.train.early_stopping for run in self.study.runs)
         less = ", less where a run stops early or is pruned" if stops or self.study.sweep else ""
-        total = f"# {self.runs} runs, about {lasting(self.seconds)} one after another on {self.device.type}, stacks take less{less}"
+        lasts = f"about {lasting(self.seconds)} one after another on {self.device.type}"
+        total = f"# {self.runs} runs, {lasts}{less}, and less in stacks"
         return "\n".join([dumped(tree), *lines, "#", f"{total}; by the first steps of each arm"])
 
 
