@@ -13,8 +13,6 @@ from experiments.report import figures
 from experiments.report.summary import Cell, Mean, Summary, best_of, difference
 from experiments.training.files import write
 
-COLUMNS = ["train error %", "test error %", "gap", "test loss", "zeros %", "norm"]
-
 
 class Claim(NamedTuple):
     """A claim about regularization, with the evidence of this study."""
@@ -35,10 +33,12 @@ def table(summary: Summary) -> str:
 
 def columns(summary: Summary) -> list[str]:
     """The heads of the table; of a search with its keys and its metric."""
+    error = "RMSE" if summary.is_regression else "error %"
+    figures = [f"train {error}", f"test {error}", "gap", "test loss", "zeros %", "norm"]
     if summary.sweep is None:
-        return ["arm", "strength", *COLUMNS]
-    metric = "valid error %" if summary.metric == "valid_error" else "valid loss"
-    return ["arm", *short(_keys(summary)), metric, *COLUMNS, *(["cost"] if summary.plain else [])]
+        return ["arm", "strength", *figures]
+    metric = f"valid {error}" if summary.metric == "valid_error" else "valid loss"
+    return ["arm", *short(_keys(summary)), metric, *figures, *(["cost"] if summary.plain else [])]
 
 
 def row(cell: Cell, summary: Summary) -> list[str]:
@@ -49,10 +49,10 @@ def row(cell: Cell, summary: Summary) -> list[str]:
     else:
         name += [_value(_at(cell, key)) for key in _keys(summary)]
         metric = Mean(0.0, None) if cell.is_broken else cell.mean(summary.metric)
-        figure = [_percent(metric) if summary.metric == "valid_error" else _plus_minus(metric, 3)]
+        figure = [_error(metric, cell) if summary.metric == "valid_error" else _plus_minus(metric, 3)]
     if not cell.is_done:
         return [*name, cell.status, *[""] * (len(columns(summary)) - len(name) - 1)]
-    errors = [_percent(cell.mean("train_error")), _percent(cell.mean("test_error")), _percent(cell.gap)]
+    errors = [_error(figure, cell) for figure in (cell.mean("train_error"), cell.mean("test_error"), cell.gap)]
     rest = [_plus_minus(cell.mean("test_loss"), 3), _percent(cell.mean("zeros")), f"{cell.norm.mean:.2f}"]
     cost = summary.cost(cell)
     return [*name, *figure, *errors, *rest, *([] if cost is None else [f"{cost:.1f}x"])]
@@ -135,11 +135,12 @@ def _compressed(summary: Summary) -> list[Claim]:
 
 
 def _is_lower(cell: Cell, than: Cell, key: str) -> bool:
-    """Whether a figure is lower by at least half a point, and by more than two standard errors of the difference.
+    """Whether a figure is lower by half a point or more, and by more than two standard errors of the difference.
 
-    The difference is taken seed by seed. Its error has two parts: other seeds, whose part is unknown from a single one,
-    and other test images, drawn independently of each other. Of the gap the sizes are compared: a negative one is as
-    far from 0, and there must be a positive one to close.
+    Of an RMSE half a percent takes the place of half a point. The difference is taken seed by seed. Its error has two
+    parts: other seeds, whose part is unknown from a single one, and other test examples, drawn independently of each
+    other. Of the gap the sizes are compared: a negative one is as far from 0, and there must be a positive one to
+    close.
     """
     ours, theirs = cell.by_seed(key), than.by_seed(key)
     if key == "gap":
@@ -148,12 +149,15 @@ def _is_lower(cell: Cell, than: Cell, key: str) -> bool:
     if found.se is None:
         return False
     tested = [] if key == "train_error" else [cell.mean("test_error").mean, than.mean("test_error").mean]
-    images = math.fsum(error * (1 - error) / cell.runs[0].data.test_size for error in tested)
-    return found.mean > max(2 * math.sqrt(found.se**2 + images), 0.005)
+    examples = math.fsum(cell.sampling(error, "test") for error in tested)
+    least = 0.005 * (than.mean("test_error").mean if cell.is_regression else 1.0)
+    return found.mean > max(2 * math.sqrt(found.se**2 + examples), least)
 
 
 def _errors(cell: Cell, remark: str = "") -> str:
-    train, test = _percent(cell.mean("train_error")), _percent(cell.mean("test_error"))
+    train, test = (_error(cell.mean(key), cell) for key in ("train_error", "test_error"))
+    if cell.is_regression:
+        return f"training RMSE {train}, test RMSE {test}"
     return f"training error {train} %{remark}, test error {test} %"
 
 
@@ -175,6 +179,14 @@ def write_page(summary: Summary, folder: Path) -> Path:
     path = folder / "report.html"
     write(path, page)
     return path
+
+
+def _error(value: Mean, cell: Cell) -> str:
+    """A share in percent; a root mean squared error by its size, with four digits."""
+    if not cell.is_regression:
+        return _percent(value)
+    size = abs(cell.mean("test_error").mean) or 1.0
+    return _plus_minus(value, min(max(3 - math.floor(math.log10(size)), 0), 9))
 
 
 def _percent(value: Mean) -> str:

@@ -15,6 +15,7 @@ from experiments.errors import UserError
 from experiments.training.record import Record, Row, read_runs, read_study
 
 ONE_SE = ", one SE"
+IMAGES = ("digits", "mnist", "fashion_mnist", "kmnist", "emnist", "qmnist", "cifar10", "images")
 
 
 class Mean(NamedTuple):
@@ -105,6 +106,28 @@ class Cell:
         return {run.seed: result["sha256"] for run, result in zip(self.runs, self.results, strict=True)}
 
     @property
+    def is_regression(self) -> bool:
+        """Whether the errors are root mean squared errors, and not shares of wrong classes."""
+        return any(result.get("task") == "regression" for result in self.results)
+
+    def examples(self, part: str) -> int:
+        """The number of training, validation or test examples."""
+        for result in self.results:
+            if result.get("examples"):
+                return int(result["examples"][part])
+        data = self.runs[0].data  # of an earlier version, which knew digits and MNIST
+        known = {"train": data.train_size, "valid": data.valid_size, "test": 797 if data.name == "digits" else 10_000}
+        return int(known[part] or 0)
+
+    def sampling(self, error: float, part: str) -> float:
+        """The variance of an error by the finite number of examples: of a share, or of a root mean square.
+
+        The latter is that of normal errors.
+        """
+        count = self.examples(part)
+        return error**2 / (2 * count) if self.is_regression else error * (1 - error) / count
+
+    @property
     def gap(self) -> Mean:
         """Test error minus training error."""
         return mean(list(self.by_seed("gap").values()))
@@ -167,7 +190,17 @@ class Summary:
     @property
     def metric_in_words(self) -> str:
         """The metric as text."""
-        return self.metric.replace("valid", "validation").replace("_", " ")
+        return self.metric.replace("valid", "validation").replace("_", " ").replace("error", self.error)
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the errors are root mean squared errors, and not shares of wrong classes."""
+        return any(cell.is_regression for cell in self.cells)
+
+    @property
+    def error(self) -> str:
+        """What an error is called."""
+        return "RMSE" if self.is_regression else "error"
 
     @property
     def chosen(self) -> list[Cell]:
@@ -218,9 +251,11 @@ class Summary:
         data, train = self.cells[0].runs[0].data, self.cells[0].runs[0].train
         if any((cell.runs[0].data, cell.runs[0].train) != (data, train) for cell in self.cells):
             return f"{len(self._arms)} arms, on different data or for different times."
-        size = f"{data.train_size:,}" if data.train_size else "all remaining"
+        count = self.cells[0].examples("train")
+        size = f"{count:,}" if count else "all remaining"
         noise = f", {100 * data.label_noise:g} % of their labels made wrong" if data.label_noise else ""
-        return f"{data.name}: {size} training images{noise}; {train.epochs} epochs in batches of {train.batch_size}."
+        what = "examples" if data.name not in IMAGES else "images"
+        return f"{data.source}: {size} training {what}{noise}; {train.epochs} epochs in batches of {train.batch_size}."
 
     @property
     def over_seeds(self) -> str:
@@ -248,7 +283,8 @@ class Summary:
         notes = {
             f"Mean ± standard error over {self._seeds} seeds.": bool(self._seeds),
             "A single seed: no standard errors, and no claims of a difference.": not self._seeds,
-            "Of several strengths, the one with the lowest validation error.": bool(self.paths) and self.sweep is None,
+            f"Of several strengths, the one with the lowest validation {self.error}.": bool(self.paths)
+            and self.sweep is None,
             f"Of {counts}, the one with the lowest {self.metric_in_words}.": self.sweep is not None,
             f"'{ONE_SE.strip(', ')}': the strongest within one standard error of that.": has_strongest,
             f"Not finished: these are {finished} of {self.planned} runs.": finished < self.planned,
@@ -285,14 +321,14 @@ def one_standard_error(cells: Sequence[Cell], best: Cell, metric: str = "valid_e
 
 
 def of_metric(cell: Cell, metric: str) -> Mean:
-    """The mean over seeds with its standard error; for a validation error that of a share of the images.
+    """The mean over seeds with its standard error; for a validation error that of the finite number of examples.
 
-    Seeds are validated on the same images, so their spread does not tell what other images would give.
+    Seeds are validated on the same examples, so their spread does not tell what others would give.
     """
     found = cell.mean(metric)
     if metric != "valid_error":
         return found
-    return Mean(found.mean, math.sqrt(found.mean * (1 - found.mean) / cell.runs[0].data.valid_size))
+    return Mean(found.mean, math.sqrt(cell.sampling(found.mean, "valid")))
 
 
 def summarize(folder: Path) -> Summary:

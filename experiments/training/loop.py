@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -41,24 +42,26 @@ def train_epoch(
     in_loss: Sequence[Regularizer] = (),
     amp: Autocast | None = None,
     each_step: LRScheduler | None = None,
+    criterion: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
 ) -> Tensor:
-    """Makes a step for each batch of the images; returns the losses, which are read after the epoch.
+    """Makes a step for each batch of the examples; returns the losses, which are read after the epoch.
 
     Args:
         model: is set to training mode.
         optimizer: of its parameters.
-        split: images and labels.
+        split: inputs and targets.
         batches: positions in the split.
         in_loss: regularizers of mode "loss".
         amp: mixed precision, if any.
         each_step: a learning rate's schedule that counts steps, if any.
+        criterion: the mean loss of a batch, from outputs and targets.
     """
     model.train()
     losses: list[Tensor] = []
     for batch in batches:
         optimizer.zero_grad()
         with nullcontext() if amp is None else amp.context():
-            loss = cross_entropy(model(split.x[batch]), split.y[batch])
+            loss = criterion(model(split.x[batch]), split.y[batch])
         for regularizer in in_loss:
             loss = loss + regularizer.value()
         if amp is None:
@@ -82,14 +85,14 @@ def train(run: Run, device: torch.device, record: Record, watch: Callable[[Row],
     On the CPU a run that was killed and resumed ends with the bits of one that was not, given the same number of
     threads: a checkpoint holds the whole state, down to torch's random generators.
     """
-    images = data.load(run.data, device)
+    examples = data.load(run.data, device)
     torch.manual_seed(run.seed)
-    model = build.model(run.model, images).to(device)
+    model = build.model(run.model, examples).to(device)
     optimizer = build.optimizer(run.optimizer, model)
     scheduler, each_step = build.scheduler(run.scheduler, optimizer)
     regularizers = build.regularizers(run, model, optimizer)
-    tuned = build.auto_strength(run.auto_strength, regularizers, optimizer, images.valid)
-    steps = -(-len(images.train) // run.train.batch_size)
+    tuned = build.auto_strength(run.auto_strength, regularizers, optimizer, examples)
+    steps = -(-len(examples.train) // run.train.batch_size)
     controller = build.controller(run.sparsity, optimizer, steps=run.train.epochs * steps)
     rates = build.dropout_schedule(run.dropout_schedule, model, optimizer)
     in_loss = [regularizer for regularizer in regularizers if regularizer.mode == "loss"]
@@ -102,32 +105,34 @@ def train(run: Run, device: torch.device, record: Record, watch: Callable[[Row],
     parts |= {f"regularizers.{i}": regularizer for i, regularizer in enumerate(regularizers)}
     progress = Progress(run, parts, shuffle, record, device)
     progress.restore(record.begin(run, device))
+    ends = partial(describe, examples=examples)
 
     bar = tqdm(total=run.train.epochs, initial=progress.epoch, desc=run.folder, unit="epoch", leave=False, disable=None)
     with bar:
         while not progress.is_over:
             if watch is not None and progress.last and watch(progress.last):
-                return progress.pruned(describe)
-            order = torch.randperm(len(images.train), generator=shuffle).to(device)
+                return progress.pruned(ends)
+            order = torch.randperm(len(examples.train), generator=shuffle).to(device)
             losses = train_epoch(
                 model,
                 optimizer,
-                images.train,
+                examples.train,
                 order.split(run.train.batch_size),
                 in_loss,
                 amp,
                 scheduler if each_step else None,
+                examples.task.loss,
             )
             if scheduler is not None and not each_step:
                 scheduler.step()
 
-            figures = evaluate(model, images)
+            figures = evaluate(model, examples)
             broken = (~losses.isfinite()).nonzero().flatten().tolist()
             if broken or not all(map(math.isfinite, figures.values())):
                 last = progress.epoch * steps + (broken[0] if broken else steps - 1) + 1
                 what = f"the loss is {losses[broken[0]].item()} at" if broken else "the weights are not finite after"
                 return progress.diverged(f"{what} step {last} (epoch {progress.epoch + 1})")
             strengths = {} if tuned is None else {"strengths": tuned.strengths}
-            progress.advance({**figures, "penalty": penalties(regularizers), **strengths})
+            progress.advance({**figures, **examples.task.mark, "penalty": penalties(regularizers), **strengths})
             bar.update()
-    return progress.finish(describe)
+    return progress.finish(ends)

@@ -1,4 +1,4 @@
-"""Measurements of a model: errors on the images, penalties, weights."""
+"""Measurements of a model: errors on the examples, penalties, weights."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 import torchreg
-from experiments.training.data import Images, Split
+from experiments.training.data import Examples, Split, Task
 from experiments.training.record import Row
 
-_EVALUATED_AT_ONCE = 4096  # images; bounds the memory an evaluation takes
+_EVALUATED_AT_ONCE = 4096  # examples; bounds the memory an evaluation takes
 _HISTOGRAM_EDGES = torch.linspace(-6, 1, 71)  # of log10 |w|
 
 
-def evaluate(model: nn.Module, images: Images) -> Row:
-    """Mean loss and error rate on the training, validation and test images, in evaluation mode, without penalties."""
-    splits = {"train": images.train, "valid": images.valid, "test": images.test}
-    figures = torch.stack([_loss_and_error(model, split) for split in splits.values()]).tolist()
+def evaluate(model: nn.Module, examples: Examples) -> Row:
+    """Mean loss and error on the training, validation and test examples, in evaluation mode, without penalties.
+
+    The error is the share of wrong classes; of a regression it is the root mean squared error in units of the target.
+    """
+    splits = {"train": examples.train, "valid": examples.valid, "test": examples.test}
+    figures = torch.stack([_loss_and_error(model, split, examples.task) for split in splits.values()]).tolist()
     row: Row = {}
     for name, (loss, error) in zip(splits, figures, strict=True):
         row |= {f"{name}_loss": loss, f"{name}_error": error}
@@ -28,13 +30,12 @@ def evaluate(model: nn.Module, images: Images) -> Row:
 
 
 @torch.no_grad()
-def _loss_and_error(model: nn.Module, split: Split) -> Tensor:
+def _loss_and_error(model: nn.Module, split: Split, task: Task) -> Tensor:
     model.eval()
     totals = torch.zeros(2, dtype=torch.float64, device=split.y.device)
     for x, y in zip(split.x.split(_EVALUATED_AT_ONCE), split.y.split(_EVALUATED_AT_ONCE), strict=True):
-        outputs = model(x.clone())  # a model that works in place must not alter the images
-        totals += torch.stack([cross_entropy(outputs, y, reduction="sum"), (outputs.argmax(1) != y).sum()])
-    return totals / len(split)
+        totals += task.totals(model(x.clone()), y)  # a model that works in place must not alter the inputs
+    return task.figures(totals / len(split))
 
 
 @torch.no_grad()
@@ -48,8 +49,8 @@ def penalties(regularizers: list[torchreg.Regularizer]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def describe(model: nn.Module) -> Row:
-    """The trained weights: norms, zeros, a histogram, and a digest of all bits.
+def describe(model: nn.Module, examples: Examples) -> Row:
+    """The trained weights: norms, zeros, a histogram, and a digest of all bits; and the numbers of examples.
 
     Layers that learn what to drop are described as the ordinary ones that they have become.
     """
@@ -70,6 +71,7 @@ def describe(model: nn.Module) -> Row:
             "above": (logs > _HISTOGRAM_EDGES[-1]).sum().item() / count,
         },
         "sha256": _digest(model),
+        "examples": examples.sizes,
     }
 
 

@@ -9,6 +9,7 @@ import torch
 from experiments.config import Data
 from experiments.errors import UserError
 from experiments.training import data
+from experiments.training.data import loading
 
 CPU = torch.device("cpu")
 
@@ -39,7 +40,7 @@ def test_exactly_the_fraction_of_labels_is_wrong():
 
 def test_wrong_labels_are_uniform_over_the_other_classes():
     y = torch.zeros(9000, dtype=torch.long)
-    noisy = data._corrupted(y, 1.0, 10, torch.Generator().manual_seed(0))
+    noisy = loading._corrupted(y, 1.0, 10, torch.Generator().manual_seed(0))
     counts = noisy.bincount(minlength=10)
     assert counts[0] == 0
     assert (counts[1:] - 1000).abs().max() < 5 * 1000**0.5
@@ -84,7 +85,7 @@ def test_fashion_mnist_is_read_from_its_folder(raw, monkeypatch):
     monkeypatch.setenv("TORCHREG_DATA", str(raw.parents[1]))
     images = data.load(Data(name="fashion_mnist", train_size=20, valid_size=5), CPU)
     assert [len(images.train), len(images.valid), len(images.test)] == [20, 5, 10]
-    assert (images.shape, images.classes) == ((1, 28, 28), 10)
+    assert (images.shape, images.task.outputs) == ((1, 28, 28), 10)
     assert images.test.y.tolist() == list(range(10))
 
 
