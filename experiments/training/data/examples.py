@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from experiments.training.data.tasks import Task
+from experiments.training.data.tasks import Regression, Task
 
 Target = Tensor | Sequence[str]  # numbers, or the names of classes
 
@@ -68,10 +68,10 @@ class Examples:
     def digest(self) -> str:
         """The digest of all examples' bits."""
         digest = hashlib.sha256()
-        for split in (self.train, self.valid, self.test):
-            for values in (split.x, split.y):
-                digest.update(f"{values.dtype} {tuple(values.shape)}".encode())
-                digest.update(values.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        parts = [values for split in (self.train, self.valid, self.test) for values in (split.x, split.y)]
+        for values in (*parts, *([self.task.scale] if isinstance(self.task, Regression) else [])):
+            digest.update(f"{values.dtype} {tuple(values.shape)}".encode())
+            digest.update(values.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     @property

@@ -131,7 +131,7 @@ def npz(settings: config.Data) -> Source:
 def _arrays(path: Path, key: str, names: Sequence[str], settings: config.Data) -> tuple[Tensor, Target]:
     _file(path, key)
     try:
-        with np.load(path, allow_pickle=False) as file:  # a pickle could run anything
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:  # a pickle could run anything
             held = list(getattr(file, "files", []))
             found = [np.asarray(file[name]) if name in held else None for name in names]
     except Exception as error:  # NumPy and zipfile raise what they like on a damaged file

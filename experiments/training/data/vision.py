@@ -81,7 +81,7 @@ def _tensors(found: Any, settings: config.Data) -> tuple[Tensor, Tensor]:
         return torch.from_numpy(found.data).permute(0, 3, 1, 2).float() / 255, torch.tensor(found.targets)
     images, labels = found.data.float().unsqueeze(1) / 255, found.targets.long()
     if settings.name == "emnist":  # its images lie on their side, and its letters count from 1
-        return images.transpose(2, 3).contiguous(), labels - (settings.split == "letters")
+        return images.transpose(2, 3).contiguous(), labels - int(settings.split == "letters")
     return images, labels[:, 0] if settings.name == "qmnist" else labels  # beside the class: who wrote it, and where
 
 
