@@ -8,14 +8,13 @@ from torch.utils.data import TensorDataset
 class Net(nn.Module):
     """A network on vectors. The study gives it the shape of an input and the number of outputs."""
 
-    def __init__(self, shape: tuple[int, ...], outputs: int, width: int = 64, p: float = 0.0) -> None:
+    def __init__(self, shape: tuple[int, ...], outputs: int, width: int = 256) -> None:
         super().__init__()
         self.hidden = nn.Sequential(nn.Linear(shape[0], width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
-        self.dropout = nn.Dropout(p)
         self.output = nn.Linear(width, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.output(self.dropout(self.hidden(x)))
+        return self.output(self.hidden(x))
 
 
 def spirals(count: int, noise: float) -> TensorDataset:

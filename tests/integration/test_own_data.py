@@ -1,6 +1,7 @@
 """The user's own data: tables, arrays, folders of images, functions; and what each fault in them is told as."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -650,3 +651,35 @@ def test_what_make_writes_is_what_is_shipped(tmp_path, monkeypatch):
     assert made == sorted(path.relative_to(shipped) for path in shipped.rglob("*.png"))
     for path in made[::17]:
         assert np.array_equal(np.asarray(Image.open(tmp_path / path)), np.asarray(Image.open(shipped / path)))
+
+
+LINES = [
+    line.partition("#")[0].split()[3:]
+    for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    if line.startswith("python -m experiments run configs/own/")
+]
+
+
+@pytest.mark.torchvision
+@pytest.mark.parametrize("line", LINES, ids=lambda line: line[1])
+def test_the_lines_of_readme_run_on_a_users_own_files(line, tmp_path, monkeypatch, experiments):
+    """In a copy of the repository's configs, with a table, a folder of photos and a class that a user might have."""
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    table(
+        tmp_path, "area,rooms,price\n" + "".join(f"{50 + i % 37},{i % 5},{3 * i}.5\n" for i in range(80)), "flats.csv"
+    )
+    for i in range(24):
+        picture(tmp_path / "photos" / ["bus", "car", "van"][i % 3] / f"{i}.jpg", size=(20, 16), mode="RGB", value=i)
+    (tmp_path / "nets.py").write_text(
+        "from torch import nn\n\n\nclass Net(nn.Sequential):\n    def __init__(self, shape, outputs):\n"
+        "        super().__init__(nn.Linear(shape[0], 8), nn.ReLU(), nn.Linear(8, outputs))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    code, out, err = experiments(*line, "--set", "train.epochs=2", "--set", "seeds=[0]")
+    assert code == 0, err
+    said = {"csv": "flats.csv: regression", "images": "photos: 3 classes (bus, car, van); images", "model": "2 classes"}
+    assert said[Path(line[1]).stem] in out
+
+
+def test_readme_has_a_line_for_each():
+    assert [Path(line[1]).stem for line in LINES] == ["csv", "images", "model"]
