@@ -123,6 +123,7 @@ def test_a_test_of_its_own(tmp_path):
 BAD_TABLES = {
     "a missing cell": ("a,y\n1,2.5\n,3.5\n4,5.5\n", {}, "t.csv, line 3, column 'a': is missing"),
     "a word": ("a,y\n1,2.5\nx y,3.5\n", {}, "t.csv, line 3, column 'a': must be a number, got 'x y'"),
+    "an underscore": ("a,y\n1,2.5\n1_0,3.5\n", {}, "line 3, column 'a': must be a number, got '1_0'"),
     "NaN": ("a,y\nnan,2.5\n1,3.5\n", {}, "t.csv, line 2, column 'a': must be a number, got 'nan'"),
     "infinity": ("a,y\n1,2.5\n1,3.5\n1e999,3.5\n", {}, "line 4, column 'a': must be a number, got '1e999'"),
     "several": ("a,b,y\n1,,2.5\n,2,3.5\n", {}, "line 2, column 'b': is missing (2 such cells)"),
