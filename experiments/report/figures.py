@@ -156,7 +156,10 @@ def _layers(cells: Sequence[Cell]) -> Markup:
 def _top(cells: Sequence[Cell]) -> float:
     """The largest error on the axes, so that one arm that under-fits does not flatten all others."""
     middle = float(np.median([cell.mean("test_error").mean for cell in cells]))
-    return 3 * middle or 1.0 if any(cell.is_regression for cell in cells) else min(1.0, 3 * middle + 0.02)
+    if not any(cell.is_regression for cell in cells):
+        return min(1.0, 3 * middle + 0.02)
+    largest = max(cell.mean(key).mean for cell in cells for key in ("train_error", "test_error"))
+    return min(3 * middle, 1.15 * largest) or 1.0
 
 
 def _beyond(cell: Cell) -> str:

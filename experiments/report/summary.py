@@ -281,6 +281,7 @@ class Summary:
         has_strongest = any(cell.remark for cell in self.chosen)
         finished = sum(len(cell.runs) for cell in self.cells)
         notes = {
+            "RMSE: the root mean squared error, in units of the target.": self.is_regression,
             f"Mean ± standard error over {self._seeds} seeds.": bool(self._seeds),
             "A single seed: no standard errors, and no claims of a difference.": not self._seeds,
             f"Of several strengths, the one with the lowest validation {self.error}.": bool(self.paths)

@@ -37,7 +37,10 @@ class Wrong(nn.Module):
 
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted(ROOT.glob("configs/**/*.toml"))
+CONFIGS = [
+    pytest.param(path, marks=pytest.mark.torchvision if path.stem == "images" else ())
+    for path in sorted(ROOT.glob("configs/**/*.toml"))
+]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -535,6 +535,7 @@ def test_a_regression_is_recorded_and_reported_without_percents(tmp_path):
     text = report.table(summary)
     assert "train RMSE" in text
     assert "error %" not in text
+    assert "RMSE: the root mean squared error, in units of the target." in text
     assert summary.subtitle.startswith("diabetes: 283 training examples; 4 epochs")
     page = report.write_page(summary, tmp_path).read_text()
     assert "test RMSE" in page
@@ -625,7 +626,7 @@ def test_bad_data_ends_with_one_line_and_nothing_written(tmp_path, experiments):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s.toml", "t.csv"]
 
 
-@pytest.mark.parametrize("name", ["csv", "images", "model"])
+@pytest.mark.parametrize("name", ["csv", pytest.param("images", marks=pytest.mark.torchvision), "model"])
 def test_the_shipped_studies_run_from_the_repository(name, tmp_path, monkeypatch, experiments):
     monkeypatch.chdir(ROOT)
     options = ["--set", "train.epochs=2", "--set", "seeds=[0]", "--out", str(tmp_path / "out")]
