@@ -58,6 +58,8 @@ class Data(Section):
     train_size: Size | None = None  # None: all examples that validation leaves
     valid_size: Amount = 400  # 0.2 for data of your own, and for the small sets of scikit-learn
     test_size: Amount | None = None  # None: 0.2, where the data has no test of its own
+    augment: Annotated[tuple[Component, ...], Field(strict=False)] = ()  # of torchvision.transforms.v2, image by image
+    mix: Component | None = None  # MixUp or CutMix, batch by batch
     label_noise: Annotated[float, Field(ge=0, le=1)] = 0.0  # fraction of training labels made wrong
     seed: Seed = 0  # of the split and the noise: the same for all arms and seeds
 

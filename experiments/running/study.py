@@ -117,6 +117,7 @@ def check(study: Study) -> Known:
 def _rehearse(run: Run) -> Examples:
     """Builds the run and makes a step with its largest and its smallest batch."""
     examples = data.load(run.data, torch.device("cpu"))
+    augment = build.augmentation(run.data, examples)
     torch.manual_seed(run.seed)
     model = build.model(run.model, examples)
     optimizer = build.optimizer(run.optimizer, model)
@@ -129,6 +130,8 @@ def _rehearse(run: Run) -> Examples:
     try:
         for count in {min(size, len(examples.train)), len(examples.train) % size or size}:
             x, y = examples.train.x[:count].clone(), examples.train.y[:count]
+            if augment is not None:
+                x, y = augment(x, y)
             outputs = model(x)
             if outputs.shape != (wanted := (len(y), examples.task.outputs)):
                 raise ValueError(f"its output must have the shape {wanted}, got {tuple(outputs.shape)}")

@@ -14,9 +14,10 @@ from torch.optim import lr_scheduler
 
 import torchreg
 from experiments import config
-from experiments.errors import UserError, did_you_mean
+from experiments.errors import UserError, did_you_mean, oneline
 from experiments.training import models
-from experiments.training.data import Examples
+from experiments.training.data import Augmentation, Examples
+from experiments.training.data.vision import torchvision_module
 from experiments.training.imports import constructed, imported, required
 from torchreg import penalties
 from torchreg.regularizer.compatibility import check_decay
@@ -85,6 +86,31 @@ def model(settings: config.Model, examples: Examples) -> nn.Module:
     given = {"shape": examples.shape, "outputs": examples.task.outputs, **layers}
     module: nn.Module = _construct("model", nn.Module, settings, models.BUILT_IN, **given)
     return module
+
+
+def augmentation(settings: config.Data, examples: Examples) -> Augmentation | None:
+    """What alters the training images at random, if the study has it."""
+    if not settings.augment and settings.mix is None:
+        return None
+    key = "data.augment" if settings.augment else "data.mix"
+    if examples.noun != "images":
+        raise UserError(f"{key}: is for images, got inputs of shape {examples.shape}: remove the key")
+    v2 = torchvision_module("transforms.v2", key)
+    mixers: Table = {"MixUp": v2.MixUp, "CutMix": v2.CutMix}
+    table = _without(_classes(v2, v2.Transform), *mixers)
+    transforms = [_construct(f"data.augment.{i}", nn.Module, one, table) for i, one in enumerate(settings.augment)]
+    mix = None
+    if settings.mix is not None:
+        given = {"num_classes": examples.task.outputs} if examples.task.name == "classes" else {}
+        mix = _construct("data.mix", nn.Module, settings.mix, mixers, **given)
+    made = Augmentation(transforms, mix)
+    try:
+        x, _ = made(examples.train.x[:2].clone(), examples.train.y[:2].clone())
+    except Exception as error:  # whatever a transform raises on images of this kind
+        raise UserError(f"{key}: cannot alter images of shape {examples.shape}: {oneline(error)}") from error
+    if x.shape[1:] != examples.shape:
+        raise UserError(f"{key}: must keep the shape {examples.shape} of the images, gives {tuple(x.shape[1:])}")
+    return made
 
 
 def dropout_schedule(

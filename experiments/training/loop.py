@@ -43,6 +43,7 @@ def train_epoch(
     amp: Autocast | None = None,
     each_step: LRScheduler | None = None,
     criterion: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+    augment: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
 ) -> Tensor:
     """Makes a step for each batch of the examples; returns the losses, which are read after the epoch.
 
@@ -55,13 +56,17 @@ def train_epoch(
         amp: mixed precision, if any.
         each_step: a learning rate's schedule that counts steps, if any.
         criterion: the mean loss of a batch, from outputs and targets.
+        augment: alters a batch at random, if anything does.
     """
     model.train()
     losses: list[Tensor] = []
     for batch in batches:
         optimizer.zero_grad()
+        x, y = split.x[batch], split.y[batch]
+        if augment is not None:
+            x, y = augment(x, y)
         with nullcontext() if amp is None else amp.context():
-            loss = criterion(model(split.x[batch]), split.y[batch])
+            loss = criterion(model(x), y)
         for regularizer in in_loss:
             loss = loss + regularizer.value()
         if amp is None:
@@ -86,6 +91,7 @@ def train(run: Run, device: torch.device, record: Record, watch: Callable[[Row],
     threads: a checkpoint holds the whole state, down to torch's random generators.
     """
     examples = data.load(run.data, device)
+    augment = build.augmentation(run.data, examples)
     torch.manual_seed(run.seed)
     model = build.model(run.model, examples).to(device)
     optimizer = build.optimizer(run.optimizer, model)
@@ -122,6 +128,7 @@ def train(run: Run, device: torch.device, record: Record, watch: Callable[[Row],
                 amp,
                 scheduler if each_step else None,
                 examples.task.loss,
+                augment,
             )
             if scheduler is not None and not each_step:
                 scheduler.step()
