@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -756,6 +757,8 @@ def test_the_lines_of_readme_run_on_a_users_own_files(line, tmp_path, monkeypatc
         "        super().__init__(nn.Linear(shape[0], 8), nn.ReLU(), nn.Linear(8, outputs))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "nets", None)  # so that at the end what was there before is there again
+    del sys.modules["nets"]
     code, out, err = experiments(*line, "--set", "train.epochs=2", "--set", "seeds=[0]")
     assert code == 0, err
     said = {"csv": "flats.csv: regression", "images": "photos: 3 classes (bus, car, van); images", "model": "2 classes"}
