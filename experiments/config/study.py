@@ -7,29 +7,105 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from experiments.config.files import merged, read
 from experiments.config.names import folder_name, slug, text_of
-from experiments.config.sections import Component, Folder, Name, Section, Seed, Size, Strength, Tree, fault_in
+from experiments.config.sections import Amount, Component, Folder, Name, Section, Seed, Size, Strength, Tree, fault_in
 from experiments.config.sweep import Sweep
 from experiments.errors import UserError, did_you_mean, validated
 
 
-class Data(Section):
-    """The images, their number, and the label noise."""
+def _listed(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
 
-    name: Literal["digits", "mnist", "fashion_mnist"] = "digits"
-    root: Folder | None = None  # the folder of MNIST; else TORCHREG_DATA, else ./data
-    train_size: Size | None = None  # None: all images that validation leaves
-    valid_size: Size = 400
+
+Columns = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_listed),
+    Field(strict=False, min_length=1),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
+]
+DataName = Literal[
+    "digits", "mnist", "fashion_mnist", "kmnist", "emnist", "qmnist", "cifar10",  # with a test of their own
+    "diabetes", "breast_cancer", "wine",
+    "csv", "npz", "images",
+]  # fmt: skip
+_WITH_TEST = ("digits", "mnist", "fashion_mnist", "kmnist", "emnist", "qmnist", "cifar10")
+_FILES = ("csv", "npz", "images")
+_KEYS_OF: dict[str, tuple[str, ...]] = {  # the keys that are not for every source
+    "args": ("class",),
+    "path": _FILES,
+    "test_path": _FILES,
+    "inputs": ("csv", "npz", "class"),
+    "target": ("csv", "npz", "class"),
+    "split": ("emnist",),
+    "size": ("images",),
+    "task": ("csv", "npz", "class"),
+}
+
+
+class Data(Section):
+    """The examples: where they come from, how many are for what, and the label noise."""
+
+    name: DataName | None = "digits"  # or else a class
+    class_: str | None = Field(default=None, alias="class", pattern=r"^\w[\w.]*:\w[\w.]*$")  # of yours, or a function
+    args: Tree = Field(default_factory=dict)  # of the class
+    root: Folder | None = None  # the folder of MNIST and its like; else TORCHREG_DATA, else ./data
+    path: Folder | None = None  # a file, or a folder of images
+    test_path: Folder | None = None  # the same for the test; None: the test is a part of the examples
+    inputs: Columns | None = None  # the columns or arrays to predict from; None: all but the target
+    target: str | None = None  # the column or the array to predict
+    split: Literal["balanced", "byclass", "bymerge", "digits", "letters", "mnist"] = "balanced"  # of EMNIST
+    size: Annotated[tuple[Size, Size], Field(strict=False)] | None = None  # height and width to resize images to
+    task: Literal["classes", "regression"] | None = None  # None: what the target tells
+    standardize: bool = True  # by the mean and standard deviation of the training examples
+    stratified: bool = False  # each class has its share in every part
+    train_size: Size | None = None  # None: all examples that validation leaves
+    valid_size: Amount = 400  # 0.2 for data of your own, and for the small sets of scikit-learn
+    test_size: Amount | None = None  # None: 0.2, where the data has no test of its own
+    augment: Annotated[tuple[Component, ...], Field(strict=False)] = ()  # of torchvision.transforms.v2, image by image
+    mix: Component | None = None  # MixUp or CutMix, batch by batch
     label_noise: Annotated[float, Field(ge=0, le=1)] = 0.0  # fraction of training labels made wrong
     seed: Seed = 0  # of the split and the noise: the same for all arms and seeds
 
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        given = dict(given)
+        if given.get("class", given.get("class_")) is not None:
+            given.setdefault("name", None)
+        if given.get("name", "digits") not in _WITH_TEST:
+            given.setdefault("valid_size", 0.2)
+        return given
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Data:
+        if (self.name is None) == (self.class_ is None):
+            raise ValueError("exactly one of the keys name and class must be given")
+        source = self.name or "class"
+        for key, sources in _KEYS_OF.items():
+            default = type(self).model_fields[key].get_default(call_default_factory=True)
+            if getattr(self, key) != default and source not in sources:
+                raise ValueError(f"{key} is for {' and '.join(sources)}, not for {source}")
+        for key in {"csv": ("path", "target"), "npz": ("path",), "images": ("path",)}.get(source, ()):
+            if getattr(self, key) is None:
+                raise ValueError(f"{key} must be given for {source}")
+        if self.test_size is not None and (source in _WITH_TEST or self.test_path is not None):
+            raise ValueError("test_size is for data without a test of its own")
+        return self
+
     @property
-    def test_size(self) -> int:
-        """The number of test images."""
-        return 797 if self.name == "digits" else 10_000
+    def is_own(self) -> bool:
+        """Whether the examples are the user's, and may change."""
+        return self.name is None or self.name in _FILES
+
+    @property
+    def source(self) -> str:
+        """What the data is called in messages and reports."""
+        return self.path or self.class_ or self.name or ""
 
 
 class Model(Component):

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from experiments.report.statistics import Mean
+from experiments.report.summary import Summary
 
 TEST, TRAIN, VALID, PLAIN, INK, FAINT = "#c2410c", "#2563a8", "#0f766e", "#64748b", "#1e293b", "#e2e8f0"
-
-ERRORS = {"training error": ("train_error", TRAIN), "test error": ("test_error", TEST)}
 
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -39,6 +40,17 @@ STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # an arm may be called what it likes
     "svg.hashsalt": "torchreg",  # the same study renders to the same bytes
 }
+
+
+def errors_of(summary: Summary) -> dict[str, tuple[str, str]]:
+    """The two errors that are drawn, by their names: the figure, and its color."""
+    return {f"training {summary.error}": ("train_error", TRAIN), f"test {summary.error}": ("test_error", TEST)}
+
+
+def as_errors(axis: Axis, summary: Summary) -> None:
+    """Writes the errors on an axis in percent, if they are shares."""
+    if not summary.is_regression:
+        axis.set_major_formatter(PercentFormatter(1, decimals=0))
 
 
 def band(axes: Axes, x: np.ndarray, means: Sequence[Mean], color: Any, label: str, marker: str = "") -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from experiments.report.statistics import LEVEL, Difference, Mean, holm, mcnemar
+from experiments.report.numbers import Unit
+from experiments.report.statistics import LEVEL, Difference, holm, mcnemar
 from experiments.report.summary import Cell, Summary, best_of, difference
 
-LEAST = 0.005  # half a point: a smaller difference is no claim, however certain
+LEAST = 0.005  # half a point, or of an RMSE half a percent: a smaller difference is no claim, however certain
 
 
 class Claim(NamedTuple):
@@ -68,14 +69,17 @@ def compared(summary: Summary) -> Table | None:
     for cell in summary.chosen:
         found = None if not cell.is_done or cell.is_plain() or cell.is_off() else _less(cell, plain)
         if found is not None and found.of_seeds is not None:
-            errors = [f"{100 * error:.1f}" for error in (found.of_seeds, found.of_images)]
+            errors = [plain.unit.size(error) for error in (found.of_seeds, found.of_images)]
             is_shown = any(cell.runs is runs for runs in shown)
-            rows.append([cell.label, *points_of(found), *errors, str(found.seeds), "yes" if is_shown else "no"])
-    heads = [f"less {plain.arm}", "test error", f"{100 * LEVEL:g} % interval", "SE: seeds", "images", "seeds", "beyond"]
+            rows.append(
+                [cell.label, *written(found, plain.unit), *errors, str(found.seeds), "yes" if is_shown else "no"]
+            )
+    interval = f"{100 * LEVEL:g} % interval"
+    heads = [f"less {plain.arm}", f"test {summary.error}", interval, "SE: seeds", summary.noun, "seeds", "beyond"]
     text = (
-        "Differences in points, seed by seed. The interval counts both standard errors, of seeds and of test images. "
-        "Beyond: the interval excludes zero also where all arms and strengths are counted (Holm), so that by chance "
-        f"any does in {100 * (1 - LEVEL):.0f} % of studies."
+        f"Differences{in_units(summary)}, seed by seed. The interval counts both standard errors, of seeds and of test "
+        f"{summary.noun}. Beyond: the interval excludes zero also where all arms and strengths are counted (Holm), so "
+        f"that by chance any does in {100 * (1 - LEVEL):.0f} % of studies."
     )
     return Table(f"Against {plain.arm}", heads, rows, text) if rows else None
 
@@ -97,45 +101,40 @@ def single_runs(summary: Summary) -> Table | None:
                 rows.append([cell.label, str(found.only_ours), str(found.only_theirs), f"{found.p:.2g}"])
     heads = ["single runs", "wrong here only", f"wrong with {plain.arm} only", "McNemar's p"]
     text = (
-        "Test images that only one of two runs has wrong. The exact p-value is for other images and these two runs; "
-        "what other seeds would do is unknown, so no difference is claimed."
+        f"Test {summary.noun} that only one of two runs has wrong. The exact p-value is for other {summary.noun} and "
+        "these two runs; what other seeds would do is unknown, so no difference is claimed."
     )
     return Table("Two single runs", heads, rows, text) if rows else None
 
 
-def points_of(found: Difference) -> list[str]:
-    """A difference in points, and its interval."""
+def written(found: Difference, unit: Unit) -> list[str]:
+    """A difference, and its interval."""
     interval = found.interval()
-    span = "unknown" if interval is None else " to ".join(f"{100 * end:+.1f}" for end in interval)
-    return [f"{100 * found.mean:+.1f}", span]
+    return [unit.signed(found.mean), "unknown" if interval is None else " to ".join(map(unit.signed, interval))]
 
 
-def percent(value: Mean) -> str:
-    """A share in percent, with its standard error."""
-    return plus_minus(Mean(100 * value.mean, None if value.se is None else 100 * value.se), 1)
-
-
-def plus_minus(value: Mean, digits: int) -> str:
-    """A mean with its standard error, if that is known and not 0."""
-    return f"{value.mean:.{digits}f}" + (f" ± {value.se:.{digits}f}" if value.se else "")
+def in_units(summary: Summary) -> str:
+    """What differences are in."""
+    return " in units of the target" if summary.is_regression else " in points"
 
 
 class _Found:
     """How a regularized arm differs from the unregularized one."""
 
     def __init__(self, cell: Cell, plain: Cell) -> None:
-        self.cell = cell
+        self.cell, self.unit = cell, plain.unit
+        self.least = LEAST * (plain.mean("test_error").mean if plain.is_regression else 1.0)
         self.test, self.gap, self.train = (_less(cell, plain, key) for key in ("test_error", "gap", "train_error"))
 
     @property
     def is_better(self) -> bool:
-        """Whether test error and gap are lower, by half a point."""
-        return all(found is not None and -found.mean > LEAST for found in (self.test, self.gap))
+        """Whether test error and gap are lower, by what is enough for a claim."""
+        return all(found is not None and -found.mean > self.least for found in (self.test, self.gap))
 
     @property
     def is_worse(self) -> bool:
-        """Whether test and training error are higher, by half a point."""
-        return all(found is not None and found.mean > LEAST for found in (self.test, self.train))
+        """Whether test and training error are higher, by as much."""
+        return all(found is not None and found.mean > self.least for found in (self.test, self.train))
 
     def is_claim(self, level: float) -> bool:
         """Whether it is better or worse beyond both intervals: both figures must be, so each is held at the level."""
@@ -192,8 +191,9 @@ def _by(found: _Found) -> str:
     """The difference in test error and its interval, as a sentence."""
     if found.test is None:
         return ""
-    middle, span = points_of(found.test)
-    return f"Test error {middle} points ({100 * LEVEL:g} % interval {span}, {found.test.seeds} seeds)."
+    middle, span = written(found.test, found.unit)
+    error = "RMSE" if found.cell.is_regression else "error"
+    return f"Test {error} {middle}{found.unit.points} ({100 * LEVEL:g} % interval {span}, {found.test.seeds} seeds)."
 
 
 def _compressed(summary: Summary) -> list[Claim]:
@@ -206,5 +206,7 @@ def _compressed(summary: Summary) -> list[Claim]:
 
 
 def _errors(cell: Cell, remark: str = "") -> str:
-    train, test = percent(cell.mean("train_error")), percent(cell.mean("test_error"))
+    train, test = (cell.unit.mean(cell.mean(key)) for key in ("train_error", "test_error"))
+    if cell.is_regression:
+        return f"training RMSE {train}, test RMSE {test}"
     return f"training error {train} %{remark}, test error {test} %"

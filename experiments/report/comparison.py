@@ -14,7 +14,8 @@ from matplotlib.ticker import PercentFormatter
 
 from experiments.errors import UserError
 from experiments.report.canvas import PLAIN, STYLE, TEST, TRAIN, VALID, svg
-from experiments.report.claims import Table, never, percent, points_of
+from experiments.report.claims import Table, in_units, never, written
+from experiments.report.numbers import PERCENT, Unit
 from experiments.report.page import aligned
 from experiments.report.statistics import LEVEL, Difference, holm
 from experiments.report.summary import Cell, Summary, difference, summarize
@@ -35,6 +36,11 @@ class Comparison(NamedTuple):
         return next(chosen, None)
 
     @property
+    def first(self) -> Summary:
+        """The first study."""
+        return next(iter(self.studies.values()))
+
+    @property
     def lines(self) -> list[str]:
         """A line for each study: its data and where it ran."""
         return [
@@ -50,27 +56,33 @@ class Comparison(NamedTuple):
 
     def _errors(self) -> Table:
         rows = [[arm, *(_error(self.cell(label, arm)) for label in self.studies)] for arm in self.arms]
-        text = "Test errors in percent, with one standard error over seeds, and the strength that validation chose."
-        return Table("Test errors", ["arm", *self.studies], rows, text)
+        unit = "" if self.first.is_regression else " in percent"
+        errors = f"Test {self.first.error}s"
+        text = f"{errors}{unit}, with one standard error over seeds, and the strength that validation chose."
+        return Table(errors, ["arm", *self.studies], rows, text)
 
     def _effects(self) -> Table:
         rows = []
         for arm in self.arms:
-            found = [self.effect(label, arm) for label in self.studies]
+            found = [self._effect_as_text(label, arm) for label in self.studies]
             if any(found):
-                rows.append([arm, *("" if one is None else "{} ({})".format(*points_of(one)) for one in found)])
+                rows.append([arm, *found])
         text = (
-            f"In each study: the test error less that of its unregularized arm, in points, with the {100 * LEVEL:g} % "
-            "interval."
+            f"In each study: the test {self.first.error} less that of its unregularized arm,{in_units(self.first)}, "
+            f"with the {100 * LEVEL:g} % interval."
         )
         return Table("What each arm changes", ["less the unregularized arm", *self.studies], rows, text)
+
+    def _effect_as_text(self, label: str, arm: str) -> str:
+        cell, found = self.cell(label, arm), self.effect(label, arm)
+        return "" if cell is None or found is None else "{} ({})".format(*written(found, cell.unit))
 
     def effect(self, label: str, arm: str) -> Difference | None:
         """The arm's test error less the unregularized one of the same study; None if either is missing."""
         cell, plain = self.cell(label, arm), self.studies[label].plain
         if cell is None or plain is None or cell.is_plain():
             return None
-        return difference(cell, plain, "test_error", is_same=_same_images(cell, plain))
+        return difference(cell, plain, "test_error", is_same=_same_data(cell, plain))
 
     def _between(self) -> Table:
         first, *others = self.studies
@@ -79,21 +91,28 @@ class Comparison(NamedTuple):
         shown = holm([one.excludes_zero if one.of_seeds is not None else never for *_, one in known])
         rows = []
         for (arm, label, one), is_shown in zip(known, shown, strict=True):
-            errors = ["unknown" if error is None else f"{100 * error:.1f}" for error in (one.of_seeds, one.of_images)]
-            rows.append([arm, label, *points_of(one), *errors, str(one.seeds), "yes" if is_shown else "no"])
+            unit = self._unit(first, arm)
+            errors = ["unknown" if error is None else unit.size(error) for error in (one.of_seeds, one.of_images)]
+            rows.append([arm, label, *written(one, unit), *errors, str(one.seeds), "yes" if is_shown else "no"])
         interval = f"{100 * LEVEL:g} % interval"
-        heads = [f"less {first}", "study", "test error", interval, "SE: seeds", "images", "seeds", "beyond"]
+        error, noun = f"test {self.first.error}", self.first.noun
+        heads = [f"less {first}", "study", error, interval, "SE: seeds", noun, "seeds", "beyond"]
         text = (
-            "Between studies, in points, over the seeds that both have. Test images count as the same only if the two "
-            "studies have the same data. Beyond: the interval excludes zero also where all rows are counted (Holm)."
+            f"Between studies,{in_units(self.first)}, over the seeds that both have. Test {noun} count as the same "
+            "only if the two studies have the same data. Beyond: the interval excludes zero also where all rows are "
+            "counted (Holm)."
         )
         return Table("Between studies", heads, rows, text)
+
+    def _unit(self, label: str, arm: str) -> Unit:
+        cell = self.cell(label, arm)
+        return PERCENT if cell is None else cell.unit
 
     def _difference(self, label: str, first: str, arm: str) -> Difference | None:
         ours, theirs = self.cell(label, arm), self.cell(first, arm)
         if ours is None or theirs is None:
             return None
-        return difference(ours, theirs, "test_error", is_same=_same_images(ours, theirs))
+        return difference(ours, theirs, "test_error", is_same=_same_data(ours, theirs))
 
 
 def compare(folders: Sequence[Path]) -> Comparison:
@@ -122,6 +141,14 @@ def compare(folders: Sequence[Path]) -> Comparison:
             f"compare: the studies need a finished arm in common: {first} has {', '.join(arms)}; "
             f"the others have {', '.join(theirs)}"
         )
+    tasks = {
+        label: summary.is_regression
+        for label, summary in found.studies.items()
+        if any(cell.is_done for cell in summary.cells)
+    }
+    if len(set(tasks.values())) > 1:
+        named = ", ".join(f"{label} is {'a regression' if one else 'of classes'}" for label, one in tasks.items())
+        raise UserError(f"compare: the studies need the same task, {named}: leave out those of the other task")
     return found._replace(arms=common)
 
 
@@ -162,23 +189,25 @@ def _picture(found: Comparison) -> Markup:
             errors.errorbar([], [], label=label, **style)
         errors.set_yticks(range(len(found.arms)), found.arms)
         errors.set_ylim(len(found.arms) - 0.5, -0.5)
-        errors.set_title("test error, one SE")
+        errors.set_title(f"test {found.first.error}, one SE")
         effects.set_title(f"less the unregularized arm, {100 * LEVEL:g} % interval")
         effects.axvline(0, color=PLAIN, linestyle=":", linewidth=1.2, zorder=0)
         for axes in (errors, effects):
-            axes.xaxis.set_major_formatter(PercentFormatter(1))
+            if not found.first.is_regression:
+                axes.xaxis.set_major_formatter(PercentFormatter(1))
             axes.tick_params(axis="y", length=0)
             axes.grid(axis="y", visible=False)
         figure.legend(loc="outside upper left", ncols=3)
         return svg(figure)
 
 
-def _same_images(ours: Cell, theirs: Cell) -> bool:
+def _same_data(ours: Cell, theirs: Cell) -> bool:
     """Whether two arms have the same data, wherever it lies."""
-    return len({cell.runs[0].data.model_copy(update={"root": None}) for cell in (ours, theirs)}) == 1
+    one, two = (cell.runs[0].data.model_copy(update={"root": None}) for cell in (ours, theirs))
+    return one == two
 
 
 def _error(cell: Cell | None) -> str:
     if cell is None:
         return ""
-    return percent(cell.mean("test_error")) + ("" if cell.strength is None else f" (at {cell.strength:.3g})")
+    return cell.unit.mean(cell.mean("test_error")) + ("" if cell.strength is None else f" (at {cell.strength:.3g})")

@@ -9,10 +9,9 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from experiments.report import paths
-from experiments.report.canvas import ERRORS, PLAIN, STYLE, TEST, TRAIN, band, svg
+from experiments.report.canvas import PLAIN, STYLE, TEST, TRAIN, as_errors, band, errors_of, svg
 from experiments.report.statistics import mean
 from experiments.report.summary import Cell, Summary
 
@@ -32,14 +31,14 @@ def all_of(summary: Summary) -> list[Picture]:
         return []
 
     def said(text: str) -> str:
-        return text.format(over=summary.over_seeds, metric=summary.metric_in_words)
+        return text.format(over=summary.over_seeds, metric=summary.metric_in_words, error=summary.error)
 
     with rc_context(STYLE):
         pictures = [
             Picture(
                 "Where each arm ends", said(_ENDS) + (_NOISE if summary.label_noise else ""), _ends(cells, summary)
             ),
-            Picture("How it got there", said(_CURVES), _curves(cells)),
+            Picture("How it got there", said(_CURVES), _curves(cells, summary)),
         ]
         if found := [path for path in summary.paths if any(cell.number for cell in path)]:
             pictures.append(Picture(f"Along the {paths.axis_of(found)}", said(_PATHS), paths.along(found, summary)))
@@ -51,9 +50,9 @@ def all_of(summary: Summary) -> list[Picture]:
     return pictures
 
 
-_ENDS = "Training error (open) and test error (filled), {over}; between them the gap."
+_ENDS = "Training {error} (open) and test {error} (filled), {over}; between them the gap."
 _NOISE = " The dotted line is the share of wrong training labels: an arm to the left of it has memorized some of them."
-_CURVES = "Training and test error after each epoch, {over}, without the steep start."
+_CURVES = "Training and test {error} after each epoch, {over}, without the steep start."
 _PATHS = "Errors, the norm of each layer's weights, and the share of exact zeros, {over}."
 _CLOUDS = "Each dot is a point, at one of its values and its {metric}. The ring marks the best, gray dots were pruned."
 _HISTOGRAMS = (
@@ -74,26 +73,26 @@ def _ends(cells: Sequence[Cell], summary: Summary) -> Markup:
         axes.plot([train.mean, test.mean], [y, y], color="#cbd5e1", linewidth=5, solid_capstyle="round", zorder=1)
         axes.errorbar(train.mean, y, xerr=train.se, fmt="o", color=TRAIN, markerfacecolor="white", markersize=7)
         axes.errorbar(test.mean, y, xerr=test.se, fmt="o", color=TEST, markersize=7)
-    axes.errorbar([], [], fmt="o", color=TRAIN, markerfacecolor="white", label="training error")
-    axes.errorbar([], [], fmt="o", color=TEST, label="test error")
+    axes.errorbar([], [], fmt="o", color=TRAIN, markerfacecolor="white", label=f"training {summary.error}")
+    axes.errorbar([], [], fmt="o", color=TEST, label=f"test {summary.error}")
     if summary.label_noise:
         axes.axvline(summary.label_noise, color=PLAIN, linestyle=":", linewidth=1.2, zorder=0)
     axes.set_yticks(range(len(cells)), [cell.label for cell in cells])
     axes.tick_params(axis="y", length=0)
     axes.set(xlim=(-0.01 * top, top), ylim=(len(cells) - 0.5, -0.5))
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    as_errors(axes.xaxis, summary)
     axes.grid(axis="y", visible=False)
     figure.legend(loc="outside upper right", ncols=2)
     return svg(figure)
 
 
-def _curves(cells: Sequence[Cell]) -> Markup:
+def _curves(cells: Sequence[Cell], summary: Summary) -> Markup:
     columns = min(4, len(cells))
     rows = -(-len(cells) // columns)
     figure = Figure(figsize=(9.2, 2.3 * rows + 0.3), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes, cell in zip(grid.flat, cells, strict=False):
-        for name, (key, color) in ERRORS.items():
+        for name, (key, color) in errors_of(summary).items():
             length = min(map(len, cell.histories))  # seeds may stop early at different epochs
             epochs = zip(*(history[:length] for history in cell.histories), strict=True)
             errors = [mean([row[key] for row in rows]) for rows in epochs]
@@ -101,7 +100,7 @@ def _curves(cells: Sequence[Cell]) -> Markup:
         if max(cell.mean("train_error").mean, cell.mean("test_error").mean) > _top(cells):
             axes.text(0.5, 0.5, _beyond(cell), transform=axes.transAxes, ha="center", va="center", color=TEST)
         axes.set_title(cell.label)
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        as_errors(axes.yaxis, summary)
         axes.set_ylim(0, _top(cells))
     for axes in grid.flat[len(cells) :]:
         axes.set_axis_off()
@@ -157,9 +156,15 @@ def _layers(cells: Sequence[Cell]) -> Markup:
 
 def _top(cells: Sequence[Cell]) -> float:
     """The largest error on the axes, so that one arm that under-fits does not flatten all others."""
-    return float(min(1.0, 3 * np.median([cell.mean("test_error").mean for cell in cells]) + 0.02))
+    middle = float(np.median([cell.mean("test_error").mean for cell in cells]))
+    if not any(cell.is_regression for cell in cells):
+        return min(1.0, 3 * middle + 0.02)
+    largest = max(cell.mean(key).mean for cell in cells for key in ("train_error", "test_error"))
+    return min(3 * middle, 1.15 * largest) or 1.0
 
 
 def _beyond(cell: Cell) -> str:
     train, test = cell.mean("train_error").mean, cell.mean("test_error").mean
+    if cell.is_regression:
+        return f"training {train:.3g},\ntest {test:.3g}"
     return f"training {100 * train:.0f} %,\ntest {100 * test:.0f} %"

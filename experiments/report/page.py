@@ -10,12 +10,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from experiments.config.names import short, text_of
 from experiments.report import figures
-from experiments.report.claims import Table, claims, compared, percent, plus_minus, single_runs
-from experiments.report.statistics import Mean
+from experiments.report.claims import Table, claims, compared, single_runs
+from experiments.report.numbers import percent, plus_minus
 from experiments.report.summary import Cell, Summary, best_of
 from experiments.training.files import write
-
-COLUMNS = ["train error %", "test error %", "gap", "test loss", "zeros %", "norm"]
 
 
 def table(summary: Summary) -> str:
@@ -41,24 +39,26 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def columns(summary: Summary) -> list[str]:
     """The heads of the table; of a search with its keys and its metric."""
+    error = "RMSE" if summary.is_regression else "error %"
+    figures = [f"train {error}", f"test {error}", "gap", "test loss", "zeros %", "norm"]
     if summary.sweep is None:
-        return ["arm", "strength", *COLUMNS]
-    metric = "valid error %" if summary.metric == "valid_error" else "valid loss"
-    return ["arm", *short(_keys(summary)), metric, *COLUMNS, *(["cost"] if summary.plain else [])]
+        return ["arm", "strength", *figures]
+    metric = f"valid {error}" if summary.metric == "valid_error" else "valid loss"
+    return ["arm", *short(_keys(summary)), metric, *figures, *(["cost"] if summary.plain else [])]
 
 
 def row(cell: Cell, summary: Summary) -> list[str]:
     """The arm's cells under :func:`columns`."""
-    name, figure = [f"{cell.arm}{cell.remark}"], []
+    name = [f"{cell.arm}{cell.remark}"]
     if summary.sweep is None:
         name.append("" if cell.strength is None else f"{cell.strength:g}")
     else:
         name += [_value(_at(cell, key)) for key in _keys(summary)]
-        metric = Mean(0.0, None) if cell.is_broken else cell.mean(summary.metric)
-        figure = [percent(metric) if summary.metric == "valid_error" else plus_minus(metric, 3)]
     if not cell.is_done:
         return [*name, cell.status, *[""] * (len(columns(summary)) - len(name) - 1)]
-    errors = [percent(cell.mean("train_error")), percent(cell.mean("test_error")), percent(cell.gap)]
+    metric = [] if summary.sweep is None else [cell.mean(summary.metric)]
+    figure = [cell.unit.mean(one) if summary.metric == "valid_error" else plus_minus(one, 3) for one in metric]
+    errors = [cell.unit.mean(one) for one in (cell.mean("train_error"), cell.mean("test_error"), cell.gap)]
     rest = [plus_minus(cell.mean("test_loss"), 3), percent(cell.mean("zeros")), f"{cell.norm.mean:.2f}"]
     cost = summary.cost(cell)
     return [*name, *figure, *errors, *rest, *([] if cost is None else [f"{cost:.1f}x"])]

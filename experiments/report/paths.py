@@ -14,11 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from experiments.config.names import short, text_of
-from experiments.report.canvas import ERRORS, INK, TEST, TRAIN, VALID, band, svg
+from experiments.report.canvas import INK, TEST, TRAIN, VALID, as_errors, band, errors_of, svg
 from experiments.report.statistics import mean
 from experiments.report.summary import Cell, Summary, best_of, of_metric, one_standard_error
-
-_PATH_ERRORS = {**ERRORS, "validation error": ("valid_error", VALID)}
 
 
 def axis_of(paths: Sequence[Sequence[Cell]]) -> str:
@@ -45,7 +43,7 @@ def along(paths: Sequence[Sequence[Cell]], summary: Summary) -> Markup:
         column[0].set_title(path[0].arm, pad=18)
         column[-1].set_xlabel(short(path[0].point)[0])
     for axes, label in zip(grid[:, 0], ("error", "norm of the weights", "exact zeros"), strict=False):
-        axes.set_ylabel(label)
+        axes.set_ylabel(summary.error if label == "error" else label)
         axes.set_ylim(bottom=0)
     grid[0, 0].set_ylim(0, _path_top(paths, summary))
     for row, is_last in ((grid[0], False), (grid[-1], True)):  # the last has a line for each layer, as those above it
@@ -62,19 +60,19 @@ def _path_top(paths: Sequence[Sequence[Cell]], summary: Summary) -> float:
     """The largest error on the axis: twice that of the start and the best; far too strong values lie beyond."""
     near = [cell for path in paths for cell in (path[0], best_of(path, summary.metric)) if cell is not None]
     near_top, top = (
-        max(cell.mean(key).mean for cell in cells for key, _ in _PATH_ERRORS.values())
+        max(cell.mean(key).mean for cell in cells for key in ("train_error", "valid_error", "test_error"))
         for cells in (near, [cell for path in paths for cell in path])
     )
     return min(2 * near_top, 1.05 * top) or 1.0
 
 
 def _path_of_errors(axes: Axes, places: np.ndarray, path: Sequence[Cell], summary: Summary) -> None:
-    for name, (key, color) in _PATH_ERRORS.items():
+    for name, (key, color) in {**errors_of(summary), f"validation {summary.error}": ("valid_error", VALID)}.items():
         band(axes, places, [of_metric(cell, key) for cell in path], color, name, marker="o")
     if summary.plain is not None:
         level = summary.plain.mean("test_error").mean
         axes.axhline(level, color=TEST, linestyle="--", linewidth=1, label="test, unregularized", zorder=1)
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    as_errors(axes.yaxis, summary)
 
 
 def _path_of_layers(axes: Axes, places: np.ndarray, path: Sequence[Cell], key: str) -> None:
@@ -149,7 +147,7 @@ def over(summary: Summary) -> Markup:
                     axes.plot(place, middle, "o", ms=12, mfc="none", mec=TEST, mew=1.5, zorder=5)
             axes.set_xlabel(name)
             if summary.metric == "valid_error":
-                axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+                as_errors(axes.yaxis, summary)
         for axes in rows.flat[len(keys) :]:
             axes.set_axis_off()
         rows[0, 0].set_title(cloud[0].arm)

@@ -104,6 +104,16 @@ def binomial_error(share: float, count: int) -> float:
     return math.sqrt(share * (1 - share) / count)
 
 
+def rms_error(size: float, count: int) -> float:
+    """The standard error of a root mean square of so many normal numbers, by other numbers.
+
+    Example:
+        >>> rms_error(2.0, 50)
+        0.2
+    """
+    return size / math.sqrt(2 * count)
+
+
 def image_error(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:
     """The standard error, by other images, of a difference of two errors, measured image by image.
 

@@ -15,11 +15,13 @@ import numpy as np
 from experiments.config import Run, Study, Sweep
 from experiments.errors import UserError
 from experiments.report import statistics
-from experiments.report.statistics import Difference, Mean, binomial_error, mean
+from experiments.report.numbers import PERCENT, Unit, unit_of_rmse
+from experiments.report.statistics import Difference, Mean, mean
 from experiments.training.outcomes import unpacked
 from experiments.training.record import Record, Row, read_runs, read_study
 
 ONE_SE = ", one SE"
+IMAGES = ("digits", "mnist", "fashion_mnist", "kmnist", "emnist", "qmnist", "cifar10", "images")
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,25 @@ class Cell:
         return {run.seed: result["sha256"] for run, result in zip(self.runs, self.results, strict=True)}
 
     @property
+    def is_regression(self) -> bool:
+        """Whether the errors are root mean squared errors, and not shares of wrong classes."""
+        return any(result.get("task") == "regression" for result in self.results)
+
+    def examples(self, part: str) -> int:
+        """The number of training, validation or test examples."""
+        for result in self.results:
+            if result.get("examples"):
+                return int(result["examples"][part])
+        data = self.runs[0].data  # of an earlier version, which knew digits and MNIST
+        known = {"train": data.train_size, "valid": data.valid_size, "test": 797 if data.name == "digits" else 10_000}
+        return int(known[part] or 0)
+
+    @property
+    def unit(self) -> Unit:
+        """How the errors are written."""
+        return unit_of_rmse(self.mean("test_error").mean) if self.is_regression else PERCENT
+
+    @property
     def gap(self) -> Mean:
         """Test error minus training error."""
         return mean(list(self.by_seed("gap").values()))
@@ -122,14 +143,9 @@ class Cell:
         return dict(zip(seeds, values, strict=True))
 
     def wrong(self, split: str) -> dict[int, np.ndarray]:
-        """Whether each "valid" or "test" image was wrong, for each seed; without those of earlier versions."""
+        """Whether each "valid" or "test" example was wrong, for each seed; none of regressions and earlier versions."""
         found = zip(self.runs, (result.get("outcomes", {}).get(split) for result in self.results), strict=True)
         return {run.seed: unpacked(row) for run, row in found if row}
-
-    @property
-    def test_size(self) -> int:
-        """The number of test images."""
-        return next((len(wrong) for wrong in self.wrong("test").values()), self.runs[0].data.test_size)
 
     @property
     def norm(self) -> Mean:
@@ -180,7 +196,22 @@ class Summary:
     @property
     def metric_in_words(self) -> str:
         """The metric as text."""
-        return self.metric.replace("valid", "validation").replace("_", " ")
+        return self.metric.replace("valid", "validation").replace("_", " ").replace("error", self.error)
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the errors are root mean squared errors, and not shares of wrong classes."""
+        return any(cell.is_regression for cell in self.cells)
+
+    @property
+    def error(self) -> str:
+        """What an error is called."""
+        return "RMSE" if self.is_regression else "error"
+
+    @property
+    def noun(self) -> str:
+        """What the examples are called."""
+        return "images" if all(cell.runs[0].data.name in IMAGES for cell in self.cells) else "examples"
 
     @property
     def chosen(self) -> list[Cell]:
@@ -231,9 +262,11 @@ class Summary:
         data, train = self.cells[0].runs[0].data, self.cells[0].runs[0].train
         if any((cell.runs[0].data, cell.runs[0].train) != (data, train) for cell in self.cells):
             return f"{len(self._arms)} arms, on different data or for different times."
-        size = f"{data.train_size:,}" if data.train_size else "all remaining"
+        count = self.cells[0].examples("train")
+        size = f"{count:,}" if count else "all remaining"
         noise = f", {100 * data.label_noise:g} % of their labels made wrong" if data.label_noise else ""
-        return f"{data.name}: {size} training images{noise}; {train.epochs} epochs in batches of {train.batch_size}."
+        what = f"{size} training {self.noun}{noise}"
+        return f"{data.source}: {what}; {train.epochs} epochs in batches of {train.batch_size}."
 
     @property
     def over_seeds(self) -> str:
@@ -259,14 +292,16 @@ class Summary:
         has_strongest = any(cell.remark for cell in self.chosen)
         finished = sum(len(cell.runs) for cell in self.cells)
         notes = {
+            "RMSE: the root mean squared error, in units of the target.": self.is_regression,
             f"Mean ± standard error over {self._seeds} seeds.": bool(self._seeds),
             "A single seed: no standard errors, and no claims of a difference.": not self._seeds,
-            "Of several strengths, the one with the lowest validation error.": bool(self.paths) and self.sweep is None,
+            f"Of several strengths, the one with the lowest validation {self.error}.": bool(self.paths)
+            and self.sweep is None,
             f"Of {counts}, the one with the lowest {self.metric_in_words}.": self.sweep is not None,
             self._choosing: bool(self._choosing),
             f"'{ONE_SE.strip(', ')}': the strongest within one standard error of that.": has_strongest,
             f"Not finished: these are {finished} of {self.planned} runs.": finished < self.planned,
-            self._images: bool(self._images),
+            self._sampling: bool(self._sampling),
         }
         return " ".join(note for note, applies in notes.items() if applies)
 
@@ -282,23 +317,25 @@ class Summary:
             others = [difference(cell, best, "valid_error") for cell in done if best and cell is not best]
             near = [other for other in others if other and not other.excludes_zero()]
             is_choice = is_choice or bool(others)
-            if near:
+            if near and best:
                 cost = statistics.optimism([math.hypot(other.of_seeds or 0.0, other.of_images) for other in near])
-                costs.append(f"{100 * cost:.1f} points ({arm[0].arm}, {len(near) + 1} of {len(done)} alike)")
+                size = f"{best.unit.size(cost)}{best.unit.points}"
+                costs.append(f"{size} ({arm[0].arm}, {len(near) + 1} of {len(done)} alike)")
         if costs:
             return f"The choice makes that lower than it is, by up to about {', '.join(costs)}."
         return "All others are clearly worse in that, so the choice does not bias it." if is_choice else ""
 
     @property
-    def _images(self) -> str:
+    def _sampling(self) -> str:
         """A sentence about the error of the finite test set, which seeds do not show."""
         done = [cell for cell in self.chosen if cell.is_done]
-        errors = sorted({f"{100 * own_error(cell):.1f}" for cell in done}, key=float)
-        sizes = sorted({cell.test_size for cell in done})
+        sizes = {cell.examples("test") for cell in done}
         if len(sizes) != 1:
             return ""
-        span = " to ".join(errors[:: max(len(errors) - 1, 1)])
-        return f"By their {sizes[0]:,} images, test errors have a standard error of {span} points besides."
+        unit = done[0].unit
+        errors = sorted({unit.size(own_error(cell)) for cell in done}, key=float)
+        span = f"{' to '.join(errors[:: max(len(errors) - 1, 1)])}{unit.points}"
+        return f"By their {sizes.pop():,} {self.noun}, test {self.error}s have a standard error of {span} besides."
 
     @property
     def _arms(self) -> list[list[Cell]]:
@@ -314,19 +351,20 @@ def difference(ours: Cell, theirs: Cell, key: str, is_same: bool = True) -> Diff
         ours: an arm.
         theirs: the arm that it is compared with.
         key: a figure of the results, or the gap.
-        is_same: whether both were measured on the same images.
+        is_same: whether both were measured on the same examples.
     """
     one, two = ours.by_seed(key), theirs.by_seed(key)
     if key == "gap":
         one = {seed: abs(gap) for seed, gap in one.items()}
-    return statistics.paired(one, two, _image_error(ours, theirs, key, is_same))
+    return statistics.paired(one, two, _sampling_error(ours, theirs, key, is_same))
 
 
-def _image_error(ours: Cell, theirs: Cell, key: str, is_same: bool) -> float:
-    """The standard error of a difference by other validation or test images.
+def _sampling_error(ours: Cell, theirs: Cell, key: str, is_same: bool) -> float:
+    """The standard error of a difference by other validation or test examples.
 
-    It is measured image by image where the records tell which images were wrong. If not, the two errors are taken as
-    independent: arms err on the same difficult images, so this is an upper limit. A loss has no such limit.
+    It is measured example by example where the records tell which ones were wrong. If not, as of a regression, the two
+    errors are taken as independent: arms err on the same difficult examples, so this is an upper limit. A loss has no
+    such limit.
     """
     split = {"gap": "test", "test_error": "test", "valid_error": "valid"}.get(key)
     if split is None:
@@ -340,8 +378,9 @@ def _image_error(ours: Cell, theirs: Cell, key: str, is_same: bool) -> float:
 
 
 def own_error(cell: Cell, key: str = "test_error") -> float:
-    """The standard error of a test or validation error by other images, which is the same for every seed."""
-    return binomial_error(cell.mean(key).mean, cell.test_size if key == "test_error" else cell.runs[0].data.valid_size)
+    """The standard error of a test or validation error by other examples, which is the same for every seed."""
+    by_count = statistics.rms_error if cell.is_regression else statistics.binomial_error
+    return by_count(cell.mean(key).mean, cell.examples(key.removesuffix("_error")))
 
 
 def best_of(cells: Sequence[Cell], metric: str = "valid_error") -> Cell | None:
@@ -359,9 +398,9 @@ def one_standard_error(cells: Sequence[Cell], best: Cell, metric: str = "valid_e
 
 
 def of_metric(cell: Cell, metric: str) -> Mean:
-    """The mean over seeds with its standard error; for a validation error that of a share of the images.
+    """The mean over seeds with its standard error; for a validation error that of the finite number of examples.
 
-    Seeds are validated on the same images, so their spread does not tell what other images would give.
+    Seeds are validated on the same examples, so their spread does not tell what others would give.
     """
     found = cell.mean(metric)
     if metric != "valid_error":

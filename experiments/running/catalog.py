@@ -32,7 +32,7 @@ _START = """\
 seeds = [0, 1]            # one run for each; with two or more, means have standard errors
 
 [data]
-name = "digits"           # or "mnist", "fashion_mnist"
+name = "digits"           # or "mnist", or data of your own: docs/guides/own_data.md
 train_size = 300          # few images, so that the network learns them by heart
 valid_size = 400          # on these, a strength is chosen; the test images are others
 label_noise = 0.2         # every fifth training label is wrong

@@ -112,6 +112,9 @@ def _is_begun(folder: Path, run: Run) -> bool:
 
 def obstacle(run: Run) -> str | None:
     """Why runs such as this one cannot be stacked, as far as their settings tell."""
+    for key in ("augment", "mix"):
+        if getattr(run.data, key):
+            return f"data.{key}: draws from torch's generator, which all members would share"
     if run.train.amp:
         return "amp: one scale of the losses would be that of all members"
     for key in ("auto_strength", "sparsity"):

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.nn.functional import cross_entropy
+from tqdm import tqdm
 
+from experiments import config
 from experiments.config import Run, Study
 from experiments.errors import RecordError, UserError, oneline
 from experiments.running import stacks
 from experiments.training import build, data
 from experiments.training.bars import Bar
+from experiments.training.data import Examples
+from experiments.training.files import sealed, unsealed, write
 from experiments.training.loop import train
 from experiments.training.measure import describe
 from experiments.training.record import Record, Row, open_study
@@ -30,9 +35,10 @@ def run_study(study: Study, folder: Path, device: torch.device, resume: bool = F
         UserError: a run cannot be made, or the folder is not free; nothing has been written then. Or a record is
             damaged or cannot be written.
     """
-    check(study)
+    known = check(study)
     broken = []
     with open_study(study, folder, resume), Bar(study.name, len(study.runs), "run") as bar:
+        known.begin(folder)
         for group in stacks.groups(study.runs):
             together = stacks.make_together(group, folder, device)
             bar.update(len(together))
@@ -65,50 +71,92 @@ def make_once(
         return record.fail(run, device, oneline(error), time.monotonic() - started), True
 
 
-def check(study: Study) -> None:
+@dataclass(frozen=True)
+class Known:
+    """What the rehearsal tells of the data: the task, and of the user's own data a line of text and a digest."""
+
+    task: str
+    texts: Sequence[str]
+    digests: Mapping[str, str]
+
+    def begin(self, folder: Path) -> None:
+        """Says what the user's own data was taken for; the first time it notes its digests, later it compares them.
+
+        Raises:
+            UserError: the data is not that with which the study began.
+        """
+        for text in self.texts:
+            tqdm.write(text)
+        path = folder / "data.json"
+        before = unsealed(path) if path.exists() else {}
+        for settings, digest in self.digests.items():
+            if before.get(settings, digest) != digest:
+                source = config.Data.model_validate_json(settings).source
+                raise UserError(
+                    f"data: {source} gives other examples than when the study in {folder} began: "
+                    "restore it, or choose another folder"
+                )
+        if self.digests and not self.digests.items() <= before.items():
+            write(path, sealed(json.dumps({**before, **self.digests}, indent=2)))
+
+
+def check(study: Study) -> Known:
     """Tries every arm on the CPU, so that errors in the last arm appear before the first arm runs."""
+    tasks: dict[str, str] = {}
+    texts: dict[str, str] = {}
+    digests: dict[str, str] = {}
     for run in study.probes:
         try:
-            _rehearse(run)
+            examples = _rehearse(run)
         except UserError as error:
             at = f" (at {', '.join(f'{key} = {value!r}' for key, value in run.values.items())})" if run.values else ""
             lines = [f"arms[{run.arm}].{line}{at}" for line in str(error).splitlines()]
             raise UserError("\n".join(lines)) from error
+        tasks.setdefault(examples.task.name, run.arm)
+        settings = run.data.model_dump_json(by_alias=True, exclude_defaults=True)
+        if run.data.is_own and settings not in texts:
+            texts[settings], digests[settings] = examples.text, examples.digest
+    if len(tasks) > 1:
+        arms = ", ".join(f"arms[{arm}] {name}" for name, arm in tasks.items())
+        raise UserError(f"data: must have the same task in all arms, which one report compares, got {arms}")
+    return Known(next(iter(tasks)), list(dict.fromkeys(texts.values())), digests)
 
 
-def _rehearse(run: Run) -> None:
+def _rehearse(run: Run) -> Examples:
     """Builds the run and makes a step with its largest and its smallest batch."""
-    images = data.load(run.data, torch.device("cpu"))
+    examples = data.load(run.data, torch.device("cpu"))
+    augment = build.augmentation(run.data, examples)
     torch.manual_seed(run.seed)
-    model = build.model(run.model, images)
+    model = build.model(run.model, examples)
     optimizer = build.optimizer(run.optimizer, model)
     scheduler, each_step = build.scheduler(run.scheduler, optimizer)
     regularizers = build.regularizers([run], model, optimizer)
-    build.auto_strength(run.auto_strength, regularizers, optimizer, images.valid)
+    build.auto_strength(run.auto_strength, regularizers, optimizer, examples)
     build.controller(run.sparsity, optimizer, steps=1)
     build.dropout_schedule(run.dropout_schedule, model, optimizer)
     size = run.train.batch_size
     try:
-        for count in {min(size, len(images.train)), len(images.train) % size or size}:
-            x, y = images.train.x[:count].clone(), images.train.y[:count]
+        for count in {min(size, len(examples.train)), len(examples.train) % size or size}:
+            x, y = examples.train.x[:count].clone(), examples.train.y[:count]
+            if augment is not None:
+                x, y = augment(x, y)
             outputs = model(x)
-            if outputs.shape != (len(y), images.classes):
-                raise ValueError(
-                    f"its output must have the shape {(len(y), images.classes)}, got {tuple(outputs.shape)}"
-                )
-            cross_entropy(outputs, y).backward()
+            if outputs.shape != (wanted := (len(y), examples.task.outputs)):
+                raise ValueError(f"its output must have the shape {wanted}, got {tuple(outputs.shape)}")
+            examples.task.loss(outputs, y).backward()
             optimizer.step()
-        describe(model)
+        describe(model, examples)
     except (Exception, SystemExit) as error:  # whatever a user's model raises
-        raise UserError(f"model: cannot be trained on {tuple(x.shape)} images: {oneline(error)}") from error
+        raise UserError(f"model: cannot be trained on {tuple(x.shape)} {examples.noun}: {oneline(error)}") from error
     if scheduler is not None:
-        count = run.train.epochs * (-(-len(images.train) // size) if each_step else 1)
+        count = run.train.epochs * (-(-len(examples.train) // size) if each_step else 1)
         try:
             with warnings.catch_warnings(action="ignore"):
                 for _ in range(min(count, _REHEARSED)):
                     scheduler.step()
         except Exception as error:
             raise UserError(f"scheduler: cannot make the {count} steps of the run: {oneline(error)}") from error
+    return examples
 
 
 def make(
@@ -143,7 +191,7 @@ def pick_device(name: str) -> torch.device:
 def _summary(result: Row) -> str:
     if result["status"] in BROKEN:
         return f"{result['status']}: {result['reason']}"
-    return (
-        f"train {100 * result['train_error']:5.1f} %   test {100 * result['test_error']:5.1f} %   "
-        f"{result['epochs']} epochs in {result['seconds']:.1f} s"
-    )
+    errors = result["train_error"], result["test_error"]
+    is_share = result.get("task", "classes") == "classes"
+    train, test = (f"{100 * error:5.1f} %" if is_share else f"RMSE {error:.4g}" for error in errors)
+    return f"train {train}   test {test}   {result['epochs']} epochs in {result['seconds']:.1f} s"

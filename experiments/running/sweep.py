@@ -34,8 +34,10 @@ def run_sweep(study: Study, folder: Path, device: torch.device, jobs: int = 1, r
     if study.sweep is None:
         raise UserError("sweep: is missing: what to search, such as [sweep.space] 'optimizer.lr' = [1e-3, 1e-2]")
     search.check(study.sweep)
-    check(study)
+    data = check(study)
+    is_share = data.task == "classes"
     with open_study(study, folder, resume):
+        data.begin(folder)
         log = Log(folder / "trials.jsonl")
         searches = {run.arm: Search(run.arm, study.sweep, log) for run in study.runs if run.values}
         tasks = _tasks(study, searches)
@@ -47,10 +49,10 @@ def run_sweep(study: Study, folder: Path, device: torch.device, jobs: int = 1, r
         with Bar(study.name, total, "run", done=known) as bar:
             for outcome in outcomes:
                 first = outcome.task.runs[0]
-                line, is_fault = _told(outcome)
+                line, is_fault = _told(outcome, is_share)
                 faults += [f"{first.place}: {line}"] if is_fault else []
                 bar.write(f"{f'{first.arm} {point_of(first.point)}':<40} {line}")
-                bar.note = _best(searches.values())
+                bar.note = _best(searches.values(), is_share)
                 bar.update(len(outcome.task.runs))
         return faults + [fault for one in searches.values() if (fault := _fault(one))]
 
@@ -65,7 +67,7 @@ def _tasks(study: Study, searches: dict[str, Search]) -> Iterator[Task]:
             yield Task([run.at(dict(trial.values)) for run in runs], ours, trial.number)
 
 
-def _told(outcome: Outcome) -> tuple[str, bool]:
+def _told(outcome: Outcome, is_share: bool) -> tuple[str, bool]:
     """Reports the outcome of a trial to the search; returns it as text, and whether it is an error of the study."""
     task, results = outcome.task, outcome.results
     if outcome.failure is not None:  # the search is not told of a failure: --resume tries the point again
@@ -79,16 +81,16 @@ def _told(outcome: Outcome) -> tuple[str, bool]:
         task.search.tell(task.number, last["status"], value)
     if value is None:
         return f"diverged: {last['reason']}", task.search is None
-    return _shown(metric, value) if last["status"] == "done" else f"pruned after epoch {last['epoch']}", False
+    return _shown(metric, value, is_share) if last["status"] == "done" else f"pruned after epoch {last['epoch']}", False
 
 
-def _best(searches: Iterable[Search]) -> str:
+def _best(searches: Iterable[Search], is_share: bool) -> str:
     """The lowest metric so far, with its point."""
     done = [(value, one, trial) for one in searches for trial, status, value in one.told if status == "done"]
     if not done:
         return ""
     value, one, trial = min(done, key=lambda found: found[0])
-    return f"best {_shown(one.sweep.metric, value)} ({one.arm}, {point_of(trial.values)})"
+    return f"best {_shown(one.sweep.metric, value, is_share)} ({one.arm}, {point_of(trial.values)})"
 
 
 def _fault(search: Search) -> str:
@@ -100,6 +102,7 @@ def _fault(search: Search) -> str:
     return f"{search.arm}: no point came to its end: {counts}"
 
 
-def _shown(metric: str, value: float) -> str:
-    name = metric.replace("valid", "validation").replace("_", " ")
-    return f"{name} {100 * value:.2f} %" if metric == "valid_error" else f"{name} {value:.4f}"
+def _shown(metric: str, value: float, is_share: bool) -> str:
+    if metric == "valid_loss":
+        return f"validation loss {value:.4f}"
+    return f"validation error {100 * value:.2f} %" if is_share else f"validation RMSE {value:.4g}"

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from importlib import import_module
-from operator import attrgetter
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.optim import lr_scheduler
 
 import torchreg
 from experiments import config
-from experiments.errors import UserError, did_you_mean, faults, oneline
+from experiments.errors import UserError, did_you_mean, oneline
 from experiments.training import models
-from experiments.training.data import Images, Split
+from experiments.training.data import Augmentation, Examples
+from experiments.training.data.vision import torchvision_module
+from experiments.training.imports import constructed, imported, required
 from torchreg import penalties
 from torchreg.nn.seeded import Seeded
 from torchreg.regularizer.compatibility import check_decay
@@ -70,20 +67,26 @@ SCHEDULERS = _without(  # what a file cannot express: functions, other scheduler
 )
 
 
-def model(settings: config.Model, images: Images) -> nn.Module:
-    """The network, with freshly initialized weights."""
+def model(settings: config.Model, examples: Examples) -> nn.Module:
+    """The network, with freshly initialized weights.
+
+    A class of the user's gets the shape of an input and the number of outputs if its constructor needs such arguments.
+    """
     if settings.class_ is not None:
         for key in ("dropout", "input_dropout", "wrap"):
             if getattr(settings, key) is not None:
                 raise UserError(f"model.{key}: is for the models {', '.join(models.BUILT_IN)}, got a class of your own")
-        own: nn.Module = _construct("model", nn.Module, settings, {})
+        needed = required(imported("model.class", settings.class_, nn.Module))
+        told = {"shape": examples.shape, "outputs": examples.task.outputs}
+        told = {name: value for name, value in told.items() if name in needed and name not in settings.options}
+        own: nn.Module = _construct("model", nn.Module, settings, {}, **told)
         return own
     layers: dict[str, Any] = {
         key: _layer(f"model.{key}", getattr(settings, key)) for key in ("dropout", "input_dropout")
     }
     if settings.wrap is not None:
         layers["wrap"] = partial(_construct, "model.wrap", nn.Module, settings.wrap, WRAPPERS)
-    given = {"shape": images.shape, "classes": images.classes, **layers}
+    given = {"shape": examples.shape, "outputs": examples.task.outputs, **layers}
     module: nn.Module = _construct("model", nn.Module, settings, models.BUILT_IN, **given)
     return module
 
@@ -104,6 +107,31 @@ def seeded(net: nn.Module, seed: int, device: torch.device) -> nn.Module:
             own = int(torch.randint(1 << 32, (), generator=draw, device="cpu"))
             module.generator = torch.Generator(device).manual_seed(own)
     return net
+
+
+def augmentation(settings: config.Data, examples: Examples) -> Augmentation | None:
+    """What alters the training images at random, if the study has it."""
+    if not settings.augment and settings.mix is None:
+        return None
+    key = "data.augment" if settings.augment else "data.mix"
+    if examples.noun != "images":
+        raise UserError(f"{key}: is for images, got inputs of shape {examples.shape}: remove the key")
+    v2 = torchvision_module("transforms.v2", key)
+    mixers: Table = {"MixUp": v2.MixUp, "CutMix": v2.CutMix}
+    table = _without(_classes(v2, v2.Transform), *mixers)
+    transforms = [_construct(f"data.augment.{i}", nn.Module, one, table) for i, one in enumerate(settings.augment)]
+    mix = None
+    if settings.mix is not None:
+        given = {"num_classes": examples.task.outputs} if examples.task.name == "classes" else {}
+        mix = _construct("data.mix", nn.Module, settings.mix, mixers, **given)
+    made = Augmentation(transforms, mix)
+    try:
+        x, _ = made(examples.train.x[:2].clone(), examples.train.y[:2].clone())
+    except Exception as error:  # whatever a transform raises on images of this kind
+        raise UserError(f"{key}: cannot alter images of shape {examples.shape}: {oneline(error)}") from error
+    if x.shape[1:] != examples.shape:
+        raise UserError(f"{key}: must keep the shape {examples.shape} of the images, gives {tuple(x.shape[1:])}")
+    return made
 
 
 def dropout_schedule(
@@ -216,16 +244,19 @@ def pruner(settings: config.Sweep) -> optuna.pruners.BasePruner:
 
 
 def auto_strength(
-    settings: config.AutoStrength | None, made: list[torchreg.Regularizer], opt: torch.optim.Optimizer, held_out: Split
+    settings: config.AutoStrength | None,
+    tuned: list[torchreg.Regularizer],
+    opt: torch.optim.Optimizer,
+    examples: Examples,
 ) -> torchreg.tuning.AutoStrength | None:
     """The object that tunes the regularizers' strengths, if the study has one."""
     if settings is None:
         return None
-    if not made:
+    if not tuned:
         raise UserError("auto_strength: needs a regularizer to tune, got none: add one, or remove the key")
     try:
-        tuned = torchreg.tuning.AutoStrength(made, (held_out.x, held_out.y), cross_entropy, **settings.model_dump())
-        return tuned.attach(opt)
+        held_out, loss = (examples.valid.x, examples.valid.y), examples.task.loss
+        return torchreg.tuning.AutoStrength(tuned, held_out, loss, **settings.model_dump()).attach(opt)
     except ValueError as error:
         raise UserError(f"auto_strength: {error}") from None
 
@@ -237,7 +268,7 @@ def _regularizer(
     make = _found(f"{key}.penalty", settings.penalty, PENALTIES)
     strengths = [own.strength for own in each]
     scale = None if len(set(strengths)) == 1 else torch.tensor(strengths, dtype=torch.float64)
-    penalty = _made(key, make, settings.penalty, settings.options, settings.strength if scale is None else 1.0)
+    penalty = constructed(key, make, settings.penalty, settings.options, settings.strength if scale is None else 1.0)
     schedule = None
     if settings.schedule is not None:
         schedule = _construct(f"{key}.schedule", Callable, settings.schedule, SCHEDULES)
@@ -273,73 +304,15 @@ def _construct(key: str, kind: Any, settings: config.Component, table: Table, *a
     """The object that a table of the study names, of the given kind."""
     if settings.class_ is None:
         name = settings.name or ""
-        return _made(key, _found(f"{key}.name", name, table), name, settings.options, *args, **given)
-    make = _imported(f"{key}.class", settings.class_, kind)
-    built = _made(key, make, settings.class_, settings.options, *args, **given)
+        return constructed(key, _found(f"{key}.name", name, table), name, settings.options, *args, **given)
+    make = imported(f"{key}.class", settings.class_, kind)
+    built = constructed(key, make, settings.class_, settings.options, *args, **given)
     if not isinstance(built, kind):
         raise UserError(f"{key}.class: must make a {kind.__name__}, got {settings.class_!r}, which makes {built!r:.80}")
     return built
-
-
-def _made(key: str, make: Callable[..., Any], name: str, options: Mapping[str, Any], *args: Any, **given: Any) -> Any:
-    """``make(*args, **given, **options)``, with each option checked against the constructor's signature."""
-    accepted = _parameters(make)
-    for option in options:
-        own = [name for name in accepted[len(args) :] if name not in given] if accepted else [option]
-        if option not in own:
-            raise UserError(f"{key}.{option}: unknown key, {did_you_mean(option, own)}")
-    if accepted:
-        given = {name: value for name, value in given.items() if name in accepted}
-    try:
-        return make(*args, **given, **options)
-    except ValidationError as error:
-        raise UserError("\n".join(f"{key}.{line}" for line in faults(error))) from None
-    except (Exception, SystemExit) as error:  # whatever a constructor raises is about what it was given
-        text = ", ".join(f"{name}={value!r}" for name, value in options.items())
-        raise UserError(f"{key}: {name}({text}) cannot be made: {oneline(error)}") from error
-
-
-def _parameters(make: Callable[..., Any]) -> list[str]:
-    """The names of a constructor's arguments; an empty list if it accepts any, or has no signature."""
-    try:
-        parameters = inspect.signature(make).parameters
-    except (TypeError, ValueError):
-        return []
-    return [] if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) else list(parameters)
 
 
 def _found(key: str, name: str, table: Table) -> Callable[..., Any]:
     if name not in table:
         raise UserError(f"{key}: unknown name {name!r}, {did_you_mean(name, table)}")
     return table[name]
-
-
-def _imported(key: str, path: str, kind: Any) -> Callable[..., Any]:
-    """What a study names by its module, unless it says that it makes something else than an object of the kind.
-
-    Nothing is called before. A function without an annotation is taken at its word if a user wrote it: those of Python
-    itself, such as ``sys:exit``, make none of the kinds.
-    """
-    module, _, name = path.partition(":")
-    try:
-        found = attrgetter(name)(import_module(module))
-    except (Exception, SystemExit) as error:  # importing runs the user's code
-        raise UserError(f"{key}: {path!r} cannot be imported: {oneline(error)}") from error
-    made = found if inspect.isclass(found) else _annotated(found)
-    is_users = inspect.isfunction(found) and found.__module__.partition(".")[0] not in sys.stdlib_module_names
-    if not (is_users and made is None) and not (inspect.isclass(made) and issubclass(made, kind)):
-        raise UserError(
-            f"{key}: must name a class of {kind.__name__}, or a function of yours that makes one, "
-            f"got {path!r}, {' '.join(repr(found).split()):.80}"
-        )
-    make: Callable[..., Any] = found
-    return make
-
-
-def _annotated(function: Any) -> Any:
-    """What a function says that it returns, if it does."""
-    try:
-        returned = get_type_hints(function).get("return")
-    except Exception:  # no function, or with a name that cannot be found
-        return None
-    return get_origin(returned) or returned

@@ -19,12 +19,21 @@ _LOOKS = 3
 
 def seconds_of_epoch(setup: Setup, every: int = 1) -> float:
     """The seconds of an epoch's steps, and of an evaluation in every so many epochs; the model is trained by it."""
-    batches = setup.batches()
+    batches, examples = setup.batches(), setup.examples
 
     def step() -> None:
-        train_epoch(setup.model, setup.optimizer, setup.images.train, batches[:1], setup.in_loss, setup.amp)
+        train_epoch(
+            setup.model,
+            setup.optimizer,
+            examples.train,
+            batches[:1],
+            setup.in_loss,
+            setup.amp,
+            criterion=examples.task.loss,
+            augment=setup.augment,
+        )
 
-    return setup.steps * _seconds(step) + _seconds(lambda: evaluate(setup.model, setup.images)) / every
+    return setup.steps * _seconds(step) + _seconds(lambda: evaluate(setup.model, examples)) / every
 
 
 def _seconds(work: Callable[[], object]) -> float:

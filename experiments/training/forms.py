@@ -21,17 +21,24 @@ class _Form(BaseModel):
 
 
 class Figures(_Form):
-    """An epoch in a history."""
+    """An epoch in a history. An error is a share, or of a regression any size."""
 
     epoch: Annotated[int, Field(ge=1)]
+    task: Literal["classes", "regression"] = "classes"
     train_loss: float
-    train_error: Share
+    train_error: Size
     valid_loss: float
-    valid_error: Share
+    valid_error: Size
     test_loss: float
-    test_error: Share
+    test_error: Size
     penalty: dict[str, float]
     strengths: dict[str, Annotated[float, Field(gt=0)]] = {}
+
+    @model_validator(mode="after")
+    def _shares(self) -> Figures:
+        if self.task == "classes" and max(self.train_error, self.valid_error, self.test_error) > 1:
+            raise ValueError("the errors of classes must be shares")
+        return self
 
 
 class _Histogram(_Form):
@@ -54,7 +61,7 @@ class _Outcomes(_Form):
     @model_validator(mode="after")
     def _a_bit_for_each(self) -> _Outcomes:
         if len(b64decode(self.wrong, validate=True)) != -(-self.count // 8):
-            raise ValueError("there must be a bit for each image")
+            raise ValueError("there must be a bit for each example")
         return self
 
 
@@ -68,6 +75,7 @@ class _Finished(Figures):
     histogram: _Histogram
     sha256: str
     outcomes: dict[Literal["valid", "test"], _Outcomes] = {}
+    examples: dict[str, Count] = {}  # earlier versions wrote none
     seconds: Size
     files: dict[str, str] = {}
 

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -30,17 +31,21 @@ def train_epoch(
     in_loss: Sequence[Regularizer] = (),
     amp: Autocast | None = None,
     each_step: LRScheduler | None = None,
+    criterion: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+    augment: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
 ) -> Tensor:
-    """Makes a step for each batch of the images; returns the losses, which are read after the epoch.
+    """Makes a step for each batch of the examples; returns the losses, which are read after the epoch.
 
     Args:
         model: is set to training mode.
         optimizer: of its parameters.
-        split: images and labels.
+        split: inputs and targets.
         batches: positions in the split; of a stack with a row for each member.
         in_loss: regularizers of mode "loss".
         amp: mixed precision, if any.
         each_step: a learning rate's schedule that counts steps, if any.
+        criterion: the mean loss of a batch, from outputs and targets.
+        augment: alters a batch at random, if anything does.
 
     Returns:
         The losses ``(steps,)``; of a stack ``(steps, members)``.
@@ -50,8 +55,11 @@ def train_epoch(
     made: list[Tensor] = []
     for batch in batches:
         optimizer.zero_grad()
+        x, y = split.x[batch], split.y[batch]
+        if augment is not None:
+            x, y = augment(x, y)
         with nullcontext() if amp is None else amp.context():
-            loss = losses(model, forward(split.x[batch]), split.y[batch])
+            loss = losses(model, criterion, forward(x), y)
         for regularizer in in_loss:
             loss = loss + regularizer.value()
         if amp is None:
@@ -90,10 +98,11 @@ def train_together(
     setup = set_up(runs, device, stacked=store is not None)
     progress = Progress(runs, records, setup, device, store)
     progress.restore()
-    train_split, each_step = setup.images.train, setup.scheduler if setup.is_each_step else None
+    examples, each_step = setup.examples, setup.scheduler if setup.is_each_step else None
 
     def described(model: nn.Module) -> Row:
-        return {**describe(model), "outcomes": outcomes(model, setup.images)}
+        row = describe(model, examples)
+        return row if examples.task.name != "classes" else {**row, "outcomes": outcomes(model, examples)}
 
     total, name = runs[0].train.epochs, runs[0].folder if store is None else f"{len(runs)} runs"
     with Bar(name, total, "epoch", done=progress.epoch) as bar:
@@ -105,15 +114,23 @@ def train_together(
             found = []
             for _ in range(progress.next):
                 made = train_epoch(
-                    setup.model, setup.optimizer, train_split, setup.batches(), setup.in_loss, setup.amp, each_step
+                    setup.model,
+                    setup.optimizer,
+                    examples.train,
+                    setup.batches(),
+                    setup.in_loss,
+                    setup.amp,
+                    each_step,
+                    examples.task.loss,
+                    setup.augment,
                 )
                 found.append(made.view(len(made), -1))
                 if setup.scheduler is not None and each_step is None:
                     setup.scheduler.step()
             strengths = {} if setup.tuned is None else {"strengths": setup.tuned.strengths}
             rows = [
-                {**figures, "penalty": penalty, **strengths}
-                for figures, penalty in zip(evaluate(setup.model, setup.images), penalties(setup), strict=True)
+                {**figures, **examples.task.mark, "penalty": penalty, **strengths}
+                for figures, penalty in zip(evaluate(setup.model, examples), penalties(setup), strict=True)
             ]
             faults = [
                 _fault(own, figures, progress.epoch, setup.steps)

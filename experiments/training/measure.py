@@ -1,4 +1,4 @@
-"""Measurements of a model: errors on the images, penalties, weights."""
+"""Measurements of a model: errors on the examples, penalties, weights."""
 
 from __future__ import annotations
 
@@ -7,26 +7,28 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 import torchreg
-from experiments.training.data import Images, Split
+from experiments.training.data import Examples, Split, Task
 from experiments.training.record import Row
 from experiments.training.setup import Setup
 from torchreg import Stacked
 
-_EVALUATED_AT_ONCE = 4096  # images; bounds the memory an evaluation takes
+_EVALUATED_AT_ONCE = 4096  # examples; bounds the memory an evaluation takes
 _HISTOGRAM_EDGES = torch.linspace(-6, 1, 71)  # of log10 |w|
 
 
-def evaluate(model: nn.Module, images: Images) -> list[Row]:
-    """Mean loss and error rate on the training, validation and test images, in evaluation mode, without penalties.
+def evaluate(model: nn.Module, examples: Examples) -> list[Row]:
+    """Mean loss and error on the training, validation and test examples, in evaluation mode, without penalties.
+
+    The error is the share of wrong classes; of a regression it is the root mean squared error in units of the target.
 
     Returns:
         A row for each member of a stack; one for another model.
     """
-    splits = {"train": images.train, "valid": images.valid, "test": images.test}
-    figures = torch.stack([_loss_and_error(model, split) for split in splits.values()], 1).tolist()  # read once
+    splits = {"train": examples.train, "valid": examples.valid, "test": examples.test}
+    measured = [_loss_and_error(model, split, examples.task) for split in splits.values()]
+    figures = torch.stack(measured, 1).tolist()  # read once
     rows: list[Row] = []
     for own in figures:
         rows.append({})
@@ -36,17 +38,17 @@ def evaluate(model: nn.Module, images: Images) -> list[Row]:
 
 
 @torch.no_grad()
-def _loss_and_error(model: nn.Module, split: Split) -> Tensor:
+def _loss_and_error(model: nn.Module, split: Split, task: Task) -> Tensor:
     """Of each member, ``(members, 2)``."""
     model.eval()
     members = len(model) if isinstance(model, Stacked) else 1
     totals = torch.zeros(members, 2, dtype=torch.float64, device=split.y.device)
     size = max(1, _EVALUATED_AT_ONCE // members)
     for x, y in zip(split.x.split(size), split.y.split(size), strict=True):
-        outputs = model(x.clone())  # a model that works in place must not alter the images
+        outputs = model(x.clone())  # a model that works in place must not alter the inputs
         for total, own in zip(totals, outputs if isinstance(model, Stacked) else [outputs], strict=True):
-            total += torch.stack([cross_entropy(own, y, reduction="sum"), (own.argmax(1) != y).sum()])
-    return totals / len(split)
+            total += task.totals(own, y)
+    return torch.stack([task.figures(own) for own in totals / len(split)])
 
 
 @torch.no_grad()
@@ -61,8 +63,8 @@ def penalties(setup: Setup) -> list[dict[str, float]]:
 
 
 @torch.no_grad()
-def describe(model: nn.Module) -> Row:
-    """The trained weights: norms, zeros, a histogram, and a digest of all bits.
+def describe(model: nn.Module, examples: Examples) -> Row:
+    """The trained weights: norms, zeros, a histogram, and a digest of all bits; and the numbers of examples.
 
     Layers that learn what to drop are described as the ordinary ones that they have become.
     """
@@ -83,6 +85,7 @@ def describe(model: nn.Module) -> Row:
             "above": (logs > _HISTOGRAM_EDGES[-1]).sum().item() / count,
         },
         "sha256": _digest(model),
+        "examples": examples.sizes,
     }
 
 

@@ -24,7 +24,7 @@ def _as_it_is(layer: nn.Module) -> nn.Module:
 @_checked
 def mlp(
     shape: Sizes,
-    classes: int,
+    outputs: PositiveInt,
     hidden: Sizes = (512, 512),
     dropout: Layer | None = None,
     input_dropout: Layer | None = None,
@@ -41,14 +41,14 @@ def mlp(
         layers[f"linear{i}"], layers[f"relu{i}"] = wrap(nn.Linear(width, units)), nn.ReLU()
         layers |= _named(**{f"dropout{i}": dropout})
         width = units
-    layers["output"] = wrap(nn.Linear(width, classes))
+    layers["output"] = wrap(nn.Linear(width, outputs))
     return nn.Sequential(layers)
 
 
 @_checked
 def cnn(
     shape: Sizes,
-    classes: int,
+    outputs: PositiveInt,
     channels: Sizes = (32, 64),
     hidden: PositiveInt = 128,
     dropout: Layer | None = None,
@@ -59,6 +59,8 @@ def cnn(
 
     Each convolution and linear layer is wrapped by ``wrap``.
     """
+    if len(shape) != 3:
+        raise ValueError(f"it needs images of channels, height and width, got inputs of shape {shape}: use mlp")
     depth, height, width = shape
     layers = _named(input_dropout=input_dropout)
     for i, filters in enumerate(channels, start=1):
@@ -67,7 +69,7 @@ def cnn(
         depth, height, width = filters, height // 2, width // 2
     layers |= {"flatten": nn.Flatten(), **_named(dropout1=dropout)}
     layers |= {"hidden": wrap(nn.Linear(depth * height * width, hidden)), "relu": nn.ReLU()}
-    layers |= {**_named(dropout2=dropout), "output": wrap(nn.Linear(hidden, classes))}
+    layers |= {**_named(dropout2=dropout), "output": wrap(nn.Linear(hidden, outputs))}
     return nn.Sequential(layers)
 
 

@@ -1,4 +1,4 @@
-"""Which images a trained model errs on: a bit for each, so that two models can be compared image by image."""
+"""Which examples a trained model errs on: a bit for each, so that two models are compared example by example."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from experiments.training.data import Images, Split
+from experiments.training.data import Examples, Split
 from experiments.training.record import Row
 
-_EVALUATED_AT_ONCE = 4096  # images; bounds the memory an evaluation takes
+_EVALUATED_AT_ONCE = 4096  # examples; bounds the memory an evaluation takes
 
 
-def outcomes(model: nn.Module, images: Images) -> Row:
-    """The errors on the validation and test images, in evaluation mode, as :func:`packed`."""
-    return {name: packed(_errors(model, split)) for name, split in (("valid", images.valid), ("test", images.test))}
+def outcomes(model: nn.Module, examples: Examples) -> Row:
+    """The wrong classes of the validation and test examples, in evaluation mode, as :func:`packed`."""
+    splits = {"valid": examples.valid, "test": examples.test}
+    return {name: packed(_errors(model, split)) for name, split in splits.items()}
 
 
 @torch.no_grad()
@@ -29,7 +30,7 @@ def _errors(model: nn.Module, split: Split) -> np.ndarray:
 
 
 def packed(wrong: np.ndarray) -> Row:
-    """Errors as their number of images and a text of a bit for each: 1,250 bytes in base64 for 10,000 images.
+    """Errors as their number of examples and a text of a bit for each: 1,250 bytes, in base64, for 10,000 examples.
 
     Example:
         >>> packed(np.array([True, False, False]))

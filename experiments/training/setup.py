@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -31,12 +30,9 @@ class Autocast:
 
 @dataclass
 class Setup:
-    """The network of a run, or the stack of several, with all that acts on it.
+    """The network of a run, or the stack of several, with all that acts on it."""
 
-    ``loss`` takes outputs and targets; of a stack those of its members, with a loss for each.
-    """
-
-    images: data.Images
+    examples: data.Examples
     model: nn.Module
     optimizer: Optimizer
     regularizers: list[Regularizer]
@@ -46,12 +42,13 @@ class Setup:
     is_each_step: bool = False
     tuned: torchreg.tuning.AutoStrength | None = None
     amp: Autocast | None = None
+    augment: data.Augmentation | None = None
     others: dict[str, Any] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
         """The number of steps in an epoch."""
-        return -(-len(self.images.train) // self.batch_size)
+        return -(-len(self.examples.train) // self.batch_size)
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -65,8 +62,8 @@ class Setup:
         return [regularizer for regularizer in self.regularizers if regularizer.mode == "loss"]
 
     def batches(self) -> Sequence[Tensor]:
-        """The positions of an epoch's images, in a new order for each run; of a stack ``(members, batch)``."""
-        count, device = len(self.images.train), self.images.train.y.device
+        """The positions of an epoch's examples, in a new order for each run; of a stack ``(members, batch)``."""
+        count, device = len(self.examples.train), self.examples.train.y.device
         orders = [torch.randperm(count, generator=shuffle) for shuffle in self.shuffles]
         order = torch.stack(orders) if isinstance(self.model, Stacked) else orders[0]
         batches: Sequence[Tensor] = order.to(device).split(self.batch_size, dim=-1)
@@ -76,18 +73,19 @@ class Setup:
 def set_up(runs: Sequence[Run], device: torch.device, stacked: bool = False) -> Setup:
     """Builds what the runs need; if they are stacked, they differ in their seeds and strengths alone."""
     first = runs[0]
-    images = data.load(first.data, device)
+    examples = data.load(first.data, device)
+    augment = build.augmentation(first.data, examples)  # may draw from torch's generator, before it is seeded
     models = []
     for run in runs:
         torch.manual_seed(run.seed)
-        models.append(build.seeded(build.model(run.model, images).to(device), run.seed, device))
+        models.append(build.seeded(build.model(run.model, examples).to(device), run.seed, device))
     model = Stacked(models) if stacked else models[0]
     optimizer = build.optimizer(first.optimizer, model, like=models[0])
     scheduler, is_each_step = build.scheduler(first.scheduler, optimizer)
     regularizers = build.regularizers(runs, model, optimizer)
     scaler = torch.amp.GradScaler(device.type, enabled=first.train.amp and device.type == "cuda")
-    made = Setup(images, model, optimizer, regularizers, [], first.train.batch_size, scheduler, is_each_step)
-    made.tuned = build.auto_strength(first.auto_strength, regularizers, optimizer, images.valid)
+    made = Setup(examples, model, optimizer, regularizers, [], first.train.batch_size, scheduler, is_each_step)
+    made.tuned = build.auto_strength(first.auto_strength, regularizers, optimizer, examples)
     made.others = {
         "scaler": scaler,
         "controller": build.controller(first.sparsity, optimizer, steps=first.train.epochs * made.steps),
@@ -95,12 +93,13 @@ def set_up(runs: Sequence[Run], device: torch.device, stacked: bool = False) -> 
         "auto_strength": made.tuned,
     }
     made.amp = Autocast(device.type, scaler) if first.train.amp else None
+    made.augment = augment
     made.shuffles = [torch.Generator().manual_seed(run.seed) for run in runs]
     return made
 
 
-def losses(model: nn.Module, outputs: Tensor, targets: Tensor) -> Tensor:
+def losses(model: nn.Module, criterion: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> Tensor:
     """The mean loss of the outputs; of a stack one for each member."""
     if isinstance(model, Stacked):
-        return model.per_member(cross_entropy, shared=False)(outputs, targets)
-    return cross_entropy(outputs, targets)
+        return model.per_member(criterion, shared=False)(outputs, targets)
+    return criterion(outputs, targets)

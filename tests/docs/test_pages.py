@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Callable
 from copy import deepcopy
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -74,7 +75,8 @@ class Page:
             assert whole, f"{block.place}: a file must hold a whole study"
             self.files[found[1]] = tree
         resolved = config.resolve(deepcopy(tree))
-        if resolved.runs[0].data.name == "digits":  # which are there without a download
+        data = resolved.runs[0].data
+        if data.name == "digits" or data.class_ or (data.path and Path(data.path).exists()):  # without a download
             study.check(resolved)
         if resolved.sweep is not None:
             search.check(resolved.sweep)

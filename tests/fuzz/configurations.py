@@ -15,6 +15,7 @@ import torch
 from experiments import cli
 from tests.fuzz.command import Outcome, outcome_of
 
+OWN = (Path(__file__).parents[2] / "configs" / "own").as_posix()
 HEAD = """
 name = "fuzz"
 seeds = [0, 1]
@@ -72,6 +73,27 @@ strength = 0.1
 delta = 0.1
 mode = "grad"
 """,
+    HEAD.replace('name = "digits", train_size = 20, valid_size = 20, label_noise = 0.2', 'name = "diabetes", seed = 1')
+    + """
+[[arms]]
+name = "regression"
+data.test_size = 0.5
+data.valid_size = 30
+data.standardize = false
+[[arms]]
+name = "own"
+data = { class = "tests.fuzz.configurations:own_data", args = { count = 30 }, task = "regression" }
+""",
+    HEAD.replace(
+        'name = "digits"', f'name = "csv", path = "{OWN}/diabetes.csv", target = "sex", inputs = ["bmi", "bp"]'
+    )
+    + f"""
+[[arms]]
+name = "table"
+[[arms]]
+name = "images"
+data = {{ name = "images", path = "{OWN}/shapes", size = [8, 8] }}
+""",
     HEAD
     + """
 [[arms]]
@@ -95,6 +117,7 @@ VALUES = rf"""
 9223372036854775807 9223372036854775808 -9223372036854775809 1979-05-27 07:32:00 1979-05-27T07:32:00Z
 "" "x" 'x' "mlp" "cnn" "nope" "L1" "Nuclear" "MaxNorm" "Dropout" "SGD" "Adamw" "Muon" "LBFGS" "ProxSGD" "linear"
 "StepLR" "GridSampler" "CmaEsSampler" "weights" "*" "loss" "prox" "é" "日本" "\u0000" "\u2028" "\n"
+"csv" "npz" "images" "wine" "regression" "classes" "/dev/zero" "configs" "bmi"
 "a:b" "sys:exit" "os:abort" "os:_exit" "os:getcwd" "torch.nn:Linear" "math:pi" "builtins:input"
 [] {{}} [1] [nan] [inf,1] [0.9,0.99] [[1]] [{{}}] {{a=1}} {{name="L1"}} {{class="sys:exit"}} {{low=1,high=2}}
 {{values=[1979-05-27]}} {{a={{b={{c=nan}}}}}} {DEEP} {DEEP * 20}
@@ -103,6 +126,7 @@ JUNK = [*'=[]{},."#\x00\x07', "-nan", "1.e", "[[", "]]"]
 KEYS = r"""
 name class args class_ strength mode select penalty schedule lr p epochs batch_size seed seeds strengths values low
 high log count trials metric sampler pruner space sweep arms x "a\nb" "\u0000" "" optimizer model data train dropout
+path test_path inputs target split size task standardize stratified train_size valid_size test_size label_noise
 wrap hidden root amp weight_decay momentum betas eps foreach fused capturable maximize interval after steps start end
 l1_ratio dim groups a.b.c run runs
 """.split()  # noqa: SIM905
@@ -112,6 +136,11 @@ TOKEN = re.compile(r'"[^"\n]*"|[\w.+:-]+|[^\w\s]|\s+')
 def own_model(width: int) -> torch.nn.Sequential:
     """A user's own function that makes a model."""
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, width), torch.nn.Linear(width, 10))
+
+
+def own_data(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A user's own function that gives data."""
+    return torch.randn(count, 3), torch.arange(count) / 7
 
 
 class Raw(str):

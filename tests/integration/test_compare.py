@@ -110,6 +110,25 @@ def test_the_command_prints_tables_and_writes_a_page_that_needs_nothing_else(stu
     assert len(identities) == len(set(identities))
 
 
+def test_regressions_are_compared_in_units_of_the_target(studies, tmp_path):
+    data = {"name": "diabetes"}
+    for name, seeds in (("one", [0, 1, 2]), ("two", [1, 2, 3])):
+        run_study(small(data=data, seeds=seeds, arms=[NONE, L2]), tmp_path / name, CPU)
+    found = compare([tmp_path / "one", tmp_path / "two"])
+    assert found.tables[0].title == "Test RMSEs"
+    text = text_of(found)
+    assert "less that of its unregularized arm, in units of the target" in text
+    assert "percent" not in text
+    assert "points" not in text
+    plain = summarize(tmp_path / "one").plain
+    (error,) = [row[1] for row in found.tables[0].rows if row[0] == "none"]
+    assert error == "{:.2f} ± {:.2f}".format(*plain.mean("test_error"))
+    rows = lines_of(found, "less one")
+    assert {row[0] for row in rows.values()} <= {"+0.00", "-0.00"}
+    with pytest.raises(UserError, match="the same task, first is of classes, one is a regression: leave out"):
+        compare([studies / "first", tmp_path / "one"])
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [

@@ -1,14 +1,17 @@
 """Images: splits that are fixed by a seed, labels made wrong on purpose, and files that are not what they should be."""
 
+import pickle
 import struct
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 from experiments.config import Data
 from experiments.errors import UserError
 from experiments.training import data
+from experiments.training.data import loading
 
 CPU = torch.device("cpu")
 
@@ -39,7 +42,7 @@ def test_exactly_the_fraction_of_labels_is_wrong():
 
 def test_wrong_labels_are_uniform_over_the_other_classes():
     y = torch.zeros(9000, dtype=torch.long)
-    noisy = data._corrupted(y, 1.0, 10, torch.Generator().manual_seed(0))
+    noisy = loading._corrupted(y, 1.0, 10, torch.Generator().manual_seed(0))
     counts = noisy.bincount(minlength=10)
     assert counts[0] == 0
     assert (counts[1:] - 1000).abs().max() < 5 * 1000**0.5
@@ -84,8 +87,124 @@ def test_fashion_mnist_is_read_from_its_folder(raw, monkeypatch):
     monkeypatch.setenv("TORCHREG_DATA", str(raw.parents[1]))
     images = data.load(Data(name="fashion_mnist", train_size=20, valid_size=5), CPU)
     assert [len(images.train), len(images.valid), len(images.test)] == [20, 5, 10]
-    assert (images.shape, images.classes) == ((1, 28, 28), 10)
+    assert (images.shape, images.task.outputs) == ((1, 28, 28), 10)
     assert images.test.y.tolist() == list(range(10))
+
+
+def written(folder, names, images, labels, sizes):
+    """Files of ten training and five test images, whose pixels tell their number."""
+    folder.mkdir(parents=True)
+    for name, count in zip(names, (10, 5), strict=True):
+        pixels = np.arange(count, dtype=np.uint8)[:, None, None] + np.zeros((28, 28), np.uint8)
+        pixels[:, 0, 1] = 255  # above the diagonal
+        (folder / images.format(name)).write_bytes(idx((count, 28, 28), pixels.tobytes()))
+        (folder / labels.format(name)).write_bytes(sizes(count))
+
+
+def bytes_of(count):
+    return idx((count,), bytes(1 + i % 9 for i in range(count)))
+
+
+def rows_of(count):
+    """Eight numbers an image, of four bytes each, the first of them the class."""
+    numbers = b"".join(struct.pack(">8i", 1 + i % 9, *[7] * 7) for i in range(count))
+    return struct.pack(">HBBII", 0, 12, 2, count, 8) + numbers
+
+
+FAMILY = {
+    "kmnist": ("KMNIST", {}, ("train", "t10k"), "{}-images-idx3-ubyte", "{}-labels-idx1-ubyte", bytes_of, 10),
+    "qmnist": (
+        "QMNIST",
+        {},
+        ("train", "test"),
+        "qmnist-{}-images-idx3-ubyte",
+        "qmnist-{}-labels-idx2-int",
+        rows_of,
+        10,
+    ),
+    "letters": (
+        "EMNIST",
+        {"name": "emnist", "split": "letters"},
+        *(
+            ("train", "test"),
+            "emnist-letters-{}-images-idx3-ubyte",
+            "emnist-letters-{}-labels-idx1-ubyte",
+            bytes_of,
+            26,
+        ),
+    ),
+    "balanced": (
+        "EMNIST",
+        {"name": "emnist"},
+        *(
+            ("train", "test"),
+            "emnist-balanced-{}-images-idx3-ubyte",
+            "emnist-balanced-{}-labels-idx1-ubyte",
+            bytes_of,
+            47,
+        ),
+    ),
+}
+
+
+@pytest.mark.torchvision
+@pytest.mark.parametrize("name", FAMILY)
+def test_the_likes_of_mnist_are_read_from_their_folder(tmp_path, name):
+    folder, settings, names, images, labels, sizes, classes = FAMILY[name]
+    written(tmp_path / folder / "raw", names, images, labels, sizes)
+    found = data.load(Data(**{"name": name, **settings}, root=str(tmp_path), valid_size=2, standardize=False), CPU)
+    assert found.sizes == {"train": 8, "valid": 2, "test": 5}
+    assert (found.shape, found.task.outputs, len(found.labels)) == ((1, 28, 28), classes, classes)
+    first = 0 if name == "letters" else 1  # letters are counted from 1
+    assert found.test.y.tolist() == [first + i for i in range(5)]
+    assert (found.test.x[:, 0, 5, 5] * 255).round().tolist() == [0, 1, 2, 3, 4]
+    at = (1, 0) if folder == "EMNIST" else (0, 1)  # EMNIST's images lie on their side
+    assert found.test.x[:, 0, *at].eq(1).all()
+    assert found.labels[first] == {"kmnist": "ki", "qmnist": "1", "letters": "a", "balanced": "1"}[name]
+
+
+@pytest.mark.torchvision
+def test_cifar10_is_read_from_its_folder(tmp_path, monkeypatch):
+    from torchvision import datasets
+
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    monkeypatch.setattr(datasets.CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr(datasets.cifar, "check_integrity", lambda *_: True)
+    for number, (name, _) in enumerate(datasets.CIFAR10.train_list + datasets.CIFAR10.test_list):
+        pixels = np.zeros((2, 3, 32, 32), np.uint8)
+        pixels[:, 2, 4, 7] = 10 * number
+        batch = {"data": pixels.reshape(2, -1), "labels": [number, 9]}
+        (folder / name).write_bytes(pickle.dumps(batch))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    found = data.load(Data(name="cifar10", root=str(tmp_path), valid_size=4, standardize=False), CPU)
+    assert (found.shape, found.task.outputs, found.sizes) == ((3, 32, 32), 10, {"train": 6, "valid": 4, "test": 2})
+    assert found.test.y.tolist() == [5, 9]
+    assert (found.test.x[0, :, 4, 7] * 255).round().tolist() == [0, 0, 50]
+
+
+@pytest.mark.torchvision
+@pytest.mark.parametrize("name", ["emnist", "qmnist", "cifar10"])
+def test_damaged_files_of_the_others_are_told_in_one_line(tmp_path, monkeypatch, name):
+    from torchvision import datasets
+
+    def offline(*_, **__):
+        raise OSError("no route to host")
+
+    for module in (datasets.mnist, datasets.cifar):
+        monkeypatch.setattr(module, "download_and_extract_archive", offline)
+    with pytest.raises(UserError, match=rf"{name} is not in .* downloaded there \(no route to host\)") as error:
+        data.load(Data(name=name, root=str(tmp_path / "data")), CPU)
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+    if name != "cifar10":
+        folder = tmp_path / name.upper() / "raw"
+        folder.mkdir(parents=True)
+        for file in ("images-idx3-ubyte", "labels-idx1-ubyte", "labels-idx2-int"):
+            for part in ("train", "test"):
+                (folder / f"{'qmnist' if name == 'qmnist' else 'emnist-balanced'}-{part}-{file}").write_bytes(b"no")
+        with pytest.raises(UserError, match=f"data.root: {name} is not in"):
+            data.load(Data(name=name, root=str(tmp_path)), CPU)
 
 
 @pytest.mark.torchvision

@@ -121,7 +121,11 @@ def with_outcomes(made: Cell, rate: float, seed: int) -> Cell:
     """The same arm, with made-up errors on 400 test images, which nearly agree over seeds."""
     draw = np.random.default_rng(seed)
     hard = draw.random(400) < rate
-    rows = [{**row, "outcomes": {"test": packed(hard ^ (draw.random(400) < 0.01))}} for row in made.results]
+    sizes = {"train": 100, "valid": 100, "test": 400}
+    rows = [
+        {**row, "outcomes": {"test": packed(hard ^ (draw.random(400) < 0.01))}, "examples": sizes}
+        for row in made.results
+    ]
     return replace(made, results=rows)
 
 
@@ -170,6 +174,65 @@ def test_what_needs_no_standard_error_is_told_of_a_single_seed():
     assert titles(cell("none", 0.0, 0.2, seeds=[0]), off) == ["Strength 0 is the plain loss."]
 
 
+def of_regression(made: Cell, size: float) -> Cell:
+    """The same arm with errors so many times as large, as root mean squared errors of 100 test examples."""
+    keys = ("train_error", "test_error", "valid_error")
+    sizes = {"train": 100, "valid": 50, "test": 100}
+    rows = [{**row, **{key: size * row[key] for key in keys}} for row in made.results]
+    return replace(made, results=[{**row, "task": "regression", "examples": sizes} for row in rows])
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 500.0])
+@pytest.mark.parametrize(
+    ("plain", "other", "expected"),
+    [
+        ((0.1, 2.0), (0.8, 0.9), ["In between"]),
+        ((0.1, 2.0), (1.6, 1.7), []),  # two standard errors by the examples: 2 sqrt((1.7^2 + 2^2) / 200) = .37 > .3
+        ((0.9, 1.0), (2.0, 2.1), ["Too strong"]),
+        ((0.9, 1.0), (1.1, 1.2), []),
+    ],
+)
+def test_a_claim_about_a_regression_has_the_error_of_its_examples(plain, other, expected, size):
+    none = of_regression(cell("none", *plain, spread=0.001), size)
+    ours = of_regression(cell("other", *other, spread=0.001, **PENALTY), size)
+    found = difference(ours, none, "test_error")
+    limit = size * np.sqrt((other[1] ** 2 + plain[1] ** 2) / 200)
+    assert found.of_images == pytest.approx(limit, rel=1e-9)
+    assert titles(none, ours) == expected
+
+
+def test_half_a_percent_of_an_rmse_is_claimed_and_less_is_not():
+    for less, expected in ((0.0049, []), (0.0052, ["In between"])):
+        none, ours = (
+            of_regression(cell(name, 0.5, test, spread=1e-7, **changes), 1.0)
+            for name, test, changes in (("none", 1.0, {}), ("other", 1.0 - less, PENALTY))
+        )
+        many = {"train": 100, "valid": 50, "test": 10**9}
+        none, ours = (replace(one, results=[{**row, "examples": many} for row in one.results]) for one in (none, ours))
+        assert titles(none, ours) == expected
+
+
+def test_the_report_of_a_regression_is_in_units_of_the_target():
+    none = of_regression(cell("none", 0.1, 2.0, spread=0.001), 30.0)
+    other = of_regression(cell("other", 0.8, 0.9, spread=0.001, **PENALTY), 30.0)
+    summary = Summary("made up", [none, other], 6, {})
+    (claim,) = report.claims(summary)
+    assert claim.evidence.startswith(
+        "Unregularized: training RMSE 3.00 ± 0.02, test RMSE 60.00 ± 0.02. other: training RMSE 24.00 ± 0.02"
+    )
+    assert re.search(r"Test RMSE -33\.00 \(95 % interval -42\.\d\d to -23\.\d\d, 3 seeds\)\.$", claim.evidence)
+    table = compared(summary)
+    assert table.heads[1] == "test RMSE"
+    assert table.text.startswith("Differences in units of the target, seed by seed.")
+    assert table.rows[0][1] == "-33.00"
+    assert table.rows[0][4] == f"{np.hypot(27, 60) / np.sqrt(200):.2f}"
+    assert single_runs(summary) is None
+    note = (
+        f"By their 100 images, test RMSEs have a standard error of {27 / 200**0.5:.2f} to {60 / 200**0.5:.2f} besides."
+    )
+    assert note in summary.note
+
+
 def test_arms_are_compared_seed_by_seed():
     # Seeds move both arms by .1, alike: unpaired, two standard errors are 2 sqrt(2) .1 / sqrt(3) = .163. Paired there
     # is the error of the 797 test images: 2 sqrt((.2 * .8 + .14 * .86) / 797) = .038, less than the difference of .06.
@@ -185,12 +248,12 @@ def test_the_error_of_the_images_is_measured_where_records_tell_them():
     wrong = [np.mean([unpacked(row["outcomes"]["test"]) for row in one.results], axis=0) for one in (better, plain)]
     expected = np.std(wrong[0] - wrong[1], ddof=1) / np.sqrt(400)
     assert difference(better, plain, "test_error").of_images == pytest.approx(expected, rel=1e-12)
-    assert better.test_size == 400
+    assert better.examples("test") == 400
     # A record of an earlier version tells none: then both arms count as if they erred on other images.
     limit = np.sqrt((0.1 * 0.9 + 0.2 * 0.8) / 797)
     old = cell("better", 0.1, 0.1, **PENALTY)
     assert difference(old, NONE, "test_error").of_images == pytest.approx(limit, rel=1e-9)
-    assert old.test_size == 797
+    assert old.examples("test") == 797
     mixed = replace(better, results=[*better.results[:2], old.results[2]])
     limit = np.sqrt((0.1 * 0.9 + 0.2 * 0.8) / 400)
     assert difference(mixed, plain, "test_error").of_images == pytest.approx(limit, rel=1e-9)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from experiments.config import resolve
 from experiments.running import stacks
 from experiments.running.study import run_study
 from experiments.training.progress import Progress
@@ -157,6 +158,46 @@ def test_early_stopping_of_each_member(tmp_path, capsys):
     assert len({run["result"]["epochs"] for run in together.values()}) > 1
 
 
+class TwoNumbers(nn.Sequential):
+    def __init__(self, shape, outputs):
+        super().__init__(nn.Linear(shape[0], 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, outputs))
+
+
+def two_targets():
+    x = torch.randn(120, 3, generator=torch.Generator().manual_seed(0))
+    return x, torch.stack([x.sum(1), 100 * x[:, 0] * x[:, 1]], 1)
+
+
+REGRESSIONS = {
+    "one target": {"data": {"name": "diabetes"}},
+    "two targets, by vmap": {
+        "data": {"class": "tests.integration.test_stacks:two_targets", "valid_size": 20},
+        "model": {"class": "tests.integration.test_stacks:TwoNumbers"},
+    },
+}
+
+
+@pytest.mark.parametrize("changes", REGRESSIONS.values(), ids=REGRESSIONS)
+def test_each_regression(changes, tmp_path, capsys):
+    made_of = []
+    for stack in (True, False):
+        tree = {**TREE, "model": {"name": "mlp", "hidden": [16]}, "train": {**TRAIN, "stack": stack}, "seeds": [0, 1]}
+        penalty = [{"penalty": "L1", "mode": "prox"}]
+        arms = [{"name": "arm", "strengths": STRENGTHS, "regularizers": penalty}]
+        study = resolve({**tree, **changes, "arms": arms})
+        made_of.append(made(study, tmp_path / str(stack)))
+        assert ("as one stack" in capsys.readouterr().err) == stack
+    together, alone = made_of
+    assert_alike(together, alone)
+    for name, run in alone.items():
+        assert run["result"]["task"] == together[name]["result"]["task"] == "regression"
+        assert "outcomes" not in together[name]["result"]
+        errors = [[row[f"{part}_error"] for part in ("train", "valid", "test")] for row in run["history"]]
+        ours = [[row[f"{part}_error"] for part in ("train", "valid", "test")] for row in together[name]["history"]]
+        torch.testing.assert_close(ours, errors, rtol=1e-4, atol=1e-6)
+    assert len({run["result"]["test_error"] for run in together.values()}) == len(together)
+
+
 @pytest.mark.parametrize("stack", [True, False])
 @pytest.mark.parametrize("every", [2, 3, 9])
 def test_a_study_is_evaluated_now_and_then_and_trained_alike(stack, every, tmp_path):
@@ -224,6 +265,16 @@ ALONE = {
         {"regularizers": [{"penalty": "L2", "strength": 0.1, "mode": "grad"}], "auto_strength": {"batch_size": 30}},
         "auto_strength",
     ),
+    "augment": pytest.param(
+        {"data": {**TREE["data"], "augment": [{"name": "RandomHorizontalFlip"}]}},
+        "data.augment: draws from torch's generator",
+        marks=pytest.mark.torchvision,
+    ),
+    "mix": pytest.param(
+        {"data": {**TREE["data"], "mix": {"name": "MixUp"}}},
+        "data.mix: draws from torch's generator",
+        marks=pytest.mark.torchvision,
+    ),
     "ProxAdam": (
         {"optimizer": {"name": "ProxAdam", "lr": 0.01, "penalty": {"name": "L1", "strength": 1e-3}}},
         "ProxAdam may mix",
@@ -238,8 +289,6 @@ def test_what_cannot_be_stacked_is_made_alone_and_why_is_told(changes, reason, t
     study = study_of(True, **dict(changes))
     if "class" in changes.get("model", {}):
         tree = {key: value for key, value in TREE.items() if key != "model"}
-        from experiments.config import resolve
-
         study = resolve(
             {**tree, **changes, "seeds": [0, 1], "train": {**TRAIN, "stack": True}, "arms": [{"name": "arm"}]}
         )

@@ -228,7 +228,7 @@ MUTANTS = (
         "an arm whose name begins with two dots is written outside of its folder",
     ),
     Mutant(
-        "experiments/training/data.py",
+        "experiments/training/data/loading.py",
         "shift = torch.randint(1, classes, ",
         "shift = torch.randint(0, classes, ",
         "some of the labels that were made wrong are right: off by one",

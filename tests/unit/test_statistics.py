@@ -18,6 +18,7 @@ from experiments.report.statistics import (
     mean,
     optimism,
     paired,
+    rms_error,
 )
 from experiments.training.outcomes import packed, unpacked
 
@@ -87,6 +88,12 @@ def test_the_bootstrap_is_scipys_and_narrower_for_few_seeds(seeds):
     t_low, t_high = paired(dict(enumerate(values)), dict.fromkeys(range(seeds), 0.0)).interval()
     assert high - low < t_high - t_low
     assert bootstrap([0.5] * seeds) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(("size", "count"), [(0.5, 200), (3.0, 1000)])
+def test_the_error_of_a_root_mean_square_is_that_of_drawn_numbers(size, count):
+    drawn = np.random.default_rng(0).normal(0, size, (4000, count))
+    assert rms_error(size, count) == pytest.approx(np.sqrt((drawn**2).mean(1)).std(), rel=0.05)
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.1, 797), (0.5, 20), (0.0, 5)])

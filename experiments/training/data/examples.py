@@ -1,0 +1,121 @@
+"""What a run trains on, and what a source of it gives."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from experiments.training.data.tasks import Regression, Task
+
+Target = Tensor | Sequence[str]  # numbers, or the names of classes
+
+
+@dataclass(frozen=True)
+class Split:
+    """Inputs (n, ...), normalized: vectors, images (n, channels, height, width) or others; and targets.
+
+    Targets are classes (n,) from 0, or numbers (n, targets).
+    """
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A data set on the training device.
+
+    Args:
+        train: to train on.
+        valid: to choose by.
+        test: to judge by.
+        task: what to predict.
+        labels: the classes' names, in order; none for a regression.
+        source: the name of the data set, its path or its class.
+    """
+
+    train: Split
+    valid: Split
+    test: Split
+    task: Task
+    labels: tuple[str, ...] = ()
+    source: str = ""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one input."""
+        return tuple(self.train.x.shape[1:])
+
+    @property
+    def noun(self) -> str:
+        """What the examples are called."""
+        return noun_of(self.train.x)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The number of examples in each part."""
+        return {"train": len(self.train), "valid": len(self.valid), "test": len(self.test)}
+
+    @property
+    def digest(self) -> str:
+        """The digest of all examples' bits."""
+        digest = hashlib.sha256()
+        parts = [values for split in (self.train, self.valid, self.test) for values in (split.x, split.y)]
+        for values in (*parts, *([self.task.scale] if isinstance(self.task, Regression) else [])):
+            digest.update(f"{values.dtype} {tuple(values.shape)}".encode())
+            digest.update(values.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    @property
+    def text(self) -> str:
+        """A line about the examples and the task."""
+        parts = ", ".join(f"{count:,} {name}" for name, count in self.sizes.items())
+        if self.task.name == "classes":
+            some = ", ".join(self.labels[:6]) + (", ..." if len(self.labels) > 6 else "")
+            return f"{self.source}: {self.task.outputs} classes ({some}); {self.noun}: {parts}"
+        targets = "one target" if self.task.outputs == 1 else f"{self.task.outputs} targets"
+        return f"{self.source}: regression of {targets}; {self.noun}: {parts}"
+
+
+def noun_of(x: Tensor) -> str:
+    """What inputs are called: "images" if they have channels, height and width."""
+    return "images" if x.dim() == 4 else "examples"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Examples as they were read.
+
+    Args:
+        x: the inputs.
+        y: the targets.
+        test: the same of a test set; None: it is yet to be taken out of the others.
+        task: what the source itself says about its task, if it does.
+        labels: the classes' names, if ``y`` are classes from 0.
+        place: says where an example's target stands, for messages.
+    """
+
+    x: Tensor
+    y: Target
+    test: tuple[Tensor, Target] | None = None
+    task: Literal["classes", "regression"] | None = None
+    labels: tuple[str, ...] = ()
+    place: Callable[[int], str] = "example {}".format
+
+
+def inputs_of(values: Tensor, keep_whole: bool) -> Tensor:
+    """The inputs as floats; whole numbers, such as those of words, stay as they are if they are not standardized."""
+    if values.dim() == 1:
+        values = values.unsqueeze(1)
+    if values.is_floating_point():
+        return values if values.dtype == torch.float64 else values.float()
+    whole = values.dtype in (torch.int64, torch.int32, torch.int16)
+    return values.long() if whole and keep_whole else values.float() if values.dtype == torch.uint8 else values.double()
