@@ -34,8 +34,8 @@ MUTANTS = (
     ),
     Mutant(
         "torchreg/functional/losses.py",
-        "(targets != ignored).sum() if is_classes else",
-        "targets.numel() if is_classes else",
+        "(own != ignored).flatten(1).sum(1) if is_classes else",
+        "own[0].numel() if is_classes else",
         "the mean over examples of a stack's losses counts the ignored targets",
     ),
     Mutant(
@@ -235,13 +235,13 @@ MUTANTS = (
     ),
     Mutant(
         "experiments/training/build.py",
-        'if param not in weights], "weight_decay": 0.0}',
-        "if param not in weights]}",
+        'if name not in weights], "weight_decay": 0.0}',
+        "if name not in weights]}",
         "a study's weight decay acts on biases: an exemption is skipped",
     ),
     Mutant(
         "experiments/training/progress.py",
-        '            torch.set_rng_state(state["rng"])\n',
+        '        torch.set_rng_state(state["rng"])\n',
         "",
         "a resumed run draws other dropout masks",
     ),
