@@ -61,7 +61,10 @@ def test_a_diverged_run_ends_with_1_and_names_the_step(command):
             "error: --set arms.L9.strength: arms.L9 must be",
         ),
         (["run", "study.toml", "--set", "train.epochs=1\ntrain=3"], "error: train.epochs: must be a valid integer"),
-        (["run", "study.toml", "--out", "study.toml"], "error: --out: study.toml must be empty or hold this study"),
+        (
+            ["run", "study.toml", "--out", "study.toml"],
+            "error: --out: study.toml must be a folder, it is a file: choose another",
+        ),
         (
             ["run", "study.toml", "--out", "study.toml/x"],
             "error: study.toml/x: cannot be read or written",
