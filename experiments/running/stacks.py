@@ -21,6 +21,7 @@ from experiments.training.setup import set_up
 from torchreg import Stacked
 
 LARGEST = 64  # members of one stack
+_MOST = 1 << 26  # values in all parameters of one stack: larger ones wait for memory, and may not fit into it
 # Their steps are element by element, so that no member's depends on the others'.
 _ELEMENTWISE = {
     *("SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "ASGD", "Adadelta", "Adagrad"),
@@ -129,7 +130,7 @@ def _is_faster(runs: Sequence[Run], device: torch.device) -> bool:
     if reason is None:
         with torch.random.fork_rng(), warnings.catch_warnings(action="ignore"):
             try:
-                alone, stack = _cost(runs[:1], device, stacked=False), _cost(runs, device, stacked=True)
+                alone, stack = (_cost(some, device, some is runs, len(runs)) for some in (runs[:1], runs))
             except _CannotStackError as error:
                 reason = str(error)
             except (Exception, SystemExit) as error:  # whatever a user's model raises in a stack
@@ -151,10 +152,12 @@ class _CannotStackError(Exception):
     pass
 
 
-def _cost(runs: Sequence[Run], device: torch.device, stacked: bool) -> float:
-    """The seconds of an epoch."""
+def _cost(runs: Sequence[Run], device: torch.device, stacked: bool, members: int) -> float:
+    """The seconds of an epoch, for so many runs that may be stacked."""
     setup = set_up(runs, device, stacked)
     before = torch.get_rng_state()
+    if not stacked and members * sum(param.numel() for param in setup.model.parameters()) > _MOST:
+        raise _CannotStackError(f"together they have more than {_MOST:,} values in their parameters")
     seconds = seconds_of_epoch(setup, runs[0].train.evaluate_every)
     if not stacked and not torch.equal(before, torch.get_rng_state()):
         raise _CannotStackError("the model draws from torch's generator, layers of torchreg.nn from their own")

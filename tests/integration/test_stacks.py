@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from experiments.errors import RecordError
 from experiments.running import stacks
 from experiments.running.study import run_study
 from experiments.training.progress import Progress
@@ -247,6 +248,23 @@ def test_what_cannot_be_stacked_is_made_alone_and_why_is_told(changes, reason, t
     assert "2 runs one after another: " in (err := capsys.readouterr().err)
     assert reason in err
     assert all(Record(tmp_path / "runs" / run.folder, run).result["status"] == "done" for run in study.runs)
+
+
+def test_large_networks_are_made_alone(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(stacks, "_MOST", 2000)
+    assert not run_study(study_of(True), tmp_path, CPU)
+    assert "together they have more than 2,000 values" in capsys.readouterr().err
+
+
+def test_a_link_in_the_place_of_the_stacks_is_refused(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "study").mkdir()
+    study = study_of(True)
+    run_study(study, tmp_path / "study", CPU)
+    (tmp_path / "study" / "stacks").symlink_to(elsewhere)
+    with pytest.raises(RecordError, match="must be a folder, is a symbolic link"):
+        run_study(study, tmp_path / "study", CPU, resume=True)
 
 
 def test_a_stack_that_raises_is_made_one_after_another(tmp_path, capsys, monkeypatch):
