@@ -108,7 +108,12 @@ def write(into: Path, found: dict[str, Any]) -> None:
 
 def markdown(found: dict[str, Any]) -> str:
     counts = "{passed} passed, {failed} failed, {skipped} skipped".format(**found["tests"])
-    lines = ["# On a GPU", "", "Written by `python3 -m tests.gpu_check`.", ""]
+    lines = [
+        "# On a GPU",
+        "",
+        "Written by `python3 -m tests.gpu_check`. [What it costs](guides/costs.md) says what follows.",
+        "",
+    ]
     lines.append(", ".join(f"{key} {value}" for key, value in found["machine"].items()) + ".")
     lines += [
         "",

@@ -129,6 +129,11 @@ class Cell:
         return unit_of_rmse(self.mean("test_error").mean) if self.is_regression else PERCENT
 
     @property
+    def stacks(self) -> dict[int, int]:
+        """How many runs were trained as one model, for each seed."""
+        return {run.seed: result.get("stack") or 1 for run, result in zip(self.runs, self.results, strict=True)}
+
+    @property
     def gap(self) -> Mean:
         """Test error minus training error."""
         return mean(list(self.by_seed("gap").values()))

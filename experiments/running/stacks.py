@@ -15,12 +15,13 @@ from experiments.errors import RecordError, oneline
 from experiments.training import build
 from experiments.training.cost import seconds_of_epoch
 from experiments.training.files import checksum
-from experiments.training.loop import train_together
+from experiments.training.loop import train_epoch, train_together
 from experiments.training.record import Record, Row, digest_of, load_sealed, save_sealed
-from experiments.training.setup import set_up
+from experiments.training.setup import Setup, set_up
 from torchreg import Stacked
 
 LARGEST = 64  # members of one stack
+_MOST = 1 << 26  # values in all parameters of one stack: larger ones wait for memory, and may not fit into it
 # Their steps are element by element, so that no member's depends on the others'.
 _ELEMENTWISE = {
     *("SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "ASGD", "Adadelta", "Adagrad"),
@@ -126,41 +127,44 @@ def obstacle(run: Run) -> str | None:
 
 
 def _is_faster(runs: Sequence[Run], device: torch.device) -> bool:
-    """Whether the first steps say so; prints how long they take, or why the runs cannot be stacked."""
-    name = f"{runs[0].arm}: {len(runs)} runs"
+    """Whether the first steps say so, or the study wants it; prints how long they take, or why there is no stack."""
+    name, train = f"{runs[0].arm}: {len(runs)} runs", runs[0].train
     reason = obstacle(runs[0])
     if reason is None:
         with torch.random.fork_rng(), warnings.catch_warnings(action="ignore"):
             try:
-                alone, stack = _cost(runs[:1], device, stacked=False), _cost(runs, device, stacked=True)
+                setups = [_tried(some, device, len(runs)) for some in (runs[:1], runs)]
+                if train.stack is True:
+                    return True
+                alone, stack = (seconds_of_epoch(setup, train.evaluate_every) for setup in setups)
             except _CannotStackError as error:
                 reason = str(error)
             except (Exception, SystemExit) as error:  # whatever a user's model raises in a stack
                 reason = oneline(error)
     if reason is not None:
-        if runs[0].train.stack is True:
+        if train.stack is True:
             print(f"note: {name} one after another: {reason}", file=sys.stderr)
         return False
-    is_faster = stack < len(runs) * alone or runs[0].train.stack is True
-    print(
-        f"{name} {'as one stack' if is_faster else 'one after another'}: "
-        f"an epoch takes {stack:.3g} s stacked, {len(runs)} x {alone:.3g} s alone",
-        file=sys.stderr,
-    )
-    return is_faster
+    how = "as one stack" if stack < len(runs) * alone else "one after another"
+    times = f"an epoch takes {stack:.3g} s stacked, {len(runs)} x {alone:.3g} s alone"
+    print(f"{name} {how}: {times}", file=sys.stderr)
+    return stack < len(runs) * alone
 
 
 class _CannotStackError(Exception):
     pass
 
 
-def _cost(runs: Sequence[Run], device: torch.device, stacked: bool) -> float:
-    """The seconds of an epoch."""
-    setup = set_up(runs, device, stacked)
-    before = torch.get_rng_state()
-    seconds = seconds_of_epoch(setup, runs[0].train.evaluate_every)
-    if not stacked and not torch.equal(before, torch.get_rng_state()):
+def _tried(runs: Sequence[Run], device: torch.device, members: int) -> Setup:
+    """A run alone, or all of them as a stack, after a step that shows whether they can be stacked."""
+    is_stack = len(runs) > 1
+    setup = set_up(runs, device, stacked=is_stack)
+    if not is_stack and members * sum(param.numel() for param in setup.model.parameters()) > _MOST:
+        raise _CannotStackError(f"together they have more than {_MOST:,} values in their parameters")
+    before, batches = torch.get_rng_state(), setup.batches()
+    train_epoch(setup.model, setup.optimizer, setup.images.train, batches[:1], setup.in_loss)
+    if not is_stack and not torch.equal(before, torch.get_rng_state()):
         raise _CannotStackError("the model draws from torch's generator, layers of torchreg.nn from their own")
     if isinstance(setup.model, Stacked) and not setup.model.vectorize:
         raise _CannotStackError("torch.func.vmap cannot compute the model")
-    return seconds
+    return setup

@@ -74,6 +74,7 @@ class _Finished(Figures):
     zeros: Share
     histogram: _Histogram
     sha256: str
+    stack: Annotated[int, Field(ge=2)] | None = None  # the number of runs that were trained as one; None: alone
     outcomes: dict[Literal["valid", "test"], _Outcomes] = {}
     examples: dict[str, Count] = {}  # earlier versions wrote none
     seconds: Size
@@ -83,6 +84,7 @@ class _Finished(Figures):
 class _Broken(_Form):
     status: Literal["diverged", "failed"]
     reason: str
+    stack: Annotated[int, Field(ge=2)] | None = None
     seconds: Size
     files: dict[str, str] = {}
 

@@ -205,7 +205,8 @@ class Progress:
         return model
 
     def _close(self, member: Member, result: Row) -> None:
-        member.result = {**result, "seconds": self._elapsed() / len(self.members)}
+        of = {} if self.store is None else {"stack": len(self.members)}
+        member.result = {**result, **of, "seconds": self._elapsed() / len(self.members)}
         member.record.finish(member.result)
 
     def _elapsed(self) -> float:

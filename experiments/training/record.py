@@ -312,7 +312,7 @@ def _check_links(folder: Path) -> None:
     """Refuses a symbolic link in the place of a folder of runs: the study would overwrite files elsewhere."""
     runs = folder / "runs"
     inside = (Path(parent, name) for parent, folders, files in os.walk(runs) for name in (*folders, *files))
-    for path in (runs, *inside):
+    for path in (folder / "stacks", runs, *inside):
         if path.is_symlink() and not path.is_file():  # it leads to a folder, or to nothing
             raise RecordError(f"{path}: must be a folder, is a symbolic link: remove it")
 

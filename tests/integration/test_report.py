@@ -108,13 +108,14 @@ def cell(
     spread: float = 0.0,
     sha256: str = "",
     seeds: Sequence[int] = (0, 1, 2),
+    stack: int | None = None,
     **changes: Any,
 ) -> Cell:
     """A made-up arm of several seeds."""
     runs = small(arms=[{"name": name, **changes}], seeds=list(seeds)).runs
     errors = [(train + offset * spread, test + offset * spread) for offset in (-1, 0, 1)[: len(seeds)]]
-    keys = ("train_error", "test_error", "valid_error", "status", "sha256")
-    return Cell(runs, [dict(zip(keys, (*e, e[1], "done", sha256 or name), strict=True)) for e in errors], [])
+    keys = ("train_error", "test_error", "valid_error", "status", "sha256", "stack")
+    return Cell(runs, [dict(zip(keys, (*e, e[1], "done", sha256 or name, stack), strict=True)) for e in errors], [])
 
 
 def with_outcomes(made: Cell, rate: float, seed: int) -> Cell:
@@ -153,6 +154,8 @@ DROPOUT = {"dropout": {"name": "Dropout", "p": 0.5}}
         (cell("other data", 0.1, 0.1, data={"label_noise": 0.0}, **PENALTY), []),
         (cell("off", 0.0, 0.2, sha256="none", **OFF), ["Strength 0 is the plain loss."]),
         (cell("off, and yet another", 0.0, 0.2, **OFF), ["Strength 0 is not the plain loss here!"]),
+        (cell("off, in a stack", 0.0, 0.2, stack=4, **OFF), ["Strength 0 is the plain loss up to rounding."]),
+        (cell("off, in a stack, and far away", 0.0, 0.3, stack=4, **OFF), ["Strength 0 is not the plain loss here!"]),
         (cell("off, with dropout", 0.0, 0.2, model=DROPOUT, **OFF), []),
     ],
     ids=lambda value: value.arm if isinstance(value, Cell) else "",

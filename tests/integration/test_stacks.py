@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from experiments.config import resolve
+from experiments.errors import RecordError
 from experiments.running import stacks
 from experiments.running.study import run_study
 from experiments.training.progress import Progress
@@ -35,7 +36,7 @@ def made(study, folder, **options):
     for run in study.runs:
         record = Record(folder / "runs" / run.folder, run)
         state = torch.load(record.folder / "checkpoint.pt", weights_only=True)
-        result = {key: value for key, value in record.result.items() if key not in ("seconds", "sha256")}
+        result = {key: value for key, value in record.result.items() if key not in ("seconds", "sha256", "outcomes")}
         weights = {name: value for name, value in state["model"].items() if not name.endswith("generator")}
         found[run.folder] = {"history": record.history, "result": result, "weights": weights}
     return found
@@ -57,7 +58,8 @@ def assert_alike(together, alone):
 
 def compare(tmp_path, capsys, seeds=(0, 1), **changes):
     together = made(study_of(True, seeds, **dict(changes)), tmp_path / "together")
-    assert "as one stack" in capsys.readouterr().err
+    assert "note" not in capsys.readouterr().err
+    assert all("stack" in run["result"] for run in together.values())
     alone = made(study_of(False, seeds, **dict(changes)), tmp_path / "alone")
     assert_alike(together, alone)
     return together
@@ -119,8 +121,7 @@ def test_each_wrapped_layer(name, tmp_path, capsys):
     regularizers = [] if name == "DropConnect" else [{"penalty": "Complexity", "mode": "grad"}]
     study = study_of(True, model={"wrap": {"name": name}}, regularizers=regularizers)
     together = made(study, tmp_path / "together")
-    note = capsys.readouterr().err
-    assert "as one stack" in note or "note: arm" in note
+    assert ("note: arm" in capsys.readouterr().err) != all("stack" in run["result"] for run in together.values())
     alone = study_of(False, model={"wrap": {"name": name}}, regularizers=regularizers)
     assert_alike(together, made(alone, tmp_path / "alone"))
 
@@ -298,6 +299,23 @@ def test_what_cannot_be_stacked_is_made_alone_and_why_is_told(changes, reason, t
     assert all(Record(tmp_path / "runs" / run.folder, run).result["status"] == "done" for run in study.runs)
 
 
+def test_large_networks_are_made_alone(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(stacks, "_MOST", 2000)
+    assert not run_study(study_of(True), tmp_path, CPU)
+    assert "together they have more than 2,000 values" in capsys.readouterr().err
+
+
+def test_a_link_in_the_place_of_the_stacks_is_refused(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "study").mkdir()
+    study = study_of(True)
+    run_study(study, tmp_path / "study", CPU)
+    (tmp_path / "study" / "stacks").symlink_to(elsewhere)
+    with pytest.raises(RecordError, match="must be a folder, is a symbolic link"):
+        run_study(study, tmp_path / "study", CPU, resume=True)
+
+
 def test_a_stack_that_raises_is_made_one_after_another(tmp_path, capsys, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("no memory")
@@ -306,6 +324,17 @@ def test_a_stack_that_raises_is_made_one_after_another(tmp_path, capsys, monkeyp
     assert not run_study(study_of(True), tmp_path, CPU)
     assert "2 runs are made one after another: no memory" in capsys.readouterr().err
     assert not (tmp_path / "stacks").exists()
+
+
+def test_what_the_first_steps_say_decides(tmp_path, capsys, monkeypatch):
+    for times, word in (((3.0, 5.0), "as one stack"), ((3.0, 7.0), "one after another")):
+        told = iter(times)
+        monkeypatch.setattr(stacks, "seconds_of_epoch", lambda *_, told=told: next(told))
+        study = study_of("auto")
+        assert not run_study(study, tmp_path / word, CPU)
+        assert f"arm: 2 runs {word}: an epoch takes {times[1]:g} s stacked, 2 x 3 s alone" in capsys.readouterr().err
+        results = [Record(tmp_path / word / "runs" / run.folder, run).result for run in study.runs]
+        assert [result.get("stack") for result in results] == ([2, 2] if word == "as one stack" else [None, None])
 
 
 def test_runs_are_grouped_by_what_they_have_in_common():

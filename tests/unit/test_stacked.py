@@ -448,3 +448,55 @@ def test_large_weights_take_the_same_steps_as_small_ones():
                 alone(torch.ones(1, 300).double()).sum().backward()
                 optimizer.step()
                 assert_close(stack.weight[member], alone.weight)
+
+
+# -- inputs of each member's own ----------------------------------------------------------------------------------
+
+OWN = {
+    "a perceptron": lambda: nn.Sequential(nn.Flatten(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)),
+    "dropout": lambda: nn.Sequential(nn.Linear(6, 8), layers.Dropout(0.5), nn.Linear(8, 3)),
+    "all dropped": lambda: nn.Sequential(nn.Linear(6, 8), layers.Dropout(1.0), nn.Linear(8, 3)),
+    "other noise": lambda: nn.Sequential(layers.GaussianDropout(0.3), nn.Linear(6, 8), layers.AlphaDropout(0.3)),
+    "rows that drop together": lambda: nn.Sequential(nn.Linear(6, 8), layers.Dropout(0.5, noise_shape=(None, 1))),
+    "with a normalization": lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8)),
+}
+
+
+@pytest.mark.parametrize("vectorize", [True, False], ids=["at once", "one after another"])
+@pytest.mark.parametrize("make", OWN.values(), ids=OWN.keys())
+def test_members_with_inputs_and_targets_of_their_own(make, vectorize):
+    models = []
+    for seed in range(MEMBERS):
+        torch.manual_seed(seed)
+        models.append(make().double())
+        if any(getattr(module, "generator", 0) is None for module in models[-1].modules()):
+            seed_dropout(models[-1], seed)
+    stack = Stacked(models, vectorize=vectorize)
+    x = torch.randn(MEMBERS, 5, 6, dtype=torch.float64)
+    y = torch.randint(3, (MEMBERS, 5))
+    y[0, :2] = -100
+    for _ in range(3):  # with new masks each time
+        losses = stack.per_member(nn.CrossEntropyLoss(), shared=False)(stack.each(x), y)
+        alone = [
+            nn.functional.cross_entropy(model(own), target) for model, own, target in zip(models, x, y, strict=True)
+        ]
+        assert_close(losses, torch.stack(alone), 1e-12)
+    losses.sum().backward()
+    torch.stack(alone).sum().backward()
+    for name, param in stack.named_parameters():
+        assert_close(param.grad, torch.stack([model.get_parameter(name).grad for model in models]), 1e-12)
+    stack.eval()
+    assert_close(stack.each(x), torch.stack([model.eval()(own) for model, own in zip(models, x, strict=True)]), 1e-12)
+
+
+@pytest.mark.parametrize("criterion", [nn.MSELoss(), nn.functional.mse_loss, nn.L1Loss(), nn.HuberLoss()], ids=repr)
+def test_losses_of_targets_of_their_own(criterion):
+    outputs, targets = torch.randn(2, MEMBERS, 5, 3)
+    losses = Stacked([nn.Linear(1, 1)] * MEMBERS).per_member(criterion, shared=False)(outputs, targets)
+    assert_close(losses, torch.stack([criterion(o, t) for o, t in zip(outputs, targets, strict=True)]), 1e-6)
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (MEMBERS + 1, 5, 6), ()], ids=str)
+def test_inputs_without_a_row_for_each_member_are_told(shape):
+    with pytest.raises(ValueError, match=r"each\(\) takes tensors with a row for each of the 4 members, got one of"):
+        Stacked([nn.Linear(6, 3)] * MEMBERS).each(torch.zeros(shape))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
@@ -114,7 +115,9 @@ class _ChannelDropout(_Dropping):
             result: Tensor = super().forward(input)
             return result
         if not fits:
-            super().forward(input.new_empty([0] * input.ndim))  # torch's error or warning, without a draw
+            super().forward(
+                torch.empty([0] * input.ndim, device=input.device)
+            )  # torch's error or warning, without a draw
         self._check_generator(input)
         return f.channel_dropout(input, self.p, not unbatched, self.inplace, self.generator)
 
