@@ -15,7 +15,7 @@ from experiments.errors import RecordError, oneline
 from experiments.training import build
 from experiments.training.cost import seconds_of_epoch
 from experiments.training.files import checksum
-from experiments.training.loop import train_epoch, train_together
+from experiments.training.loop import make_steps, train_together
 from experiments.training.record import Record, Row, digest_of, load_sealed, save_sealed
 from experiments.training.setup import Setup, set_up
 from torchreg import Stacked
@@ -162,7 +162,7 @@ def _tried(runs: Sequence[Run], device: torch.device, members: int) -> Setup:
     if not is_stack and members * sum(param.numel() for param in setup.model.parameters()) > _MOST:
         raise _CannotStackError(f"together they have more than {_MOST:,} values in their parameters")
     before, batches = torch.get_rng_state(), setup.batches()
-    train_epoch(setup.model, setup.optimizer, setup.images.train, batches[:1], setup.in_loss)
+    make_steps(setup, batches[:1])
     if not is_stack and not torch.equal(before, torch.get_rng_state()):
         raise _CannotStackError("the model draws from torch's generator, layers of torchreg.nn from their own")
     if isinstance(setup.model, Stacked) and not setup.model.vectorize:

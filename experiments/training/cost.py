@@ -8,7 +8,7 @@ from statistics import median
 
 import torch
 
-from experiments.training.loop import train_epoch
+from experiments.training.loop import make_steps
 from experiments.training.measure import evaluate
 from experiments.training.setup import Setup
 
@@ -22,16 +22,7 @@ def seconds_of_epoch(setup: Setup, every: int = 1) -> float:
     batches, examples = setup.batches(), setup.examples
 
     def step() -> None:
-        train_epoch(
-            setup.model,
-            setup.optimizer,
-            examples.train,
-            batches[:1],
-            setup.in_loss,
-            setup.amp,
-            criterion=examples.task.loss,
-            augment=setup.augment,
-        )
+        make_steps(setup, batches[:1])
 
     return setup.steps * _seconds(step) + _seconds(lambda: evaluate(setup.model, examples)) / every
 

@@ -19,7 +19,7 @@ from experiments.training.measure import describe, evaluate, penalties
 from experiments.training.outcomes import outcomes
 from experiments.training.progress import Progress, Store
 from experiments.training.record import Record, Row
-from experiments.training.setup import Autocast, losses, set_up
+from experiments.training.setup import Autocast, Setup, losses, set_up
 from torchreg import Regularizer, Stacked
 
 
@@ -75,6 +75,23 @@ def train_epoch(
     return torch.stack(made)
 
 
+def make_steps(setup: Setup, batches: Sequence[Tensor]) -> Tensor:
+    """:func:`train_epoch` with all that a run or a stack needs."""
+    each_step = setup.scheduler if setup.is_each_step else None
+    model, optimizer, examples = setup.model, setup.optimizer, setup.examples
+    return train_epoch(
+        model,
+        optimizer,
+        examples.train,
+        batches,
+        setup.in_loss,
+        setup.amp,
+        each_step,
+        examples.task.loss,
+        setup.augment,
+    )
+
+
 def train(run: Run, device: torch.device, record: Record, watch: Callable[[Row], bool] | None = None) -> Row:
     """Trains one run, from its checkpoint if it has one, and returns the result it recorded.
 
@@ -113,17 +130,7 @@ def train_together(
                 break
             found = []
             for _ in range(progress.next):
-                made = train_epoch(
-                    setup.model,
-                    setup.optimizer,
-                    examples.train,
-                    setup.batches(),
-                    setup.in_loss,
-                    setup.amp,
-                    each_step,
-                    examples.task.loss,
-                    setup.augment,
-                )
+                made = make_steps(setup, setup.batches())
                 found.append(made.view(len(made), -1))
                 if setup.scheduler is not None and each_step is None:
                     setup.scheduler.step()
