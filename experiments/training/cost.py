@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import median
 
 import torch
@@ -19,6 +20,7 @@ _LOOKS = 3
 
 def seconds_of_epoch(setup: Setup, every: int = 1) -> float:
     """The seconds of an epoch's steps, and of an evaluation in every so many epochs; the model is trained by it."""
+    setup = replace(setup, scheduler=None, is_each_step=False)  # it may know how many steps there are
     batches, examples = setup.batches(), setup.examples
 
     def step() -> None:

@@ -78,17 +78,9 @@ def train_epoch(
 def make_steps(setup: Setup, batches: Sequence[Tensor]) -> Tensor:
     """:func:`train_epoch` with all that a run or a stack needs."""
     each_step = setup.scheduler if setup.is_each_step else None
-    model, optimizer, examples = setup.model, setup.optimizer, setup.examples
+    split, criterion = setup.examples.train, setup.examples.task.loss
     return train_epoch(
-        model,
-        optimizer,
-        examples.train,
-        batches,
-        setup.in_loss,
-        setup.amp,
-        each_step,
-        examples.task.loss,
-        setup.augment,
+        setup.model, setup.optimizer, split, batches, setup.in_loss, setup.amp, each_step, criterion, setup.augment
     )
 
 
@@ -115,7 +107,7 @@ def train_together(
     setup = set_up(runs, device, stacked=store is not None)
     progress = Progress(runs, records, setup, device, store)
     progress.restore()
-    examples, each_step = setup.examples, setup.scheduler if setup.is_each_step else None
+    examples = setup.examples
 
     def described(model: nn.Module) -> Row:
         row = describe(model, examples)
@@ -132,7 +124,7 @@ def train_together(
             for _ in range(progress.next):
                 made = make_steps(setup, setup.batches())
                 found.append(made.view(len(made), -1))
-                if setup.scheduler is not None and each_step is None:
+                if setup.scheduler is not None and not setup.is_each_step:
                     setup.scheduler.step()
             strengths = {} if setup.tuned is None else {"strengths": setup.tuned.strengths}
             rows = [
