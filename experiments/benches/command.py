@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from experiments.benches import choosing, dropout, epoch, memory, optimizer, overhead, profile
+from experiments.benches import choosing, dropout, epoch, memory, optimizer, overhead, profile, studies
 from experiments.benches.timing import Table
 from experiments.errors import UserError
 from experiments.training.files import write
@@ -22,6 +22,7 @@ BENCHES: Mapping[str, Callable[[], Iterable[Table]]] = {
     "optimizer": optimizer.tables,
     "dropout": dropout.tables,
     "epoch": epoch.tables,
+    "studies": studies.tables,
     "stack": choosing.stack,
     "auto-strength": choosing.auto_strength,
     "memory": memory.tables,

@@ -1,0 +1,73 @@
+"""The quickstart study, against the same runs as plain loops."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
+from io import StringIO
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from experiments import config
+from experiments.benches.timing import Table, race
+from experiments.config import Run
+from experiments.running.study import run_study
+from experiments.training import data
+
+_STUDY = Path(__file__).parents[2] / "configs" / "quickstart.toml"
+
+
+def tables() -> list[Table]:
+    """The seconds of all runs without the start of the process and the report, and the ratio to plain loops."""
+    study = config.load(_STUDY)
+    contenders: dict[str, Callable[[], object]] = {"plain loops": lambda: list(map(plain_loop, study.runs))}
+    for name, stack in (("the study, in stacks", "true"), ("the study, one run after another", "false")):
+        contenders[name] = partial(_made, config.load(_STUDY, [f"train.stack={stack}"]))
+    return [race(f"quickstart: {len(study.runs)} runs with the same steps and evaluations", contenders, 2, warmup=0)]
+
+
+def _made(study: config.Study) -> None:
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        run_study(study, Path(folder), torch.device("cpu"))
+
+
+def plain_loop(run: Run) -> list[float]:
+    """The run as one would write it without torchreg: the penalty by hand in the loss; returns the last errors."""
+    examples = data.load(run.data, torch.device("cpu"))
+    torch.manual_seed(run.seed)
+    rate = None if run.model.dropout is None else run.model.dropout.options["p"]
+    layers: list[nn.Module] = [nn.Flatten()]
+    widths = (64, *run.model.options["hidden"])
+    for inputs, outputs in pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU(), *([] if rate is None else [nn.Dropout(rate)])]
+    model = nn.Sequential(*layers, nn.Linear(widths[-1], 10))
+    decay = run.optimizer.weight_decay
+    optimizer = torch.optim.AdamW(model.parameters(), lr=run.optimizer.lr, weight_decay=decay)
+    weights = [param for param in model.parameters() if param.ndim > 1]
+    splits = (examples.train, examples.valid, examples.test)
+    errors: list[float] = []
+    for _ in range(run.train.epochs):
+        model.train()
+        for batch in torch.randperm(len(examples.train)).split(run.train.batch_size):
+            optimizer.zero_grad()
+            loss = cross_entropy(model(examples.train.x[batch]), examples.train.y[batch])
+            for regularizer in run.regularizers:
+                loss = loss + (regularizer.strength or 0.0) * _by_hand(regularizer.penalty, weights)
+            loss.backward()
+            optimizer.step()
+        model.eval()
+        with torch.no_grad():
+            errors = [(model(split.x).argmax(1) != split.y).double().mean().item() for split in splits]
+    return errors
+
+
+def _by_hand(penalty: str, weights: Sequence[Tensor]) -> Tensor:
+    if penalty == "L1":
+        return torch.stack([w.abs().sum() for w in weights]).sum()
+    return 0.5 * torch.stack([w.square().sum() for w in weights]).sum()
