@@ -489,7 +489,11 @@ def test_members_with_inputs_and_targets_of_their_own(make, vectorize):
     assert_close(stack.each(x), torch.stack([model.eval()(own) for model, own in zip(models, x, strict=True)]), 1e-12)
 
 
-@pytest.mark.parametrize("criterion", [nn.MSELoss(), nn.functional.mse_loss, nn.L1Loss(), nn.HuberLoss()], ids=repr)
+@pytest.mark.parametrize(
+    "criterion",
+    [nn.MSELoss(), nn.functional.mse_loss, nn.L1Loss(), nn.HuberLoss()],
+    ids=["MSELoss", "mse_loss", "L1Loss", "HuberLoss"],
+)
 def test_losses_of_targets_of_their_own(criterion):
     outputs, targets = torch.randn(2, MEMBERS, 5, 3)
     losses = Stacked([nn.Linear(1, 1)] * MEMBERS).per_member(criterion, shared=False)(outputs, targets)
