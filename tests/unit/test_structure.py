@@ -33,7 +33,8 @@ FLOORS = {
         errors
         config
         training
-        running  report  benches
+        running  report
+        benches
         cli
     """,
 }
