@@ -41,7 +41,8 @@ def run_study(study: Study, folder: Path, device: torch.device, resume: bool = F
         known.begin(folder)
         for group in stacks.groups(study.runs):
             together = stacks.make_together(group, folder, device)
-            bar.update(len(together))
+            if together:
+                bar.update(len(together))
             for run in group:
                 result, is_new = together.get(run.folder), True
                 if result is None:
