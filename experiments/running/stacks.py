@@ -59,11 +59,11 @@ class StackStore:
         if not self.path.exists():
             return None
         try:
-            state, _ = load_sealed(self.path)
+            state, is_sealed = load_sealed(self.path)
             ours = {run.folder: run for run in self._group}
             self.runs = [ours[name] for name in state["runs"]]
-            if [digest_of(run) for run in self.runs] != state["digests"]:
-                raise ValueError("of other runs")
+            if not is_sealed or [digest_of(run) for run in self.runs] != state["digests"]:
+                raise ValueError("altered, or of other runs")
         except Exception:  # torch.load raises what it likes on a damaged file
             print(f"note: {self.path} is damaged: its runs start afresh", file=sys.stderr)
             self.discard()

@@ -65,6 +65,12 @@ class _Outcomes(_Form):
         return self
 
 
+class _Examples(_Form):
+    train: Count
+    valid: Count
+    test: Count
+
+
 class _Finished(Figures):
     status: Literal["done", "pruned"]
     epochs: Annotated[int, Field(ge=1)]
@@ -76,7 +82,7 @@ class _Finished(Figures):
     sha256: str
     stack: Annotated[int, Field(ge=2)] | None = None  # the number of runs that were trained as one; None: alone
     outcomes: dict[Literal["valid", "test"], _Outcomes] = {}
-    examples: dict[str, Count] = {}  # earlier versions wrote none
+    examples: _Examples | None = None  # earlier versions wrote none
     seconds: Size
     files: dict[str, str] = {}
 

@@ -422,7 +422,8 @@ def test_a_stack_killed_at_ten_random_moments_ends_with_the_same_bits(seed, tmp_
     assert same_bits(made(study, folder, resume=True), whole)
 
 
-def test_a_damaged_checkpoint_of_a_stack_starts_it_afresh(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("damage", ["a bit", "no checksum"])
+def test_a_damaged_checkpoint_of_a_stack_starts_it_afresh(damage, tmp_path, monkeypatch, capsys):
     study = study_of(True)
     whole = made(study, tmp_path / "whole")
     kept = Record.append
@@ -438,8 +439,12 @@ def test_a_damaged_checkpoint_of_a_stack_starts_it_afresh(tmp_path, monkeypatch,
     monkeypatch.setattr(Record, "append", kept)
     (file,) = (tmp_path / "cut" / "stacks").iterdir()
     content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
+    content[len(content) // 2] ^= damage == "a bit"
     file.write_bytes(content)
+    if damage == "no checksum":
+        state = torch.load(file, weights_only=True)
+        state["optimizer"]["state"][0]["exp_avg"] = -torch.inf
+        torch.save(state, file)
     assert same_bits(made(study, tmp_path / "cut", resume=True), whole)
     assert "is damaged: its runs start afresh" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "cut")
