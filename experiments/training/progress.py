@@ -68,6 +68,7 @@ class Progress:
         self.members = [Member(run, record) for run, record in zip(runs, records, strict=True)]
         self.setup, self.device, self.store = setup, device, store
         self.epoch = self.rows = 0
+        self._copies: tuple[int, list[nn.Module]] = 0, []  # a stack's members after an epoch
         self._seconds = 0.0
         self._started = self._saved = time.monotonic()
 
@@ -191,7 +192,9 @@ class Progress:
         """The run's model, with the weights of the best epoch under early stopping."""
         model, member = self.setup.model, self.members[number]
         if isinstance(model, Stacked):
-            model = model.members()[number]
+            if self._copies[0] != self.epoch:  # of all at once: several runs end after one epoch
+                self._copies = self.epoch, model.members()
+            model = self._copies[1][number]
             kept = {
                 "epoch": self.epoch,
                 "rows": self.rows,

@@ -9,7 +9,7 @@ from torch import nn
 
 import torchreg.nn
 from tests.cases import MODES, OPTIMIZERS, STEP_MODES, each_penalty
-from tests.helpers import assert_close, assert_differs, engaged, make_data, make_model, train, weights_of
+from tests.helpers import a_step, assert_close, assert_differs, engaged, make_data, make_model, train, weights_of
 from torchreg import L1, L2, SRIP, Nuclear, Regularizer, SpectralNorm, linear
 from torchreg.optim import AdamW, ProxAdam, ProxSGD
 
@@ -121,17 +121,8 @@ def test_a_step_waits_for_nothing(case, mode):
         pytest.skip("has no proximal operator")
     if isinstance(case.penalty, Nuclear | SpectralNorm | SRIP):
         pytest.skip("torch.linalg waits for the device itself, to look whether the decomposition converged")
-    model, (x, y) = model_on_cuda(), data()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0, fused=True)
-    criterion = engaged(Regularizer(model, case.penalty, mode=mode, schedule=linear(8)), optimizer)
-
-    def step():
-        optimizer.zero_grad()
-        criterion(model(x), y).backward()
-        optimizer.step()
-
-    for _ in range(3):
-        step()
+    model = model_on_cuda()
+    step = a_step(model, Regularizer(model, case.penalty, mode=mode, schedule=linear(8)), data())
     with no_synchronization():
         step()
         step()

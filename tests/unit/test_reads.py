@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.cases import MODES, each_penalty
-from tests.helpers import engaged, make_data, make_model
+from tests.helpers import a_step, make_data, make_model
 from torchreg import Regularizer, linear
 
 aten = torch.ops.aten
@@ -36,17 +36,8 @@ def test_a_step_reads_no_number(case, mode, monkeypatch):
     if mode == "prox" and not case.is_proximal:
         pytest.skip("has no proximal operator")
     monkeypatch.setattr("torchreg.regularizer.value._read", lambda scale: scale)  # as it is on a GPU
-    model, (x, y) = make_model(), make_data()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0, fused=True)
-    criterion = engaged(Regularizer(model, case.penalty, mode=mode, schedule=linear(8)), optimizer)
-
-    def step():
-        optimizer.zero_grad()
-        criterion(model(x), y).backward()
-        optimizer.step()
-
-    for _ in range(3):
-        step()
+    model = make_model()
+    step = a_step(model, Regularizer(model, case.penalty, mode=mode, schedule=linear(8)), make_data())
     with Reads() as reads:
         step()
     assert not reads.found
