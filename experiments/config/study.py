@@ -158,7 +158,7 @@ class Train(Section):
     amp: bool = False
     early_stopping: EarlyStopping | None = None
     evaluate_every: Size = 1  # epochs; the last one is always evaluated
-    stack: bool | Literal["auto"] = "auto"  # whether runs that differ in seeds and strengths train as one model
+    stack: Literal[True, False, "auto"] = "auto"  # whether runs that differ in seeds and strengths train as one model
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 5.0  # least time between two checkpoints
 
 

@@ -75,6 +75,7 @@ def test_a_diverged_run_ends_with_1_and_names_the_step(command):
             "error: bench: --json must name a .json file, beside which a .md is written, got figures.md",
         ),
         (["run", "study.toml", "--set", "data.train_size=5000"], "data.train_size: must be at most 950"),
+        (["run", "study.toml", "--set", "train.stack=maybe"], "error: train.stack: must be True, False or 'auto', got"),
         (["run", "study.toml", "--device", "tpu"], "error: --device: must be auto, cpu or cuda, got 'tpu'"),
         (["report", "."], "error: .: holds no study"),
     ],
