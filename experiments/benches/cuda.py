@@ -23,7 +23,7 @@ from torchreg.tuning.path.fit import fit
 
 def parts() -> list[Callable[[], Table]]:
     """What makes each table; each work is repeated before the clock waits for the device."""
-    return [perceptron, resnet, gpt, whole_step, partial(dropout, 0.5), partial(dropout, 0.1), stack, memory]
+    return [perceptron, resnet, gpt, whole_step, partial(dropout, 0.5), partial(dropout, 0.1), stack, study, memory]
 
 
 def cuda(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
@@ -185,6 +185,24 @@ def stack() -> Table:
     }
     works = {name: waited(work, 1) for name, work in contenders.items()}
     return race("64 x 64-64-64-10, 50 steps of 100", works, 3, warmup=1)
+
+
+def study() -> Table:
+    """64 runs of the quickstart with all that a study does beside the steps: as one stack, and one after another."""
+    from experiments import config  # needs pydantic, which a machine for GPU checks may lack
+    from experiments.benches.studies import QUICKSTART, made
+
+    tree = config.tree_of(QUICKSTART, ["train.epochs=20", "train.evaluate_every=5"])
+    tree["seeds"], tree["arms"] = (
+        list(range(16)),
+        [{**arm, "strengths": [0.0, 0.003, 0.01, 0.03]} for arm in tree["arms"] if arm["name"] == "L2"],
+    )
+    studies = {
+        "in a stack": config.resolve({**tree, "train": {**tree["train"], "stack": True}}),
+        "one run after another": config.resolve({**tree, "train": {**tree["train"], "stack": False}}),
+    }
+    works = {name: partial(made, study, "cuda") for name, study in studies.items()}
+    return race("a study of 64 runs of 64-128-128-10, 120 steps of 50, 4 evaluations", works, 1, warmup=1)
 
 
 def memory() -> Table:

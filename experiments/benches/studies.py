@@ -20,21 +20,22 @@ from experiments.config import Run
 from experiments.running.study import run_study
 from experiments.training import data
 
-_STUDY = Path(__file__).parents[2] / "configs" / "quickstart.toml"
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.toml"
 
 
 def tables() -> list[Table]:
     """The seconds of all runs without the start of the process and the report, and the ratio to plain loops."""
-    study = config.load(_STUDY)
+    study = config.load(QUICKSTART)
     contenders: dict[str, Callable[[], object]] = {"plain loops": lambda: list(map(plain_loop, study.runs))}
     for name, stack in (("the study, in stacks", "true"), ("the study, one run after another", "false")):
-        contenders[name] = partial(_made, config.load(_STUDY, [f"train.stack={stack}"]))
+        contenders[name] = partial(made, config.load(QUICKSTART, [f"train.stack={stack}"]))
     return [race(f"quickstart: {len(study.runs)} runs with the same steps and evaluations", contenders, 2, warmup=0)]
 
 
-def _made(study: config.Study) -> None:
+def made(study: config.Study, device: str = "cpu") -> None:
+    """Makes the runs of the study in a folder that is then removed, and prints nothing."""
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-        run_study(study, Path(folder), torch.device("cpu"))
+        run_study(study, Path(folder), torch.device(device))
 
 
 def plain_loop(run: Run) -> list[float]:
