@@ -73,7 +73,7 @@ def test_a_study_that_was_stopped_goes_on_with_the_same_bits(stack, tmp_path, mo
 
 
 def test_a_stack_has_64_members_where_nothing_else_is_said(tmp_path):
-    study = small(seeds=list(range(65)), train={"epochs": 1, "stack": "auto"}, arms=[{"name": "arm"}])
+    study = small(seeds=list(range(65)), train={"epochs": 1, "batch_size": 30, "stack": "auto"}, arms=[{"name": "arm"}])
     assert [len(group) for group in stacks.groups(study.runs)] == [64, 1]
     run_study(study, tmp_path, DEVICE)
     sizes = [Record(tmp_path / "runs" / run.folder, run).result.get("stack") for run in study.runs]
