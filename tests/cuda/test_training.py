@@ -170,7 +170,7 @@ def test_a_model_over_two_devices():
             self.model[0].to("cuda")
 
         def forward(self, x):
-            return self.model[1:](self.model[0](x.cuda()).cpu())
+            return self.model[1:](self.model[0](x.cuda()).cpu()).to(x.device)
 
     for mode in MODES:
         model = Apart()

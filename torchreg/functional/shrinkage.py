@@ -66,7 +66,10 @@ def soft_threshold_towards(w: Tensor, start: Tensor, threshold: float | Tensor) 
     """
     away = w - start
     # Not start + soft_threshold(away), which would change the last bits.
-    return torch.where(away.abs() <= threshold, start, w - away.sgn() * threshold).to(w.dtype)
+    near, moved = away.abs() <= threshold, w - away.sgn() * threshold
+    if start.ndim == 0 and start.device != w.device:  # one number; where() would wait for the device to copy it
+        return moved.masked_fill(near, start).to(w.dtype)
+    return torch.where(near, start, moved).to(w.dtype)
 
 
 def shrink(w: Tensor, amount: float | Tensor) -> Tensor:
