@@ -267,7 +267,9 @@ def _regularizer(
     settings = each[0]
     make = _found(f"{key}.penalty", settings.penalty, PENALTIES)
     strengths = [own.strength for own in each]
-    scale = None if len(set(strengths)) == 1 else torch.tensor(strengths, dtype=torch.float64)
+    scale = None
+    if len(set(strengths)) > 1:
+        scale = torch.tensor(strengths, dtype=torch.float64, device=next(net.parameters()).device)
     penalty = constructed(key, make, settings.penalty, settings.options, settings.strength if scale is None else 1.0)
     schedule = None
     if settings.schedule is not None:

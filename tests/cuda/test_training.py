@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from tests.cases import (
@@ -15,8 +16,18 @@ from tests.cases import (
     each_constraint,
     each_penalty,
 )
-from tests.helpers import assert_bit_equal, assert_close, assert_differs, engaged, make_model, through_a_file, train
-from torchreg import L1, L2, L2SP, Regularizer, everything, linear
+from tests.helpers import (
+    assert_bit_equal,
+    assert_close,
+    assert_differs,
+    engaged,
+    make_data,
+    make_model,
+    through_a_file,
+    train,
+    weights_of,
+)
+from torchreg import L1, L2, L2SP, Regularizer, Stacked, everything, linear
 from torchreg.optim import ProxAdam, ProxSGD
 
 pytestmark = [pytest.mark.cuda, pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")]
@@ -158,6 +169,32 @@ def test_a_model_moved_after_the_regularizer_was_made(mode):
     optimizer = sgd(model.parameters())
     regularizer.attach(optimizer)
     assert_close(on_cpu(train(model, optimizer, 4)), trained("cpu", sgd, L2SP(0.1), mode, 4, select=everything))
+
+
+@pytest.mark.parametrize("is_moved_later", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_strengths_of_the_members_of_a_stack(mode, is_moved_later):
+    """They are given on the CPU; a member trains as alone."""
+    strengths = [0.0, 0.1, 0.5]
+    stacked = Stacked([make_model() for _ in strengths])
+    if not is_moved_later:
+        stacked.to("cuda")
+    regularizer = Regularizer(stacked, L1(1.0) + L2(1.0), mode=mode)
+    regularizer.scale = torch.tensor(strengths)
+    stacked.to("cuda")
+    optimizer = sgd(stacked.parameters())
+    if mode != "loss":
+        regularizer.attach(optimizer)
+    x, y = (tensor.cuda() for tensor in make_data())
+    for _ in range(4):
+        optimizer.zero_grad()
+        loss = stacked.per_member(F.mse_loss)(stacked(x), y)
+        (loss + (regularizer.value() if mode == "loss" else 0.0)).sum().backward()
+        optimizer.step()
+    for member, strength in zip(stacked.members(), strengths, strict=True):
+        assert_close(
+            on_cpu(weights_of(member)), trained("cpu", sgd, L1(strength) + L2(strength), mode, 4), tolerance=1e-6
+        )
 
 
 def test_a_model_over_two_devices():

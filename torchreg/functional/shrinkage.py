@@ -67,7 +67,7 @@ def soft_threshold_towards(w: Tensor, start: Tensor, threshold: float | Tensor) 
     away = w - start
     # Not start + soft_threshold(away), which would change the last bits.
     near, moved = away.abs() <= threshold, w - away.sgn() * threshold
-    if start.ndim == 0 and start.device != w.device:  # one number; where() would wait for the device to copy it
+    if start.ndim == 0 and start.is_cpu and not (w.is_cpu or w.is_meta):  # where() would wait for the device to copy it
         return moved.masked_fill(near, start).to(w.dtype)
     return torch.where(near, start, moved).to(w.dtype)
 

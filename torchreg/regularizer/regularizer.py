@@ -167,7 +167,6 @@ class Regularizer:
 
     @scale.setter
     def scale(self, scale: Scale) -> None:
-        members = len(self.model) if isinstance(self.model, Stacked) else None
         if isinstance(scale, Mapping):
             names = {a.name: a.key for a in self.entries if a.acting is not None}
             if scale.keys() != names.keys():
@@ -175,13 +174,21 @@ class Regularizer:
                     f"Regularizer: scale must name each penalized parameter, {listed(list(names))}, "
                     f"got {listed(list(scale)) or 'none'}"
                 )
-            self._scale = {name: check_scale("Regularizer", own, members) for name, own in scale.items()}
+            self._scale = {name: self._checked_scale(own) for name, own in scale.items()}
             self._scales: dict[Any, float | Tensor] = {names[name]: own for name, own in self._scale.items()}
         else:
-            self._scale = check_scale("Regularizer", scale, members)
+            self._scale = self._checked_scale(scale)
             self._scales = dict.fromkeys([*self._penalties, *(a.key for a in self._computed)], self._scale)
         if self._acting is not self._penalties:
             self._scales |= {param: self._scales[a.key] for a in self._computed for param in a.stored}
+
+    def _checked_scale(self, scale: float | Tensor) -> float | Tensor:
+        """The scale; one for each member of a stack lies on the stack's device."""
+        if not isinstance(self.model, Stacked):
+            return check_scale("Regularizer", scale)
+        scale = check_scale("Regularizer", scale, len(self.model))
+        param = next(self.model.parameters(), None)
+        return scale.to(param.device) if isinstance(scale, Tensor) and scale.ndim and param is not None else scale
 
     # -- mode "loss": the penalty as a number ---------------------------------------------------------------------
 
@@ -223,7 +230,9 @@ class Regularizer:
     def _scaled_total(self, pairs: Sequence[_Trained]) -> Tensor:
         if not isinstance(self.scale, Mapping):
             penalties, weights, _ = zip(*pairs, strict=True)
-            return self.scale * penalty_value(penalties, weights, self.compile)
+            total = penalty_value(penalties, weights, self.compile)
+            # Of a stack that was moved since, the scales of the members lie where it was.
+            return (self.scale.to(total.device) if isinstance(self.scale, Tensor) else self.scale) * total
         first, *others = (
             self._scales[key] * penalty_value([penalty], [weight], self.compile) for penalty, weight, key in pairs
         )
@@ -292,6 +301,7 @@ class Regularizer:
                 "or choose mode 'grad', 'decoupled' or 'prox'"
             )
         self._check_parameters()
+        self.scale = self._scale  # again, for a model that was moved since
         if self.mode == "loss":
             check_copy(optimizers, self.entries)
         else:
