@@ -59,7 +59,7 @@ def plain_loop(run: Run) -> list[float]:
             optimizer.zero_grad()
             loss = cross_entropy(model(examples.train.x[batch]), examples.train.y[batch])
             for regularizer in run.regularizers:
-                loss = loss + (regularizer.strength or 0.0) * _by_hand(regularizer.penalty, weights)
+                loss = loss + (regularizer.strength or 0.0) * _by_hand(regularizer.penalty or "", weights)
             loss.backward()
             optimizer.step()
         model.eval()

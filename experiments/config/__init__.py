@@ -1,14 +1,13 @@
 """A study's TOML file as typed, frozen and strict settings."""
 
+from experiments.config.model import Model
+from experiments.config.penalties import Penalty, Regularizer
 from experiments.config.sections import Component
 from experiments.config.study import (
     AutoStrength,
     Data,
     EarlyStopping,
-    Model,
     Optimizer,
-    Penalty,
-    Regularizer,
     Run,
     Scheduler,
     Settings,

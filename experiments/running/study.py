@@ -16,13 +16,14 @@ from experiments import config
 from experiments.config import Run, Study
 from experiments.errors import RecordError, UserError, oneline
 from experiments.running import stacks
-from experiments.training import build, data
+from experiments.training import build, data, solving
 from experiments.training.bars import Bar
 from experiments.training.data import Examples
 from experiments.training.files import sealed, unsealed, write
 from experiments.training.loop import train
 from experiments.training.measure import describe
 from experiments.training.record import Record, Row, open_study
+from experiments.training.solving import solve
 
 BROKEN = ("diverged", "failed")
 _REHEARSED = 100_000  # steps of a schedule that are tried before the study begins
@@ -133,6 +134,7 @@ def _rehearse(run: Run) -> Examples:
     scheduler, each_step = build.scheduler(run.scheduler, optimizer)
     regularizers = build.regularizers([run], model, optimizer)
     build.auto_strength(run.auto_strength, regularizers, optimizer, examples)
+    activities = build.activities(run, model)
     build.controller(run.sparsity, optimizer, steps=1)
     build.dropout_schedule(run.dropout_schedule, model, optimizer)
     size = run.train.batch_size
@@ -144,9 +146,16 @@ def _rehearse(run: Run) -> Examples:
             outputs = model(x)
             if outputs.shape != (wanted := (len(y), examples.task.outputs)):
                 raise ValueError(f"its output must have the shape {wanted}, got {tuple(outputs.shape)}")
-            examples.task.loss(outputs, y).backward()
+            loss = examples.task.loss(outputs, y)
+            for activity in activities:
+                loss = loss + activity.value()
+            loss.backward()
             optimizer.step()
         describe(model, examples)
+        if run.train.solve:
+            solve(model, examples, solving.strength(run, model, regularizers))
+    except UserError:
+        raise
     except (Exception, SystemExit) as error:  # whatever a user's model raises
         raise UserError(f"model: cannot be trained on {tuple(x.shape)} {examples.noun}: {oneline(error)}") from error
     if scheduler is not None:

@@ -14,12 +14,14 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from experiments.config import Run
 from experiments.training import data
+from experiments.training.activity import Activity
 from experiments.training.bars import Bar
 from experiments.training.measure import describe, evaluate, penalties
 from experiments.training.outcomes import outcomes
 from experiments.training.progress import Progress, Store
 from experiments.training.record import Record, Row
 from experiments.training.setup import Autocast, Setup, losses, set_up
+from experiments.training.solving import solve
 from torchreg import Regularizer, Stacked
 
 
@@ -28,7 +30,7 @@ def train_epoch(
     optimizer: Optimizer,
     split: data.Split,
     batches: Sequence[Tensor],
-    in_loss: Sequence[Regularizer] = (),
+    in_loss: Sequence[Regularizer | Activity] = (),
     amp: Autocast | None = None,
     each_step: LRScheduler | None = None,
     criterion: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
@@ -41,7 +43,7 @@ def train_epoch(
         optimizer: of its parameters.
         split: inputs and targets.
         batches: positions in the split; of a stack with a row for each member.
-        in_loss: regularizers of mode "loss".
+        in_loss: regularizers of mode "loss", and penalties on activities.
         amp: mixed precision, if any.
         each_step: a learning rate's schedule that counts steps, if any.
         criterion: the mean loss of a batch, from outputs and targets.
@@ -76,7 +78,9 @@ def train_epoch(
 
 
 def make_steps(setup: Setup, batches: Sequence[Tensor]) -> Tensor:
-    """:func:`train_epoch` with all that a run or a stack needs."""
+    """:func:`train_epoch` with all that a run or a stack needs; or the last layer's solution in place of steps."""
+    if setup.ridge is not None:
+        return solve(setup.model, setup.examples, setup.ridge)
     each_step = setup.scheduler if setup.is_each_step else None
     split, criterion = setup.examples.train, setup.examples.task.loss
     return train_epoch(

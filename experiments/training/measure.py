@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import torchreg
+from experiments.training import build
 from experiments.training.data import Examples, Split, Task
 from experiments.training.record import Row
 from experiments.training.setup import Setup
@@ -53,9 +54,16 @@ def _loss_and_error(model: nn.Module, split: Split, task: Task) -> Tensor:
 
 @torch.no_grad()
 def penalties(setup: Setup) -> list[dict[str, float]]:
-    """The values of the penalties by kind, in every mode, for each member."""
+    """The values of the penalties by kind, in every mode, for each member.
+
+    Those on activities are means over the steps since the last call.
+    """
     totals: list[dict[str, float]] = [{} for _ in setup.shuffles]
+    for activity in setup.activities:  # of the one network, as a stack has none
+        totals[0] |= activity.read()
     for regularizer in setup.regularizers:
+        if build.is_constraint(regularizer):
+            continue
         for kind, values in regularizer.terms().items():
             for total, value in zip(totals, values.reshape(-1).tolist(), strict=True):
                 total[kind] = total.get(kind, 0.0) + value

@@ -13,7 +13,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 import torchreg
 from experiments.config import Run
-from experiments.training import build, data
+from experiments.training import build, data, solving
+from experiments.training.activity import Activity
 from torchreg import Regularizer, Stacked
 
 
@@ -43,6 +44,8 @@ class Setup:
     tuned: torchreg.tuning.AutoStrength | None = None
     amp: Autocast | None = None
     augment: data.Augmentation | None = None
+    activities: list[Activity] = field(default_factory=list)
+    ridge: float | None = None  # the strength with which the last layer is solved for; None: steps are made
     others: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -58,8 +61,8 @@ class Setup:
         return {name: part for name, part in parts.items() if part is not None}
 
     @property
-    def in_loss(self) -> list[Regularizer]:
-        return [regularizer for regularizer in self.regularizers if regularizer.mode == "loss"]
+    def in_loss(self) -> list[Regularizer | Activity]:
+        return [*(regularizer for regularizer in self.regularizers if regularizer.mode == "loss"), *self.activities]
 
     def batches(self) -> Sequence[Tensor]:
         """The positions of an epoch's examples, in a new order for each run; of a stack ``(members, batch)``."""
@@ -94,6 +97,8 @@ def set_up(runs: Sequence[Run], device: torch.device, stacked: bool = False) -> 
     }
     made.amp = Autocast(device.type, scaler) if first.train.amp else None
     made.augment = augment
+    made.activities = build.activities(first, model)
+    made.ridge = solving.strength(first, model, regularizers) if first.train.solve else None
     made.shuffles = [torch.Generator().manual_seed(run.seed) for run in runs]
     return made
 
