@@ -47,9 +47,8 @@ def _loss_and_error(model: nn.Module, split: Split, task: Task) -> Tensor:
     size = max(1, _EVALUATED_AT_ONCE // members)
     for x, y in zip(split.x.split(size), split.y.split(size), strict=True):
         outputs = model(x.clone())  # a model that works in place must not alter the inputs
-        for total, own in zip(totals, outputs if isinstance(model, Stacked) else [outputs], strict=True):
-            total += task.totals(own, y)
-    return torch.stack([task.figures(own) for own in totals / len(split)])
+        totals += task.totals(outputs if isinstance(model, Stacked) else outputs.unsqueeze(0), y)
+    return task.figures(totals / len(split))
 
 
 @torch.no_grad()

@@ -25,11 +25,20 @@ class Classes:
     loss = staticmethod(cross_entropy)  # the mean loss of a batch: torch's own, which a stack has a fast form of
 
     def totals(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """The sums of what :meth:`figures` needs the means of: the losses, and the wrong classes."""
-        return torch.stack([cross_entropy(outputs, y, reduction="sum"), (outputs.argmax(1) != y).sum()])
+        """The sums of what :meth:`figures` needs the means of: the losses, and the wrong classes.
+
+        Args:
+            outputs: ``(members, examples, classes)``.
+            y: ``(examples,)``.
+
+        Returns:
+            ``(members, 2)``.
+        """
+        flat = cross_entropy(outputs.flatten(0, 1), y.repeat(len(outputs)), reduction="none")
+        return torch.stack([flat.view(len(outputs), -1).double().sum(1), (outputs.argmax(-1) != y).sum(1)], 1)
 
     def figures(self, means: Tensor) -> Tensor:
-        """The loss and the error of a split, from the means over its examples."""
+        """The losses and the errors of a split, from the means over its examples, ``(members, 2)``."""
         return means
 
 
@@ -57,13 +66,21 @@ class Regression:
     loss = staticmethod(mse_loss)  # the mean loss of a batch
 
     def totals(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """The sums of what :meth:`figures` needs the means of: the losses, and the squared errors in units."""
+        """The sums of what :meth:`figures` needs the means of: the losses, and the squared errors in units.
+
+        Args:
+            outputs: ``(members, examples, targets)``.
+            y: ``(examples, targets)``.
+
+        Returns:
+            ``(members, 2)``.
+        """
         squares = (outputs.double() - y) ** 2
-        return torch.stack([squares.mean(1).sum(), (squares * self.scale**2).mean(1).sum()])
+        return torch.stack([squares.mean(2).sum(1), (squares * self.scale**2).mean(2).sum(1)], 1)
 
     def figures(self, means: Tensor) -> Tensor:
-        """The loss and the error of a split, from the means over its examples."""
-        return torch.stack([means[0], means[1].sqrt()])
+        """The losses and the errors of a split, from the means over its examples, ``(members, 2)``."""
+        return torch.stack([means[:, 0], means[:, 1].sqrt()], 1)
 
 
 Task = Classes | Regression
