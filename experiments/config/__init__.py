@@ -4,7 +4,6 @@ from experiments.config.sections import Component
 from experiments.config.study import (
     AutoStrength,
     Data,
-    EarlyStopping,
     Model,
     Optimizer,
     Penalty,
@@ -14,15 +13,16 @@ from experiments.config.study import (
     Settings,
     Sparsity,
     Study,
-    Train,
     load,
     resolve,
     tree_of,
 )
 from experiments.config.sweep import Dimension, Sweep
+from experiments.config.train import Average, EarlyStopping, Train
 
 __all__ = [
     "AutoStrength",
+    "Average",
     "Component",
     "Data",
     "Dimension",

@@ -13,6 +13,7 @@ from experiments.config.files import merged, read
 from experiments.config.names import folder_name, slug, text_of
 from experiments.config.sections import Amount, Component, Folder, Name, Section, Seed, Size, Strength, Tree, fault_in
 from experiments.config.sweep import Sweep
+from experiments.config.train import Train
 from experiments.errors import UserError, did_you_mean, validated
 
 
@@ -142,24 +143,6 @@ class Scheduler(Component):
 
     interval: Literal["epoch", "step"] = "epoch"
     after: Annotated[int, Field(ge=0)] = 0  # intervals at the optimizer's own learning rate before it begins
-
-
-class EarlyStopping(Section):
-    """Ends a run after so many epochs without a lower validation loss, with the weights of the best epoch."""
-
-    patience: Size
-
-
-class Train(Section):
-    """The length of the training, and its batches."""
-
-    epochs: Size
-    batch_size: Size
-    amp: bool = False
-    early_stopping: EarlyStopping | None = None
-    evaluate_every: Size = 1  # epochs; the last one is always evaluated
-    stack: Literal[True, False, "auto"] = "auto"  # whether runs that differ in seeds and strengths train as one model
-    checkpoint_seconds: Annotated[float, Field(ge=0)] = 5.0  # least time between two checkpoints
 
 
 class Regularizer(Section):
