@@ -6,13 +6,16 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.loss import _Loss
+from torch.nn.modules import loss as torchs
 
 from experiments.errors import UserError, oneline
 from experiments.training.data import Classes, Examples, Regression, Task
 from experiments.training.data.tasks import Form
 
 KEY = "train.loss"
+LOSSES: dict[str, type[nn.Module]] = {
+    name: getattr(torchs, name) for name in torchs.__all__ if name not in ("NLLLoss2d", "LinearCrossEntropyLoss")
+}
 _OF_NUMBERS = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 _FORMS: dict[type[nn.Module], Form] = {
     nn.CrossEntropyLoss: "classes",
@@ -31,11 +34,10 @@ def with_loss(examples: Examples, loss: nn.Module | None) -> Examples:
     task = examples.task
     if isinstance(task, Classes):
         return replace(examples, task=replace(task, loss=loss, form=_form(loss, task.classes)))
-    if isinstance(loss, _Loss) and not isinstance(loss, _OF_NUMBERS) and _is_of_torch(loss):
+    if _is_of_torch(loss) and not isinstance(loss, _OF_NUMBERS):
         names = ", ".join(cls.__name__ for cls in _OF_NUMBERS)
-        raise UserError(
-            f"{KEY}: {type(loss).__name__} is for classes, the data is a regression: take {names} or your own"
-        )
+        name = type(loss).__name__
+        raise UserError(f"{KEY}: {name} is not for a regression: take {names}, or a class of your own")
     return replace(examples, task=replace(task, loss=loss))
 
 
@@ -50,7 +52,7 @@ def _form(loss: nn.Module, classes: int) -> Form:
 
 def _is_of_torch(loss: nn.Module) -> bool:
     """Whether it is one of torch's losses, or derives from one."""
-    return any(cls.__module__ == _Loss.__module__ and cls.__name__.endswith("Loss") for cls in type(loss).__mro__[:-2])
+    return isinstance(loss, tuple(LOSSES.values()))
 
 
 def check_loss(task: Task, outputs: Tensor, y: Tensor) -> None:
@@ -60,10 +62,11 @@ def check_loss(task: Task, outputs: Tensor, y: Tensor) -> None:
         UserError: it does not fit, or is no mean over the examples.
     """
     targets, name = task.targets(y, outputs), type(task.loss).__name__
-    outputs = outputs.detach().requires_grad_()
+    outputs = outputs.detach().requires_grad_()  # a second time, the model would draw other masks
     shapes = f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} of {targets.dtype}"
     if isinstance(task.loss, (nn.NLLLoss, nn.KLDivLoss)) and not _are_log_probabilities(outputs):
-        raise UserError(f"{KEY}: {name} takes logarithms of probabilities: take CrossEntropyLoss, or a model that ends with LogSoftmax")
+        how = "take CrossEntropyLoss, or a model that ends with LogSoftmax"
+        raise UserError(f"{KEY}: {name} must get logarithms of probabilities, got other outputs: {how}")
     try:
         loss = task.loss(outputs, targets)
         twice = task.loss(torch.cat([outputs, outputs]), torch.cat([targets, targets]))
@@ -77,3 +80,7 @@ def check_loss(task: Task, outputs: Tensor, y: Tensor) -> None:
             f"{KEY}: {name} must be a mean over the examples, got {loss.item():.4g} for a batch and "
             f"{twice.item():.4g} for the same batch twice"
         )
+
+
+def _are_log_probabilities(outputs: Tensor) -> bool:
+    return torch.allclose(outputs.logsumexp(1), torch.zeros(()).to(outputs), atol=1e-3)

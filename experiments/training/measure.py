@@ -42,13 +42,12 @@ def _loss_and_error(model: nn.Module, split: Split, task: Task) -> Tensor:
     """Of each member, ``(members, 2)``."""
     model.eval()
     members = len(model) if isinstance(model, Stacked) else 1
-    totals: list[Tensor] = [torch.zeros((), dtype=torch.float64, device=split.y.device)] * members
+    totals = torch.zeros(members, 2, dtype=torch.float64, device=split.y.device)
     size = max(1, _EVALUATED_AT_ONCE // members)
     for x, y in zip(split.x.split(size), split.y.split(size), strict=True):
         outputs = model(x.clone())  # a model that works in place must not alter the inputs
-        each = outputs if isinstance(model, Stacked) else [outputs]
-        totals = [total + task.totals(own, y) for total, own in zip(totals, each, strict=True)]
-    return torch.stack([task.figures(own, len(split)) for own in totals])
+        totals += task.totals(outputs if isinstance(model, Stacked) else outputs.unsqueeze(0), y)
+    return task.figures(totals, split.y)
 
 
 @torch.no_grad()

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
+from torchreg import functional as f
+
 Criterion = Callable[[Tensor, Tensor], Tensor]  # the mean loss of a batch, from outputs and targets
 Form = Literal["classes", "one-hot", "signs", "one output"]
 
@@ -63,18 +65,25 @@ class Classes:
         return summed
 
     def totals(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """The sums of what :meth:`figures` needs: the losses, the wrong classes, and the weights of the losses."""
-        weight = self.weight(y, len(y))
-        if self.loss is cross_entropy:
-            losses = cross_entropy(outputs, y, reduction="sum")
-        else:
-            losses = self.loss(outputs, self.targets(y, outputs)).double() * weight
-        wrong = (self.scores(outputs).argmax(1) != y).sum()
-        return torch.stack([losses, wrong, torch.as_tensor(weight, device=y.device)])
+        """The sums of what :meth:`figures` needs the means of: the losses, and the wrong classes.
 
-    def figures(self, totals: Tensor, count: int) -> Tensor:
-        """The loss and the error of a split, from the totals over its examples."""
-        return torch.stack([totals[0] / totals[2], totals[1] / count])
+        Args:
+            outputs: ``(members, examples, outputs)``.
+            y: ``(examples,)``.
+
+        Returns:
+            ``(members, 2)``.
+        """
+        if self.loss is cross_entropy:
+            flat = cross_entropy(outputs.flatten(0, 1), y.repeat(len(outputs)), reduction="none")
+            losses = flat.view(len(outputs), -1).double().sum(1)
+        else:
+            losses = _losses(self.loss, outputs, self.targets(y, outputs)) * self.weight(y, len(y))
+        return torch.stack([losses, (self.scores(outputs).argmax(-1) != y).sum(1)], 1)
+
+    def figures(self, totals: Tensor, y: Tensor) -> Tensor:
+        """The losses and the errors of a split with these targets, from the totals over it, ``(members, 2)``."""
+        return torch.stack([totals[:, 0] / self.weight(y, len(y)), totals[:, 1] / len(y)], 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,14 +120,30 @@ class Regression:
         return count
 
     def totals(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """The sums of what :meth:`figures` needs: the losses, and the squared errors in units."""
-        squares = (outputs.double() - y) ** 2
-        losses = squares.mean(1).sum() if self.loss is mse_loss else self.loss(outputs, y).double() * len(y)
-        return torch.stack([losses, (squares * self.scale**2).mean(1).sum()])
+        """The sums of what :meth:`figures` needs the means of: the losses, and the squared errors in units.
 
-    def figures(self, totals: Tensor, count: int) -> Tensor:
-        """The loss and the error of a split, from the totals over its examples."""
-        return torch.stack([totals[0] / count, (totals[1] / count).sqrt()])
+        Args:
+            outputs: ``(members, examples, targets)``.
+            y: ``(examples, targets)``.
+
+        Returns:
+            ``(members, 2)``.
+        """
+        squares = (outputs.double() - y) ** 2
+        losses = squares.mean(2).sum(1) if self.loss is mse_loss else _losses(self.loss, outputs, y) * len(y)
+        return torch.stack([losses, (squares * self.scale**2).mean(2).sum(1)], 1)
+
+    def figures(self, totals: Tensor, y: Tensor) -> Tensor:
+        """The losses and the errors of a split with these targets, from the totals over it, ``(members, 2)``."""
+        means = totals / len(y)
+        return torch.stack([means[:, 0], means[:, 1].sqrt()], 1)
 
 
 Task = Classes | Regression
+
+
+def _losses(loss: Criterion, outputs: Tensor, targets: Tensor) -> Tensor:
+    """The mean loss of each member's outputs, with targets that they share."""
+    if (at_once := f.losses_at_once(loss)) is not None:
+        return at_once(outputs, targets).double()
+    return torch.stack([loss(own, targets) for own in outputs]).double()
