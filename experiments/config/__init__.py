@@ -18,7 +18,7 @@ from experiments.config.study import (
     tree_of,
 )
 from experiments.config.sweep import Dimension, Sweep
-from experiments.config.train import Average, EarlyStopping, Train
+from experiments.config.train import Average, EarlyStopping, Metric, Train
 
 __all__ = [
     "AutoStrength",
@@ -27,6 +27,7 @@ __all__ = [
     "Data",
     "Dimension",
     "EarlyStopping",
+    "Metric",
     "Model",
     "Optimizer",
     "Penalty",

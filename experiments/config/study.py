@@ -193,6 +193,15 @@ class Run(Settings):
     strength: float | None = None  # where the arm runs over several
     values: Tree = Field(default_factory=dict)  # of the swept keys, where the arm is searched
     seed: int
+    is_average: bool = False  # the same training, of which the averaged weights are reported
+
+    @property
+    def average(self) -> Run | None:
+        """The run that reports the averaged weights, as an arm of its own, if they are averaged."""
+        if self.train.average is None or self.is_average:
+            return None
+        arm = f"{self.arm} ({self.train.average.name.upper()})"
+        return self.model_copy(update={"arm": arm, "is_average": True})
 
     @property
     def point(self) -> Tree:
@@ -284,7 +293,10 @@ def resolve(tree: Tree) -> Study:
         if name not in names:
             raise UserError(f"sweep.arms: unknown name {name!r}, {did_you_mean(name, names)}")
     point = head.sweep.probes[0] if head.sweep else {}
-    runs = (run for arm in head.arms for run in _runs(base, arm, head.seeds, point if arm.name in searched else {}))
+    each = (_runs(base, arm, head.seeds, point if arm.name in searched else {}) for arm in head.arms)
+    runs = [run for ours in each for run in ours]
+    averages = {run.average.arm: None for run in runs if run.average}
+    _check_distinct("arms", [folder_name(slug(name)).casefold() for name in (*names, *averages)])
     return Study(name=head.name, runs=tuple(runs), sweep=head.sweep)
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import loss as torchs
 
 from experiments.errors import UserError, oneline
-from experiments.training.data import Classes, Examples, Regression, Task
+from experiments.training.data import Classes, Examples, Task
 from experiments.training.data.tasks import Form
 
 KEY = "train.loss"
@@ -39,6 +42,17 @@ def with_loss(examples: Examples, loss: nn.Module | None) -> Examples:
         name = type(loss).__name__
         raise UserError(f"{KEY}: {name} is not for a regression: take {names}, or a class of your own")
     return replace(examples, task=replace(task, loss=loss))
+
+
+def with_lists(cls: type[nn.Module]) -> Callable[..., nn.Module]:
+    """The constructor of a loss, which makes tensors of lists, such as the weights of classes."""
+
+    @wraps(cls)
+    def make(*args: Any, **given: Any) -> nn.Module:
+        tensors = {name: torch.tensor(value) * 1.0 for name, value in given.items() if isinstance(value, list)}
+        return cls(*args, **{**given, **tensors})
+
+    return make
 
 
 def _form(loss: nn.Module, classes: int) -> Form:

@@ -29,11 +29,12 @@ def losses_at_once(criterion: Callable[[Any, Any], Tensor], shared: bool = True)
     if type(criterion) is nn.CrossEntropyLoss and criterion.reduction == "mean" and criterion.weight is None:
         ignored, smoothing = criterion.ignore_index, criterion.label_smoothing
         return partial(_cross_entropies, shared=shared, ignored=ignored, smoothing=smoothing)
-    weight = getattr(criterion, "weight", None)
-    if type(criterion) in _MEANS and criterion.reduction == "mean" and (weight is None or weight.dim() < 2):
-        each = copy(criterion)
-        each.reduction = "none"
-        return partial(_means, each, shared=shared)
+    if isinstance(criterion, nn.Module) and type(criterion) in _MEANS and criterion.reduction == "mean":
+        weight = getattr(criterion, "weight", None)
+        if weight is None or weight.dim() < 2:
+            each: Any = copy(criterion)
+            each.reduction = "none"
+            return partial(_means, each, shared=shared)
     return None
 
 

@@ -40,6 +40,7 @@ class Examples:
         task: what to predict.
         labels: the classes' names, in order; none for a regression.
         source: the name of the data set, its path or its class.
+        dtype: of inputs and targets that are no whole numbers.
     """
 
     train: Split
@@ -48,6 +49,7 @@ class Examples:
     task: Task
     labels: tuple[str, ...] = ()
     source: str = ""
+    dtype: torch.dtype = torch.float32
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -85,7 +85,7 @@ def _load(text: str, device: torch.device, dtype: torch.dtype) -> Examples:
         return Split(*(part.to(device, dtype if part.is_floating_point() else None) for part in (inputs, targets)))
 
     parts = split(x[train], y_train), split(x[valid], y[valid]), split(x_test, y_test)
-    return Examples(*parts, task, labels, settings.source)
+    return Examples(*parts, task, labels, settings.source, dtype)
 
 
 def _read(settings: config.Data) -> Source:
