@@ -6,26 +6,27 @@ from experiments.config.sections import Component
 from experiments.config.study import (
     AutoStrength,
     Data,
-    EarlyStopping,
     Optimizer,
     Run,
     Scheduler,
     Settings,
     Sparsity,
     Study,
-    Train,
     load,
     resolve,
     tree_of,
 )
 from experiments.config.sweep import Dimension, Sweep
+from experiments.config.train import Average, EarlyStopping, Metric, Train
 
 __all__ = [
     "AutoStrength",
+    "Average",
     "Component",
     "Data",
     "Dimension",
     "EarlyStopping",
+    "Metric",
     "Model",
     "Optimizer",
     "Penalty",

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from experiments.config.files import merged, read
 from experiments.config.model import Model
@@ -27,8 +27,20 @@ from experiments.config.sections import (
     fault_in,
 )
 from experiments.config.sweep import Sweep
+from experiments.config.train import Train
 from experiments.errors import UserError, did_you_mean, validated
 
+
+def _true_or_two(value: Any) -> Any:
+    is_pair = isinstance(value, (list, tuple)) and len(value) == 2
+    if not isinstance(value, bool) and not (
+        is_pair and all(type(one) in (int, float) for one in value) and value[1] > 0
+    ):
+        raise ValueError("must be true, false, or a mean and a standard deviation > 0, such as [0.5, 0.5]")
+    return tuple(map(float, value)) if is_pair else value
+
+
+Scale = Annotated[bool | tuple[float, float], BeforeValidator(_true_or_two)]
 DataName = Literal[
     "digits", "mnist", "fashion_mnist", "kmnist", "emnist", "qmnist", "cifar10",  # with a test of their own
     "diabetes", "breast_cancer", "wine",
@@ -62,7 +74,7 @@ class Data(Section):
     split: Literal["balanced", "byclass", "bymerge", "digits", "letters", "mnist"] = "balanced"  # of EMNIST
     size: Annotated[tuple[Size, Size], Field(strict=False)] | None = None  # height and width to resize images to
     task: Literal["classes", "regression"] | None = None  # None: what the target tells
-    standardize: bool = True  # by the mean and standard deviation of the training examples
+    standardize: Scale = True  # by the mean and standard deviation of the training examples; or by [mean, deviation]
     stratified: bool = False  # each class has its share in every part
     train_size: Size | None = None  # None: all examples that validation leaves
     valid_size: Amount = 400  # 0.2 for data of your own, and for the small sets of scikit-learn
@@ -133,25 +145,6 @@ class Scheduler(Component):
     after: Annotated[int, Field(ge=0)] = 0  # intervals at the optimizer's own learning rate before it begins
 
 
-class EarlyStopping(Section):
-    """Ends a run after so many epochs without a lower validation loss, with the weights of the best epoch."""
-
-    patience: Size
-
-
-class Train(Section):
-    """The length of the training, and its batches."""
-
-    epochs: Size
-    batch_size: Size
-    solve: bool = False  # the last linear layer in closed form, in place of steps
-    amp: bool = False
-    early_stopping: EarlyStopping | None = None
-    evaluate_every: Size = 1  # epochs; the last one is always evaluated
-    stack: Literal[True, False, "auto"] = "auto"  # whether runs that differ in seeds and strengths train as one model
-    checkpoint_seconds: Annotated[float, Field(ge=0)] = 5.0  # least time between two checkpoints
-
-
 class AutoStrength(Section):
     """Tunes the strengths of the run's regularizers during training, by the validation images."""
 
@@ -183,6 +176,15 @@ class Run(Settings):
     strength: float | None = None  # where the arm runs over several
     values: Tree = Field(default_factory=dict)  # of the swept keys, where the arm is searched
     seed: int
+    is_average: bool = False  # the same training, of which the averaged weights are reported
+
+    @property
+    def average(self) -> Run | None:
+        """The run that reports the averaged weights, as an arm of its own, if they are averaged."""
+        if self.train.average is None or self.is_average:
+            return None
+        arm = f"{self.arm} ({self.train.average.name.upper()})"
+        return self.model_copy(update={"arm": arm, "is_average": True})
 
     @property
     def point(self) -> Tree:
@@ -274,7 +276,10 @@ def resolve(tree: Tree) -> Study:
         if name not in names:
             raise UserError(f"sweep.arms: unknown name {name!r}, {did_you_mean(name, names)}")
     point = head.sweep.probes[0] if head.sweep else {}
-    runs = (run for arm in head.arms for run in _runs(base, arm, head.seeds, point if arm.name in searched else {}))
+    each = (_runs(base, arm, head.seeds, point if arm.name in searched else {}) for arm in head.arms)
+    runs = [run for ours in each for run in ours]
+    averages = {run.average.arm: None for run in runs if run.average}
+    _check_distinct("arms", [folder_name(slug(name)).casefold() for name in (*names, *averages)])
     return Study(name=head.name, runs=tuple(runs), sweep=head.sweep)
 
 

@@ -7,7 +7,6 @@ from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
 from experiments.config import Run
 from experiments.errors import UserError
@@ -47,6 +46,10 @@ def _check(run: Run) -> None:
     for_steps = {
         "train.amp": run.train.amp,
         "train.early_stopping": run.train.early_stopping,
+        "train.average": run.train.average,
+        "train.clip_norm": run.train.clip_norm,
+        "train.clip_value": run.train.clip_value,
+        "train.accumulate": run.train.accumulate > 1,
         "optimizer.weight_decay": run.optimizer.weight_decay,
         "optimizer.penalty": run.optimizer.penalty,
         "scheduler": run.scheduler,
@@ -88,8 +91,10 @@ def solve(net: nn.Module, examples: Examples, strength: float) -> Tensor:
     """
     _, layer = _last_linear(net)
     features, outputs = _features(net, layer, examples.train)
-    targets = _targets(examples, outputs.shape[1])
-    factor = _factor(examples, targets)
+    targets = examples.task.targets(examples.train.y, outputs).double()
+    factor = _factor(examples, targets) if targets.shape == outputs.shape else None
+    if factor is None:
+        raise UserError("train.loss: must be a squared error, such as MSELoss, with train.solve: it is another")
     ours, wanted, center, middle = features, targets, torch.zeros(1).to(features), torch.zeros(1).to(features)
     has_intercept = layer.bias is not None and layer.bias.requires_grad
     if has_intercept:
@@ -135,21 +140,14 @@ def _features(net: nn.Module, layer: nn.Linear, split: Split) -> tuple[Tensor, T
     return found, outputs
 
 
-def _targets(examples: Examples, outputs: int) -> Tensor:
-    y = examples.train.y
-    return one_hot(y, outputs).double() if examples.task.name == "classes" else y.double()
-
-
-def _factor(examples: Examples, targets: Tensor) -> float:
+def _factor(examples: Examples, targets: Tensor) -> float | None:
     """The loss as a multiple of the squared distances' mean, if it is one."""
-    few, y = targets[:_TRIED], examples.train.y[:_TRIED]
+    few, dtype = targets[:_TRIED], examples.train.x.dtype
     ratios = []
     for outputs in (torch.zeros_like(few), torch.linspace(-1, 2, few.numel()).to(few).reshape(few.shape)):
         distance = (outputs - few).square().sum(1).mean()
-        ratios.append(float(examples.task.loss(outputs.to(examples.train.x), y) / distance))
-    if not (ratios[0] > 0 and abs(ratios[0] / ratios[1] - 1) < 1e-4):
-        raise UserError("train.loss: must be a squared error, such as MSELoss, with train.solve: it is another")
-    return ratios[0]
+        ratios.append(float(examples.task.loss(outputs.to(dtype), few.to(dtype)) / distance))
+    return ratios[0] if ratios[0] > 0 and abs(ratios[0] / ratios[1] - 1) < 1e-4 else None
 
 
 def _near(ours: Tensor, theirs: Tensor) -> bool:

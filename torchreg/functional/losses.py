@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+# Their means are those of the losses that they give for each output or example without a reduction.
+_MEANS = {
+    *(nn.BCELoss, nn.BCEWithLogitsLoss, nn.HuberLoss, nn.L1Loss, nn.MultiLabelSoftMarginLoss, nn.MultiMarginLoss),
+    *(nn.PoissonNLLLoss, nn.SmoothL1Loss, nn.SoftMarginLoss),
+}
 
 
 def losses_at_once(criterion: Callable[[Any, Any], Tensor], shared: bool = True) -> Callable[[Any, Any], Tensor] | None:
@@ -22,7 +29,19 @@ def losses_at_once(criterion: Callable[[Any, Any], Tensor], shared: bool = True)
     if type(criterion) is nn.CrossEntropyLoss and criterion.reduction == "mean" and criterion.weight is None:
         ignored, smoothing = criterion.ignore_index, criterion.label_smoothing
         return partial(_cross_entropies, shared=shared, ignored=ignored, smoothing=smoothing)
+    if isinstance(criterion, nn.Module) and type(criterion) in _MEANS and criterion.reduction == "mean":
+        weight = getattr(criterion, "weight", None)
+        if weight is None or weight.dim() < 2:
+            each: Any = copy(criterion)
+            each.reduction = "none"
+            return partial(_means, each, shared=shared)
     return None
+
+
+def _means(each: nn.Module, outputs: Tensor, targets: Tensor, shared: bool) -> Tensor:
+    own = targets.expand(len(outputs), *targets.shape) if shared else targets
+    losses: Tensor = each(outputs.flatten(0, 1), own.flatten(0, 1))
+    return losses.view(len(outputs), -1).mean(1)
 
 
 def _mean_squares(outputs: Tensor, targets: Tensor, shared: bool) -> Tensor:
