@@ -32,12 +32,12 @@ from experiments.errors import UserError, did_you_mean, validated
 
 
 def _true_or_two(value: Any) -> Any:
-    is_pair = isinstance(value, (list, tuple)) and len(value) == 2
-    if not isinstance(value, bool) and not (
-        is_pair and all(type(one) in (int, float) for one in value) and value[1] > 0
-    ):
+    if isinstance(value, bool):
+        return value
+    is_pair = isinstance(value, (list, tuple)) and len(value) == 2 and {*map(type, value)} <= {int, float}
+    if not is_pair or value[1] <= 0:
         raise ValueError("must be true, false, or a mean and a standard deviation > 0, such as [0.5, 0.5]")
-    return tuple(map(float, value)) if is_pair else value
+    return tuple(map(float, value))
 
 
 Scale = Annotated[bool | tuple[float, float], BeforeValidator(_true_or_two)]

@@ -287,7 +287,7 @@ def test_a_file_that_extends_another_may_hold_parts():
         ({"data": {"name": "minst"}}, ".data.name: not in"),
         ({"arms": [{"name": "a", "strenghts": [1.0]}]}, ".arms[].strenghts: unknown"),
         ({"arms": [{"optimizer": {"lr": 1.0}}]}, ".arms[]: lacks name"),
-        ({"regularizers": [{"strength": 1.0}]}, ".regularizers[]: lacks penalty"),
+        ({"regularizers": [{"strength": 1.0}]}, ".regularizers[]: none of anyOf"),
         ({"regularizers": [{"penalty": "L1", "strength": -1.0}]}, ".regularizers[].strength: out of range"),
         ({"sparsity": {"target": 0}}, ".sparsity.target: out of range"),
         ({"sweep": {"space": {"x": 3}}}, ".sweep.space.x: none of anyOf"),

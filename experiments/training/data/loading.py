@@ -21,8 +21,8 @@ def load(settings: config.Data, device: torch.device, dtype: torch.dtype = torch
     """The data set that the settings describe: the same examples, split and label noise for the same settings.
 
     Validation examples are drawn first and training examples after them, so that a larger ``train_size`` adds some and
-    keeps the rest. Inputs are shifted and scaled by the mean and standard deviation of the training examples, or by those
-    given: column by column for vectors, all pixels alike for images. So are the targets of a regression.
+    keeps the rest. Inputs are shifted and scaled by the mean and standard deviation of the training examples: column by
+    column for vectors, all pixels alike for images; or by those that are given. Targets of a regression are by theirs.
 
     Raises:
         UserError: more training examples are asked for than there are, or files are missing or damaged.
