@@ -52,12 +52,13 @@ def _loss_and_error(model: nn.Module, split: Split, task: Task) -> Tensor:
 
 @torch.no_grad()
 def penalties(setup: Setup) -> list[dict[str, float]]:
-    """The values of the penalties by kind, in every mode, for each member."""
+    """The values of the penalties by kind, in every mode, for each member that has them."""
     totals: list[dict[str, float]] = [{} for _ in setup.shuffles]
-    for regularizer in setup.regularizers:
+    for regularizer, settings in zip(setup.regularizers, setup.penalized, strict=True):
         for kind, values in regularizer.terms().items():
-            for total, value in zip(totals, values.reshape(-1).tolist(), strict=True):
-                total[kind] = total.get(kind, 0.0) + value
+            for total, value, own in zip(totals, values.reshape(-1).tolist(), settings, strict=True):
+                if own is not None:
+                    total[kind] = total.get(kind, 0.0) + value
     return totals
 
 

@@ -12,8 +12,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 import torchreg
+from experiments import config
 from experiments.config import Run
 from experiments.training import build, data
+from experiments.training.together import side_by_side
 from torchreg import Regularizer, Stacked
 
 
@@ -36,6 +38,7 @@ class Setup:
     model: nn.Module
     optimizer: Optimizer
     regularizers: list[Regularizer]
+    penalized: list[list[config.Regularizer | None]]  # the settings of each regularizer in each run
     shuffles: list[torch.Generator]
     batch_size: int
     scheduler: LRScheduler | None = None
@@ -82,9 +85,12 @@ def set_up(runs: Sequence[Run], device: torch.device, stacked: bool = False) -> 
     model = Stacked(models) if stacked else models[0]
     optimizer = build.optimizer(first.optimizer, model, like=models[0])
     scheduler, is_each_step = build.scheduler(first.scheduler, optimizer)
-    regularizers = build.regularizers(runs, model, optimizer)
+    penalized = side_by_side(runs)
+    regularizers = build.regularizers(penalized, model, optimizer)
     scaler = torch.amp.GradScaler(device.type, enabled=first.train.amp and device.type == "cuda")
-    made = Setup(examples, model, optimizer, regularizers, [], first.train.batch_size, scheduler, is_each_step)
+    made = Setup(
+        examples, model, optimizer, regularizers, penalized, [], first.train.batch_size, scheduler, is_each_step
+    )
     made.tuned = build.auto_strength(first.auto_strength, regularizers, optimizer, examples)
     made.others = {
         "scaler": scaler,
