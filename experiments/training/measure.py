@@ -68,7 +68,7 @@ def describe(model: nn.Module, examples: Examples) -> Row:
 
     Layers that learn what to drop are described as the ordinary ones that they have become.
     """
-    model = torchreg.nn.pruned(model)
+    model = torchreg.nn.pruned(model).cpu()  # many small questions, which a GPU would be asked one after another
     weights = [w.abs().flatten().double().cpu() for w in torchreg.diagnostics.weights_of(model).values()]
     sizes = torch.cat(weights) if weights else torch.zeros(0)
     count, logs = max(len(sizes), 1), sizes[sizes > 0].log10()
