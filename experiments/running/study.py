@@ -26,6 +26,7 @@ from experiments.training.measure import describe
 from experiments.training.record import Record, Row, open_study
 from experiments.training.setup import losses
 from experiments.training.solving import solve
+from experiments.training.together import side_by_side
 
 BROKEN = ("diverged", "failed")
 _REHEARSED = 100_000  # steps of a schedule that are tried before the study begins
@@ -138,7 +139,7 @@ def _rehearse(run: Run) -> Examples:
     model = build.network(run, examples)
     optimizer = build.optimizer(run.optimizer, model)
     scheduler, each_step = build.scheduler(run.scheduler, optimizer)
-    regularizers = build.regularizers([run], model, optimizer)
+    regularizers = build.regularizers(side_by_side([run]), model, optimizer)
     build.auto_strength(run.auto_strength, regularizers, optimizer, examples)
     activities = build.activities(run, model)
     build.controller(run.sparsity, optimizer, steps=1)

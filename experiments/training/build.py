@@ -134,14 +134,24 @@ def _network(settings: config.Model, examples: Examples) -> nn.Module:
     return module
 
 
-def is_linear(penalty: str) -> bool:
+def is_linear(penalty: str | None) -> bool:
     """Whether the penalty of that name is its strength times the penalty of strength 1."""
-    return bool(getattr(PENALTIES.get(penalty), "is_linear", False))
+    return bool(getattr(PENALTIES.get(penalty or ""), "is_linear", False))
 
 
 def is_constraint(regularizer: torchreg.Regularizer) -> bool:
     """Whether it projects the weights, so that it has neither a strength nor a value."""
     return any(isinstance(term, torchreg.Constraint) for entry in regularizer.entries for term in entry.terms)
+
+
+def is_of_activities(row: Sequence[config.Regularizer | None]) -> bool:
+    """Whether the settings of a regularizer, in each run of a stack, are those of a penalty on activities."""
+    return any(settings is not None and settings.activity is not None for settings in row)
+
+
+def is_elementwise(penalty: str | None) -> bool:
+    """Whether the penalty of that name is such a factor of a function of single weights, which costs little."""
+    return is_linear(penalty) and bool(getattr(PENALTIES.get(penalty or ""), "is_uniform", False))
 
 
 def seeded(net: nn.Module, seed: int, device: torch.device) -> nn.Module:
@@ -279,16 +289,23 @@ def metrics(settings: Sequence[config.Metric], task: data.Task, device: torch.de
     return measures.Metrics(made, task)
 
 
-def regularizers(runs: Sequence[config.Run], net: nn.Module, opt: torch.optim.Optimizer) -> list[torchreg.Regularizer]:
-    """The regularizers, attached to the optimizer if their mode acts in its step; of a stack with a strength a run."""
-    decayed: set[str] = set()
-    for i, settings in enumerate(runs[0].regularizers):
-        if settings.penalty == "L2":
+def regularizers(
+    side_by_side: Sequence[Sequence[config.Regularizer | None]], net: nn.Module, opt: torch.optim.Optimizer
+) -> list[torchreg.Regularizer]:
+    """The regularizers, attached to the optimizer if their mode acts in its step.
+
+    Each row has the settings in each run of a stack, or in the only run; None where it has strength 0.
+    """
+    for run in zip(*side_by_side, strict=True):
+        decayed: set[str] = set()
+        for i, settings in enumerate(run):
+            if settings is None or settings.penalty != "L2":
+                continue
             if settings.select in decayed:
                 raise UserError(f"regularizers.{i}: must not decay twice, got two L2 on {settings.select!r}: drop one")
             decayed.add(settings.select)
-    each = enumerate(zip(*(run.regularizers for run in runs), strict=True))
-    return [_regularizer(f"regularizers.{i}", own, net, opt) for i, own in each if own[0].activity is None]
+    rows = ((i, row) for i, row in enumerate(side_by_side) if not is_of_activities(row))
+    return [_regularizer(f"regularizers.{i}", row, net, opt) for i, row in rows]
 
 
 def activities(run: config.Run, net: nn.Module) -> list[Activity]:
@@ -354,12 +371,12 @@ def auto_strength(
 
 
 def _regularizer(
-    key: str, each: Sequence[config.Regularizer], net: nn.Module, opt: torch.optim.Optimizer
+    key: str, each: Sequence[config.Regularizer | None], net: nn.Module, opt: torch.optim.Optimizer
 ) -> torchreg.Regularizer:
-    settings = each[0]
+    settings = next(own for own in each if own is not None)
     name = settings.penalty or ""
     make = _found(f"{key}.penalty", name, {**PENALTIES, **CONSTRAINTS})
-    strengths = [own.strength for own in each]
+    strengths = [0.0 if own is None else own.strength for own in each]
     scale = None
     if len(set(strengths)) > 1:
         scale = torch.tensor(strengths, dtype=torch.float64, device=next(net.parameters()).device)
