@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from experiments import config
+from experiments import SHIPPED, config
 from experiments.benches.timing import Table, race
 from experiments.config import Run
 from experiments.running.study import run_study
 from experiments.training import data
 
-QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.toml"
+QUICKSTART = SHIPPED / "quickstart.toml"
 
 
 def tables() -> list[Table]:
