@@ -33,6 +33,7 @@ def trained(
     run: Run,
     criterion: Callable[[Tensor, Tensor], Tensor],
     clip: Act = nothing,
+    begin: Act = nothing,
     after_step: Act = nothing,
     after_epoch: Act = nothing,
     net: nn.Module | None = None,
@@ -43,6 +44,7 @@ def trained(
         run: gives the data, the weights, the order, and the length.
         criterion: of outputs and classes.
         clip: what happens to the model between the backward pass and the step.
+        begin: what happens to the optimizer before the first step.
         after_step: what happens to the model and its optimizer after a step.
         after_epoch: the same after an epoch, with its number from 1.
         net: the model, if not that of :func:`parts`.
@@ -51,6 +53,7 @@ def trained(
     net = net or fresh
     optimizer = SGD(net.parameters(), lr=run.optimizer.lr)
     split = examples.train
+    begin(optimizer)
     for epoch in range(1, run.train.epochs + 1):
         net.train()
         for batch in torch.randperm(len(split), generator=shuffle).split(run.train.batch_size):
@@ -77,7 +80,8 @@ def finished(study: Study, folder: Path, **options: Any) -> dict[str, tuple[list
         record = Record(folder / "runs" / run.folder, run)
         state = torch.load(record.folder / "checkpoint.pt", weights_only=True)["model"]
         result = {key: value for key, value in record.result.items() if key != "seconds"}
-        found[run.folder] = record.history, result, state
+        weights = {name: value for name, value in state.items() if not name.endswith("generator")}
+        found[run.folder] = record.history, result, weights
     return found
 
 
