@@ -25,6 +25,7 @@ from experiments.training.losses import check_loss
 from experiments.training.measure import describe
 from experiments.training.record import Record, Row, open_study
 from experiments.training.setup import losses
+from experiments.training.together import side_by_side
 
 BROKEN = ("diverged", "failed")
 _REHEARSED = 100_000  # steps of a schedule that are tried before the study begins
@@ -137,7 +138,7 @@ def _rehearse(run: Run) -> Examples:
     model = build.network(run, examples)
     optimizer = build.optimizer(run.optimizer, model)
     scheduler, each_step = build.scheduler(run.scheduler, optimizer)
-    regularizers = build.regularizers([run], model, optimizer)
+    regularizers = build.regularizers(side_by_side([run]), model, optimizer)
     build.auto_strength(run.auto_strength, regularizers, optimizer, examples)
     build.controller(run.sparsity, optimizer, steps=1)
     build.dropout_schedule(run.dropout_schedule, model, optimizer)

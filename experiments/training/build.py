@@ -119,6 +119,11 @@ def is_linear(penalty: str) -> bool:
     return bool(getattr(PENALTIES.get(penalty), "is_linear", False))
 
 
+def is_elementwise(penalty: str) -> bool:
+    """Whether the penalty of that name is such a factor of a function of single weights, which costs little."""
+    return is_linear(penalty) and bool(getattr(PENALTIES[penalty], "is_uniform", False))
+
+
 def seeded(net: nn.Module, seed: int, device: torch.device) -> nn.Module:
     """The network, whose layers of torchreg have generators of their own: in a stack a run drops what it drops alone.
 
@@ -255,16 +260,22 @@ def metrics(settings: Sequence[config.Metric], task: data.Task, device: torch.de
     return measures.Metrics(made, task)
 
 
-def regularizers(runs: Sequence[config.Run], net: nn.Module, opt: torch.optim.Optimizer) -> list[torchreg.Regularizer]:
-    """The regularizers, attached to the optimizer if their mode acts in its step; of a stack with a strength a run."""
-    decayed: set[str] = set()
-    for i, settings in enumerate(runs[0].regularizers):
-        if settings.penalty == "L2":
+def regularizers(
+    side_by_side: Sequence[Sequence[config.Regularizer | None]], net: nn.Module, opt: torch.optim.Optimizer
+) -> list[torchreg.Regularizer]:
+    """The regularizers, attached to the optimizer if their mode acts in its step.
+
+    Each row has the settings in each run of a stack, or in the only run; None where it has strength 0.
+    """
+    for run in zip(*side_by_side, strict=True):
+        decayed: set[str] = set()
+        for i, settings in enumerate(run):
+            if settings is None or settings.penalty != "L2":
+                continue
             if settings.select in decayed:
                 raise UserError(f"regularizers.{i}: must not decay twice, got two L2 on {settings.select!r}: drop one")
             decayed.add(settings.select)
-    each = zip(*(run.regularizers for run in runs), strict=True)
-    return [_regularizer(f"regularizers.{i}", settings, net, opt) for i, settings in enumerate(each)]
+    return [_regularizer(f"regularizers.{i}", each, net, opt) for i, each in enumerate(side_by_side)]
 
 
 def sampler(settings: config.Sweep) -> optuna.samplers.BaseSampler:
@@ -314,11 +325,11 @@ def auto_strength(
 
 
 def _regularizer(
-    key: str, each: Sequence[config.Regularizer], net: nn.Module, opt: torch.optim.Optimizer
+    key: str, each: Sequence[config.Regularizer | None], net: nn.Module, opt: torch.optim.Optimizer
 ) -> torchreg.Regularizer:
-    settings = each[0]
+    settings = next(own for own in each if own is not None)
     make = _found(f"{key}.penalty", settings.penalty, PENALTIES)
-    strengths = [own.strength for own in each]
+    strengths = [0.0 if own is None else own.strength for own in each]
     scale = None
     if len(set(strengths)) > 1:
         scale = torch.tensor(strengths, dtype=torch.float64, device=next(net.parameters()).device)

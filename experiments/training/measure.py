@@ -75,12 +75,13 @@ def measured(setup: Setup) -> list[Row]:
 
 @torch.no_grad()
 def penalties(setup: Setup) -> list[dict[str, float]]:
-    """The values of the penalties by kind, in every mode, for each member."""
+    """The values of the penalties by kind, in every mode, for each member that has them."""
     totals: list[dict[str, float]] = [{} for _ in setup.shuffles]
-    for regularizer in setup.regularizers:
+    for regularizer, settings in zip(setup.regularizers, setup.penalized, strict=True):
         for kind, values in regularizer.terms().items():
-            for total, value in zip(totals, values.reshape(-1).tolist(), strict=True):
-                total[kind] = total.get(kind, 0.0) + value
+            for total, value, own in zip(totals, values.reshape(-1).tolist(), settings, strict=True):
+                if own is not None:
+                    total[kind] = total.get(kind, 0.0) + value
     return totals
 
 
@@ -90,7 +91,7 @@ def describe(model: nn.Module, examples: Examples) -> Row:
 
     Layers that learn what to drop are described as the ordinary ones that they have become.
     """
-    model = torchreg.nn.pruned(model)
+    model = torchreg.nn.pruned(model).cpu()  # many small questions, which a GPU would be asked one after another
     weights = [w.abs().flatten().double().cpu() for w in torchreg.diagnostics.weights_of(model).values()]
     sizes = torch.cat(weights) if weights else torch.zeros(0)
     count, logs = max(len(sizes), 1), sizes[sizes > 0].log10()

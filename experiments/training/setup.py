@@ -12,11 +12,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 import torchreg
+from experiments import config
 from experiments.config import Run
 from experiments.training import build, data
 from experiments.training.averaging import Average
 from experiments.training.gradients import Clip
 from experiments.training.metrics import Metrics
+from experiments.training.together import side_by_side
 from torchreg import Regularizer, Stacked
 
 
@@ -39,6 +41,7 @@ class Setup:
     model: nn.Module
     optimizer: Optimizer
     regularizers: list[Regularizer]
+    penalized: list[list[config.Regularizer | None]]  # the settings of each regularizer in each run
     shuffles: list[torch.Generator]
     batch_size: int
     scheduler: LRScheduler | None = None
@@ -105,10 +108,11 @@ def set_up(runs: Sequence[Run], device: torch.device, stacked: bool = False) -> 
     optimizer = build.optimizer(first.optimizer, model, like=models[0])
     scheduler, is_each_step = build.scheduler(first.scheduler, optimizer)
     average = build.average(first.train, model, optimizer, examples)  # of the model before anything is attached to it
-    regularizers = build.regularizers(runs, model, optimizer)
+    penalized = side_by_side(runs)
+    regularizers = build.regularizers(penalized, model, optimizer)
     scaler = torch.amp.GradScaler(device.type, enabled=first.train.amp and device.type == "cuda")
     train = first.train
-    made = Setup(examples, model, optimizer, regularizers, [], train.batch_size, scheduler, is_each_step)
+    made = Setup(examples, model, optimizer, regularizers, penalized, [], train.batch_size, scheduler, is_each_step)
     made.accumulate, made.average = train.accumulate, average
     made.tuned = build.auto_strength(first.auto_strength, regularizers, optimizer, examples)
     made.others = {

@@ -89,6 +89,35 @@ def test_each_penalty_and_mode(name, mode, tmp_path, capsys):
     compare(tmp_path, capsys, optimizer={"name": "SGD", "lr": 0.01, "momentum": 0.9}, regularizers=[penalty])
 
 
+@pytest.mark.parametrize("mode", ["loss", "grad", "decoupled", "prox"])
+@pytest.mark.parametrize("penalty", ["L1", "L2", "LogSum"])
+def test_runs_without_a_penalty_are_in_the_stack_with_those_of_strength_0_and_equal_them_to_the_bit(
+    penalty, mode, tmp_path
+):
+    arms = [
+        {"name": "none"},
+        {"name": "wide", "model": {"hidden": [24]}},
+        {"name": "arm", "strengths": [0.0, 0.3], "regularizers": [{"penalty": penalty, "mode": mode}]},
+        {"name": "other", "strengths": [0.0], "regularizers": [{"penalty": "Nuclear"}]},
+    ]
+    study = small(seeds=[0, 1], train={**TRAIN, "stack": True}, arms=arms)
+    assert [len(group) for group in stacks.groups(study.runs)] == [6, 2, 2]
+    ended = made(study, tmp_path)
+    for seed in (0, 1):
+        plain, zero, some = (ended[f"{name}/seed{seed}"] for name in ("none", "arm@0", "arm@0.3"))
+        assert plain["result"]["stack"] == zero["result"]["stack"] == 6
+        assert_bit_equal(plain["weights"], zero["weights"])
+        assert plain["history"][-1]["penalty"] == {}
+        assert zero["history"][-1]["penalty"] == {penalty: 0.0}
+        assert some["history"][-1]["penalty"][penalty] > 0
+
+
+def test_runs_without_a_penalty_join_no_penalty_that_costs_much(tmp_path):
+    nuclear = {"name": "arm", "strengths": [0.0, 0.3], "regularizers": [{"penalty": "Nuclear"}]}
+    study = small(seeds=[0, 1], train={**TRAIN, "stack": True}, arms=[{"name": "none"}, nuclear])
+    assert [len(group) for group in stacks.groups(study.runs)] == [2, 4]
+
+
 @pytest.mark.parametrize("penalty", ["MCP", "SCAD"])
 def test_penalties_that_are_no_multiples_stack_by_strength(penalty, tmp_path, capsys):
     study = study_of(True, regularizers=[{"penalty": penalty, "mode": "prox"}])
@@ -348,8 +377,7 @@ def test_runs_are_grouped_by_what_they_have_in_common():
         ],
     )
     assert [[run.folder for run in group] for group in stacks.groups(study.runs)] == [
-        ["L1@0.1/seed0", "L1@0.1/seed1", "L1@1/seed0", "L1@1/seed1", "strong/seed0", "strong/seed1"],
-        ["none/seed0", "none/seed1"],
+        [f"{arm}/seed{seed}" for arm in ("L1@0.1", "L1@1", "none", "strong") for seed in (0, 1)],
         ["wide/seed0", "wide/seed1"],
     ]
 
@@ -406,18 +434,18 @@ def same_bits(ours, theirs):
     ]
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_stack_killed_at_ten_random_moments_ends_with_the_same_bits(seed, tmp_path):
-    study = study_of(True, **KILLED)
+@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_stack_killed_at_random_moments_ends_with_the_same_bits(kills, tmp_path):
+    study = study_of(True, **{**KILLED, "train": {"epochs": 3 * kills, "batch_size": 10}})
     whole = made(study, tmp_path / "whole")
-    folder, draw = tmp_path / "cut", random.Random(seed)
+    folder, draw = tmp_path / "cut", random.Random(kills)
     history = folder / "runs" / study.runs[0].folder / "history.jsonl"
 
     def lines():
         return len(history.read_bytes().splitlines()) if history.exists() else 0
 
-    for kills in range(10):
-        at = lines() + draw.randint(1, 2) if kills else 1
+    for number in range(kills):
+        at = lines() + draw.randint(1, 2) if number else 1
         kill(run_study, study, folder, lambda at=at: lines() >= at)
     assert same_bits(made(study, folder, resume=True), whole)
 
