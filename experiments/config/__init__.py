@@ -4,7 +4,6 @@ from experiments.config.sections import Component
 from experiments.config.study import (
     AutoStrength,
     Data,
-    EarlyStopping,
     Model,
     Optimizer,
     Penalty,
@@ -14,19 +13,21 @@ from experiments.config.study import (
     Settings,
     Sparsity,
     Study,
-    Train,
     load,
     resolve,
     tree_of,
 )
 from experiments.config.sweep import Dimension, Sweep
+from experiments.config.train import Average, EarlyStopping, Metric, Train
 
 __all__ = [
     "AutoStrength",
+    "Average",
     "Component",
     "Data",
     "Dimension",
     "EarlyStopping",
+    "Metric",
     "Model",
     "Optimizer",
     "Penalty",

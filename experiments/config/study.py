@@ -13,6 +13,7 @@ from experiments.config.files import merged, read
 from experiments.config.names import folder_name, slug, text_of
 from experiments.config.sections import Amount, Component, Folder, Name, Section, Seed, Size, Strength, Tree, fault_in
 from experiments.config.sweep import Sweep
+from experiments.config.train import Train
 from experiments.errors import UserError, did_you_mean, validated
 
 
@@ -144,24 +145,6 @@ class Scheduler(Component):
     after: Annotated[int, Field(ge=0)] = 0  # intervals at the optimizer's own learning rate before it begins
 
 
-class EarlyStopping(Section):
-    """Ends a run after so many epochs without a lower validation loss, with the weights of the best epoch."""
-
-    patience: Size
-
-
-class Train(Section):
-    """The length of the training, and its batches."""
-
-    epochs: Size
-    batch_size: Size
-    amp: bool = False
-    early_stopping: EarlyStopping | None = None
-    evaluate_every: Size = 1  # epochs; the last one is always evaluated
-    stack: Literal[True, False, "auto"] = "auto"  # whether runs that differ in seeds and strengths train as one model
-    checkpoint_seconds: Annotated[float, Field(ge=0)] = 5.0  # least time between two checkpoints
-
-
 class Regularizer(Section):
     """A penalty on selected parameters, in a mode. Other keys are its constructor's, such as ``l1_ratio``."""
 
@@ -210,6 +193,15 @@ class Run(Settings):
     strength: float | None = None  # where the arm runs over several
     values: Tree = Field(default_factory=dict)  # of the swept keys, where the arm is searched
     seed: int
+    is_average: bool = False  # the same training, of which the averaged weights are reported
+
+    @property
+    def average(self) -> Run | None:
+        """The run that reports the averaged weights, as an arm of its own, if they are averaged."""
+        if self.train.average is None or self.is_average:
+            return None
+        arm = f"{self.arm} ({self.train.average.name.upper()})"
+        return self.model_copy(update={"arm": arm, "is_average": True})
 
     @property
     def point(self) -> Tree:
@@ -301,7 +293,10 @@ def resolve(tree: Tree) -> Study:
         if name not in names:
             raise UserError(f"sweep.arms: unknown name {name!r}, {did_you_mean(name, names)}")
     point = head.sweep.probes[0] if head.sweep else {}
-    runs = (run for arm in head.arms for run in _runs(base, arm, head.seeds, point if arm.name in searched else {}))
+    each = (_runs(base, arm, head.seeds, point if arm.name in searched else {}) for arm in head.arms)
+    runs = [run for ours in each for run in ours]
+    averages = {run.average.arm: None for run in runs if run.average}
+    _check_distinct("arms", [folder_name(slug(name)).casefold() for name in (*names, *averages)])
     return Study(name=head.name, runs=tuple(runs), sweep=head.sweep)
 
 

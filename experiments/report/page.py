@@ -41,6 +41,7 @@ def columns(summary: Summary) -> list[str]:
     """The heads of the table; of a search with its keys and its metric."""
     error = "RMSE" if summary.is_regression else "error %"
     figures = [f"train {error}", f"test {error}", "gap", "test loss", "zeros %", "norm"]
+    figures += [f"test {name}" for name in summary.metrics]
     if summary.sweep is None:
         return ["arm", "strength", *figures]
     metric = f"valid {error}" if summary.metric == "valid_error" else "valid loss"
@@ -60,6 +61,7 @@ def row(cell: Cell, summary: Summary) -> list[str]:
     figure = [cell.unit.mean(one) if summary.metric == "valid_error" else plus_minus(one, 3) for one in metric]
     errors = [cell.unit.mean(one) for one in (cell.mean("train_error"), cell.mean("test_error"), cell.gap)]
     rest = [plus_minus(cell.mean("test_loss"), 3), percent(cell.mean("zeros")), f"{cell.norm.mean:.2f}"]
+    rest += ["-" if (found := cell.metric(name)) is None else plus_minus(found, 3) for name in summary.metrics]
     cost = summary.cost(cell)
     return [*name, *figure, *errors, *rest, *([] if cost is None else [f"{cost:.1f}x"])]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import ModuleType
@@ -15,7 +16,9 @@ from torch.optim import lr_scheduler
 import torchreg
 from experiments import config
 from experiments.errors import UserError, did_you_mean, oneline
-from experiments.training import models
+from experiments.training import data, losses, models
+from experiments.training import metrics as measures
+from experiments.training.averaging import Average
 from experiments.training.data import Augmentation, Examples
 from experiments.training.data.vision import torchvision_module
 from experiments.training.imports import constructed, imported, required
@@ -65,6 +68,26 @@ SCHEDULERS = _without(  # what a file cannot express: functions, other scheduler
     _classes(lr_scheduler, lr_scheduler.LRScheduler),
     *("LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler", "ReduceLROnPlateau"),
 )
+
+
+def examples(run: config.Run, device: torch.device) -> Examples:
+    """The data of a run, judged by its loss."""
+    dtype = getattr(torch, run.train.dtype)
+    found = data.load(run.data, device, dtype)
+    settings = run.train.loss
+    if settings is None:
+        return found
+    table = {name: losses.with_lists(cls) for name, cls in losses.LOSSES.items()}
+    loss: nn.Module = _construct(losses.KEY, nn.Module, settings, table)
+    if (reduction := getattr(loss, "reduction", "mean")) != "mean":
+        raise UserError(f"{losses.KEY}.reduction: must be 'mean', over the examples of a batch, got {reduction!r}")
+    return losses.with_loss(found, loss.to(device, dtype))
+
+
+def network(run: config.Run, examples: Examples) -> nn.Module:
+    """The network of a run, with the weights of single precision also in double precision."""
+    net = model(run.model, examples)
+    return net.double() if examples.dtype == torch.float64 else net
 
 
 def model(settings: config.Model, examples: Examples) -> nn.Module:
@@ -127,7 +150,7 @@ def augmentation(settings: config.Data, examples: Examples) -> Augmentation | No
     transforms = [_construct(f"data.augment.{i}", nn.Module, one, table) for i, one in enumerate(settings.augment)]
     mix = None
     if settings.mix is not None:
-        given = {"num_classes": examples.task.outputs} if examples.task.name == "classes" else {}
+        given = {"num_classes": examples.task.classes} if isinstance(examples.task, data.Classes) else {}
         mix = _construct("data.mix", nn.Module, settings.mix, mixers, **given)
     made = Augmentation(transforms, mix)
     try:
@@ -210,6 +233,33 @@ def scheduler(
     return made, settings.interval == "step"
 
 
+def average(settings: config.Train, net: nn.Module, opt: torch.optim.Optimizer, examples: Examples) -> Average | None:
+    """The average of the weights, if the study has one."""
+    if settings.average is None:
+        return None
+    return Average(settings.average, net, opt, settings.epochs, examples.train.x.split(settings.batch_size))
+
+
+def metrics(settings: Sequence[config.Metric], task: data.Task, device: torch.device) -> measures.Metrics | None:
+    """The metrics that a study names, if it does."""
+    if not settings:
+        return None
+    base, table = measures.known()
+    made: dict[str, Any] = {}
+    for i, one in enumerate(settings):
+        key = f"{measures.KEY}.{i}"
+        name = one.name or str(one.class_).rpartition(":")[2]
+        make = imported(f"{key}.class", one.class_, base) if one.class_ else _found(f"{key}.name", name, table)
+        given = measures.from_data(key, make, one.options, task)
+        if [other.name for other in settings].count(one.name) > 1:
+            name += "".join(f", {option} {value}" for option, value in one.options.items())
+        if name in made:
+            raise UserError(f"{key}: must be another metric, got {name} twice: remove one")
+        with warnings.catch_warnings(action="ignore"):  # of what they keep in memory
+            made[name] = _construct(key, base, one, table, **given).to(device)
+    return measures.Metrics(made, task)
+
+
 def regularizers(
     side_by_side: Sequence[Sequence[config.Regularizer | None]], net: nn.Module, opt: torch.optim.Optimizer
 ) -> list[torchreg.Regularizer]:
@@ -266,7 +316,9 @@ def auto_strength(
     if not tuned:
         raise UserError("auto_strength: needs a regularizer to tune, got none: add one, or remove the key")
     try:
-        held_out, loss = (examples.valid.x, examples.valid.y), examples.task.loss
+        task, valid = examples.task, examples.valid
+        targets = task.targets(valid.y, torch.empty(0, dtype=examples.dtype))
+        held_out, loss = (valid.x, targets), task.loss
         return torchreg.tuning.AutoStrength(tuned, held_out, loss, **settings.model_dump()).attach(opt)
     except ValueError as error:
         raise UserError(f"auto_strength: {error}") from None

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from experiments.training.data import Examples, Split
+from experiments.training.data import Examples, Split, Task
 from experiments.training.record import Row
 
 _EVALUATED_AT_ONCE = 4096  # examples; bounds the memory an evaluation takes
@@ -18,14 +18,14 @@ _EVALUATED_AT_ONCE = 4096  # examples; bounds the memory an evaluation takes
 def outcomes(model: nn.Module, examples: Examples) -> Row:
     """The wrong classes of the validation and test examples, in evaluation mode, as :func:`packed`."""
     splits = {"valid": examples.valid, "test": examples.test}
-    return {name: packed(_errors(model, split)) for name, split in splits.items()}
+    return {name: packed(_errors(model, split, examples.task)) for name, split in splits.items()}
 
 
 @torch.no_grad()
-def _errors(model: nn.Module, split: Split) -> np.ndarray:
+def _errors(model: nn.Module, split: Split, task: Task) -> np.ndarray:
     model.eval()
     batches = zip(split.x.split(_EVALUATED_AT_ONCE), split.y.split(_EVALUATED_AT_ONCE), strict=True)
-    found = [model(x.clone()).argmax(1) != y for x, y in batches]  # a model may work in place
+    found = [task.scores(model(x.clone())).argmax(1) != y for x, y in batches]  # a model may work in place
     return torch.cat(found).cpu().numpy()
 
 
