@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import ModuleType
@@ -285,7 +286,8 @@ def metrics(settings: Sequence[config.Metric], task: data.Task, device: torch.de
             name += "".join(f", {option} {value}" for option, value in one.options.items())
         if name in made:
             raise UserError(f"{key}: must be another metric, got {name} twice: remove one")
-        made[name] = _construct(key, base, one, table, **given).to(device)
+        with warnings.catch_warnings(action="ignore"):  # of what they keep in memory
+            made[name] = _construct(key, base, one, table, **given).to(device)
     return measures.Metrics(made, task)
 
 

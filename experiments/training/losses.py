@@ -78,7 +78,7 @@ def check_loss(task: Task, outputs: Tensor, y: Tensor) -> None:
     targets, name = task.targets(y, outputs), type(task.loss).__name__
     outputs = outputs.detach().requires_grad_()  # a second time, the model would draw other masks
     shapes = f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} of {targets.dtype}"
-    if isinstance(task.loss, (nn.NLLLoss, nn.KLDivLoss)) and not _are_log_probabilities(outputs):
+    if type(task.loss) in (nn.NLLLoss, nn.KLDivLoss) and not _are_log_probabilities(outputs):
         how = "take CrossEntropyLoss, or a model that ends with LogSoftmax"
         raise UserError(f"{KEY}: {name} must get logarithms of probabilities, got other outputs: {how}")
     try:
