@@ -1,13 +1,12 @@
 """A study's TOML file as typed, frozen and strict settings."""
 
+from experiments.config.model import Model
+from experiments.config.penalties import Penalty, Regularizer
 from experiments.config.sections import Component
 from experiments.config.study import (
     AutoStrength,
     Data,
-    Model,
     Optimizer,
-    Penalty,
-    Regularizer,
     Run,
     Scheduler,
     Settings,

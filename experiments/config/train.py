@@ -66,6 +66,7 @@ class Train(Section):
     epochs: Size
     batch_size: Size
     loss: Component | None = None  # of torch.nn, or your own; None: cross-entropy, or the mean squared error
+    solve: bool = False  # the last linear layer in closed form, in place of steps
     accumulate: Size = 1  # batches in a step, whose gradient is that of one batch with all their examples
     clip_norm: Annotated[float, Field(gt=0)] | None = None  # largest norm of the loss's gradient
     clip_value: Annotated[float, Field(gt=0)] | None = None  # largest element of the loss's gradient

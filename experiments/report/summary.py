@@ -46,7 +46,7 @@ class Cell:
             return run.strength
         if run.auto_strength is not None:
             return self._tuned
-        strengths = [r.strength for r in run.regularizers]
+        strengths = [r.strength for r in run.regularizers if not r.is_constraint]
         strengths += [run.optimizer.penalty.strength] if run.optimizer.penalty and not run.sparsity else []
         strengths += [run.optimizer.weight_decay] if run.optimizer.weight_decay > 0 else []
         return strengths[0] if len(strengths) == 1 else None

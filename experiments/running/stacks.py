@@ -118,6 +118,10 @@ def obstacle(run: Run) -> str | None:
             return f"data.{key}: draws from torch's generator, which all members would share"
     if run.train.amp:
         return "amp: one scale of the losses would be that of all members"
+    if run.train.solve:
+        return "train.solve: solves for the layer of one network"
+    if any(regularizer.activity for regularizer in run.regularizers):
+        return "regularizers: the activities within a stack cannot be recorded"
     for key in ("auto_strength", "sparsity"):
         if getattr(run, key) is not None:
             return f"{key}: is that of one network"

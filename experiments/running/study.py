@@ -16,7 +16,7 @@ from experiments import config
 from experiments.config import Run, Study
 from experiments.errors import RecordError, UserError, oneline
 from experiments.running import stacks
-from experiments.training import build
+from experiments.training import build, solving
 from experiments.training.bars import Bar
 from experiments.training.data import Examples
 from experiments.training.files import sealed, unsealed, write
@@ -25,6 +25,7 @@ from experiments.training.losses import check_loss
 from experiments.training.measure import describe
 from experiments.training.record import Record, Row, open_study
 from experiments.training.setup import losses
+from experiments.training.solving import solve
 from experiments.training.together import side_by_side
 
 BROKEN = ("diverged", "failed")
@@ -140,6 +141,7 @@ def _rehearse(run: Run) -> Examples:
     scheduler, each_step = build.scheduler(run.scheduler, optimizer)
     regularizers = build.regularizers(side_by_side([run]), model, optimizer)
     build.auto_strength(run.auto_strength, regularizers, optimizer, examples)
+    activities = build.activities(run, model)
     build.controller(run.sparsity, optimizer, steps=1)
     build.dropout_schedule(run.dropout_schedule, model, optimizer)
     build.average(run.train, model, optimizer, examples)
@@ -154,13 +156,18 @@ def _rehearse(run: Run) -> Examples:
             if outputs.shape != (wanted := (len(y), examples.task.outputs)):
                 raise ValueError(f"its output must have the shape {wanted}, got {tuple(outputs.shape)}")
             check_loss(examples.task, outputs, y)
-            losses(model, examples.task, outputs, y).backward()
+            loss = losses(model, examples.task, outputs, y)
+            for activity in activities:
+                loss = loss + activity.value()
+            loss.backward()
             optimizer.step()
         describe(model, examples)
         if metrics is not None:
             with torch.no_grad():
                 metrics.check(model.eval()(examples.valid.x[:_MEASURED].clone()), examples.valid.y[:_MEASURED])
-    except UserError:  # of the loss or a metric
+        if run.train.solve:
+            solve(model, examples, solving.strength(run, model, regularizers))
+    except UserError:  # of the loss, a metric, or what is solved for
         raise
     except (Exception, SystemExit) as error:  # whatever a user's model raises
         raise UserError(f"model: cannot be trained on {tuple(x.shape)} {examples.noun}: {oneline(error)}") from error

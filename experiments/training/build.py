@@ -16,8 +16,9 @@ from torch.optim import lr_scheduler
 import torchreg
 from experiments import config
 from experiments.errors import UserError, did_you_mean, oneline
-from experiments.training import data, losses, models
+from experiments.training import data, losses, models, networks
 from experiments.training import metrics as measures
+from experiments.training.activity import Activity
 from experiments.training.averaging import Average
 from experiments.training.data import Augmentation, Examples
 from experiments.training.data.vision import torchvision_module
@@ -47,6 +48,8 @@ def _without(table: Table, *names: str) -> Table:
 
 
 PENALTIES = _classes(penalties, penalties.Term)
+CONSTRAINTS = _classes(penalties, penalties.Constraint)
+INITS: Table = {name: make for name, make in vars(nn.init).items() if name.endswith("_") and name[0] != "_"}
 _LAYERS = _classes(torchreg.nn, nn.Module)
 _WRAPPERS = ("ConcreteDropout", "DropConnect", "HardConcrete", "VariationalDropout")
 WRAPPERS: Table = {name: _LAYERS[name] for name in _WRAPPERS if name in _LAYERS}
@@ -91,14 +94,32 @@ def network(run: config.Run, examples: Examples) -> nn.Module:
 
 
 def model(settings: config.Model, examples: Examples) -> nn.Module:
-    """The network, with freshly initialized weights.
+    """The network, with freshly initialized weights, of which some may be frozen."""
+    made = _network(settings, examples)
+    if settings.init is not None:
+        networks.draw(made, partial(_construct, "model.init", Tensor, settings.init, INITS))
+    if settings.scale != 1:
+        networks.scale(made, settings.scale)
+    if settings.freeze is not None:
+        networks.freeze(made, settings.freeze)
+    return made
+
+
+def _network(settings: config.Model, examples: Examples) -> nn.Module:
+    """The network as its constructor makes it.
 
     A class of the user's gets the shape of an input and the number of outputs if its constructor needs such arguments.
     """
-    if settings.class_ is not None:
+    if settings.name is None:
         for key in ("dropout", "input_dropout", "wrap"):
             if getattr(settings, key) is not None:
-                raise UserError(f"model.{key}: is for the models {', '.join(models.BUILT_IN)}, got a class of your own")
+                what = settings.torch or settings.timm or "a class of your own"
+                raise UserError(f"model.{key}: is for the models {', '.join(models.BUILT_IN)}, got {what}")
+    if settings.torch is not None:
+        return networks.of_torchvision(settings, examples)
+    if settings.timm is not None:
+        return networks.of_timm(settings, examples)
+    if settings.class_ is not None:
         needed = required(imported("model.class", settings.class_, nn.Module))
         told = {"shape": examples.shape, "outputs": examples.task.outputs}
         told = {name: value for name, value in told.items() if name in needed and name not in settings.options}
@@ -114,14 +135,24 @@ def model(settings: config.Model, examples: Examples) -> nn.Module:
     return module
 
 
-def is_linear(penalty: str) -> bool:
+def is_linear(penalty: str | None) -> bool:
     """Whether the penalty of that name is its strength times the penalty of strength 1."""
-    return bool(getattr(PENALTIES.get(penalty), "is_linear", False))
+    return bool(getattr(PENALTIES.get(penalty or ""), "is_linear", False))
 
 
-def is_elementwise(penalty: str) -> bool:
+def is_constraint(regularizer: torchreg.Regularizer) -> bool:
+    """Whether it projects the weights, so that it has neither a strength nor a value."""
+    return any(isinstance(term, torchreg.Constraint) for entry in regularizer.entries for term in entry.terms)
+
+
+def is_of_activities(row: Sequence[config.Regularizer | None]) -> bool:
+    """Whether the settings of a regularizer, in each run of a stack, are those of a penalty on activities."""
+    return any(settings is not None and settings.activity is not None for settings in row)
+
+
+def is_elementwise(penalty: str | None) -> bool:
     """Whether the penalty of that name is such a factor of a function of single weights, which costs little."""
-    return is_linear(penalty) and bool(getattr(PENALTIES[penalty], "is_uniform", False))
+    return is_linear(penalty) and bool(getattr(PENALTIES.get(penalty or ""), "is_uniform", False))
 
 
 def seeded(net: nn.Module, seed: int, device: torch.device) -> nn.Module:
@@ -275,7 +306,23 @@ def regularizers(
             if settings.select in decayed:
                 raise UserError(f"regularizers.{i}: must not decay twice, got two L2 on {settings.select!r}: drop one")
             decayed.add(settings.select)
-    return [_regularizer(f"regularizers.{i}", each, net, opt) for i, each in enumerate(side_by_side)]
+    rows = ((i, row) for i, row in enumerate(side_by_side) if not is_of_activities(row))
+    return [_regularizer(f"regularizers.{i}", row, net, opt) for i, row in rows]
+
+
+def activities(run: config.Run, net: nn.Module) -> list[Activity]:
+    """The penalties on outputs of the network's modules."""
+    made = []
+    for i, settings in enumerate(run.regularizers):
+        if settings.activity is not None:
+            key = f"regularizers.{i}"
+            make = _found(f"{key}.activity", settings.activity, PENALTIES)
+            penalty = constructed(key, make, settings.activity, settings.options, settings.strength)
+            try:
+                made.append(Activity(torchreg.ActivityRegularizer(net, penalty, settings.modules or ())))
+            except ValueError as error:
+                raise UserError(f"{key}.modules: {error}") from None
+    return made
 
 
 def sampler(settings: config.Sweep) -> optuna.samplers.BaseSampler:
@@ -313,6 +360,7 @@ def auto_strength(
     """The object that tunes the regularizers' strengths, if the study has one."""
     if settings is None:
         return None
+    tuned = [own for own in tuned if not is_constraint(own)]
     if not tuned:
         raise UserError("auto_strength: needs a regularizer to tune, got none: add one, or remove the key")
     try:
@@ -328,12 +376,14 @@ def _regularizer(
     key: str, each: Sequence[config.Regularizer | None], net: nn.Module, opt: torch.optim.Optimizer
 ) -> torchreg.Regularizer:
     settings = next(own for own in each if own is not None)
-    make = _found(f"{key}.penalty", settings.penalty, PENALTIES)
+    name = settings.penalty or ""
+    make = _found(f"{key}.penalty", name, {**PENALTIES, **CONSTRAINTS})
     strengths = [0.0 if own is None else own.strength for own in each]
     scale = None
     if len(set(strengths)) > 1:
         scale = torch.tensor(strengths, dtype=torch.float64, device=next(net.parameters()).device)
-    penalty = constructed(key, make, settings.penalty, settings.options, settings.strength if scale is None else 1.0)
+    factor = () if settings.is_constraint else (settings.strength if scale is None else 1.0,)
+    penalty = constructed(key, make, name, settings.options, *factor)
     schedule = None
     if settings.schedule is not None:
         schedule = _construct(f"{key}.schedule", Callable, settings.schedule, SCHEDULES)

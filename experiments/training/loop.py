@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from experiments.config import Run
 from experiments.training import data
+from experiments.training.activity import Activity
 from experiments.training.averaging import Average
 from experiments.training.bars import Bar
 from experiments.training.gradients import Clip, shares
@@ -21,6 +22,7 @@ from experiments.training.outcomes import outcomes
 from experiments.training.progress import Progress, Store
 from experiments.training.record import Record, Row
 from experiments.training.setup import Autocast, Setup, losses, set_up
+from experiments.training.solving import solve
 from torchreg import Regularizer, Stacked
 
 _CLASSES = data.Classes(2)  # whose loss is the cross-entropy, of any number of classes
@@ -39,6 +41,7 @@ def train_epoch(
     accumulate: int = 1,
     clip: Clip | None = None,
     average: Average | None = None,
+    activities: Sequence[Activity] = (),
 ) -> Tensor:
     """Makes a step for each batch of the examples, or for several; returns the losses, which are read after the epoch.
 
@@ -55,6 +58,7 @@ def train_epoch(
         accumulate: the batches of a step, whose loss is the mean over all their examples.
         clip: limits the gradient of the loss and of regularizers of mode "loss"; other modes act in the step.
         average: of the weights, if there is one.
+        activities: penalties on the outputs of modules, which are means over a batch as its loss is.
 
     Returns:
         The losses ``(steps,)``; of a stack ``(steps, members)``.
@@ -71,6 +75,8 @@ def train_epoch(
         for (x, y), share in zip(group, shares(model, task, group), strict=True):
             with nullcontext() if amp is None else amp.context():
                 loss = losses(model, task, forward(x), y)
+            for activity in activities:
+                loss = loss + activity.value()
             if share is not None:
                 loss = share * loss
             if not parts:  # a penalty counts once in a step
@@ -96,7 +102,12 @@ def train_epoch(
 
 
 def make_steps(setup: Setup, batches: Sequence[Tensor], epoch: int = 1) -> Tensor:
-    """:func:`train_epoch` with all that a run or a stack needs in that epoch, counted from 1."""
+    """:func:`train_epoch` with all that a run or a stack needs in that epoch, counted from 1.
+
+    Or the last layer's solution in place of steps.
+    """
+    if setup.ridge is not None:
+        return solve(setup.model, setup.examples, setup.ridge)
     return train_epoch(
         setup.model,
         setup.optimizer,
@@ -110,6 +121,7 @@ def make_steps(setup: Setup, batches: Sequence[Tensor], epoch: int = 1) -> Tenso
         accumulate=setup.accumulate,
         clip=setup.clip,
         average=setup.average,
+        activities=setup.activities,
     )
 
 

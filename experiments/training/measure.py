@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import torchreg
+from experiments.training import build
 from experiments.training.data import Examples, Split, Task
 from experiments.training.metrics import Metrics
 from experiments.training.record import Row
@@ -75,9 +76,16 @@ def measured(setup: Setup) -> list[Row]:
 
 @torch.no_grad()
 def penalties(setup: Setup) -> list[dict[str, float]]:
-    """The values of the penalties by kind, in every mode, for each member that has them."""
+    """The values of the penalties by kind, in every mode, for each member that has them.
+
+    Those on activities are means over the steps since the last call.
+    """
     totals: list[dict[str, float]] = [{} for _ in setup.shuffles]
+    for activity in setup.activities:  # of the one network, as a stack has none
+        totals[0] |= activity.read()
     for regularizer, settings in zip(setup.regularizers, setup.penalized, strict=True):
+        if build.is_constraint(regularizer):
+            continue
         for kind, values in regularizer.terms().items():
             for total, value, own in zip(totals, values.reshape(-1).tolist(), settings, strict=True):
                 if own is not None:

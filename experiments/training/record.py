@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 import torchreg
+from experiments import IS_INSTALLED
 from experiments.config import Run, Study
 from experiments.errors import RecordError, UserError
 from experiments.training.files import append, checksum, content_of, damaged, parsed, sealed, unsealed, write
@@ -368,6 +369,8 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 @cache
 def _commit() -> str | None:
+    if IS_INSTALLED:  # a repository around it is another one
+        return None
     try:
         command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
         done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)

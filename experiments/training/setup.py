@@ -14,7 +14,8 @@ from torch.optim.lr_scheduler import LRScheduler
 import torchreg
 from experiments import config
 from experiments.config import Run
-from experiments.training import build, data
+from experiments.training import build, data, solving
+from experiments.training.activity import Activity
 from experiments.training.averaging import Average
 from experiments.training.gradients import Clip
 from experiments.training.metrics import Metrics
@@ -49,6 +50,8 @@ class Setup:
     tuned: torchreg.tuning.AutoStrength | None = None
     amp: Autocast | None = None
     augment: data.Augmentation | None = None
+    activities: list[Activity] = field(default_factory=list)
+    ridge: float | None = None  # the strength with which the last layer is solved for; None: steps are made
     accumulate: int = 1
     clip: Clip | None = None
     average: Average | None = None
@@ -108,8 +111,9 @@ def set_up(runs: Sequence[Run], device: torch.device, stacked: bool = False) -> 
     optimizer = build.optimizer(first.optimizer, model, like=models[0])
     scheduler, is_each_step = build.scheduler(first.scheduler, optimizer)
     average = build.average(first.train, model, optimizer, examples)  # of the model before anything is attached to it
-    penalized = side_by_side(runs)
-    regularizers = build.regularizers(penalized, model, optimizer)
+    rows = side_by_side(runs)
+    regularizers = build.regularizers(rows, model, optimizer)
+    penalized = [row for row in rows if not build.is_of_activities(row)]
     scaler = torch.amp.GradScaler(device.type, enabled=first.train.amp and device.type == "cuda")
     train = first.train
     made = Setup(examples, model, optimizer, regularizers, penalized, [], train.batch_size, scheduler, is_each_step)
@@ -126,6 +130,8 @@ def set_up(runs: Sequence[Run], device: torch.device, stacked: bool = False) -> 
         made.clip = Clip(train.clip_norm, train.clip_value)
     made.metrics = build.metrics(train.metrics, examples.task, device)
     made.augment = augment
+    made.activities = build.activities(first, model)
+    made.ridge = solving.strength(first, model, regularizers) if first.train.solve else None
     made.shuffles = [torch.Generator().manual_seed(run.seed) for run in runs]
     return made
 

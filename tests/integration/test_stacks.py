@@ -11,6 +11,7 @@ from experiments.config import resolve
 from experiments.errors import RecordError
 from experiments.running import stacks
 from experiments.running.study import run_study
+from experiments.training import build
 from experiments.training.progress import Progress
 from experiments.training.record import Record
 from tests.helpers import assert_bit_equal
@@ -123,6 +124,38 @@ def test_penalties_that_are_no_multiples_stack_by_strength(penalty, tmp_path, ca
     study = study_of(True, regularizers=[{"penalty": penalty, "mode": "prox"}])
     assert [len(group) for group in stacks.groups(study.runs)] == [2, 2, 2]
     compare(tmp_path, capsys, regularizers=[{"penalty": penalty, "mode": "prox"}])
+
+
+BOUNDS = {
+    "MaxNorm": {"max_norm": 0.3},
+    "NonNegative": {},
+    "UnitNorm": {},
+    "L1Ball": {"radius": 0.5, "groups": "output"},
+    "L2Ball": {"radius": 2.0},
+    "LinfBall": {"radius": 0.05},
+    "Simplex": {},
+}
+
+
+def test_the_table_of_constraints_has_all():
+    assert BOUNDS.keys() == set(build.CONSTRAINTS)
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_each_constraint_beside_a_penalty_of_several_strengths(name, tmp_path, capsys):
+    penalties = [{"penalty": "L2", "mode": "grad"}, {"penalty": name, **BOUNDS[name]}]
+    found = []
+    for stack in (True, False):
+        train = {**TRAIN, "stack": stack}
+        arms = [{"name": "arm", "strengths": STRENGTHS, "regularizers": penalties}]
+        found.append(made(small(seeds=[0, 1], train=train, arms=arms), tmp_path / str(stack)))
+    assert "note" not in capsys.readouterr().err
+    assert_alike(*found)
+    bound = build.CONSTRAINTS[name](**BOUNDS[name])
+    for run in found[0].values():
+        assert run["result"]["stack"] == 6
+        assert bound.value(run["weights"]["linear1.weight"]) == 0
+        assert run["history"][-1]["penalty"].keys() == {"L2"}
 
 
 @pytest.mark.parametrize("name", sorted(stacks._ELEMENTWISE))
@@ -295,6 +328,10 @@ ALONE = {
         {"regularizers": [{"penalty": "L2", "strength": 0.1, "mode": "grad"}], "auto_strength": {"batch_size": 30}},
         "auto_strength",
     ),
+    "activities": (
+        {"regularizers": [{"activity": "L1", "strength": 0.1, "modules": "relu*"}]},
+        "regularizers: the activities within a stack",
+    ),
     "augment": pytest.param(
         {"data": {**TREE["data"], "augment": [{"name": "RandomHorizontalFlip"}]}},
         "data.augment: draws from torch's generator",
@@ -398,8 +435,10 @@ class KilledError(BaseException):
 
 @pytest.mark.parametrize("after", ["append", "finish", "save"])
 @pytest.mark.parametrize("call", [1, 2, 5, 9])
-def test_a_stack_stopped_anywhere_goes_on_with_the_same_bits(after, call, tmp_path, monkeypatch):
-    study = study_of(True, **dict(KILLED, train={"epochs": 5, "evaluate_every": 2, "early_stopping": {"patience": 2}}))
+@pytest.mark.parametrize("also", [[], [{"penalty": "MaxNorm", "max_norm": 0.5}]], ids=["penalty", "and constraint"])
+def test_a_stack_stopped_anywhere_goes_on_with_the_same_bits(after, call, also, tmp_path, monkeypatch):
+    changes = {**KILLED, "regularizers": [*KILLED["regularizers"], *also], "strengths": STRENGTHS}
+    study = study_of(True, **dict(changes, train={"epochs": 5, "evaluate_every": 2, "early_stopping": {"patience": 2}}))
     whole = made(study, tmp_path / "whole")
     owner = Progress if after == "save" else Record
     kept, calls = getattr(owner, after), []

@@ -22,7 +22,7 @@ def load(settings: config.Data, device: torch.device, dtype: torch.dtype = torch
 
     Validation examples are drawn first and training examples after them, so that a larger ``train_size`` adds some and
     keeps the rest. Inputs are shifted and scaled by the mean and standard deviation of the training examples: column by
-    column for vectors, all pixels alike for images. So are the targets of a regression.
+    column for vectors, all pixels alike for images; or by those that are given. Targets of a regression are by theirs.
 
     Raises:
         UserError: more training examples are asked for than there are, or files are missing or damaged.
@@ -72,7 +72,9 @@ def _load(text: str, device: torch.device, dtype: torch.dtype) -> Examples:
     y_train = y[train]
     if settings.label_noise:
         y_train = _corrupted(y_train, settings.label_noise, task.outputs, draw)
-    means, scales = _scales(x[train]) if settings.standardize else (None, None)
+    means, scales = _scales(x[train]) if settings.standardize is True else (None, None)
+    if isinstance(settings.standardize, tuple):
+        means, scales = (torch.tensor(one) for one in settings.standardize)
     if isinstance(task, Regression):
         none = torch.zeros(y.shape[1]), torch.ones(y.shape[1])
         middle, scale = _scales(y_train) if settings.standardize else none
