@@ -18,7 +18,7 @@ from experiments.errors import UserError, oneline
 from experiments.training import data, losses, models, networks
 from experiments.training.activity import Activity
 from experiments.training.averaging import Average
-from experiments.training.data import Augmentation, Examples
+from experiments.training.data import Augmentation, Examples, Stream
 from experiments.training.data.vision import torchvision_module
 from experiments.training.imports import component, constructed, found_in, imported, required
 from torchreg import penalties
@@ -260,7 +260,7 @@ def average(settings: config.Train, net: nn.Module, opt: torch.optim.Optimizer, 
     """The average of the weights, if the study has one."""
     if settings.average is None:
         return None
-    return Average(settings.average, net, opt, settings.epochs, examples.train.x.split(settings.batch_size))
+    return Average(settings.average, net, opt, settings.epochs, examples.train, settings.batch_size)
 
 
 def regularizers(
@@ -337,6 +337,8 @@ def auto_strength(
         raise UserError("auto_strength: needs a regularizer to tune, got none: add one, or remove the key")
     try:
         task, valid = examples.task, examples.valid
+        if isinstance(valid.x, Stream):
+            raise UserError("auto_strength: needs validation examples in memory, got a stream: set data.stream = false")
         targets = task.targets(valid.y, torch.empty(0, dtype=examples.dtype))
         held_out, loss = (valid.x, targets), task.loss
         return torchreg.tuning.AutoStrength(tuned, held_out, loss, **settings.model_dump()).attach(opt)
