@@ -130,6 +130,8 @@ def contrast(
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also writes a page there.")] = None,
 ) -> None:
     """Compares the arms that several studies have in common, seed by seed."""
+    if html is not None and (not html.name or html.is_dir()):
+        raise UserError(f"compare: --html must name a file to write, got the folder {html}")
     found = report.compare(folders)
     _print(report.text_of(found))
     if html is not None:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 M = TypeVar("M", bound=BaseModel)
 
 _WORDING = {
-    "^(Input|String|Tuple) should": "must",
+    "^(Input|String|Tuple|Value) should": "must",
     "^(Value error|Assertion failed), ": "",
     "dictionary or instance of .*": "table",
     "tuple": "list",

@@ -88,5 +88,5 @@ class Train(Section):
                 raise ValueError("average 'swa' needs all epochs: remove early_stopping, or take 'ema'")
             first = self.average.first(self.epochs)
             if not first < self.epochs:
-                raise ValueError(f"average.start must be less than the {self.epochs} epochs, got {first}")
+                raise ValueError(f"average.start must be less than the {self.epochs} epochs, it is {first}")
         return self

@@ -23,7 +23,8 @@ LARGEST = 64  # members of one stack
 def groups(runs: Sequence[Run]) -> list[list[Run]]:
     """The runs in groups that could be stacks, each in the place of its first run.
 
-    Runs without regularizers join those that they are at strength 0, so that the two can be equal to the bit.
+    Runs without regularizers join those that they are at strength 0. Both are equal to the bit where the products of
+    matrices are: those of some shapes are rounded differently at other places in memory, and so in the stack.
     """
     kinds = [kind_of(run) for run in runs]
     firsts = dict(zip(reversed(kinds), reversed(runs), strict=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import islice
@@ -18,7 +17,7 @@ from experiments.training.activity import Activity
 from experiments.training.averaging import Average
 from experiments.training.bars import Bar
 from experiments.training.gradients import Clip, shares
-from experiments.training.measure import describe, measured
+from experiments.training.measure import are_finite, describe, measured
 from experiments.training.outcomes import outcomes
 from experiments.training.progress import Progress, Store
 from experiments.training.record import Record, Row
@@ -79,7 +78,7 @@ def train_epoch(
             for activity in activities:
                 loss = loss + activity.value()
             if share is not None:
-                loss = share * loss
+                loss = (share * loss).to(loss.dtype)
             if not parts:  # a penalty counts once in a step
                 for regularizer in in_loss:
                     loss = loss + regularizer.value()
@@ -183,8 +182,9 @@ def train_together(
 def _fault(losses: Tensor, figures: Row, epoch: int, steps: int) -> str | None:
     """Where the losses since that epoch, or the figures, are not finite, if they are not."""
     broken = (~losses.isfinite()).nonzero().flatten().tolist()
-    if not broken and all(math.isfinite(value) for value in figures.values() if isinstance(value, float)):
+    if not broken and are_finite(figures):
         return None
     last = epoch * steps + (broken[0] if broken else len(losses) - 1) + 1
-    what = f"the loss is {losses[broken[0]].item()} at" if broken else "the weights are not finite after"
+    parts = "weights" if are_finite(figures["penalty"]) else "weights or their penalty"
+    what = f"the loss is {losses[broken[0]].item()} at" if broken else f"the {parts} are not finite after"
     return f"{what} step {last} (epoch {(last - 1) // steps + 1})"

@@ -93,6 +93,13 @@ def penalties(setup: Setup) -> list[dict[str, float]]:
     return totals
 
 
+def are_finite(figures: Row) -> bool:
+    """Whether all figures are finite, those in tables too: a record cannot hold others."""
+    numbers = (value for value in figures.values() if isinstance(value, float))
+    tables = (value for value in figures.values() if isinstance(value, dict))
+    return all(map(math.isfinite, numbers)) and all(map(are_finite, tables))
+
+
 @torch.no_grad()
 def describe(model: nn.Module, examples: Examples) -> Row:
     """The trained weights: norms, zeros, a histogram, and a digest of all bits; and the numbers of examples.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -16,6 +15,7 @@ from torch import nn
 from experiments.config import Run
 from experiments.errors import oneline
 from experiments.training.files import damaged
+from experiments.training.measure import are_finite
 from experiments.training.record import Record, Row
 from torchreg import Stacked
 
@@ -201,7 +201,7 @@ class Progress:
     def _note(self, number: int, one: Member, figures: Row) -> None:
         if one.result is not None:
             return
-        if not all(math.isfinite(value) for value in figures.values() if isinstance(value, float)):
+        if not are_finite(figures):
             self._diverge(one, f"the averaged weights are not finite after epoch {self.epoch}")
             return
         one.last, one.rows = {"epoch": self.epoch, **figures}, one.rows + 1
@@ -223,7 +223,7 @@ class Progress:
         (member,) = self.members
         for one in _in_order(member):
             with self._weights_of(one):
-                self._close(one, {"status": "pruned", "epochs": self.epoch, **one.last, **describe(self.setup.model)})
+                self._conclude(one, "pruned", one.last, describe(self.setup.model))
 
     def _diverge(self, member: Member, reason: str) -> None:
         for one in filter(None, (member.average, member)):
@@ -238,7 +238,7 @@ class Progress:
                 model = self._model_of(number, one)
                 chosen = one.best.get("epoch", self.epoch)
                 row = next(row for row in one.record.history if row["epoch"] == chosen)
-                self._close(one, {"status": "done", "epochs": self.epoch, **row, **describe(model)})
+                self._conclude(one, "done", row, describe(model))
 
     def _weights_of(self, one: Member) -> AbstractContextManager[None]:
         """The model has the averaged weights in the context, if it is about them."""
@@ -269,6 +269,13 @@ class Progress:
         if one.best:
             model.load_state_dict(one.best["model"], strict=False)
         return model
+
+    def _conclude(self, one: Member, status: str, row: Row, described: Row) -> None:
+        if are_finite(described):
+            self._close(one, {"status": status, "epochs": self.epoch, **row, **described})
+        else:  # weights that are finite, and too large for their norm to be
+            reason = f"the norms of the weights are not finite after epoch {row['epoch']}"
+            self._close(one, {"status": "diverged", "reason": reason})
 
     def _close(self, member: Member, result: Row) -> None:
         of = {} if self.store is None else {"stack": len(self.members)}

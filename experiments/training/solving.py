@@ -15,6 +15,7 @@ from torchreg import Regularizer
 
 _AT_ONCE = 4096  # examples; bounds the memory that the layers before take
 _TRIED = 8  # examples
+_NO_SQUARE = "train.loss: must be a squared error, such as MSELoss, with train.solve: it is another"
 
 
 def strength(run: Run, net: nn.Module, regularizers: Sequence[Regularizer]) -> float:
@@ -94,7 +95,7 @@ def solve(net: nn.Module, examples: Examples, strength: float) -> Tensor:
     targets = examples.task.targets(examples.train.y, outputs).double()
     factor = _factor(examples, targets) if targets.shape == outputs.shape else None
     if factor is None:
-        raise UserError("train.loss: must be a squared error, such as MSELoss, with train.solve: it is another")
+        raise UserError(_NO_SQUARE)
     ours, wanted, center, middle = features, targets, torch.zeros(1).to(features), torch.zeros(1).to(features)
     has_intercept = layer.bias is not None and layer.bias.requires_grad
     if has_intercept:
@@ -111,7 +112,9 @@ def solve(net: nn.Module, examples: Examples, strength: float) -> Tensor:
     if has_intercept:
         layer.bias.copy_(middle - weight @ center)
     reached = features @ layer.weight.double().T + (0.0 if layer.bias is None else layer.bias.double())
-    return factor * (reached - targets).square().sum(1).mean().reshape(1)
+    loss = factor * (reached - targets).square().sum(1).mean()
+    _check_reached(examples, reached, targets, float(loss), factor)
+    return loss.reshape(1)
 
 
 def _last_linear(net: nn.Module) -> tuple[str, nn.Linear]:
@@ -148,6 +151,16 @@ def _factor(examples: Examples, targets: Tensor) -> float | None:
         distance = (outputs - few).square().sum(1).mean()
         ratios.append(float(examples.task.loss(outputs.to(dtype), few.to(dtype)) / distance))
     return ratios[0] if ratios[0] > 0 and abs(ratios[0] / ratios[1] - 1) < 1e-4 else None
+
+
+def _check_reached(examples: Examples, outputs: Tensor, targets: Tensor, loss: float, factor: float) -> None:
+    """Whether the loss is the multiple of squared distances at the solution too, and so has its minimum there.
+
+    Huber's is another one where examples are far off.
+    """
+    dtype, least = examples.train.x.dtype, 1e-6 * factor * float(targets.square().sum(1).mean())
+    if abs(float(examples.task.loss(outputs.to(dtype), targets.to(dtype))) - loss) > 1e-3 * loss + least:
+        raise UserError(_NO_SQUARE)
 
 
 def _near(ours: Tensor, theirs: Tensor) -> bool:

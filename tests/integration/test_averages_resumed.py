@@ -132,7 +132,7 @@ BAD = {
     "a key of the other": ({"name": "ema", "start": 3}, "train.average: start is for swa, not for ema"),
     "a decay of SWA": ({"name": "swa", "decay": 0.9}, "train.average: decay is for ema, not for swa"),
     "annealing to no rate": ({"name": "swa", "anneal_epochs": 3}, "need the learning rate lr"),
-    "a start too late": ({"name": "swa", "start": 3}, "average.start must be less than the 3 epochs, got 3"),
+    "a start too late": ({"name": "swa", "start": 3}, "average.start must be less than the 3 epochs, it is 3"),
     "an unknown key": ({"name": "ema", "beta": 0.9}, "train.average.beta: unknown key"),
 }
 

@@ -146,3 +146,11 @@ def test_folders_that_cannot_be_compared_are_one_line_and_exit_code_2(names, mes
     code, out, err = experiments("compare", *map(str, folders))
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("error: ")
+
+
+@pytest.mark.parametrize("file", [".", "..", "/", "runs"])
+def test_a_page_that_is_a_folder_is_one_line(file, experiments, tmp_path):
+    (tmp_path / "runs").mkdir()
+    code, out, err = experiments("compare", "one", "two", "--html", file)
+    assert (code, out) == (2, "")
+    assert err == f"error: compare: --html must name a file to write, got the folder {file}\n"

@@ -19,6 +19,8 @@ WEIGHTS = [1.0, 2.0, 1.0, 1.0, 0.5, 1.0, 1.0, 1.0, 3.0, 1.0]
 LOSSES = {
     "cross-entropy": None,
     "weights of classes": {"name": "CrossEntropyLoss", "weight": WEIGHTS, "label_smoothing": 0.1},
+    "a class ignored": {"name": "CrossEntropyLoss", "ignore_index": 3},
+    "a class ignored, weights": {"name": "CrossEntropyLoss", "ignore_index": 4, "weight": WEIGHTS},
     "weights of classes, NLL": {"class": "tests.integration.test_gradients:Weighted"},
     "MSE": {"name": "MSELoss"},
 }

@@ -10,7 +10,7 @@ from torch.nn.functional import one_hot
 
 from experiments.config import resolve
 from experiments.running.study import run_study
-from experiments.training import build
+from experiments.training import build, measure
 from tests.integration.plain import only, sgd, trained
 from tests.integration.studies import CPU, TREE, history
 from tests.integration.test_stacks import compare, study_of
@@ -51,6 +51,14 @@ CLASSES = {
         {"name": "CrossEntropyLoss", "weight": WEIGHTS},
         lambda outputs, y: F.cross_entropy(outputs, y, torch.tensor(WEIGHTS)),
     ),
+    "a class ignored": (
+        {"name": "CrossEntropyLoss", "ignore_index": 3},
+        lambda outputs, y: F.cross_entropy(outputs, y, ignore_index=3),
+    ),
+    "a class ignored, weights of the others": (
+        {"name": "CrossEntropyLoss", "ignore_index": 8, "weight": WEIGHTS, "label_smoothing": 0.1},
+        lambda outputs, y: F.cross_entropy(outputs, y, torch.tensor(WEIGHTS), ignore_index=8, label_smoothing=0.1),
+    ),
     "MSE": ({"name": "MSELoss"}, lambda outputs, y: ((outputs - hot(y)) ** 2).mean()),
     "L1": ({"name": "L1Loss"}, lambda outputs, y: (outputs - hot(y)).abs().mean()),
     "smooth L1": ({"name": "SmoothL1Loss", "beta": 0.3}, lambda o, y: F.smooth_l1_loss(o, hot(y), beta=0.3)),
@@ -85,6 +93,19 @@ def test_a_run_is_trained_and_judged_by_its_loss(loss, criterion, tmp_path):
 def test_a_stack_is_trained_and_judged_as_each_run_alone(loss, tmp_path, capsys):
     optimizer = {"name": "SGD", "lr": 0.05}
     compare(tmp_path, capsys, train={"loss": loss}, optimizer=optimizer, regularizers=[{"penalty": "L1"}])
+
+
+@pytest.mark.parametrize("loss", [loss for loss, _ in CLASSES.values()], ids=CLASSES)
+def test_the_loss_of_many_examples_does_not_depend_on_how_many_are_evaluated_at_once(loss, monkeypatch):
+    """A stack evaluates fewer examples at once than a run alone."""
+    run = sgd(train={"loss": loss}).runs[0]
+    examples = build.examples(run, CPU)
+    torch.manual_seed(0)
+    net = build.network(run, examples)
+    (whole,) = measure.evaluate(net, examples)
+    monkeypatch.setattr(measure, "_EVALUATED_AT_ONCE", 37)
+    (parts,) = measure.evaluate(net, examples)
+    assert parts == pytest.approx(whole, rel=1e-5)
 
 
 BINARY = {"data": {"name": "breast_cancer"}}

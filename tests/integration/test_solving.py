@@ -105,6 +105,13 @@ def test_a_multiple_of_the_squared_error_is_told_by_its_values():
     assert not torch.allclose(twice, solved(study_of(0.2, data)).model.output.weight)
 
 
+@pytest.mark.parametrize("data", [{"name": "diabetes"}, TREE["data"]], ids=["regression", "classes"])
+def test_hubers_loss_that_is_everywhere_a_squared_error_has_its_solution(data):
+    loss = {"name": "HuberLoss", "delta": 100.0}
+    ours, theirs = (solved(study_of(s, data, train={**TRAIN, "loss": name})) for s, name in ((0.1, loss), (0.2, MSE)))
+    torch.testing.assert_close(ours.model.output.weight, theirs.model.output.weight)
+
+
 def test_a_study_records_the_solution_and_its_penalty(tmp_path):
     study = study_of(arms=[{"name": "ridge", "strengths": [0.0, 0.1], "regularizers": [{"penalty": "L2"}]}])
     assert not run_study(study, tmp_path, CPU)
@@ -147,6 +154,14 @@ FAULTS = {
     "two epochs": ({"train": {**TRAIN, "epochs": 2}}, "train.epochs: must be 1 with train.solve, .* got 2"),
     "cross-entropy": ({"train": {**TRAIN, "loss": None}}, "train.loss: must be a squared error, such as MSELoss"),
     "another loss": ({"train": {**TRAIN, "loss": {"name": "HuberLoss"}}}, "train.loss: must be a squared error"),
+    "Huber's, whose far side is met at the solution": (
+        {"data": {"name": "diabetes"}, "train": {**TRAIN, "loss": {"name": "HuberLoss", "delta": 2.3}}},
+        "train.loss: must be a squared error",
+    ),
+    "the same, smooth L1": (
+        {"data": {"name": "diabetes"}, "train": {**TRAIN, "loss": {"name": "SmoothL1Loss", "beta": 2.3}}},
+        "train.loss: must be a squared error",
+    ),
     "clipping": ({"train": {**TRAIN, "clip_norm": 1.0}}, "train.clip_norm: acts in steps"),
     "averages": ({"train": {**TRAIN, "average": {"name": "ema"}}}, "train.average: acts in steps"),
     "a scheduler": ({"scheduler": {"name": "StepLR", "step_size": 1}}, "scheduler: acts in steps"),

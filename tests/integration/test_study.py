@@ -83,6 +83,34 @@ def test_weights_that_the_last_step_breaks_stop_the_run_too(tmp_path):
     assert Record(tmp_path / "runs" / "arm" / "seed0").history == []
 
 
+STEEP = {"regularizers": [{"penalty": "L2", "strength": 1e3}], "optimizer": {"name": "SGD", "lr": 0.1}}
+STILL = {"optimizer": {"name": "SGD", "lr": 0.0}}
+HUGE = {
+    "a penalty": (STEEP, "the weights or their penalty are not finite after step 9 (epoch 3)"),
+    "a penalty in the step": (
+        {"regularizers": [{"penalty": "L2", "strength": 1e38, "mode": "prox"}], "model": {"scale": 50.0}, **STILL},
+        "the weights or their penalty are not finite after step 3 (epoch 1)",
+    ),
+    "norms": ({"model": {"hidden": [], "scale": 1e25}, **STILL}, "the norms of the weights are not finite after"),
+}
+
+
+@pytest.mark.parametrize("average", [None, {"name": "ema", "decay": 0.5}], ids=["no average", "average"])
+@pytest.mark.parametrize(("changes", "reason"), HUGE.values(), ids=HUGE)
+def test_figures_that_a_record_cannot_hold_are_a_divergence(changes, reason, average, tmp_path):
+    train = {"epochs": 6, "batch_size": 40} | ({} if average is None else {"average": average})
+    broken = run_study(arm(train=train, **changes), tmp_path, CPU)
+    assert [line.startswith(f"diverged: arm/seed0: {reason}") for line in broken] == [True]
+
+
+@pytest.mark.parametrize("changes", [{"hidden": [], "scale": 1e25}], ids=["norms"])
+def test_such_figures_of_one_arm_leave_a_stack_whole(changes, tmp_path, capsys):
+    study = small(seeds=[0, 1], train={"epochs": 2, "batch_size": 30, "stack": True}, model={"name": "mlp", **changes})
+    assert len(run_study(study, tmp_path, CPU)) == 2
+    assert "note" not in capsys.readouterr().err
+    assert all(Record(tmp_path / "runs" / run.folder).result["stack"] == 2 for run in study.runs)
+
+
 def test_a_diverged_run_does_not_stop_the_others(tmp_path):
     arms = [{"name": "broken", "optimizer": {"name": "SGD", "lr": 1e30}}, {"name": "none"}]
     assert len(run_study(small(arms=arms), tmp_path, CPU)) == 1

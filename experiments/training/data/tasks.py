@@ -57,12 +57,17 @@ class Classes:
         return torch.cat([torch.zeros_like(outputs), outputs], -1) if self.form == "one output" else outputs
 
     def weight(self, y: Tensor, count: int) -> Tensor | int:
-        """What the loss divides by in its mean over so many examples: their weights, if classes have weights."""
-        weights = getattr(self.loss, "weight", None)
-        if weights is None or y.is_floating_point() or not isinstance(self.loss, (nn.CrossEntropyLoss, nn.NLLLoss)):
+        """What the loss divides by in its mean over so many examples: the weights of their classes, if it has some.
+
+        Those of a class that the loss ignores count nothing.
+        """
+        if y.is_floating_point() or not isinstance(self.loss, (nn.CrossEntropyLoss, nn.NLLLoss)):
             return count
-        summed: Tensor = weights[y].sum(-1)
-        return summed
+        weights, ignored = self.loss.weight, self.loss.ignore_index
+        if weights is None and not 0 <= ignored < self.classes:
+            return count
+        counted = y != ignored
+        return counted.sum(-1, dtype=torch.double) if weights is None else (weights[y] * counted).sum(-1)
 
     def totals(self, outputs: Tensor, y: Tensor) -> Tensor:
         """The sums of what :meth:`figures` needs the means of: the losses, and the wrong classes.
