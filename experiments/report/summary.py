@@ -32,6 +32,7 @@ class Cell:
     results: Sequence[Row]
     histories: Sequence[Sequence[Row]]
     remark: str = ""  # why it was chosen, if not as the best
+    records: Sequence[Record] = ()
 
     @property
     def arm(self) -> str:
@@ -150,7 +151,7 @@ class Cell:
     def wrong(self, split: str) -> dict[int, np.ndarray]:
         """Whether each "valid" or "test" example was wrong, for each seed; none of regressions and earlier versions."""
         found = zip(self.runs, (result.get("outcomes", {}).get(split) for result in self.results), strict=True)
-        return {run.seed: unpacked(row) for run, row in found if row}
+        return {run.seed: unpacked(row) for run, row in found if row and "wrong" in row}
 
     @property
     def norm(self) -> Mean:
@@ -429,7 +430,7 @@ def summarize(folder: Path) -> Summary:
         done = [(run, record, result) for run, record in found if (result := record.result) is not None]
         if done:
             ours, records, results = zip(*done, strict=True)
-            cell = Cell(ours, results, [record.history for record in records])
+            cell = Cell(ours, results, [record.history for record in records], records=records)
             if study.sweep is not None:
                 if cell.is_done and len(done) < len(found):
                     continue  # over some seeds only it would be compared with others over all

@@ -110,8 +110,7 @@ def train_together(
     examples = setup.examples
 
     def described(model: nn.Module) -> Row:
-        row = describe(model, examples)
-        return row if examples.task.name != "classes" else {**row, "outcomes": outcomes(model, examples)}
+        return {**describe(model, examples), "outcomes": outcomes(model, examples)}
 
     total, name = runs[0].train.epochs, runs[0].folder if store is None else f"{len(runs)} runs"
     with Bar(name, total, "epoch", done=progress.epoch) as bar:
