@@ -4,7 +4,9 @@ import os
 import sys
 
 if __name__ == "__main__":  # not where a worker of a sweep imports it: what is imported here takes seconds
-    os.environ.pop("MPLBACKEND", None)  # pages hold SVG, whatever it names; matplotlib would refuse a name it lacks
+    os.environ.pop(
+        "MPLBACKEND", None
+    )  # no command draws by matplotlib, which refuses a name it lacks when others import it
     try:
         from experiments.cli import main
     except ModuleNotFoundError as error:

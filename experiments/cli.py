@@ -87,7 +87,7 @@ def run(
     folder = out or Path("runs") / folder_name(slug(loaded.name))
     with _resumable(folder):
         broken = study.run_study(loaded, folder, study.pick_device(device), resume)
-        _report(folder)
+        _report(folder, trusted=True)
     _end(broken)
 
 
@@ -108,7 +108,7 @@ def search(
     with _resumable(folder):
         faults = sweep.run_sweep(loaded, folder, study.pick_device(device), jobs, resume)
         try:
-            _report(folder)
+            _report(folder, trusted=True)
         finally:
             _end(faults)
 
@@ -224,10 +224,10 @@ def _end(faults: list[str]) -> None:
         raise typer.Exit(1)
 
 
-def _report(folder: Path) -> None:
+def _report(folder: Path, trusted: bool = False) -> None:
     summary = summarize(folder)
     _print(report.table(summary))
-    print(f"\nReport: {report.write_page(summary, folder).resolve()}")
+    print(f"\nReport: {report.write_page(summary, folder, trusted).resolve()}")
 
 
 def _print(text: str) -> None:

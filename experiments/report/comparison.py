@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from experiments.errors import UserError
 from experiments.report import page
 from experiments.report.claims import Table, in_units, never, written
-from experiments.report.numbers import PERCENT, Unit
 from experiments.report.datasets import Rows
+from experiments.report.numbers import PERCENT, Unit
 from experiments.report.page import aligned
 from experiments.report.statistics import LEVEL, Difference, holm
 from experiments.report.summary import Cell, Summary, difference, summarize
@@ -210,11 +210,19 @@ def _picture(found: Comparison, width: int) -> Spec:
     def panel(prefix: str, title: str, is_first: bool) -> Spec:
         names = {"": ("error", "low", "high"), "less": ("less", "less_low", "less_high")}[prefix]
         axis = {"labelLimit": longest, "grid": False, "labelFontSize": 13} if is_first or not is_wide else None
-        x = {"type": "quantitative", "title": title, "axis": {**shares_of(found.first), "tickCount": 6 if is_wide else 4}}
+        x = {
+            "type": "quantitative",
+            "title": title,
+            "axis": {**shares_of(found.first), "tickCount": 6 if is_wide else 4},
+        }
         style = ".4~g" if found.first.is_regression else ".3~%"
         tips = [{"field": name, "title": name, "format": style} for name in names]
         offset = {"field": "study", "type": "nominal", "sort": studies}
-        zero = {"data": {"values": [{}]}, "mark": {"type": "rule", "strokeDash": [2, 3]}, "encoding": {"x": {"datum": 0}}}
+        zero = {
+            "data": {"values": [{}]},
+            "mark": {"type": "rule", "strokeDash": [2, 3]},
+            "encoding": {"x": {"datum": 0}},
+        }
         y = {"field": "arm", "type": "nominal", "sort": [*found.arms], "title": None, "axis": axis}
         here = {"y": y, "yOffset": offset, "color": color}
         known = {"transform": [{"filter": f"isValid(datum.{names[0]}) && datum.{names[0]} !== ''"}]}
@@ -227,7 +235,11 @@ def _picture(found: Comparison, width: int) -> Spec:
             "layer": [
                 *([zero] if prefix else []),
                 {**known, "mark": {"type": "rule", "strokeWidth": 1.6}, "encoding": {**here, **rule}},
-                {**known, "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1}, "encoding": {**here, **point}},
+                {
+                    **known,
+                    "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1},
+                    "encoding": {**here, **point},
+                },
             ],
         }
 

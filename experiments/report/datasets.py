@@ -51,8 +51,10 @@ def history(cells: Mapping[str, Cell]) -> Rows:
     rows = []
     for label, cell in cells.items():
         for run, found in zip(cell.runs, cell.histories, strict=True):
-            for row in thinned(found, MOST_EPOCHS):
-                rows.append({"label": label, "seed": run.seed, "epoch": row["epoch"], **{k: row[k] for k in _FIGURES}})
+            kept = thinned(found, MOST_EPOCHS)
+            rows += [
+                {"label": label, "seed": run.seed, **{key: row[key] for key in ("epoch", *_FIGURES)}} for row in kept
+            ]
     return rows
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,13 +10,11 @@ import numpy as np
 
 from experiments.report import paths
 from experiments.report.summary import Cell, Summary
-from experiments.report.vega import INK, LINE, SOFT, TEST, TRAIN, Picture, Spec, shares_of
+from experiments.report.vega import LINE, LIVE, SOFT, TEST, TRAIN, Picture, Spec, shares_of
 
 _ENDS = "Training {error} (circles) and test {error} (squares), {over}; between them the gap."
 _NOISE = " The dotted line is the share of wrong training labels: an arm to the left of it has memorized some of them."
 _CURVES = "Training and test {error} after each evaluation, {over}, without the steep start."
-_HISTOGRAMS = "The sizes of all weights, on a logarithmic axis, mean over seeds. What has no place on it is written."
-_LAYERS = "The share of exact zeros and the Euclidean norm of each layer's weights, {over}."
 
 
 def of_errors(cells: Mapping[str, Cell], summary: Summary) -> list[Picture]:
@@ -35,28 +32,9 @@ def of_errors(cells: Mapping[str, Cell], summary: Summary) -> list[Picture]:
 
     pictures = [
         Picture("Where each arm ends", said(_ENDS, summary) + noise, ends, _shown(cells, summary)),
-        Picture("How it got there", said(_CURVES, summary), curves, f"Learning curves of {_names(cells)}."),
+        Picture("How it got there", said(_CURVES, summary), curves, f"Learning curves of {names_of(cells)}."),
     ]
     return [*pictures, *paths.pictures(summary)]
-
-
-def of_weights(cells: Mapping[str, Cell], summary: Summary) -> list[Picture]:
-    """The sizes of the weights, and each layer's norm and zeros."""
-    if not any(cell.results[0]["norms"] for cell in cells.values()):
-        return []
-    layers = list(dict.fromkeys(layer for cell in cells.values() for layer in cell.results[0]["norms"]))
-    notes = {label: _note(cell) for label, cell in cells.items()}
-
-    def sizes(width: int) -> Spec:
-        return _sizes(notes, width)
-
-    def of_layers(width: int) -> Spec:
-        return _layers(list(cells), layers, summary, width)
-
-    return [
-        Picture("The weights", _HISTOGRAMS, sizes, " ".join(f"{label}: {note}." for label, note in notes.items())),
-        Picture("Layer by layer", said(_LAYERS, summary), of_layers, f"Layers {', '.join(layers)} of {_names(cells)}."),
-    ]
 
 
 def said(text: str, summary: Summary) -> str:
@@ -64,7 +42,7 @@ def said(text: str, summary: Summary) -> str:
     return text.format(over=summary.over_seeds, metric=summary.metric_in_words, error=summary.error)
 
 
-def _names(cells: Mapping[str, Cell]) -> str:
+def names_of(cells: Mapping[str, Cell]) -> str:
     return ", ".join(list(cells)[:12]) + (", ..." if len(cells) > 12 else "")
 
 
@@ -80,7 +58,13 @@ def _shown(cells: Mapping[str, Cell], summary: Summary) -> str:
 def parts_of(summary: Summary) -> Spec:
     """The encoding of training and test errors by color."""
     names = [f"training {summary.error}", f"test {summary.error}"]
-    return {"field": "part", "type": "nominal", "scale": {"domain": names, "range": [TRAIN, TEST]}, "title": None}
+    return {
+        "field": "part",
+        "type": "nominal",
+        "scale": {"domain": names, "range": [TRAIN, TEST]},
+        "title": None,
+        "legend": {"symbolOpacity": 1, "symbolType": "square"},
+    }
 
 
 def _folded(summary: Summary, by: Sequence[str]) -> list[Spec]:
@@ -88,7 +72,7 @@ def _folded(summary: Summary, by: Sequence[str]) -> list[Spec]:
     return [
         {"fold": ["train_error", "test_error"], "as": ["key", "value"]},
         {"calculate": f"(datum.key == 'train_error' ? 'training ' : 'test ') + '{summary.error}'", "as": "part"},
-        *averaged("value", [*by, "part"]),
+        *averaged("value", [*by, "part", "key"]),
     ]
 
 
@@ -121,9 +105,8 @@ OF_EACH = {"expr": "each ? 0.55 : 0"}
 
 
 def _ends(labels: Sequence[str], summary: Summary, top: float, width: int) -> Spec:
-    style = "'.3g'" if summary.is_regression else "'.0%'"
     least = -0.01 * top
-    y = {"field": "label", "type": "nominal", "sort": [*labels], "title": None, "axis": _label_axis(width)}
+    y = {"field": "label", "type": "nominal", "sort": [*labels], "title": None, "axis": label_axis(width)}
     x = {
         "field": "mean",
         "type": "quantitative",
@@ -131,15 +114,6 @@ def _ends(labels: Sequence[str], summary: Summary, top: float, width: int) -> Sp
         "axis": {**shares_of(summary), "tickCount": 8 if width > 600 else 4},
         "title": summary.error,
     }
-    beyond = [
-        {"calculate": "substring(datum.part, 0, 5) == 'train' ? datum.mean : null", "as": "train"},
-        {"joinaggregate": [{"op": "max", "field": "train", "as": "train"}], "groupby": ["label"]},
-        {"filter": "datum.most > " + str(top) + " && substring(datum.part, 0, 4) == 'test'"},
-        {
-            "calculate": f"'training ' + format(datum.train, {style}) + ', test ' + format(datum.mean, {style}) + ' →'",
-            "as": "text",
-        },
-    ]
     within = {"filter": f"datum.most <= {top}"}
     marks: list[Spec] = [
         {
@@ -168,7 +142,7 @@ def _ends(labels: Sequence[str], summary: Summary, top: float, width: int) -> Sp
             },
         },
         {
-            "transform": beyond,
+            "transform": _beyond(summary, top),
             "mark": {"type": "text", "align": "right", "dx": -4, "color": TEST},
             "encoding": {"x": {"datum": top}, "text": {"field": "text"}},
         },
@@ -180,33 +154,55 @@ def _ends(labels: Sequence[str], summary: Summary, top: float, width: int) -> Sp
             *_folded(summary, ["label"]),
             {"joinaggregate": [{"op": "max", "field": "mean", "as": "most"}], "groupby": ["label"]},
         ],
+        "encoding": {"y": y},
         "layer": marks,
     }
     each = {
+        "name": LIVE,
         "transform": _folded(summary, ["label", "seed"])[:2],
         "mark": {"type": "tick", "thickness": 1.5, "size": 12, "clip": True},
-        "encoding": {"x": {**x, "field": "value"}, "color": parts_of(summary), "opacity": {"value": OF_EACH}},
+        "encoding": {
+            "x": {**x, "field": "value"},
+            "y": y,
+            "color": parts_of(summary),
+            "opacity": {"value": OF_EACH},
+        },
     }
     return {
         "data": {"name": "runs"},
         "params": [EACH],
         "transform": [{"filter": "datum.label != ''"}],
-        "width": width,
+        "width": width - label_width(labels, width),
         "height": {"step": 26},
-        "autosize": {"type": "fit-x", "contains": "padding"},
-        "encoding": {"y": y},
         "layer": [*([noise] if summary.label_noise else []), means, each],
     }
 
 
-def _label_axis(width: int) -> Spec:
-    return {"labelLimit": 240 if width > 600 else 120, "grid": False, "labelFontSize": 13 if width > 600 else 12}
+def _beyond(summary: Summary, top: float) -> list[Spec]:
+    """What is written of an arm whose errors lie beyond the axis."""
+    style = "'.3g'" if summary.is_regression else "'.0%'"
+    both = f"'training ' + format(datum.train, {style}) + ', test ' + format(datum.mean, {style}) + ' →'"
+    return [
+        {"calculate": "datum.key == 'train_error' ? datum.mean : null", "as": "train"},
+        {"joinaggregate": [{"op": "max", "field": "train", "as": "train"}], "groupby": ["label"]},
+        {"filter": f"datum.most > {top} && datum.key == 'test_error'"},
+        {"calculate": both, "as": "text"},
+    ]
 
 
-def grid_of(width: int, count: int, wide: int = 4, narrow: int = 2) -> tuple[int, int]:
+def label_axis(width: int) -> Spec:
+    return {"labelLimit": 240 if width > 600 else 110, "grid": False, "labelFontSize": 13 if width > 600 else 12}
+
+
+def label_width(labels: Sequence[str], width: int) -> int:
+    """What the labels beside a picture take, about."""
+    return int(min(250 if width > 600 else 115, 7.2 * max(map(len, labels)) + 10)) + 12
+
+
+def grid_of(width: int, count: int, wide: int = 4, narrow: int = 2, left: int = 40) -> tuple[int, int]:
     """The columns of small pictures side by side, and the width of each."""
     columns = min(wide if width > 600 else narrow, max(count, 2 if width > 600 else 1))
-    return columns, (width - 55) // columns - 22
+    return columns, (width - left + 22) // columns - 22
 
 
 def facets(labels: Sequence[str], columns: int, spec: Spec, **header: Any) -> Spec:
@@ -217,6 +213,7 @@ def facets(labels: Sequence[str], columns: int, spec: Spec, **header: Any) -> Sp
         "facet": {**field, "header": {"labelAnchor": "start", "labelLimit": limit, **header}},
         "columns": columns,
         "spacing": {"row": 14, "column": 22},
+        "resolve": {"axis": {"x": "independent"}},
         "spec": spec,
     }
 
@@ -252,6 +249,7 @@ def _curves(labels: Sequence[str], summary: Summary, top: float, width: int) -> 
                 "encoding": {"y": {**y, "field": "mean"}, "color": color},
             },
             {
+                "name": LIVE,
                 "mark": {"type": "point", "opacity": 0, "size": 90, "clip": True},
                 "encoding": {
                     "y": {**y, "field": "mean"},
@@ -261,6 +259,7 @@ def _curves(labels: Sequence[str], summary: Summary, top: float, width: int) -> 
         ],
     }
     single = {
+        "name": LIVE,
         "transform": _folded(summary, [])[:2],
         "mark": {"type": "line", "strokeWidth": 0.8, "clip": True},
         "encoding": {
@@ -270,102 +269,23 @@ def _curves(labels: Sequence[str], summary: Summary, top: float, width: int) -> 
             "opacity": {"value": OF_EACH},
         },
     }
-    small = {"width": each, "height": 130 if width > 600 else 100, "encoding": {"x": x}, "layer": [means, single]}
-    return {"data": {"name": "history"}, "params": [EACH], **facets(labels, columns, small)}
-
-
-def _note(cell: Cell) -> str:
-    """The shares of a cell's weights that have no place in the picture of their sizes."""
-    histograms = [result["histogram"] for result in cell.results]
-    edges = histograms[0]["edges"]
-    notes = {"exact zeros": cell.mean("zeros").mean}
-    for side, edge in (("below", edges[0]), ("above", edges[-1])):
-        notes[f"{side} {10.0**edge:g}"] = float(np.mean([histogram[side] for histogram in histograms]))
-    return ", ".join(f"{100 * part:.1f} % {name}" for name, part in notes.items() if part > 5e-4) or "no exact zeros"
-
-
-def _sizes(notes: Mapping[str, str], width: int) -> Spec:
-    columns, each = grid_of(width, len(notes), wide=3, narrow=1)
-    area = {
+    last = [
+        {"joinaggregate": [{"op": "max", "field": "epoch", "as": "last"}], "groupby": ["label"]},
+        {"filter": "datum.epoch == datum.last"},
+        {"joinaggregate": [{"op": "max", "field": "mean", "as": "most"}], "groupby": ["label"]},
+    ]
+    lines = {"type": "text", "color": TEST, "lineBreak": ", ", "align": "center"}
+    beyond = {
+        "transform": [*_folded(summary, ["label", "epoch"]), *whole, *last, *_beyond(summary, top)],
+        "mark": lines,
+        "encoding": {"x": {"value": each // 2}, "y": {"value": 40}, "text": {"field": "text"}},
+    }
+    small = {
         "width": each,
-        "height": 70,
-        "transform": [{"aggregate": [{"op": "mean", "field": "share", "as": "share"}], "groupby": ["label", "size"]}],
-        "mark": {"type": "area", "color": TRAIN, "opacity": 0.75, "interpolate": "monotone"},
-        "encoding": {
-            "x": {
-                "field": "size",
-                "type": "quantitative",
-                "title": "size of a weight",
-                "scale": {"domain": [-6, 1], "nice": False},
-                "axis": {"values": list(range(-6, 2)), "labelExpr": "format(pow(10, datum.value), '~g')"},
-            },
-            "y": {"field": "share", "type": "quantitative", "axis": None},
-        },
+        "height": 130 if width > 600 else 100,
+        "layer": [{"encoding": {"x": x}, "layer": [means, single]}, beyond],
     }
-    heads = f"[datum.label, {json.dumps(dict(notes))}[datum.label]]"
-    found = facets(list(notes), columns, area, labelExpr=heads, labelFontWeight="normal")
-    return {"data": {"name": "weights"}, **found, "resolve": {"scale": {"y": "independent"}}}
-
-
-def _layers(labels: Sequence[str], layers: Sequence[str], summary: Summary, width: int) -> Spec:
-    is_wide, named = width > 600, min(240, 7.5 * max(map(len, labels)))
-    each = int((width - named) / 2 - 15) if is_wide else width - min(120, int(named)) - 10
-
-    def heat(field: str, title: str, style: str, is_first: bool) -> Spec:
-        axis = _label_axis(width) if is_first or not is_wide else None
-        return {
-            "width": each,
-            "height": {"step": 24},
-            "title": title,
-            "transform": averaged(field, ["label", "layer"]),
-            "encoding": {
-                "x": {
-                    "field": "layer",
-                    "type": "nominal",
-                    "sort": [*layers],
-                    "title": None,
-                    "axis": {
-                        "labelAngle": 0 if len(layers) <= (6 if is_wide else 3) else -40,
-                        "ticks": False,
-                        "domain": False,
-                    },
-                },
-                "y": {"field": "label", "type": "nominal", "sort": [*labels], "title": None, "axis": axis},
-                "tooltip": [
-                    {"field": "label", "title": "arm"},
-                    {"field": "layer", "title": "layer"},
-                    {"field": "mean", "title": title, "format": style},
-                    {"field": "se", "title": "standard error", "format": style},
-                ],
-            },
-            "layer": [
-                {
-                    "mark": {"type": "rect", "color": TRAIN, "stroke": LINE, "strokeWidth": 0.5},
-                    "encoding": {
-                        "fillOpacity": {
-                            "field": "mean",
-                            "type": "quantitative",
-                            "scale": {"domainMin": 0, "range": [0, 0.55]},
-                            "legend": None,
-                        }
-                    },
-                },
-                *(
-                    [{"mark": {"type": "text", "color": INK}, "encoding": {"text": {"field": "mean", "format": style}}}]
-                    if each / max(len(layers), 1) > 40
-                    else []
-                ),
-            ],
-        }
-
-    panels = [heat("zeros", "exact zeros", ".1%", True), heat("norm", "norm", ".1f", False)]
-    return {
-        "data": {"name": "layers"},
-        "concat": panels,
-        "columns": 2 if is_wide else 1,
-        "spacing": 20,
-        "resolve": {"scale": {"fillOpacity": "independent"}},
-    }
+    return {"data": {"name": "history"}, "params": [EACH], **facets(labels, columns, small)}
 
 
 def _top(cells: Sequence[Cell]) -> float:

@@ -110,7 +110,8 @@ def _image(found: Mapping[int, Predicted], examples: Examples, at: int, by: str 
     """An image with what it is and what it is taken for."""
     names = examples.labels
     guesses = [int(one.predicted[at]) for one in found.values()]
-    most = max(sorted(set(guesses)), key=guesses.count)
+    wrong = [guess for guess in guesses if guess != examples.test.y[at]]
+    most = max(sorted(set(wrong or guesses)), key=guesses.count)
     sure = np.mean([one.confidence[at] for one in found.values() if one.predicted[at] == most])
     votes = "" if len(guesses) == 1 else f" by {guesses.count(most)} of {len(guesses)} seeds"
     true = names[int(examples.test.y[at])]
@@ -128,7 +129,7 @@ def _gained(cells: Mapping[str, Cell], summary: Summary, examples: Examples) -> 
     strips = []
     for label, cell in list(others.items())[:MOST_ARMS]:
         if found := predicted(cell):
-            ours, theirs = (_mostly_wrong(one.values()) for one in (found, before))
+            ours, theirs = (_mostly_wrong(one) for one in (found, before))
             gained = np.flatnonzero(theirs & ~ours)
             margin = np.mean([one.confidence[gained] for one in found.values()], axis=0)
             best = [int(gained[i]) for i in np.argsort(-margin, kind="stable")[:MOST]]
@@ -140,8 +141,9 @@ def _gained(cells: Mapping[str, Cell], summary: Summary, examples: Examples) -> 
     return [Shown("What regularization gets right", text, strips)] if strips else []
 
 
-def _mostly_wrong(found: Sequence[Predicted]) -> np.ndarray:
-    return np.mean([one.true != one.predicted for one in found], axis=0) > 0.5
+def _mostly_wrong(found: Mapping[int, Predicted]) -> np.ndarray:
+    wrong = np.array([one.true != one.predicted for one in found.values()])
+    return wrong.mean(0) > 0.5
 
 
 def _first_layers(cells: Mapping[str, Cell], examples: Examples) -> list[Shown]:
@@ -193,7 +195,8 @@ def _diverging(weight: np.ndarray) -> np.ndarray:
     """Weights from -1 to 1 as colors: blue, white, orange; of several channels their mean."""
     value = weight.mean(0)[..., None]
     ends = np.where(value > 0, np.array([194, 65, 12]), np.array([29, 78, 156]))
-    return np.rint(255 + np.abs(value) ** 0.7 * (ends - 255)).astype(np.uint8)
+    colors: np.ndarray = np.rint(255 + np.abs(value) ** 0.7 * (ends - 255)).astype(np.uint8)
+    return colors
 
 
 def png(pixels: np.ndarray) -> str:

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from experiments.config.names import short, text_of
 from markupsafe import Markup
 
-from experiments.report import datasets, figures, images, paths, predicting, settings, vega
+from experiments.config.names import short, text_of
+from experiments.report import datasets, figures, images, paths, predicting, settings, vega, weights
 from experiments.report.claims import Table, claims, compared, single_runs
 from experiments.report.datasets import Rows
 from experiments.report.numbers import PERCENT, percent, plus_minus
@@ -106,7 +105,7 @@ def write_page(summary: Summary, folder: Path, trusted: bool = False) -> Path:
     examples, missing = images.examples_of(done, trusted)
     classes = _classes(done, examples)
     data = _data(summary, chosen, done, classes)
-    weights = figures.of_weights(done, summary)
+    of_weights = weights.of_weights(done, summary)
     best = best_of([cell for cell in summary.chosen if not cell.remark], summary.metric)
     context = {
         "title": summary.name,
@@ -118,17 +117,18 @@ def write_page(summary: Summary, folder: Path, trusted: bool = False) -> Path:
         "points": [("", cells) for cells in points(summary)],
         "claims": claims(summary),
         "tables": [Named(one, list(chosen)) for one in tables(summary)],
-        "late": [picture.title for picture in weights],
+        "late": [picture.title for picture in of_weights],
         "confused": predicting.most_confused(data["confusion"]),
         "images": images.of_study(done, summary, examples),
         "missing": [line for line in (missing, _old(done)) if line],
         "settings": settings.settings_of(chosen),
+        "base": f"the arm {summary.plain.label}" if summary.plain else "what most arms have",
         "environment": settings.environment_of(chosen),
     }
     pictures = [
         *figures.of_errors(done, summary),
         *predicting.pictures(done, classes, data, summary.noun),
-        *weights,
+        *of_weights,
     ]
     path = folder / "report.html"
     write(path, rendered("report.html", context, pictures, data))
@@ -205,7 +205,7 @@ def _old(cells: Mapping[str, Cell]) -> str:
     """A line for records that lack what the page would show of predictions."""
     if not cells or all(datasets.predicted(cell) for cell in cells.values()):
         return ""
-    return "Some records do not hold what their models predict, as those of earlier versions: of these arms that is left out."
+    return "Some records, as those of earlier versions, do not hold what their models predict: that is left out."
 
 
 def _keys_of_columns(summary: Summary) -> list[dict[str, Any] | None]:

@@ -88,7 +88,12 @@ def _along(paths: Sequence[Sequence[Cell]], summary: Summary, width: int) -> Spe
         kinds: list[Spec] = [_errors(path, summary, x, _path_top(paths, summary)), _of_layers("norm", x)]
         kinds += [_of_layers("zeros", x)] if has_zeros else []
         stack: list[Spec] = [
-            {"width": each, "height": 150, "layer": [kind, *marks], "transform": [{"filter": f"datum.arm == {_js(path)}"}]}
+            {
+                "width": each,
+                "height": 150,
+                "layer": [kind, *marks],
+                "transform": [{"filter": f"datum.arm == {_js(path)}"}],
+            }
             for kind in kinds
         ]
         for panel in stack[:-1]:
@@ -139,7 +144,7 @@ def _errors(path: Sequence[Cell], summary: Summary, x: Spec, top: float) -> Spec
         "type": "nominal",
         "title": None,
         "scale": {"domain": names, "range": [TRAIN, TEST, VALID]},
-        "legend": {"columns": 3, "labelFontSize": 11, "labelLimit": 130, "columnPadding": 6},
+        "legend": {"columns": 3, "labelFontSize": 11, "labelLimit": 130, "columnPadding": 6, "symbolOpacity": 1},
     }
     axis = {**shares_of(summary), "tickCount": 4}
     y = {"type": "quantitative", "title": summary.error, "scale": {"domain": [0, top]}, "axis": axis}
@@ -163,7 +168,12 @@ def _of_layers(kind: str, x: Spec) -> Spec:
     }
     title, style = ("norm of the weights", ".3~g") if kind == "norm" else ("exact zeros", ".3~%")
     axis = {"tickCount": 4, "format": "~g" if kind == "norm" else "~%"}
-    y = {"type": "quantitative", "title": title, "axis": axis, "scale": {"zero": True}}
+    y = {
+        "type": "quantitative",
+        "title": title,
+        "axis": axis,
+        "scale": {"zero": True} if kind == "norm" else {"domain": [0, 1]},
+    }
     return _lines(kind, x, y, color, style)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from experiments.report.datasets import Rows
 from experiments.report.figures import facets, grid_of
-from experiments.report.summary import Cell, Summary
+from experiments.report.summary import Cell
 from experiments.report.vega import INK, LINE, SOFT, TEST, TRAIN, VALID, Picture, Spec
 
 MOST_CLASSES = 20  # in a matrix; of more classes the most frequent errors are listed alone
@@ -39,7 +39,9 @@ def pictures(cells: Mapping[str, Cell], classes: Sequence[str], data: Mapping[st
             return _confusion(panels, classes, width)
 
         text = _CONFUSION.format(noun=noun)
-        shown = f"Classes {', '.join(classes)} of {', '.join(panels)}. The list of errors below has the largest numbers."
+        shown = (
+            f"Classes {', '.join(classes)} of {', '.join(panels)}. The list of errors below has the largest numbers."
+        )
         found.append(Picture("Confusion", text, confusion, shown))
     if data["numbers"]:
         names = _labels(data["numbers"])
@@ -80,8 +82,9 @@ def _of(labels: Sequence[str]) -> list[Spec]:
 
 
 def _reliability(labels: Sequence[str], width: int) -> Spec:
-    columns, each = grid_of(width, len(labels))
+    columns, each = grid_of(width, len(labels), left=64)
     share = {"type": "quantitative", "scale": {"domain": [0, 1]}}
+    high = {"type": "quantitative", "scale": {"domain": [0, 1.2]}}  # above 1 there is place for text
     axis = {"format": "~%", "values": [0, 0.5, 1]}
     bars = {
         "transform": [
@@ -97,7 +100,7 @@ def _reliability(labels: Sequence[str], width: int) -> Spec:
         "encoding": {
             "x": {"field": "low", "bin": "binned", **share, "title": "how sure", "axis": axis},
             "x2": {"field": "high"},
-            "y": {"field": "accuracy", **share, "title": "how often right", "axis": axis},
+            "y": {"field": "accuracy", **high, "title": "how often right", "axis": axis},
             "tooltip": [
                 {"field": "label", "title": "arm"},
                 {"field": "sure", "title": "mean confidence", "format": ".1%"},
@@ -113,8 +116,8 @@ def _reliability(labels: Sequence[str], width: int) -> Spec:
             {"aggregate": [{"op": "mean", "field": "ece", "as": "ece"}], "groupby": ["label"]},
             {"calculate": "'ECE ' + format(datum.ece, '.1%')", "as": "text"},
         ],
-        "mark": {"type": "text", "align": "left", "baseline": "top", "dx": 6, "dy": 5},
-        "encoding": {"x": {"datum": 0}, "y": {"datum": 1}, "text": {"field": "text"}},
+        "mark": {"type": "text", "align": "left", "baseline": "top", "dx": 3},
+        "encoding": {"x": {"datum": 0}, "y": {"datum": 1.2}, "text": {"field": "text"}},
     }
     small = {"width": each, "height": each if width < 600 else 150, "layer": [bars, diagonal, error]}
     return {"data": {"name": "reliability"}, "transform": _of(labels), **facets(labels, columns, small)}
@@ -122,8 +125,7 @@ def _reliability(labels: Sequence[str], width: int) -> Spec:
 
 def _confusion(labels: Sequence[str], classes: Sequence[str], width: int) -> Spec:
     most = max(map(len, classes))
-    columns, each = grid_of(width, len(labels), wide=3 if len(classes) > 5 or most > 6 else 4, narrow=1)
-    each -= 20 + min(90, 7 * most)
+    columns, each = grid_of(width, len(labels), wide=3, narrow=1, left=30 + min(90, 7 * most))
     place = {"type": "nominal", "sort": [*classes]}
     axis = {"ticks": False, "domain": False, "labelFontSize": 11, "labelOverlap": False, "labelLimit": 90}
     rects = {
@@ -133,7 +135,7 @@ def _confusion(labels: Sequence[str], classes: Sequence[str], width: int) -> Spe
             "fillOpacity": {
                 "field": "of_row",
                 "type": "quantitative",
-                "scale": {"type": "sqrt", "domain": [0, 1], "range": [0.03, 0.6]},
+                "scale": {"type": "sqrt", "domain": [0, 1], "range": [0.03, 0.36]},
                 "legend": None,
             },
             "tooltip": [
@@ -149,13 +151,19 @@ def _confusion(labels: Sequence[str], classes: Sequence[str], width: int) -> Spe
     small = {
         "width": each,
         "height": max(90, min(each, 21 * len(classes))),
+        "view": {"stroke": LINE},
         "transform": [
             {"aggregate": [{"op": "sum", "field": "times", "as": "times"}], "groupby": ["label", "true", "predicted"]},
             {"joinaggregate": [{"op": "sum", "field": "times", "as": "all"}], "groupby": ["label", "true"]},
             {"calculate": "datum.times / datum.all", "as": "of_row"},
         ],
         "encoding": {
-            "x": {"field": "predicted", **place, "title": "taken for", "axis": {**axis, "labelAngle": 0 if most < 4 else -40}},
+            "x": {
+                "field": "predicted",
+                **place,
+                "title": "taken for",
+                "axis": {**axis, "labelAngle": 0 if most < 4 else -40},
+            },
             "y": {"field": "true", **place, "title": "true", "axis": axis},
         },
         "layer": [rects, *([text] if each / len(classes) > 17 else [])],
@@ -164,7 +172,7 @@ def _confusion(labels: Sequence[str], classes: Sequence[str], width: int) -> Spe
 
 
 def _scatter(labels: Sequence[str], rows: Rows, width: int) -> Spec:
-    columns, each = grid_of(width, len(labels), wide=3)
+    columns, each = grid_of(width, len(labels), wide=3, left=64)
     true = [row["true"] for row in rows]
     low, high = min(true), max(true)
     x = {"field": "true", "type": "quantitative", "title": "true", "scale": {"zero": False}, "axis": {"tickCount": 4}}

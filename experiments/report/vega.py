@@ -22,13 +22,14 @@ from experiments.report.summary import Summary
 
 Spec = dict[str, Any]
 
-WIDE, NARROW = 1040, 330  # the widths in pixels that pictures are drawn for
+WIDE, NARROW = 1040, 340  # the widths in pixels that pictures are drawn for
 TRAIN, TEST, VALID = "var(--train)", "var(--test)", "var(--valid)"
 INK, SOFT, LINE = "var(--ink)", "var(--soft)", "var(--line)"
 
+LIVE = "live"  # the name of a layer that is not seen without script
+
 _FONT = "Arial, Helvetica, sans-serif"
 _CONFIG: Spec = {
-    "aria": False,  # the picture as a whole has a name, and the tables hold its figures
     "font": _FONT,
     "view": {"stroke": None},
     "axis": {
@@ -96,12 +97,23 @@ def _svg(spec: Spec, data: Mapping[str, Rows], prefix: str, picture: Picture) ->
     import vl_convert  # 80 MB: a command that draws nothing need not load it
 
     sets = {name: data[name] for name in _names_in(spec)}
-    text = vl_convert.vegalite_to_svg({**spec, "datasets": sets, "background": "transparent"})
+    text = vl_convert.vegalite_to_svg({**_still(spec), "datasets": sets, "background": "transparent"})
     text = text[text.index("<svg") :]
+    text = re.sub(r' (?:role|aria-[a-z]+)="[^"]*"', "", text)  # of the parts: the whole has a name
     text = re.sub(r"(?<=\d\.\d{2})\d+", "", text)  # a hundredth of a pixel
-    text = re.sub(r'(?<=\bid=")|(?<=url\(#)|(?<=href="#)', prefix, text)  # each once on the page
+    for number, name in enumerate(dict.fromkeys(re.findall(r'\bid="([^"]+)"', text))):
+        text = re.sub(rf'(?<=\bid="){name}(?=")|(?<=url\(#){name}(?=\))', f"{prefix}{number}", text)  # one on the page
     name = escape(f"{picture.title}. {picture.shows}")
     return Markup(re.sub("^<svg ", f'<svg role="img" aria-label="{name}" ', text))
+
+
+def _still(spec: Any) -> Any:
+    """The specification without the layers that only script brings to light."""
+    if isinstance(spec, Mapping):
+        return {key: _still(value) for key, value in spec.items()}
+    if isinstance(spec, list):
+        return [_still(one) for one in spec if not (isinstance(one, Mapping) and one.get("name") == LIVE)]
+    return spec
 
 
 def _names_in(spec: Any) -> set[str]:
@@ -113,7 +125,7 @@ def _names_in(spec: Any) -> set[str]:
 
 
 _BUNDLE = "import sys, vl_convert as v; sys.stdout.buffer.write(v.javascript_bundle(sys.argv[1]).encode())"
-_WANTED = "window.vega=vega;window.vegaLite=vegaLite;"
+_WANTED = "window.vegaEmbed=vegaEmbed;"
 
 
 @cache
@@ -124,11 +136,11 @@ def begin_library() -> subprocess.Popen[bytes]:
 
 @cache
 def library() -> Markup:
-    """Vega and Vega-Lite, as the script of a page."""
+    """Vega, Vega-Lite and Vega-Embed, as the script of a page."""
     import vl_convert
 
     made, _ = begin_library().communicate()
     script = made.decode() if made else vl_convert.javascript_bundle(_WANTED)
-    names = f"Vega {vl_convert.get_vega_version()}, Vega-Lite {vl_convert.get_vegalite_versions()[-1]}"
+    names = f"Vega {vl_convert.get_vega_version()}, Vega-Lite {vl_convert.get_vegalite_versions()[-1]}, Vega-Embed"
     license = "BSD-3-Clause, University of Washington Interactive Data Lab and contributors"
     return Markup(f"/* {names}: {license} */\n" + script.replace("</script", "<\\/script"))

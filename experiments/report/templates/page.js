@@ -48,11 +48,11 @@
     host.ariaHidden = "true";
     spec.background = "transparent";
     spec.datasets = Object.fromEntries(used.map((name) => [name, all[name].filter(isOn)]));
-    const view = new vega.View(vega.parse(vegaLite.compile(spec).spec), { renderer: "svg", container: host, tooltip: say });
-    if (spec.params) view.signal("each", each);
-    views.get(figure)?.view.finalize();
-    views.set(figure, { view, used, hasEach: !!spec.params });
-    return view.runAsync().then(() => {
+    const options = { mode: "vega-lite", renderer: "svg", actions: false, defaultStyle: false, tooltip: say };
+    return vegaEmbed(host, spec, options).then(({ view }) => {
+      views.get(figure)?.view.finalize();
+      views.set(figure, { view, used, hasEach: !!spec.params });
+      if (spec.params) view.signal("each", each).run();
       live.replaceChildren(host);
       live.hidden = false;
       figure.querySelector(".still").style.display = "none";
@@ -88,7 +88,7 @@
     const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
     const squares = values.reduce((sum, value) => sum + (value - mean) ** 2, 0);
     const error = values.length > 1 && !plain ? Math.sqrt(squares / (values.length - 1) / values.length) : 0;
-    return mean.toFixed(digits) + (error ? ` ± ${error.toFixed(digits)}` : "");
+    return mean.toFixed(digits) + (error ? ` \u00b1 ${error.toFixed(digits)}` : "");
   }
 
   function tables() {
