@@ -22,10 +22,10 @@ def of_errors(cells: Mapping[str, Cell], summary: Summary) -> list[Picture]:
     if not cells:
         return []
     noise = _NOISE if summary.label_noise else ""
-    top = _top(list(cells.values()))
+    end, top = _tops(list(cells.values()), summary.label_noise)
 
     def ends(width: int) -> Spec:
-        return _ends(list(cells), summary, top, width)
+        return _ends(list(cells), summary, end, width)
 
     def curves(width: int) -> Spec:
         return _curves(list(cells), summary, top, width)
@@ -76,14 +76,17 @@ def _folded(summary: Summary, by: Sequence[str]) -> list[Spec]:
     ]
 
 
-def averaged(value: str, by: Sequence[str]) -> list[Spec]:
-    """From a figure of runs to its mean, with one standard error where there are several."""
-    figures = [("mean", "mean"), ("stderr", "se"), ("count", "seeds")]
+def averaged(value: str, by: Sequence[str], mean: str = "mean") -> list[Spec]:
+    """From a figure of runs to its mean, with one standard error where there are several.
+
+    Pictures of one data set side by side need another name each for their means: Vega-Lite takes them together.
+    """
+    figures = [("mean", mean), ("stderr", "se"), ("count", "seeds")]
     return [
         {"aggregate": [{"op": op, "field": value, "as": name} for op, name in figures], "groupby": [*by]},
         {"calculate": "datum.seeds > 1 ? datum.se : 0", "as": "se"},
-        {"calculate": "datum.mean - datum.se", "as": "low"},
-        {"calculate": "datum.mean + datum.se", "as": "high"},
+        {"calculate": f"datum.{mean} - datum.se", "as": "low"},
+        {"calculate": f"datum.{mean} + datum.se", "as": "high"},
     ]
 
 
@@ -171,7 +174,7 @@ def _ends(labels: Sequence[str], summary: Summary, top: float, width: int) -> Sp
     return {
         "data": {"name": "runs"},
         "params": [EACH],
-        "transform": [{"filter": "datum.label != ''"}],
+        "transform": [{"filter": {"field": "label", "oneOf": [*labels]}}],
         "width": width - label_width(labels, width),
         "height": {"step": 26},
         "layer": [*([noise] if summary.label_noise else []), means, each],
@@ -288,11 +291,16 @@ def _curves(labels: Sequence[str], summary: Summary, top: float, width: int) -> 
     return {"data": {"name": "history"}, "params": [EACH], **facets(labels, columns, small)}
 
 
-def _top(cells: Sequence[Cell]) -> float:
-    """The largest error on the axes, so that one arm that under-fits does not flatten all others."""
+def _tops(cells: Sequence[Cell], noise: float) -> tuple[float, float]:
+    """The largest errors on the axes of where arms end and of how they got there.
+
+    One arm that under-fits does not flatten all others.
+    """
     middle = float(np.median([cell.mean("test_error").mean for cell in cells]))
-    if not any(cell.is_regression for cell in cells):
-        return min(1.0, 3 * middle + 0.02)
     largest = max(cell.mean(key).mean for cell in cells for key in ("train_error", "test_error"))
-    top = min(3 * middle, 1.15 * largest)
-    return top if top and math.isfinite(top) else 1.0
+    if any(cell.is_regression for cell in cells):
+        top = min(3 * middle, 1.15 * largest)
+        top = top if top and math.isfinite(top) else 1.0
+        return top, top
+    top = min(1.0, 3 * middle + 0.02)
+    return min(top, max(1.1 * largest, 1.1 * noise, 0.001)), top

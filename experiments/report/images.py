@@ -143,7 +143,8 @@ def _gained(cells: Mapping[str, Cell], summary: Summary, examples: Examples) -> 
 
 def _mostly_wrong(found: Mapping[int, Predicted]) -> np.ndarray:
     wrong = np.array([one.true != one.predicted for one in found.values()])
-    return wrong.mean(0) > 0.5
+    mostly: np.ndarray = wrong.mean(0) > 0.5
+    return mostly
 
 
 def _first_layers(cells: Mapping[str, Cell], examples: Examples) -> list[Shown]:

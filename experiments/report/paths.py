@@ -167,7 +167,7 @@ def _of_layers(kind: str, x: Spec) -> Spec:
         "legend": {"columns": 4, "labelFontSize": 11, "labelLimit": 100, "symbolLimit": 8},
     }
     title, style = ("norm of the weights", ".3~g") if kind == "norm" else ("exact zeros", ".3~%")
-    axis = {"tickCount": 4, "format": "~g" if kind == "norm" else "~%"}
+    axis = {"tickCount": 4, "format": ".6~g" if kind == "norm" else "~%"}
     y = {
         "type": "quantitative",
         "title": title,
@@ -299,7 +299,7 @@ def _cloud_panel(cloud: Sequence[Cell], key: str, name: str, summary: Summary, w
         order = [text_of(value) for value in summary.sweep.space[key].values or ()] if summary.sweep else []
         x |= {"type": "nominal", "sort": order, "axis": {"labelAngle": -30, "labelLimit": 110, "grid": False}}
     is_error = summary.metric == "valid_error"
-    axis = {"tickCount": 4, **(shares_of(summary) if is_error else {"format": "~g"})}
+    axis = {"tickCount": 4, **(shares_of(summary) if is_error else {"format": ".6~g"})}
     y = {"type": "quantitative", "title": summary.metric_in_words, "axis": axis, "scale": {"zero": False}}
     style = ".3~%" if is_error and not summary.is_regression else ".4~g"
     gray = {"condition": {"test": "datum.is == 'pruned'", "value": SOFT}, "value": TRAIN}

@@ -82,7 +82,7 @@ class Drawn(NamedTuple):
 
 def shares_of(summary: Summary) -> Spec:
     """The axis of errors: in percent, if they are shares; with as many digits as its steps need."""
-    return {"format": "~g"} if summary.is_regression else {"format": "~%"}
+    return {"format": ".6~g"} if summary.is_regression else {"format": "~%"}
 
 
 def drawn(picture: Picture, data: Mapping[str, Rows], number: int) -> Drawn:

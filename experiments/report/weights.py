@@ -11,7 +11,9 @@ from experiments.report.figures import averaged, facets, grid_of, label_axis, la
 from experiments.report.summary import Cell, Summary
 from experiments.report.vega import INK, LINE, TRAIN, Picture, Spec
 
-_HISTOGRAMS = "The sizes of all weights, on a logarithmic axis, {over}. What has no place on it is written above."
+_HISTOGRAMS = (
+    "The sizes of all weights, on a logarithmic axis, all seeds together. What has no place on it is written above."
+)
 _LAYERS = "The share of exact zeros and the Euclidean norm of each layer's weights, {over}."
 
 
@@ -31,7 +33,7 @@ def of_weights(cells: Mapping[str, Cell], summary: Summary) -> list[Picture]:
     return [
         Picture(
             "The weights",
-            said(_HISTOGRAMS, summary),
+            _HISTOGRAMS,
             sizes,
             " ".join(f"{label}: {note}." for label, note in notes.items()),
         ),
@@ -83,12 +85,13 @@ def _layers(labels: Sequence[str], layers: Sequence[str], width: int) -> Spec:
     each = (width - left - 20) // 2 if is_wide else width - left
 
     def heat(field: str, title: str, style: str, is_first: bool) -> Spec:
+        mean = f"mean_{field}"
         axis = label_axis(width) if is_first or not is_wide else None
         return {
             "width": each,
             "height": {"step": 24},
             "title": title,
-            "transform": averaged(field, ["label", "layer"]),
+            "transform": averaged(field, ["label", "layer"], mean),
             "encoding": {
                 "x": {
                     "field": "layer",
@@ -105,7 +108,7 @@ def _layers(labels: Sequence[str], layers: Sequence[str], width: int) -> Spec:
                 "tooltip": [
                     {"field": "label", "title": "arm"},
                     {"field": "layer", "title": "layer"},
-                    {"field": "mean", "title": title, "format": style},
+                    {"field": mean, "title": title, "format": style},
                     {"field": "se", "title": "standard error", "format": style},
                 ],
             },
@@ -114,7 +117,7 @@ def _layers(labels: Sequence[str], layers: Sequence[str], width: int) -> Spec:
                     "mark": {"type": "rect", "color": TRAIN, "stroke": LINE, "strokeWidth": 0.5},
                     "encoding": {
                         "fillOpacity": {
-                            "field": "mean",
+                            "field": mean,
                             "type": "quantitative",
                             "scale": {"domainMin": 0, "range": [0, 0.4]},
                             "legend": None,
@@ -122,7 +125,7 @@ def _layers(labels: Sequence[str], layers: Sequence[str], width: int) -> Spec:
                     },
                 },
                 *(
-                    [{"mark": {"type": "text", "color": INK}, "encoding": {"text": {"field": "mean", "format": style}}}]
+                    [{"mark": {"type": "text", "color": INK}, "encoding": {"text": {"field": mean, "format": style}}}]
                     if each / max(len(layers), 1) > 40
                     else []
                 ),
