@@ -217,13 +217,13 @@ def _picture(found: Comparison, width: int) -> Spec:
         }
         style = ".4~g" if found.first.is_regression else ".3~%"
         tips = [{"field": name, "title": name, "format": style} for name in names]
-        offset = {"field": "study", "type": "nominal", "sort": studies}
+        offset = {"field": "study", "type": "nominal", "scale": {"domain": studies}}
         zero = {
             "data": {"values": [{}]},
             "mark": {"type": "rule", "strokeDash": [2, 3]},
             "encoding": {"x": {"datum": 0}},
         }
-        y = {"field": "arm", "type": "nominal", "sort": [*found.arms], "title": None, "axis": axis}
+        y = {"field": "arm", "type": "nominal", "scale": {"domain": [*found.arms]}, "title": None, "axis": axis}
         here = {"y": y, "yOffset": offset, "color": color}
         known = {"transform": [{"filter": f"isValid(datum.{names[0]}) && datum.{names[0]} !== ''"}]}
         rule: Spec = {"x": {**x, "field": names[1], "scale": {"zero": False}}, "x2": {"field": names[2]}}

@@ -180,12 +180,7 @@ def _scatter(labels: Sequence[str], rows: Rows, width: int) -> Spec:
         "mark": {"type": "point", "filled": True, "size": 18, "opacity": 0.5, "color": TRAIN},
         "encoding": {
             "x": x,
-            "y": {
-                "field": "predicted",
-                "type": "quantitative",
-                "title": "predicted",
-                "axis": {"tickCount": 4, "grid": True},
-            },
+            "y": {**x, "field": "predicted", "title": "predicted", "axis": {"tickCount": 4, "grid": True}},
             "tooltip": [
                 {"field": "label", "title": "arm"},
                 {"field": "seed"},

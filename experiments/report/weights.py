@@ -11,9 +11,7 @@ from experiments.report.figures import averaged, facets, grid_of, label_axis, la
 from experiments.report.summary import Cell, Summary
 from experiments.report.vega import INK, LINE, TRAIN, Picture, Spec
 
-_HISTOGRAMS = (
-    "The sizes of all weights, on a logarithmic axis, all seeds together. What has no place on it is written above."
-)
+_HISTOGRAMS = "The sizes of all weights, on a logarithmic axis, all seeds together. The rest is written above."
 _LAYERS = "The share of exact zeros and the Euclidean norm of each layer's weights, {over}."
 
 
