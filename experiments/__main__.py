@@ -3,13 +3,20 @@
 import os
 import sys
 
-if __name__ == "__main__":  # not where a worker of a sweep imports it: what is imported here takes seconds
-    os.environ.pop(
-        "MPLBACKEND", None
-    )  # no command draws by matplotlib, which refuses a name it lacks when others import it
+from experiments import IS_INSTALLED
+
+
+def main() -> None:
+    """Runs the command line."""
+    os.environ.pop("MPLBACKEND", None)  # matplotlib, where another package imports it, would refuse a name it lacks
     try:
-        from experiments.cli import main
+        from experiments import cli
     except ModuleNotFoundError as error:
-        print(f"error: {error.name} is not installed: pip install -e '.[experiments]' in the clone", file=sys.stderr)
+        extra = "'torch-regularizers[experiments]'" if IS_INSTALLED else "-e '.[experiments]' in the clone"
+        print(f"error: {error.name} is not installed: pip install {extra}", file=sys.stderr)
         sys.exit(2)
+    cli.main()
+
+
+if __name__ == "__main__":  # not where a worker of a sweep imports it: what is imported here takes seconds
     main()

@@ -20,7 +20,7 @@ import torch
 import typer
 
 import torchreg
-from experiments import config, report
+from experiments import COMMAND, config, report
 from experiments.benches import command as benches
 from experiments.config.names import folder_name, slug
 from experiments.errors import UserError, did_you_mean
@@ -37,17 +37,22 @@ app = typer.Typer(
 )
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # which typer has, and does not name
 _EXAMPLES = {
-    "run": "configs/quickstart.toml",
-    "sweep": "configs/sweep.toml",
+    "run": "quickstart",
+    "sweep": "sweep",
     "report": "runs/quickstart",
     "compare": "runs/digits runs/mnist",
     "new": "mine",
-    "show": "configs/quickstart.toml",
+    "show": "quickstart",
 }
 _BENCHES = f"Which: {', '.join(benches.BENCHES)}; all of them by default."
 
 
-_Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The study's TOML file.")]
+def _locate(path: Path) -> Path:
+    return catalog.located(path)
+
+
+_CONFIG_HELP = "The study's TOML file, or the name of a shipped study."
+_Config = Annotated[Path, typer.Argument(metavar="CONFIG", help=_CONFIG_HELP, callback=_locate)]
 _Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key.")]
 _Out = Annotated[Path | None, typer.Option(help="Folder for the records; runs/NAME by default.")]
 _Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
@@ -82,7 +87,7 @@ def run(
     """Runs a study and writes its report."""
     loaded = config.load(path, overrides)
     if loaded.sweep is not None:
-        raise UserError(f"{path}: holds a search, in its table sweep: python -m experiments sweep {path}")
+        raise UserError(f"{path}: holds a search, in its table sweep: {COMMAND} sweep {path}")
     loggers.choose(log, loaded.name)
     folder = out or Path("runs") / folder_name(slug(loaded.name))
     with _resumable(folder):
@@ -135,17 +140,17 @@ def contrast(
 def list_studies() -> None:
     """Lists the studies that are shipped and those in the current folder, each with its number of runs."""
     found = list(catalog.entries())
-    width = max((len(str(entry.path)) for entry in found), default=0)
+    width = max((len(entry.shown) for entry in found), default=0)
     for entry in found:
-        line = f"{entry.path!s:<{width}}  {entry.runs:>5} runs  {entry.about}"
-        print(f"{entry.path!s:<{width}}  faulty: {entry.fault}" if entry.fault else _in_width(line.rstrip()))
+        line = f"{entry.shown:<{width}}  {entry.runs:>5} runs  {entry.about}"
+        print(f"{entry.shown:<{width}}  faulty: {entry.fault}" if entry.fault else _in_width(line.rstrip()))
 
 
 @app.command("new")
 def begin(name: Annotated[str, typer.Argument(metavar="NAME", help="The study's name, and its file's.")]) -> None:
     """Writes NAME.toml, a study with comments to begin from, which can be run at once."""
     path = catalog.begin(name)
-    print(f"{path} is written; run it with: python -m experiments run {shlex.quote(str(path))}")
+    print(f"{path} is written; run it with: {COMMAND} run {shlex.quote(str(path))}")
 
 
 @app.command("show")
@@ -281,7 +286,7 @@ def _misused(error: Any) -> int:
     name = context.info_name
     hint = f"{context.command_path} --help tells"
     if said.startswith("Missing argument") and name in _EXAMPLES:
-        hint = f"as in python -m experiments {name} {_EXAMPLES[name]}"
+        hint = f"as in {COMMAND} {name} {_EXAMPLES[name]}"
     return _complain(f"{said.splitlines()[0].rstrip('.')}: {hint}")
 
 

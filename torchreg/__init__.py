@@ -165,5 +165,14 @@ __all__ = [
 ]
 
 
+def _run_studies() -> None:
+    """The command ``torchreg``: the studies in the wheel, or of an editable install those of its clone."""
+    from importlib import import_module
+    from importlib.util import find_spec
+
+    package = "torchreg.studies" if find_spec("torchreg.studies") else "experiments"
+    import_module(f"{package}.__main__").main()
+
+
 def __dir__() -> list[str]:
     return [*__all__, "__doc__", "__version__", "diagnostics", "functional", "nn", "optim", "tuning"]

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from experiments import config
+from experiments import SHIPPED, config
 from experiments.benches.timing import Table, race
 from experiments.config import Run
 from experiments.running.study import run_study
 from experiments.training import data
 
-QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.toml"
+QUICKSTART = SHIPPED / "quickstart.toml"
 
 
 def tables() -> list[Table]:
@@ -59,7 +59,7 @@ def plain_loop(run: Run) -> list[float]:
             optimizer.zero_grad()
             loss = cross_entropy(model(examples.train.x[batch]), examples.train.y[batch])
             for regularizer in run.regularizers:
-                loss = loss + (regularizer.strength or 0.0) * _by_hand(regularizer.penalty, weights)
+                loss = loss + (regularizer.strength or 0.0) * _by_hand(regularizer.penalty or "", weights)
             loss.backward()
             optimizer.step()
         model.eval()

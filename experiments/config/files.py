@@ -42,7 +42,7 @@ def read(path: Path) -> Tree:
 
 
 def merged(base: Tree, over: Mapping[str, Any]) -> Tree:
-    """``base`` overridden by ``over``, table by table; a table with another name or class replaces the old one."""
+    """``base`` overridden by ``over``, table by table; a table with another name or class replaces it."""
     out: Tree = deepcopy(base)
     for key, value in over.items():
         before: Any = out.get(key)
@@ -52,7 +52,7 @@ def merged(base: Tree, over: Mapping[str, Any]) -> Tree:
 
 
 def _renamed(before: Tree, value: Tree) -> bool:
-    return any(word in value and value[word] != before.get(word) for word in ("name", "class"))
+    return any(word in value and value[word] != before.get(word) for word in ("name", "class", "torch", "timm"))
 
 
 def _parsed(path: Path, said: str) -> Tree:

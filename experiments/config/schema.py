@@ -77,7 +77,7 @@ def _offering(field: Tree, names: list[str]) -> Tree:
 def _describe(cls: type[BaseModel], fields: Tree) -> None:
     """Adds what the source says of a section's keys, in the comments behind them."""
     for base in reversed(cls.__mro__):
-        if base.__module__.startswith("experiments."):
+        if issubclass(base, Section):
             for name, text in _COMMENTED.findall(inspect.getsource(base)):
                 field = cls.model_fields.get(name)
                 key = (field.alias if field else None) or name

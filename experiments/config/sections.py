@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import math
 from types import NoneType
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 
 Tree = dict[str, Any]
 
@@ -25,6 +33,18 @@ Strength = Annotated[float, Field(ge=0), AfterValidator(abs)]  # -0.0 is 0.0
 _ONE_LINE = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$"
 Name = Annotated[str, Field(min_length=1, max_length=80, pattern=_ONE_LINE)]
 Folder = Annotated[str, Field(min_length=1, pattern=_ONE_LINE)]
+
+
+def _listed(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Names = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_listed),
+    Field(strict=False, min_length=1),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
+]
 
 _DEEPEST = 20  # tables and lists within each other
 
@@ -67,14 +87,17 @@ class Component(Section):
 
     model_config = ConfigDict(extra="allow")
 
+    _sources: ClassVar[tuple[str, ...]] = ("name", "class")
+
     name: str | None = None
     class_: str | None = Field(None, alias="class", pattern=r"^\w[\w.]*:\w[\w.]*$")
     args: dict[str, Any] = {}
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Component:
-        if (self.name is None) == (self.class_ is None):
-            raise ValueError("exactly one of the keys name and class must be given")
+        if sum(getattr(self, {"class": "class_"}.get(key, key)) is not None for key in self._sources) != 1:
+            *others, last = self._sources
+            raise ValueError(f"exactly one of the keys {', '.join(others)} and {last} must be given")
         if twice := sorted(self.args.keys() & (self.model_extra or {}).keys()):
             raise ValueError(f"must not be given both in args and beside it: {', '.join(twice)}")
         return self

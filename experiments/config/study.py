@@ -7,25 +7,40 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from experiments.config.files import merged, read
+from experiments.config.model import Model
 from experiments.config.names import folder_name, slug, text_of
-from experiments.config.sections import Amount, Component, Folder, Name, Section, Seed, Size, Strength, Tree, fault_in
+from experiments.config.penalties import Penalty, Regularizer
+from experiments.config.sections import (
+    Amount,
+    Component,
+    Folder,
+    Name,
+    Names,
+    Section,
+    Seed,
+    Size,
+    Strength,
+    Tree,
+    fault_in,
+)
 from experiments.config.sweep import Sweep
+from experiments.config.train import Train
 from experiments.errors import UserError, did_you_mean, validated
 
 
-def _listed(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
+def _true_or_two(value: Any) -> Any:
+    if isinstance(value, bool):
+        return value
+    is_pair = isinstance(value, (list, tuple)) and len(value) == 2 and {*map(type, value)} <= {int, float}
+    if not is_pair or value[1] <= 0:
+        raise ValueError("must be true, false, or a mean and a standard deviation > 0, such as [0.5, 0.5]")
+    return tuple(map(float, value))
 
 
-Columns = Annotated[
-    tuple[str, ...],
-    BeforeValidator(_listed),
-    Field(strict=False, min_length=1),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
-]
+Scale = Annotated[bool | tuple[float, float], BeforeValidator(_true_or_two)]
 DataName = Literal[
     "digits", "mnist", "fashion_mnist", "kmnist", "emnist", "qmnist", "cifar10",  # with a test of their own
     "diabetes", "breast_cancer", "wine",
@@ -54,12 +69,12 @@ class Data(Section):
     root: Folder | None = None  # the folder of MNIST and its like; else TORCHREG_DATA, else ./data
     path: Folder | None = None  # a file, or a folder of images
     test_path: Folder | None = None  # the same for the test; None: the test is a part of the examples
-    inputs: Columns | None = None  # the columns or arrays to predict from; None: all but the target
+    inputs: Names | None = None  # the columns or arrays to predict from; None: all but the target
     target: str | None = None  # the column or the array to predict
     split: Literal["balanced", "byclass", "bymerge", "digits", "letters", "mnist"] = "balanced"  # of EMNIST
     size: Annotated[tuple[Size, Size], Field(strict=False)] | None = None  # height and width to resize images to
     task: Literal["classes", "regression"] | None = None  # None: what the target tells
-    standardize: bool = True  # by the mean and standard deviation of the training examples
+    standardize: Scale = True  # by the mean and standard deviation of the training examples; or by [mean, deviation]
     stratified: bool = False  # each class has its share in every part
     train_size: Size | None = None  # None: all examples that validation leaves
     valid_size: Amount = 400  # 0.2 for data of your own, and for the small sets of scikit-learn
@@ -108,20 +123,6 @@ class Data(Section):
         return self.path or self.class_ or self.name or ""
 
 
-class Model(Component):
-    """A built-in network with its dropout layers, or the user's own class."""
-
-    dropout: Component | None = None
-    input_dropout: Component | None = None
-    wrap: Component | None = None  # what each linear layer and convolution is wrapped in, such as DropConnect
-
-
-class Penalty(Component):
-    """The penalty inside a proximal optimizer."""
-
-    strength: Strength | None = None  # None only where the arm has strengths
-
-
 class Optimizer(Component):
     """An optimizer of ``torch.optim`` or ``torchreg.optim``."""
 
@@ -142,41 +143,6 @@ class Scheduler(Component):
 
     interval: Literal["epoch", "step"] = "epoch"
     after: Annotated[int, Field(ge=0)] = 0  # intervals at the optimizer's own learning rate before it begins
-
-
-class EarlyStopping(Section):
-    """Ends a run after so many epochs without a lower validation loss, with the weights of the best epoch."""
-
-    patience: Size
-
-
-class Train(Section):
-    """The length of the training, and its batches."""
-
-    epochs: Size
-    batch_size: Size
-    amp: bool = False
-    early_stopping: EarlyStopping | None = None
-    evaluate_every: Size = 1  # epochs; the last one is always evaluated
-    stack: Literal[True, False, "auto"] = "auto"  # whether runs that differ in seeds and strengths train as one model
-    checkpoint_seconds: Annotated[float, Field(ge=0)] = 5.0  # least time between two checkpoints
-
-
-class Regularizer(Section):
-    """A penalty on selected parameters, in a mode. Other keys are its constructor's, such as ``l1_ratio``."""
-
-    model_config = ConfigDict(extra="allow")
-
-    penalty: str
-    strength: Strength | None = None  # None only where the arm has strengths
-    mode: Literal["loss", "grad", "decoupled", "prox"] = "loss"
-    select: str = "weights"  # "weights", "everything", or a pattern of names
-    schedule: Component | None = None
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The penalty's arguments."""
-        return self.model_extra or {}
 
 
 class AutoStrength(Section):
@@ -210,6 +176,15 @@ class Run(Settings):
     strength: float | None = None  # where the arm runs over several
     values: Tree = Field(default_factory=dict)  # of the swept keys, where the arm is searched
     seed: int
+    is_average: bool = False  # the same training, of which the averaged weights are reported
+
+    @property
+    def average(self) -> Run | None:
+        """The run that reports the averaged weights, as an arm of its own, if they are averaged."""
+        if self.train.average is None or self.is_average:
+            return None
+        arm = f"{self.arm} ({self.train.average.name.upper()})"
+        return self.model_copy(update={"arm": arm, "is_average": True})
 
     @property
     def point(self) -> Tree:
@@ -301,7 +276,10 @@ def resolve(tree: Tree) -> Study:
         if name not in names:
             raise UserError(f"sweep.arms: unknown name {name!r}, {did_you_mean(name, names)}")
     point = head.sweep.probes[0] if head.sweep else {}
-    runs = (run for arm in head.arms for run in _runs(base, arm, head.seeds, point if arm.name in searched else {}))
+    each = (_runs(base, arm, head.seeds, point if arm.name in searched else {}) for arm in head.arms)
+    runs = [run for ours in each for run in ours]
+    averages = {run.average.arm: None for run in runs if run.average}
+    _check_distinct("arms", [folder_name(slug(name)).casefold() for name in (*names, *averages)])
     return Study(name=head.name, runs=tuple(runs), sweep=head.sweep)
 
 
@@ -320,7 +298,7 @@ def _runs(base: Tree, arm: _Arm, seeds: Sequence[int], values: Tree) -> Iterator
     for strength in arm.strengths or (None,):
         at = settings if strength is None else _at_strength(settings, strength, key)
         for i, regularizer in enumerate(at.regularizers):
-            if regularizer.strength is None:
+            if regularizer.strength is None and not regularizer.is_constraint:
                 raise UserError(f"{key}.regularizers.{i}.strength: is missing; or give the arm strengths")
         if at.optimizer.penalty is not None and at.optimizer.penalty.strength is None:
             raise UserError(f"{key}.optimizer.penalty.strength: is missing; or give the arm strengths")
@@ -356,20 +334,21 @@ def _put(tree: Tree, key: str, value: Any) -> None:
 
 def _at_strength(settings: Settings, strength: float, key: str) -> Settings:
     """The settings with the strength for their only penalty, or for the weight decay if they have no penalty."""
-    penalties = [settings.optimizer.penalty, *settings.regularizers]
-    open_ones = [penalty for penalty in penalties if penalty is not None]
-    if len(open_ones) == 1 and open_ones[0].strength is None:
-        filled = open_ones[0].model_copy(update={"strength": strength})
-        if settings.regularizers:
-            return settings.model_copy(update={"regularizers": (filled,)})
-        optimizer = settings.optimizer.model_copy(update={"penalty": filled})
-        return settings.model_copy(update={"optimizer": optimizer})
-    if not open_ones and not settings.optimizer.weight_decay:
+    inner, regularizers = settings.optimizer.penalty, settings.regularizers
+    given = [own for own in (inner, *regularizers) if own is not None and not getattr(own, "is_constraint", False)]
+    if len(given) == 1 and given[0].strength is None:
+        update = {"strength": strength}
+        if inner is not None:
+            optimizer = settings.optimizer.model_copy(update={"penalty": inner.model_copy(update=update)})
+            return settings.model_copy(update={"optimizer": optimizer})
+        filled = tuple(own if own.is_constraint else own.model_copy(update=update) for own in regularizers)
+        return settings.model_copy(update={"regularizers": filled})
+    if not given and not settings.optimizer.weight_decay:
         optimizer = settings.optimizer.model_copy(update={"weight_decay": strength})
         return settings.model_copy(update={"optimizer": optimizer})
     raise UserError(
         f"{key}.strengths: must be the only strengths, those of one penalty or else of optimizer.weight_decay; "
-        f"got {len(settings.regularizers)} regularizers and others set: remove their strength or the weight_decay"
+        f"got {len(regularizers)} regularizers and others set: remove their strength or the weight_decay"
     )
 
 

@@ -41,9 +41,15 @@ def runs(summary: Summary, chosen: Mapping[str, Cell]) -> Rows:
             row |= {"seed": run.seed, "status": result["status"], **{key: result.get(key, "") for key in _FIGURES}}
             row["zeros"] = result.get("zeros", "")
             row["norm"] = math.hypot(*result["norms"].values()) if "norms" in result else ""
+            row |= {f"test {name}": _metric(result, name) for name in summary.metrics}
             row["ece"] = calibration_error(bins) if (bins := bins_of(result)) else ""
             rows.append({**row, "stack": result.get("stack") or 1, "seconds": rounded(result["seconds"], 4)})
     return rows
+
+
+def _metric(result: Mapping[str, Any], name: str) -> Any:
+    found = result.get("metrics", {}).get("test", {}).get(name)
+    return "" if found is None else found
 
 
 def history(cells: Mapping[str, Cell]) -> Rows:

@@ -45,6 +45,7 @@ def columns(summary: Summary) -> list[str]:
     """The heads of the table; of a search with its keys and its metric."""
     error = _error_head(summary)
     figures = [f"train {error}", f"test {error}", "gap", "test loss", "zeros %", "norm"]
+    figures += [f"test {name}" for name in summary.metrics]
     if summary.sweep is None:
         return ["arm", "strength", *figures]
     metric = f"valid {error}" if summary.metric == "valid_error" else "valid loss"
@@ -64,6 +65,7 @@ def row(cell: Cell, summary: Summary) -> list[str]:
     figure = [cell.unit.mean(one) if summary.metric == "valid_error" else plus_minus(one, 3) for one in metric]
     errors = [cell.unit.mean(one) for one in (cell.mean("train_error"), cell.mean("test_error"), cell.gap)]
     rest = [plus_minus(cell.mean("test_loss"), 3), percent(cell.mean("zeros")), f"{cell.norm.mean:.2f}"]
+    rest += ["-" if (found := cell.metric(name)) is None else plus_minus(found, 3) for name in summary.metrics]
     cost = summary.cost(cell)
     return [*name, *figure, *errors, *rest, *([] if cost is None else [f"{cost:.1f}x"])]
 
@@ -222,7 +224,10 @@ def _keys_of_columns(summary: Summary) -> list[dict[str, Any] | None]:
         "zeros %": {"key": "zeros", "factor": 100, "digits": 1, "plain": False},
         "norm": {"key": "norm", "factor": 1, "digits": 2, "plain": True},
     }
-    names = len(columns(summary)) - (6 if summary.sweep is None else 7 + (summary.plain is not None))
+    known |= {
+        f"test {name}": {"key": f"test {name}", "factor": 1, "digits": 3, "plain": False} for name in summary.metrics
+    }
+    names = 2 if summary.sweep is None else 1 + len(_keys(summary))
     return [known.get(head) if at >= names else None for at, head in enumerate(columns(summary))]
 
 

@@ -17,7 +17,7 @@ _RELIABILITY = (
     "mean distance from the diagonal, by 15 bins (Guo et al., 2017)."
 )
 _CONFUSION = "How often test {noun} of a class (rows) are taken for another one (columns), summed over seeds."
-_SCATTER = "What each arm predicts for test examples, against what is true, as differences from the training mean."
+_SCATTER = "What each arm predicts for test examples, against what is true, in units of the target."
 
 
 def pictures(cells: Mapping[str, Cell], classes: Sequence[str], data: Mapping[str, Rows], noun: str) -> list[Picture]:

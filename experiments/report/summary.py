@@ -47,7 +47,7 @@ class Cell:
             return run.strength
         if run.auto_strength is not None:
             return self._tuned
-        strengths = [r.strength for r in run.regularizers]
+        strengths = [r.strength for r in run.regularizers if not r.is_constraint]
         strengths += [run.optimizer.penalty.strength] if run.optimizer.penalty and not run.sparsity else []
         strengths += [run.optimizer.weight_decay] if run.optimizer.weight_decay > 0 else []
         return strengths[0] if len(strengths) == 1 else None
@@ -169,6 +169,12 @@ class Cell:
         """The mean of a figure of the results."""
         return mean([result[key] for result in self.results])
 
+    def metric(self, name: str) -> Mean | None:
+        """The mean of a metric on the test examples, over the seeds for which it is defined."""
+        values = [result.get("metrics", {}).get("test", {}).get(name) for result in self.results]
+        found = [value for value in values if value is not None]
+        return mean(found) if found else None
+
     def is_plain(self) -> bool:
         """Whether the cell has no regularization."""
         return not self.point and self.runs[0] == _bare(self.runs[0])
@@ -180,8 +186,7 @@ class Cell:
 
     def differs_only_by_regularization(self, other: Cell) -> bool:
         """Whether the two cells would be the same runs without regularization."""
-        names: Row = {"arm": "", "strength": None, "values": {}, "seed": 0}
-        return _bare(self.runs[0]).model_copy(update=names) == _bare(other.runs[0]).model_copy(update=names)
+        return _unnamed(self.runs[0]) == _unnamed(other.runs[0])
 
 
 @dataclass(frozen=True)
@@ -218,6 +223,12 @@ class Summary:
     def noun(self) -> str:
         """What the examples are called."""
         return "images" if all(cell.runs[0].data.name in IMAGES for cell in self.cells) else "examples"
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics that any arm was measured by."""
+        results = (result.get("metrics", {}).get("test", {}) for cell in self.cells for result in cell.results)
+        return list(dict.fromkeys(name for found in results for name in found))
 
     @property
     def chosen(self) -> list[Cell]:
@@ -423,7 +434,7 @@ def summarize(folder: Path) -> Summary:
     study = read_study(folder)
     asked = read_runs(study, folder)
     runs = list({run.folder: run for run in asked}.values())  # a sampler may try a point twice
-    planned = len(study.runs) if study.sweep is None else _planned(study, study.sweep) - (len(asked) - len(runs))
+    planned = len(runs) if study.sweep is None else _planned(study, study.sweep) - (len(asked) - len(runs))
     cells, environment = [], {}
     for _, group in groupby(runs, key=lambda run: run.place):
         found = [(run, Record(folder / "runs" / run.folder, run)) for run in group]
@@ -445,13 +456,20 @@ def summarize(folder: Path) -> Summary:
 
 def _planned(study: Study, sweep: Sweep) -> int:
     """The number of runs of a search if none is pruned."""
-    searched = [run for run in study.runs if run.values]
-    return len(study.runs) + len(searched) * (sweep.points - 1)
+    points = [sweep.points if run.values else 1 for run in study.runs]
+    return sum(count * (1 if run.average is None else 2) for run, count in zip(study.runs, points, strict=True))
 
 
 def _bare(run: Run) -> Run:
-    """The same run without regularizers, weight decay and dropout."""
+    """The same run without regularizers, weight decay and dropout, and its last weights."""
     model = run.model.model_copy(update={"dropout": None, "input_dropout": None, "wrap": None})
     optimizer = run.optimizer.model_copy(update={"weight_decay": 0.0})
-    off = {"regularizers": (), "dropout_schedule": None, "auto_strength": None}
+    off = {"regularizers": (), "dropout_schedule": None, "auto_strength": None, "is_average": False}
     return run.model_copy(update={"model": model, "optimizer": optimizer, **off})
+
+
+def _unnamed(run: Run) -> Run:
+    """The same run without regularization, names and seed; whether its weights were averaged too, does not count."""
+    names: Row = {"arm": "", "strength": None, "values": {}, "seed": 0}
+    train = run.train.model_copy(update={"average": None})
+    return _bare(run).model_copy(update={**names, "train": train})

@@ -12,21 +12,19 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from experiments import config
+from experiments import COMMAND, IS_INSTALLED, SHIPPED, config
 from experiments.config.schema import schema
 from experiments.config.sections import Name, Tree
 from experiments.config.toml import dumped
 from experiments.errors import UserError
 from experiments.training import build, models
 
-SHIPPED = Path(__file__).parents[2] / "configs"
-
 _START = """\
-# One line on what this study is about; 'python -m experiments list' shows it.
-#   python -m experiments show {file}
-#   python -m experiments run {file}
+# One line on what this study is about; '{command} list' shows it.
+#   {command} show {file}
+#   {command} run {file}
 # The guide is docs/guides/studies.md. An editor completes keys by a schema, which is written by
-#   python -m experiments schema > study.schema.json
+#   {command} schema > study.schema.json
 # and named in the first line of this file:  #:schema study.schema.json
 {name}
 seeds = [0, 1]            # one run for each; with two or more, means have standard errors
@@ -69,6 +67,7 @@ class Entry:
     """A file that holds a study, with what it is about; or with its fault."""
 
     path: Path
+    shown: str
     runs: int = 0
     about: str = ""
     fault: str = ""
@@ -78,14 +77,22 @@ def entries() -> Iterator[Entry]:
     """The shipped studies, then those in the current folder; other TOML files are passed over."""
     seen = set()
     for path in (*sorted(SHIPPED.glob("**/*.toml")), *sorted(Path().glob("*.toml"))):
-        if path.resolve() not in seen and (entry := _entry(_short(path))) is not None:
+        if path.resolve() not in seen and (entry := _entry(path)) is not None:
             seen.add(path.resolve())
             yield entry
 
 
-def _short(path: Path) -> Path:
-    """The path as seen from the current folder, if the file is below it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+def located(path: Path) -> Path:
+    """The file of a study, which may be given by the name of a shipped one, such as ``mnist/overfit``."""
+    shipped = SHIPPED / f"{path}.toml"
+    return shipped if not path.suffix and not path.exists() and shipped.is_file() else path
+
+
+def _shown(path: Path) -> str:
+    """The path as seen from the current folder, if the file is below it; of one that was installed its name."""
+    if IS_INSTALLED and path.is_relative_to(SHIPPED):
+        return path.relative_to(SHIPPED).with_suffix("").as_posix()
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _entry(path: Path) -> Entry | None:
@@ -99,8 +106,8 @@ def _entry(path: Path) -> Entry | None:
     try:
         study = config.load(path)
     except UserError as error:
-        return Entry(path, fault=str(error).splitlines()[0])
-    return Entry(path, sum(counts(study).values()), _about(text))
+        return Entry(path, _shown(path), fault=str(error).splitlines()[0])
+    return Entry(path, _shown(path), sum(counts(study).values()), _about(text))
 
 
 def _about(text: str) -> str:
@@ -125,7 +132,7 @@ def begin(name: str) -> Path:
         TypeAdapter(Name).validate_python(study)
     except ValidationError:
         raise UserError(f"new: NAME must be of 1 to 80 letters in one line, got {name!r:.200}") from None
-    text = _START.format(file=path.as_posix(), name=dumped({"name": study}).strip())
+    text = _START.format(command=COMMAND, file=path.as_posix(), name=dumped({"name": study}).strip())
     try:
         with path.open("x", encoding="utf-8") as file:
             try:
@@ -151,9 +158,11 @@ def schema_of_studies() -> Tree:
             "Model.dropout": build.DROPOUTS,
             "Model.input_dropout": build.DROPOUTS,
             "Model.wrap": build.WRAPPERS,
+            "Model.init": build.INITS,
             "Optimizer.name": build.OPTIMIZERS,
             "Penalty.name": build.PENALTIES,
-            "Regularizer.penalty": build.PENALTIES,
+            "Regularizer.penalty": {**build.PENALTIES, **build.CONSTRAINTS},
+            "Regularizer.activity": build.PENALTIES,
             "Regularizer.schedule": build.SCHEDULES,
             "Scheduler.name": build.SCHEDULERS,
             "Settings.dropout_schedule": build.SCHEDULES,

@@ -12,12 +12,12 @@ import torch
 
 from experiments.config import Run
 from experiments.errors import RecordError, oneline
-from experiments.training import build
 from experiments.training.cost import seconds_of_epoch
 from experiments.training.files import checksum
 from experiments.training.loop import make_steps, train_together
 from experiments.training.record import Record, Row, digest_of, load_sealed, save_sealed
 from experiments.training.setup import Setup, set_up
+from experiments.training.together import is_strength_0_of, kind_of
 from torchreg import Stacked
 
 LARGEST = 64  # members of one stack
@@ -30,20 +30,20 @@ _ELEMENTWISE = {
 
 
 def groups(runs: Sequence[Run]) -> list[list[Run]]:
-    """The runs in groups that could be stacks, each in the place of its first run."""
+    """The runs in groups that could be stacks, each in the place of its first run.
+
+    Runs without regularizers join those that they are at strength 0, so that the two can be equal to the bit.
+    """
+    kinds = [kind_of(run) for run in runs]
+    firsts = dict(zip(reversed(kinds), reversed(runs), strict=True))
+    homes = {
+        kind: next((other for other in dict.fromkeys(kinds) if is_strength_0_of(first, firsts[other])), kind)
+        for kind, first in firsts.items()
+    }
     found: dict[str, list[Run]] = {}
-    for run in runs:
-        found.setdefault(_kind(run), []).append(run)
+    for run, kind in zip(runs, kinds, strict=True):
+        found.setdefault(homes[kind], []).append(run)
     return [group[i : i + LARGEST] for group in found.values() for i in range(0, len(group), LARGEST)]
-
-
-def _kind(run: Run) -> str:
-    """What the runs of a stack have in common: all but names, seeds, and strengths that act as a factor."""
-    tree = run.model_dump(mode="json", exclude={"arm", "strength", "values", "seed"})
-    for regularizer in tree["regularizers"]:
-        if build.is_linear(regularizer["penalty"]):
-            del regularizer["strength"]
-    return json.dumps(tree, sort_keys=True)
 
 
 class StackStore:
@@ -118,6 +118,10 @@ def obstacle(run: Run) -> str | None:
             return f"data.{key}: draws from torch's generator, which all members would share"
     if run.train.amp:
         return "amp: one scale of the losses would be that of all members"
+    if run.train.solve:
+        return "train.solve: solves for the layer of one network"
+    if any(regularizer.activity for regularizer in run.regularizers):
+        return "regularizers: the activities within a stack cannot be recorded"
     for key in ("auto_strength", "sparsity"):
         if getattr(run, key) is not None:
             return f"{key}: is that of one network"
@@ -128,7 +132,8 @@ def obstacle(run: Run) -> str | None:
 
 def _is_faster(runs: Sequence[Run], device: torch.device) -> bool:
     """Whether the first steps say so, or the study wants it; prints how long they take, or why there is no stack."""
-    name, train = f"{runs[0].arm}: {len(runs)} runs", runs[0].train
+    train, arms = runs[0].train, dict.fromkeys(run.arm for run in runs)
+    name = f"{', '.join(arms)}: {len(runs)} runs"
     reason = obstacle(runs[0])
     if reason is None:
         with torch.random.fork_rng(), warnings.catch_warnings(action="ignore"):

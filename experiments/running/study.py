@@ -16,16 +16,21 @@ from experiments import config
 from experiments.config import Run, Study
 from experiments.errors import RecordError, UserError, oneline
 from experiments.running import stacks
-from experiments.training import build, data
+from experiments.training import build, solving
 from experiments.training.bars import Bar
 from experiments.training.data import Examples
 from experiments.training.files import sealed, unsealed, write
 from experiments.training.loop import train
+from experiments.training.losses import check_loss
 from experiments.training.measure import describe
 from experiments.training.record import Record, Row, open_study
+from experiments.training.setup import losses
+from experiments.training.solving import solve
+from experiments.training.together import side_by_side
 
 BROKEN = ("diverged", "failed")
 _REHEARSED = 100_000  # steps of a schedule that are tried before the study begins
+_MEASURED = 1000  # validation examples on which metrics are tried
 
 
 def run_study(study: Study, folder: Path, device: torch.device, resume: bool = False) -> list[str]:
@@ -69,7 +74,10 @@ def make_once(
     except RecordError:
         raise
     except (Exception, SystemExit) as error:  # whatever a run raises is its own fault, and not that of the others
-        return record.fail(run, device, oneline(error), time.monotonic() - started), True
+        for own, other in ((run.average, record.of_average(run)), (run, record)):
+            if own is not None and other is not None:
+                result = other.fail(own, device, oneline(error), time.monotonic() - started)
+        return result, True
 
 
 @dataclass(frozen=True)
@@ -125,16 +133,19 @@ def check(study: Study) -> Known:
 
 def _rehearse(run: Run) -> Examples:
     """Builds the run and makes a step with its largest and its smallest batch."""
-    examples = data.load(run.data, torch.device("cpu"))
+    examples = build.examples(run, torch.device("cpu"))
     augment = build.augmentation(run.data, examples)
     torch.manual_seed(run.seed)
-    model = build.model(run.model, examples)
+    model = build.network(run, examples)
     optimizer = build.optimizer(run.optimizer, model)
     scheduler, each_step = build.scheduler(run.scheduler, optimizer)
-    regularizers = build.regularizers([run], model, optimizer)
+    regularizers = build.regularizers(side_by_side([run]), model, optimizer)
     build.auto_strength(run.auto_strength, regularizers, optimizer, examples)
+    activities = build.activities(run, model)
     build.controller(run.sparsity, optimizer, steps=1)
     build.dropout_schedule(run.dropout_schedule, model, optimizer)
+    build.average(run.train, model, optimizer, examples)
+    metrics = build.metrics(run.train.metrics, examples.task, torch.device("cpu"))
     size = run.train.batch_size
     try:
         for count in {min(size, len(examples.train)), len(examples.train) % size or size}:
@@ -144,13 +155,25 @@ def _rehearse(run: Run) -> Examples:
             outputs = model(x)
             if outputs.shape != (wanted := (len(y), examples.task.outputs)):
                 raise ValueError(f"its output must have the shape {wanted}, got {tuple(outputs.shape)}")
-            examples.task.loss(outputs, y).backward()
+            check_loss(examples.task, outputs, y)
+            loss = losses(model, examples.task, outputs, y)
+            for activity in activities:
+                loss = loss + activity.value()
+            loss.backward()
             optimizer.step()
         describe(model, examples)
+        if metrics is not None:
+            with torch.no_grad():
+                metrics.check(model.eval()(examples.valid.x[:_MEASURED].clone()), examples.valid.y[:_MEASURED])
+        if run.train.solve:
+            solve(model, examples, solving.strength(run, model, regularizers))
+    except UserError:  # of the loss, a metric, or what is solved for
+        raise
     except (Exception, SystemExit) as error:  # whatever a user's model raises
         raise UserError(f"model: cannot be trained on {tuple(x.shape)} {examples.noun}: {oneline(error)}") from error
     if scheduler is not None:
-        count = run.train.epochs * (-(-len(examples.train) // size) if each_step else 1)
+        steps = -(-len(examples.train) // (size * run.train.accumulate))
+        count = run.train.epochs * (steps if each_step else 1)
         try:
             with warnings.catch_warnings(action="ignore"):
                 for _ in range(min(count, _REHEARSED)):

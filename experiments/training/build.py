@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import ModuleType
@@ -15,7 +16,10 @@ from torch.optim import lr_scheduler
 import torchreg
 from experiments import config
 from experiments.errors import UserError, did_you_mean, oneline
-from experiments.training import models
+from experiments.training import data, losses, models, networks
+from experiments.training import metrics as measures
+from experiments.training.activity import Activity
+from experiments.training.averaging import Average
 from experiments.training.data import Augmentation, Examples
 from experiments.training.data.vision import torchvision_module
 from experiments.training.imports import constructed, imported, required
@@ -44,6 +48,8 @@ def _without(table: Table, *names: str) -> Table:
 
 
 PENALTIES = _classes(penalties, penalties.Term)
+CONSTRAINTS = _classes(penalties, penalties.Constraint)
+INITS: Table = {name: make for name, make in vars(nn.init).items() if name.endswith("_") and name[0] != "_"}
 _LAYERS = _classes(torchreg.nn, nn.Module)
 _WRAPPERS = ("ConcreteDropout", "DropConnect", "HardConcrete", "VariationalDropout")
 WRAPPERS: Table = {name: _LAYERS[name] for name in _WRAPPERS if name in _LAYERS}
@@ -67,15 +73,53 @@ SCHEDULERS = _without(  # what a file cannot express: functions, other scheduler
 )
 
 
+def examples(run: config.Run, device: torch.device) -> Examples:
+    """The data of a run, judged by its loss."""
+    dtype = getattr(torch, run.train.dtype)
+    found = data.load(run.data, device, dtype)
+    settings = run.train.loss
+    if settings is None:
+        return found
+    table = {name: losses.with_lists(cls) for name, cls in losses.LOSSES.items()}
+    loss: nn.Module = _construct(losses.KEY, nn.Module, settings, table)
+    if (reduction := getattr(loss, "reduction", "mean")) != "mean":
+        raise UserError(f"{losses.KEY}.reduction: must be 'mean', over the examples of a batch, got {reduction!r}")
+    return losses.with_loss(found, loss.to(device, dtype))
+
+
+def network(run: config.Run, examples: Examples) -> nn.Module:
+    """The network of a run, with the weights of single precision also in double precision."""
+    net = model(run.model, examples)
+    return net.double() if examples.dtype == torch.float64 else net
+
+
 def model(settings: config.Model, examples: Examples) -> nn.Module:
-    """The network, with freshly initialized weights.
+    """The network, with freshly initialized weights, of which some may be frozen."""
+    made = _network(settings, examples)
+    if settings.init is not None:
+        networks.draw(made, partial(_construct, "model.init", Tensor, settings.init, INITS))
+    if settings.scale != 1:
+        networks.scale(made, settings.scale)
+    if settings.freeze is not None:
+        networks.freeze(made, settings.freeze)
+    return made
+
+
+def _network(settings: config.Model, examples: Examples) -> nn.Module:
+    """The network as its constructor makes it.
 
     A class of the user's gets the shape of an input and the number of outputs if its constructor needs such arguments.
     """
-    if settings.class_ is not None:
+    if settings.name is None:
         for key in ("dropout", "input_dropout", "wrap"):
             if getattr(settings, key) is not None:
-                raise UserError(f"model.{key}: is for the models {', '.join(models.BUILT_IN)}, got a class of your own")
+                what = settings.torch or settings.timm or "a class of your own"
+                raise UserError(f"model.{key}: is for the models {', '.join(models.BUILT_IN)}, got {what}")
+    if settings.torch is not None:
+        return networks.of_torchvision(settings, examples)
+    if settings.timm is not None:
+        return networks.of_timm(settings, examples)
+    if settings.class_ is not None:
         needed = required(imported("model.class", settings.class_, nn.Module))
         told = {"shape": examples.shape, "outputs": examples.task.outputs}
         told = {name: value for name, value in told.items() if name in needed and name not in settings.options}
@@ -91,9 +135,24 @@ def model(settings: config.Model, examples: Examples) -> nn.Module:
     return module
 
 
-def is_linear(penalty: str) -> bool:
+def is_linear(penalty: str | None) -> bool:
     """Whether the penalty of that name is its strength times the penalty of strength 1."""
-    return bool(getattr(PENALTIES.get(penalty), "is_linear", False))
+    return bool(getattr(PENALTIES.get(penalty or ""), "is_linear", False))
+
+
+def is_constraint(regularizer: torchreg.Regularizer) -> bool:
+    """Whether it projects the weights, so that it has neither a strength nor a value."""
+    return any(isinstance(term, torchreg.Constraint) for entry in regularizer.entries for term in entry.terms)
+
+
+def is_of_activities(row: Sequence[config.Regularizer | None]) -> bool:
+    """Whether the settings of a regularizer, in each run of a stack, are those of a penalty on activities."""
+    return any(settings is not None and settings.activity is not None for settings in row)
+
+
+def is_elementwise(penalty: str | None) -> bool:
+    """Whether the penalty of that name is such a factor of a function of single weights, which costs little."""
+    return is_linear(penalty) and bool(getattr(PENALTIES.get(penalty or ""), "is_uniform", False))
 
 
 def seeded(net: nn.Module, seed: int, device: torch.device) -> nn.Module:
@@ -122,7 +181,7 @@ def augmentation(settings: config.Data, examples: Examples) -> Augmentation | No
     transforms = [_construct(f"data.augment.{i}", nn.Module, one, table) for i, one in enumerate(settings.augment)]
     mix = None
     if settings.mix is not None:
-        given = {"num_classes": examples.task.outputs} if examples.task.name == "classes" else {}
+        given = {"num_classes": examples.task.classes} if isinstance(examples.task, data.Classes) else {}
         mix = _construct("data.mix", nn.Module, settings.mix, mixers, **given)
     made = Augmentation(transforms, mix)
     try:
@@ -205,16 +264,65 @@ def scheduler(
     return made, settings.interval == "step"
 
 
-def regularizers(runs: Sequence[config.Run], net: nn.Module, opt: torch.optim.Optimizer) -> list[torchreg.Regularizer]:
-    """The regularizers, attached to the optimizer if their mode acts in its step; of a stack with a strength a run."""
-    decayed: set[str] = set()
-    for i, settings in enumerate(runs[0].regularizers):
-        if settings.penalty == "L2":
+def average(settings: config.Train, net: nn.Module, opt: torch.optim.Optimizer, examples: Examples) -> Average | None:
+    """The average of the weights, if the study has one."""
+    if settings.average is None:
+        return None
+    return Average(settings.average, net, opt, settings.epochs, examples.train.x.split(settings.batch_size))
+
+
+def metrics(settings: Sequence[config.Metric], task: data.Task, device: torch.device) -> measures.Metrics | None:
+    """The metrics that a study names, if it does."""
+    if not settings:
+        return None
+    base, table = measures.known()
+    made: dict[str, Any] = {}
+    for i, one in enumerate(settings):
+        key = f"{measures.KEY}.{i}"
+        name = one.name or str(one.class_).rpartition(":")[2]
+        make = imported(f"{key}.class", one.class_, base) if one.class_ else _found(f"{key}.name", name, table)
+        given = measures.from_data(key, make, one.options, task)
+        if [other.name for other in settings].count(one.name) > 1:
+            name += "".join(f", {option} {value}" for option, value in one.options.items())
+        if name in made:
+            raise UserError(f"{key}: must be another metric, got {name} twice: remove one")
+        with warnings.catch_warnings(action="ignore"):  # of what they keep in memory
+            made[name] = _construct(key, base, one, table, **given).to(device)
+    return measures.Metrics(made, task)
+
+
+def regularizers(
+    side_by_side: Sequence[Sequence[config.Regularizer | None]], net: nn.Module, opt: torch.optim.Optimizer
+) -> list[torchreg.Regularizer]:
+    """The regularizers, attached to the optimizer if their mode acts in its step.
+
+    Each row has the settings in each run of a stack, or in the only run; None where it has strength 0.
+    """
+    for run in zip(*side_by_side, strict=True):
+        decayed: set[str] = set()
+        for i, settings in enumerate(run):
+            if settings is None or settings.penalty != "L2":
+                continue
             if settings.select in decayed:
                 raise UserError(f"regularizers.{i}: must not decay twice, got two L2 on {settings.select!r}: drop one")
             decayed.add(settings.select)
-    each = zip(*(run.regularizers for run in runs), strict=True)
-    return [_regularizer(f"regularizers.{i}", settings, net, opt) for i, settings in enumerate(each)]
+    rows = ((i, row) for i, row in enumerate(side_by_side) if not is_of_activities(row))
+    return [_regularizer(f"regularizers.{i}", row, net, opt) for i, row in rows]
+
+
+def activities(run: config.Run, net: nn.Module) -> list[Activity]:
+    """The penalties on outputs of the network's modules."""
+    made = []
+    for i, settings in enumerate(run.regularizers):
+        if settings.activity is not None:
+            key = f"regularizers.{i}"
+            make = _found(f"{key}.activity", settings.activity, PENALTIES)
+            penalty = constructed(key, make, settings.activity, settings.options, settings.strength)
+            try:
+                made.append(Activity(torchreg.ActivityRegularizer(net, penalty, settings.modules or ())))
+            except ValueError as error:
+                raise UserError(f"{key}.modules: {error}") from None
+    return made
 
 
 def sampler(settings: config.Sweep) -> optuna.samplers.BaseSampler:
@@ -252,25 +360,30 @@ def auto_strength(
     """The object that tunes the regularizers' strengths, if the study has one."""
     if settings is None:
         return None
+    tuned = [own for own in tuned if not is_constraint(own)]
     if not tuned:
         raise UserError("auto_strength: needs a regularizer to tune, got none: add one, or remove the key")
     try:
-        held_out, loss = (examples.valid.x, examples.valid.y), examples.task.loss
+        task, valid = examples.task, examples.valid
+        targets = task.targets(valid.y, torch.empty(0, dtype=examples.dtype))
+        held_out, loss = (valid.x, targets), task.loss
         return torchreg.tuning.AutoStrength(tuned, held_out, loss, **settings.model_dump()).attach(opt)
     except ValueError as error:
         raise UserError(f"auto_strength: {error}") from None
 
 
 def _regularizer(
-    key: str, each: Sequence[config.Regularizer], net: nn.Module, opt: torch.optim.Optimizer
+    key: str, each: Sequence[config.Regularizer | None], net: nn.Module, opt: torch.optim.Optimizer
 ) -> torchreg.Regularizer:
-    settings = each[0]
-    make = _found(f"{key}.penalty", settings.penalty, PENALTIES)
-    strengths = [own.strength for own in each]
+    settings = next(own for own in each if own is not None)
+    name = settings.penalty or ""
+    make = _found(f"{key}.penalty", name, {**PENALTIES, **CONSTRAINTS})
+    strengths = [0.0 if own is None else own.strength for own in each]
     scale = None
     if len(set(strengths)) > 1:
         scale = torch.tensor(strengths, dtype=torch.float64, device=next(net.parameters()).device)
-    penalty = constructed(key, make, settings.penalty, settings.options, settings.strength if scale is None else 1.0)
+    factor = () if settings.is_constraint else (settings.strength if scale is None else 1.0,)
+    penalty = constructed(key, make, name, settings.options, *factor)
     schedule = None
     if settings.schedule is not None:
         schedule = _construct(f"{key}.schedule", Callable, settings.schedule, SCHEDULES)

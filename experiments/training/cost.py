@@ -24,9 +24,13 @@ def seconds_of_epoch(setup: Setup, every: int = 1) -> float:
     batches, examples = setup.batches(), setup.examples
 
     def step() -> None:
-        make_steps(setup, batches[:1])
+        make_steps(setup, batches[: setup.accumulate])
 
-    return setup.steps * _seconds(step) + _seconds(lambda: evaluate(setup.model, examples)) / every
+    def look() -> None:
+        evaluate(setup.model, examples, setup.metrics)
+
+    looks = 1 if setup.average is None else 2  # one more at the averaged weights
+    return setup.steps * _seconds(step) + looks * _seconds(look) / every
 
 
 def _seconds(work: Callable[[], object]) -> float:

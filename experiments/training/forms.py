@@ -33,6 +33,7 @@ class Figures(_Form):
     test_loss: float
     test_error: Size
     penalty: dict[str, float]
+    metrics: dict[Literal["valid", "test"], dict[str, float | None]] = {}
     strengths: dict[str, Annotated[float, Field(gt=0)]] = {}
 
     @model_validator(mode="after")

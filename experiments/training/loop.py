@@ -8,19 +8,24 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from experiments.config import Run
 from experiments.training import data
+from experiments.training.activity import Activity
+from experiments.training.averaging import Average
 from experiments.training.bars import Bar
-from experiments.training.measure import describe, evaluate, penalties
+from experiments.training.gradients import Clip, shares
+from experiments.training.measure import describe, measured
 from experiments.training.outcomes import outcomes
 from experiments.training.progress import Progress, Store
 from experiments.training.record import Record, Row
 from experiments.training.setup import Autocast, Setup, losses, set_up
+from experiments.training.solving import solve
 from torchreg import Regularizer, Stacked
+
+_CLASSES = data.Classes(2)  # whose loss is the cross-entropy, of any number of classes
 
 
 def train_epoch(
@@ -31,10 +36,14 @@ def train_epoch(
     in_loss: Sequence[Regularizer] = (),
     amp: Autocast | None = None,
     each_step: LRScheduler | None = None,
-    criterion: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+    task: data.Task = _CLASSES,
     augment: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+    accumulate: int = 1,
+    clip: Clip | None = None,
+    average: Average | None = None,
+    activities: Sequence[Activity] = (),
 ) -> Tensor:
-    """Makes a step for each batch of the examples; returns the losses, which are read after the epoch.
+    """Makes a step for each batch of the examples, or for several; returns the losses, which are read after the epoch.
 
     Args:
         model: is set to training mode.
@@ -44,8 +53,12 @@ def train_epoch(
         in_loss: regularizers of mode "loss".
         amp: mixed precision, if any.
         each_step: a learning rate's schedule that counts steps, if any.
-        criterion: the mean loss of a batch, from outputs and targets.
+        task: knows the mean loss of a batch.
         augment: alters a batch at random, if anything does.
+        accumulate: the batches of a step, whose loss is the mean over all their examples.
+        clip: limits the gradient of the loss and of regularizers of mode "loss"; other modes act in the step.
+        average: of the weights, if there is one.
+        activities: penalties on the outputs of modules, which are means over a batch as its loss is.
 
     Returns:
         The losses ``(steps,)``; of a stack ``(steps, members)``.
@@ -53,34 +66,62 @@ def train_epoch(
     model.train()
     forward = model.each if isinstance(model, Stacked) else model
     made: list[Tensor] = []
-    for batch in batches:
+    for start in range(0, len(batches), accumulate):
         optimizer.zero_grad()
-        x, y = split.x[batch], split.y[batch]
+        group = [(split.x[batch], split.y[batch]) for batch in batches[start : start + accumulate]]
         if augment is not None:
-            x, y = augment(x, y)
-        with nullcontext() if amp is None else amp.context():
-            loss = losses(model, criterion, forward(x), y)
-        for regularizer in in_loss:
-            loss = loss + regularizer.value()
+            group = [augment(x, y) for x, y in group]
+        parts: list[Tensor] = []
+        for (x, y), share in zip(group, shares(model, task, group), strict=True):
+            with nullcontext() if amp is None else amp.context():
+                loss = losses(model, task, forward(x), y)
+            for activity in activities:
+                loss = loss + activity.value()
+            if share is not None:
+                loss = share * loss
+            if not parts:  # a penalty counts once in a step
+                for regularizer in in_loss:
+                    loss = loss + regularizer.value()
+            (loss.sum() if amp is None else amp.scaler.scale(loss.sum())).backward()
+            parts.append(loss.detach())  # not read: a step need not wait for the device
+        if clip is not None:
+            if amp is not None:
+                amp.scaler.unscale_(optimizer)
+            clip(model)
         if amp is None:
-            loss.sum().backward()
             optimizer.step()
         else:
-            amp.scaler.scale(loss.sum()).backward()
             amp.scaler.step(optimizer)
             amp.scaler.update()
-        made.append(loss.detach())  # not read: a step need not wait for the device
+        if average is not None:
+            average.after_step(model)
         if each_step is not None:
             each_step.step()
+        made.append(parts[0] if len(parts) == 1 else torch.stack(parts).sum(0))
     return torch.stack(made)
 
 
-def make_steps(setup: Setup, batches: Sequence[Tensor]) -> Tensor:
-    """:func:`train_epoch` with all that a run or a stack needs."""
-    each_step = setup.scheduler if setup.is_each_step else None
-    split, criterion = setup.examples.train, setup.examples.task.loss
+def make_steps(setup: Setup, batches: Sequence[Tensor], epoch: int = 1) -> Tensor:
+    """:func:`train_epoch` with all that a run or a stack needs in that epoch, counted from 1.
+
+    Or the last layer's solution in place of steps.
+    """
+    if setup.ridge is not None:
+        return solve(setup.model, setup.examples, setup.ridge)
     return train_epoch(
-        setup.model, setup.optimizer, split, batches, setup.in_loss, setup.amp, each_step, criterion, setup.augment
+        setup.model,
+        setup.optimizer,
+        setup.examples.train,
+        batches,
+        in_loss=setup.in_loss,
+        amp=setup.amp,
+        each_step=setup.schedule_in(epoch),
+        task=setup.examples.task,
+        augment=setup.augment,
+        accumulate=setup.accumulate,
+        clip=setup.clip,
+        average=setup.average,
+        activities=setup.activities,
     )
 
 
@@ -120,21 +161,19 @@ def train_together(
                 progress.prune(described)
                 break
             found = []
-            for _ in range(progress.next):
-                made = make_steps(setup, setup.batches())
+            for epoch in range(progress.epoch + 1, progress.epoch + progress.next + 1):
+                made = make_steps(setup, setup.batches(), epoch)
                 found.append(made.view(len(made), -1))
-                if setup.scheduler is not None and not setup.is_each_step:
-                    setup.scheduler.step()
-            strengths = {} if setup.tuned is None else {"strengths": setup.tuned.strengths}
-            rows = [
-                {**figures, **examples.task.mark, "penalty": penalty, **strengths}
-                for figures, penalty in zip(evaluate(setup.model, examples), penalties(setup), strict=True)
-            ]
+                setup.end_epoch(epoch)
+            rows, averaged = measured(setup), None
+            if setup.average is not None and setup.average.is_begun:
+                with setup.average.applied(setup.model):
+                    averaged = measured(setup)
             faults = [
                 _fault(own, figures, progress.epoch, setup.steps)
                 for own, figures in zip(torch.cat(found).unbind(1), rows, strict=True)
             ]
-            progress.advance(rows, faults, described)
+            progress.advance(rows, faults, described, averaged)
             bar.update(len(found))
     return progress.finish(described)
 

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import torchreg
+from experiments.training import build
 from experiments.training.data import Examples, Split, Task
+from experiments.training.metrics import Metrics
 from experiments.training.record import Row
 from experiments.training.setup import Setup
 from torchreg import Stacked
@@ -18,27 +20,35 @@ _EVALUATED_AT_ONCE = 4096  # examples; bounds the memory an evaluation takes
 _HISTOGRAM_EDGES = torch.linspace(-6, 1, 71)  # of log10 |w|
 
 
-def evaluate(model: nn.Module, examples: Examples) -> list[Row]:
+def evaluate(model: nn.Module, examples: Examples, metrics: Metrics | None = None) -> list[Row]:
     """Mean loss and error on the training, validation and test examples, in evaluation mode, without penalties.
 
     The error is the share of wrong classes; of a regression it is the root mean squared error in units of the target.
+    Metrics are those of the validation and test examples.
 
     Returns:
         A row for each member of a stack; one for another model.
     """
     splits = {"train": examples.train, "valid": examples.valid, "test": examples.test}
-    measured = [_loss_and_error(model, split, examples.task) for split in splits.values()]
+    measured, others = [], {}
+    for name, split in splits.items():
+        watched = metrics if name != "train" else None
+        measured.append(_loss_and_error(model, split, examples.task, watched))
+        if watched is not None:
+            others[name] = watched.take()
     figures = torch.stack(measured, 1).tolist()  # read once
     rows: list[Row] = []
-    for own in figures:
+    for number, own in enumerate(figures):
         rows.append({})
         for name, (loss, error) in zip(splits, own, strict=True):
             rows[-1] |= {f"{name}_loss": loss, f"{name}_error": error}
+        if others:
+            rows[-1]["metrics"] = {name: each[number] for name, each in others.items()}
     return rows
 
 
 @torch.no_grad()
-def _loss_and_error(model: nn.Module, split: Split, task: Task) -> Tensor:
+def _loss_and_error(model: nn.Module, split: Split, task: Task, metrics: Metrics | None = None) -> Tensor:
     """Of each member, ``(members, 2)``."""
     model.eval()
     members = len(model) if isinstance(model, Stacked) else 1
@@ -46,19 +56,40 @@ def _loss_and_error(model: nn.Module, split: Split, task: Task) -> Tensor:
     size = max(1, _EVALUATED_AT_ONCE // members)
     for x, y in zip(split.x.split(size), split.y.split(size), strict=True):
         outputs = model(x.clone())  # a model that works in place must not alter the inputs
-        for total, own in zip(totals, outputs if isinstance(model, Stacked) else [outputs], strict=True):
-            total += task.totals(own, y)
-    return torch.stack([task.figures(own) for own in totals / len(split)])
+        each = outputs if isinstance(model, Stacked) else outputs.unsqueeze(0)
+        totals += task.totals(each, y)
+        if metrics is not None:
+            metrics.update(each, y)
+    return task.figures(totals, split.y)
+
+
+def measured(setup: Setup) -> list[Row]:
+    """The figures of a history, for each member."""
+    task = setup.examples.task
+    strengths = {} if setup.tuned is None else {"strengths": setup.tuned.strengths}
+    rows = evaluate(setup.model, setup.examples, setup.metrics)
+    return [
+        {**figures, **task.mark, "penalty": penalty, **strengths}
+        for figures, penalty in zip(rows, penalties(setup), strict=True)
+    ]
 
 
 @torch.no_grad()
 def penalties(setup: Setup) -> list[dict[str, float]]:
-    """The values of the penalties by kind, in every mode, for each member."""
+    """The values of the penalties by kind, in every mode, for each member that has them.
+
+    Those on activities are means over the steps since the last call.
+    """
     totals: list[dict[str, float]] = [{} for _ in setup.shuffles]
-    for regularizer in setup.regularizers:
+    for activity in setup.activities:  # of the one network, as a stack has none
+        totals[0] |= activity.read()
+    for regularizer, settings in zip(setup.regularizers, setup.penalized, strict=True):
+        if build.is_constraint(regularizer):
+            continue
         for kind, values in regularizer.terms().items():
-            for total, value in zip(totals, values.reshape(-1).tolist(), strict=True):
-                total[kind] = total.get(kind, 0.0) + value
+            for total, value, own in zip(totals, values.reshape(-1).tolist(), settings, strict=True):
+                if own is not None:
+                    total[kind] = total.get(kind, 0.0) + value
     return totals
 
 
@@ -68,7 +99,7 @@ def describe(model: nn.Module, examples: Examples) -> Row:
 
     Layers that learn what to drop are described as the ordinary ones that they have become.
     """
-    model = torchreg.nn.pruned(model)
+    model = torchreg.nn.pruned(model).cpu()  # many small questions, which a GPU would be asked one after another
     weights = [w.abs().flatten().double().cpu() for w in torchreg.diagnostics.weights_of(model).values()]
     sizes = torch.cat(weights) if weights else torch.zeros(0)
     count, logs = max(len(sizes), 1), sizes[sizes > 0].log10()

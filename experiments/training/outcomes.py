@@ -39,13 +39,14 @@ class Predicted(NamedTuple):
 
 def outcomes(model: nn.Module, examples: Examples) -> Row:
     """What the model says, in evaluation mode: of classes as :func:`packed` and :func:`classified`."""
-    if isinstance(examples.task, Regression):
-        scale = float(examples.task.scale[0])
-        values = _outputs(model, examples.test)[:, 0], examples.test.y[:, 0]
+    task = examples.task
+    if isinstance(task, Regression):
         most = float(np.finfo("<f4").max)  # what diverges soon may be beyond it
-        predicted, true = ((scale * value.double().cpu().numpy()).clip(-most, most) for value in values)
+        columns = _outputs(model, examples.test)[:, 0], examples.test.y[:, 0]
+        scale, middle = float(task.scale[0]), float(task.middle[0])
+        predicted, true = ((scale * column.double() + middle).clamp(-most, most).cpu().numpy() for column in columns)
         return {"test": {"count": len(true), "values": _text(predicted, "<f4"), "true": _text(true, "<f4")}}
-    valid, test = (_outputs(model, split).cpu() for split in (examples.valid, examples.test))
+    valid, test = (task.scores(_outputs(model, split)).cpu() for split in (examples.valid, examples.test))
     y_valid, y_test = examples.valid.y.cpu(), examples.test.y.cpu()
     return {
         "valid": packed((valid.argmax(1) != y_valid).numpy()),

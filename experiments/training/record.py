@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 import torchreg
+from experiments import IS_INSTALLED
 from experiments.config import Run, Study
 from experiments.errors import RecordError, UserError
 from experiments.training.files import append, checksum, content_of, damaged, parsed, sealed, unsealed, write
@@ -50,6 +51,13 @@ class Record:
         self.folder, self._run = folder, run
         self._told = Told()
 
+    def of_average(self, run: Run) -> Record | None:
+        """The record of the averaged weights of this run, beside this one, if they are averaged."""
+        if (average := run.average) is None:
+            return None
+        runs = self.folder.parents[len(Path(run.folder).parts) - 1]
+        return Record(runs / average.folder, average)
+
     def begin(self, run: Run, device: torch.device) -> Row | None:
         """Prepares the folder; returns the checkpoint to continue from, or None for a new run."""
         state = self._checkpoint(run)
@@ -63,6 +71,7 @@ class Record:
             RecordError: the history is damaged, or shorter.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "result.json").unlink(missing_ok=True)  # of a run that failed, or whose end is made again
         write(self.folder / "config.json", run.model_dump_json(by_alias=True, indent=2))
         # What was written after the checkpoint is computed again, and a killed process may leave half a line.
         lines = self._lines()[:rows] if rows else []
@@ -290,20 +299,24 @@ def read_study(folder: Path) -> Study:
 
 
 def read_runs(study: Study, folder: Path) -> list[Run]:
-    """The runs of a study in its folder; of a search those at the points tried so far, twice if tried twice."""
+    """The runs that a study's folder reports, of each arm and of its averaged weights.
+
+    Of a search they are those at the points tried so far, twice if tried twice.
+    """
     log = Log(folder / "trials.jsonl")
     runs: list[Run] = []
     for arm, group in groupby(study.runs, key=lambda run: run.arm):
         ours = list(group)
         asked = [event["values"] for event in log.events if event["arm"] == arm and event["event"] == "ask"]
         try:
-            runs += [run.at(values) for values in asked for run in ours] if ours[0].values else ours
+            made = [run.at(values) for values in asked for run in ours] if ours[0].values else ours
         except UserError:
             raise damaged(log.path) from None
-    made = {
+        runs += made + [average for run in made if (average := run.average) is not None]
+    found = {
         str(path.parent.relative_to(folder / "runs").as_posix()) for path in folder.glob("runs/*/*/seed*/result.json")
     }
-    if study.sweep is not None and made - {run.folder for run in runs}:
+    if study.sweep is not None and found - {run.folder for run in runs}:
         raise RecordError(f"{log.path}: lacks points that were tried: 'sweep --resume' adds them")
     return runs
 
@@ -356,6 +369,8 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 @cache
 def _commit() -> str | None:
+    if IS_INSTALLED:  # a repository around it is another one
+        return None
     try:
         command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
         done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)

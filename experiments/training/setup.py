@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +12,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 import torchreg
+from experiments import config
 from experiments.config import Run
-from experiments.training import build, data
+from experiments.training import build, data, solving
+from experiments.training.activity import Activity
+from experiments.training.averaging import Average
+from experiments.training.gradients import Clip
+from experiments.training.metrics import Metrics
+from experiments.training.together import side_by_side
 from torchreg import Regularizer, Stacked
 
 
@@ -36,6 +42,7 @@ class Setup:
     model: nn.Module
     optimizer: Optimizer
     regularizers: list[Regularizer]
+    penalized: list[list[config.Regularizer | None]]  # the settings of each regularizer in each run
     shuffles: list[torch.Generator]
     batch_size: int
     scheduler: LRScheduler | None = None
@@ -43,17 +50,24 @@ class Setup:
     tuned: torchreg.tuning.AutoStrength | None = None
     amp: Autocast | None = None
     augment: data.Augmentation | None = None
+    activities: list[Activity] = field(default_factory=list)
+    ridge: float | None = None  # the strength with which the last layer is solved for; None: steps are made
+    accumulate: int = 1
+    clip: Clip | None = None
+    average: Average | None = None
+    metrics: Metrics | None = None
     others: dict[str, Any] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
         """The number of steps in an epoch."""
-        return -(-len(self.examples.train) // self.batch_size)
+        return -(-len(self.examples.train) // (self.batch_size * self.accumulate))
 
     @property
     def parts(self) -> dict[str, Any]:
         """What has a state that a checkpoint must contain."""
         parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler} | self.others
+        parts["average"] = self.average
         parts |= {f"regularizers.{i}": regularizer for i, regularizer in enumerate(self.regularizers)}
         return {name: part for name, part in parts.items() if part is not None}
 
@@ -69,37 +83,62 @@ class Setup:
         batches: Sequence[Tensor] = order.to(device).split(self.batch_size, dim=-1)
         return batches
 
+    def schedule_in(self, epoch: int) -> LRScheduler | None:
+        """The schedule that counts the steps of that epoch, counted from 1, if any does."""
+        is_ours = self.average is None or not self.average.sets_rate(epoch)
+        return self.scheduler if self.is_each_step and is_ours else None
+
+    def end_epoch(self, epoch: int) -> None:
+        """Averages the weights and sets the learning rate after that epoch, counted from 1."""
+        if self.average is not None:
+            self.average.after_epoch(self.model, epoch)
+            if self.average.sets_rate(epoch):
+                return
+        if self.scheduler is not None and not self.is_each_step:
+            self.scheduler.step()
+
 
 def set_up(runs: Sequence[Run], device: torch.device, stacked: bool = False) -> Setup:
     """Builds what the runs need; if they are stacked, they differ in their seeds and strengths alone."""
     first = runs[0]
-    examples = data.load(first.data, device)
+    examples = build.examples(first, device)
     augment = build.augmentation(first.data, examples)  # may draw from torch's generator, before it is seeded
     models = []
     for run in runs:
         torch.manual_seed(run.seed)
-        models.append(build.seeded(build.model(run.model, examples).to(device), run.seed, device))
+        models.append(build.seeded(build.network(run, examples).to(device), run.seed, device))
     model = Stacked(models) if stacked else models[0]
     optimizer = build.optimizer(first.optimizer, model, like=models[0])
     scheduler, is_each_step = build.scheduler(first.scheduler, optimizer)
-    regularizers = build.regularizers(runs, model, optimizer)
+    average = build.average(first.train, model, optimizer, examples)  # of the model before anything is attached to it
+    rows = side_by_side(runs)
+    regularizers = build.regularizers(rows, model, optimizer)
+    penalized = [row for row in rows if not build.is_of_activities(row)]
     scaler = torch.amp.GradScaler(device.type, enabled=first.train.amp and device.type == "cuda")
-    made = Setup(examples, model, optimizer, regularizers, [], first.train.batch_size, scheduler, is_each_step)
+    train = first.train
+    made = Setup(examples, model, optimizer, regularizers, penalized, [], train.batch_size, scheduler, is_each_step)
+    made.accumulate, made.average = train.accumulate, average
     made.tuned = build.auto_strength(first.auto_strength, regularizers, optimizer, examples)
     made.others = {
         "scaler": scaler,
-        "controller": build.controller(first.sparsity, optimizer, steps=first.train.epochs * made.steps),
+        "controller": build.controller(first.sparsity, optimizer, steps=train.epochs * made.steps),
         "dropout_schedule": build.dropout_schedule(first.dropout_schedule, model, optimizer),
         "auto_strength": made.tuned,
     }
-    made.amp = Autocast(device.type, scaler) if first.train.amp else None
+    made.amp = Autocast(device.type, scaler) if train.amp else None
+    if train.clip_norm is not None or train.clip_value is not None:
+        made.clip = Clip(train.clip_norm, train.clip_value)
+    made.metrics = build.metrics(train.metrics, examples.task, device)
     made.augment = augment
+    made.activities = build.activities(first, model)
+    made.ridge = solving.strength(first, model, regularizers) if first.train.solve else None
     made.shuffles = [torch.Generator().manual_seed(run.seed) for run in runs]
     return made
 
 
-def losses(model: nn.Module, criterion: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> Tensor:
-    """The mean loss of the outputs; of a stack one for each member."""
+def losses(model: nn.Module, task: data.Task, outputs: Tensor, y: Tensor) -> Tensor:
+    """The mean loss of the outputs for the targets of a split; of a stack one for each member."""
+    targets = task.targets(y, outputs)
     if isinstance(model, Stacked):
-        return model.per_member(criterion, shared=False)(outputs, targets)
-    return criterion(outputs, targets)
+        return model.per_member(task.loss, shared=False)(outputs, targets)
+    return task.loss(outputs, targets)

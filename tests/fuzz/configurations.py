@@ -97,6 +97,10 @@ data = {{ name = "images", path = "{OWN}/shapes", size = [8, 8] }}
     HEAD
     + """
 [[arms]]
+name = "bounded"
+model = { freeze = ["linear1.bias"], scale = 2.0, init = { name = "kaiming_normal_", nonlinearity = "linear" } }
+regularizers = [{ penalty = "MaxNorm", max_norm = 1.0 }, { activity = "L1", strength = 0.1, modules = "relu*" }]
+[[arms]]
 name = "searched"
 regularizers = [{ penalty = "L1", mode = "loss" }]
 [sweep]
@@ -109,6 +113,16 @@ arms = ["searched"]
 "regularizers.0.strength" = { low = 1e-2, high = 1.0, log = true, count = 3 }
 "train.batch_size" = [10, 20]
 """,
+    HEAD.replace(
+        "epochs = 2, batch_size = 10, early_stopping = { patience = 2 }", "solve = true, epochs = 1, batch_size = 9"
+    )
+    + """
+[[arms]]
+name = "solved"
+train.loss = { name = "MSELoss" }
+model.freeze = "linear1.*"
+regularizers = [{ penalty = "L2", strength = 0.1 }]
+""",
 ]
 
 DEEP = "[" * 300 + "]" * 300
@@ -116,7 +130,8 @@ VALUES = rf"""
 -1 0 1 2 3 0.5 -0.0 1.5 1e-3 1e30 1e308 1e999 inf -inf nan 0x10 0b1 1_000 true false 1{"0" * 400} {"9" * 5000}
 9223372036854775807 9223372036854775808 -9223372036854775809 1979-05-27 07:32:00 1979-05-27T07:32:00Z
 "" "x" 'x' "mlp" "cnn" "nope" "L1" "Nuclear" "MaxNorm" "Dropout" "SGD" "Adamw" "Muon" "LBFGS" "ProxSGD" "linear"
-"StepLR" "GridSampler" "CmaEsSampler" "weights" "*" "loss" "prox" "é" "日本" "\u0000" "\u2028" "\n"
+"resnet18" "kaiming_normal_" "StepLR" "GridSampler" "CmaEsSampler" "weights" "*" "loss" "prox"
+"é" "日本" "\u0000" "\u2028" "\n"
 "csv" "npz" "images" "wine" "regression" "classes" "/dev/zero" "configs" "bmi"
 "a:b" "sys:exit" "os:abort" "os:_exit" "os:getcwd" "torch.nn:Linear" "math:pi" "builtins:input"
 [] {{}} [1] [nan] [inf,1] [0.9,0.99] [[1]] [{{}}] {{a=1}} {{name="L1"}} {{class="sys:exit"}} {{low=1,high=2}}
@@ -128,7 +143,7 @@ name class args class_ strength mode select penalty schedule lr p epochs batch_s
 high log count trials metric sampler pruner space sweep arms x "a\nb" "\u0000" "" optimizer model data train dropout
 path test_path inputs target split size task standardize stratified train_size valid_size test_size label_noise
 wrap hidden root amp weight_decay momentum betas eps foreach fused capturable maximize interval after steps start end
-l1_ratio dim groups a.b.c run runs
+activity modules max_norm freeze scale init torch timm solve l1_ratio dim groups a.b.c run runs
 """.split()  # noqa: SIM905
 TOKEN = re.compile(r'"[^"\n]*"|[\w.+:-]+|[^\w\s]|\s+')
 

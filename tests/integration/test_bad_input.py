@@ -165,8 +165,8 @@ def test_the_help_shows_what_stands_in_brackets(command):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["run"], "error: Missing argument 'CONFIG': as in python -m experiments run configs/quickstart.toml\n"),
-        (["sweep"], "error: Missing argument 'CONFIG': as in python -m experiments sweep configs/sweep.toml\n"),
+        (["run"], "error: Missing argument 'CONFIG': as in python -m experiments run quickstart\n"),
+        (["sweep"], "error: Missing argument 'CONFIG': as in python -m experiments sweep sweep\n"),
         (["report"], "error: Missing argument 'DIR': as in python -m experiments report runs/quickstart\n"),
         (["rnu"], "error: No such command 'rnu'"),
         (["run", "study.toml", "--resmue"], "error: No such option: --resmue"),

@@ -287,7 +287,7 @@ def test_a_file_that_extends_another_may_hold_parts():
         ({"data": {"name": "minst"}}, ".data.name: not in"),
         ({"arms": [{"name": "a", "strenghts": [1.0]}]}, ".arms[].strenghts: unknown"),
         ({"arms": [{"optimizer": {"lr": 1.0}}]}, ".arms[]: lacks name"),
-        ({"regularizers": [{"strength": 1.0}]}, ".regularizers[]: lacks penalty"),
+        ({"regularizers": [{"strength": 1.0}]}, ".regularizers[]: none of anyOf"),
         ({"regularizers": [{"penalty": "L1", "strength": -1.0}]}, ".regularizers[].strength: out of range"),
         ({"sparsity": {"target": 0}}, ".sparsity.target: out of range"),
         ({"sweep": {"space": {"x": 3}}}, ".sweep.space.x: none of anyOf"),
@@ -307,3 +307,12 @@ def test_the_schema_offers_names_and_says_what_keys_are():
     assert "DropConnect" in json.dumps(sections["Model"]["properties"]["wrap"])
     assert sections["Train"]["properties"]["checkpoint_seconds"]["description"].startswith("Least time between")
     assert "null" not in json.dumps(SCHEMA)
+
+
+def test_a_shipped_study_may_be_named_and_a_file_goes_first(experiments, tmp_path):
+    assert experiments("show", "nothing")[2] == "error: nothing: cannot be read: No such file or directory\n"
+    short = ("--set", "train.epochs=1", "--json")
+    assert json.loads(experiments("show", "quickstart", *short)[1])["name"] == "quickstart"
+    assert experiments("show", "published/quickstart", *short)[0] == 2
+    (tmp_path / "quickstart").write_text(STUDY)
+    assert json.loads(experiments("show", "quickstart", *short)[1])["name"] == "small"

@@ -128,7 +128,10 @@ FAULTS = {
     ),
     "noise above 1": ({"data": {"label_noise": 1.5}}, "data.label_noise: must be less than or equal to 1, got 1.5"),
     "no arms": ({"arms": []}, "arms: must have at least 1 item"),
-    "name and class": ({"model": {"name": "mlp", "class": "a:B"}}, "exactly one of the keys name and class"),
+    "name and class": (
+        {"model": {"name": "mlp", "class": "a:B"}},
+        "exactly one of the keys name, class, torch and timm",
+    ),
     "negative strength": (
         {"regularizers": [{"penalty": "L1", "strength": -1.0}]},
         "regularizers.0.strength: must be greater than or equal to 0, got -1.0",

@@ -517,7 +517,7 @@ def test_a_regression_learns_what_least_squares_finds():
     model = nn.Linear(10, 1)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     for _ in range(600):
-        train_epoch(model, optimizer, found.train, [torch.arange(len(found.train))], criterion=found.task.loss)
+        train_epoch(model, optimizer, found.train, [torch.arange(len(found.train))], task=found.task)
     best = LinearRegression().fit(found.train.x.numpy(), found.train.y.numpy())
     residuals = best.predict(found.test.x.numpy()) - found.test.y.numpy()
     wanted = np.sqrt(np.mean(residuals**2)) * found.task.scale.item()

@@ -11,6 +11,7 @@ from experiments.config import resolve
 from experiments.errors import RecordError
 from experiments.running import stacks
 from experiments.running.study import run_study
+from experiments.training import build
 from experiments.training.progress import Progress
 from experiments.training.record import Record
 from tests.helpers import assert_bit_equal
@@ -89,11 +90,72 @@ def test_each_penalty_and_mode(name, mode, tmp_path, capsys):
     compare(tmp_path, capsys, optimizer={"name": "SGD", "lr": 0.01, "momentum": 0.9}, regularizers=[penalty])
 
 
+@pytest.mark.parametrize("mode", ["loss", "grad", "decoupled", "prox"])
+@pytest.mark.parametrize("penalty", ["L1", "L2", "LogSum"])
+def test_runs_without_a_penalty_are_in_the_stack_with_those_of_strength_0_and_equal_them_to_the_bit(
+    penalty, mode, tmp_path
+):
+    arms = [
+        {"name": "none"},
+        {"name": "wide", "model": {"hidden": [24]}},
+        {"name": "arm", "strengths": [0.0, 0.3], "regularizers": [{"penalty": penalty, "mode": mode}]},
+        {"name": "other", "strengths": [0.0], "regularizers": [{"penalty": "Nuclear"}]},
+    ]
+    study = small(seeds=[0, 1], train={**TRAIN, "stack": True}, arms=arms)
+    assert [len(group) for group in stacks.groups(study.runs)] == [6, 2, 2]
+    ended = made(study, tmp_path)
+    for seed in (0, 1):
+        plain, zero, some = (ended[f"{name}/seed{seed}"] for name in ("none", "arm@0", "arm@0.3"))
+        assert plain["result"]["stack"] == zero["result"]["stack"] == 6
+        assert_bit_equal(plain["weights"], zero["weights"])
+        assert plain["history"][-1]["penalty"] == {}
+        assert zero["history"][-1]["penalty"] == {penalty: 0.0}
+        assert some["history"][-1]["penalty"][penalty] > 0
+
+
+def test_runs_without_a_penalty_join_no_penalty_that_costs_much(tmp_path):
+    nuclear = {"name": "arm", "strengths": [0.0, 0.3], "regularizers": [{"penalty": "Nuclear"}]}
+    study = small(seeds=[0, 1], train={**TRAIN, "stack": True}, arms=[{"name": "none"}, nuclear])
+    assert [len(group) for group in stacks.groups(study.runs)] == [2, 4]
+
+
 @pytest.mark.parametrize("penalty", ["MCP", "SCAD"])
 def test_penalties_that_are_no_multiples_stack_by_strength(penalty, tmp_path, capsys):
     study = study_of(True, regularizers=[{"penalty": penalty, "mode": "prox"}])
     assert [len(group) for group in stacks.groups(study.runs)] == [2, 2, 2]
     compare(tmp_path, capsys, regularizers=[{"penalty": penalty, "mode": "prox"}])
+
+
+BOUNDS = {
+    "MaxNorm": {"max_norm": 0.3},
+    "NonNegative": {},
+    "UnitNorm": {},
+    "L1Ball": {"radius": 0.5, "groups": "output"},
+    "L2Ball": {"radius": 2.0},
+    "LinfBall": {"radius": 0.05},
+    "Simplex": {},
+}
+
+
+def test_the_table_of_constraints_has_all():
+    assert BOUNDS.keys() == set(build.CONSTRAINTS)
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_each_constraint_beside_a_penalty_of_several_strengths(name, tmp_path, capsys):
+    penalties = [{"penalty": "L2", "mode": "grad"}, {"penalty": name, **BOUNDS[name]}]
+    found = []
+    for stack in (True, False):
+        train = {**TRAIN, "stack": stack}
+        arms = [{"name": "arm", "strengths": STRENGTHS, "regularizers": penalties}]
+        found.append(made(small(seeds=[0, 1], train=train, arms=arms), tmp_path / str(stack)))
+    assert "note" not in capsys.readouterr().err
+    assert_alike(*found)
+    bound = build.CONSTRAINTS[name](**BOUNDS[name])
+    for run in found[0].values():
+        assert run["result"]["stack"] == 6
+        assert bound.value(run["weights"]["linear1.weight"]) == 0
+        assert run["history"][-1]["penalty"].keys() == {"L2"}
 
 
 @pytest.mark.parametrize("name", sorted(stacks._ELEMENTWISE))
@@ -266,6 +328,10 @@ ALONE = {
         {"regularizers": [{"penalty": "L2", "strength": 0.1, "mode": "grad"}], "auto_strength": {"batch_size": 30}},
         "auto_strength",
     ),
+    "activities": (
+        {"regularizers": [{"activity": "L1", "strength": 0.1, "modules": "relu*"}]},
+        "regularizers: the activities within a stack",
+    ),
     "augment": pytest.param(
         {"data": {**TREE["data"], "augment": [{"name": "RandomHorizontalFlip"}]}},
         "data.augment: draws from torch's generator",
@@ -348,8 +414,7 @@ def test_runs_are_grouped_by_what_they_have_in_common():
         ],
     )
     assert [[run.folder for run in group] for group in stacks.groups(study.runs)] == [
-        ["L1@0.1/seed0", "L1@0.1/seed1", "L1@1/seed0", "L1@1/seed1", "strong/seed0", "strong/seed1"],
-        ["none/seed0", "none/seed1"],
+        [f"{arm}/seed{seed}" for arm in ("L1@0.1", "L1@1", "none", "strong") for seed in (0, 1)],
         ["wide/seed0", "wide/seed1"],
     ]
 
@@ -370,8 +435,10 @@ class KilledError(BaseException):
 
 @pytest.mark.parametrize("after", ["append", "finish", "save"])
 @pytest.mark.parametrize("call", [1, 2, 5, 9])
-def test_a_stack_stopped_anywhere_goes_on_with_the_same_bits(after, call, tmp_path, monkeypatch):
-    study = study_of(True, **dict(KILLED, train={"epochs": 5, "evaluate_every": 2, "early_stopping": {"patience": 2}}))
+@pytest.mark.parametrize("also", [[], [{"penalty": "MaxNorm", "max_norm": 0.5}]], ids=["penalty", "and constraint"])
+def test_a_stack_stopped_anywhere_goes_on_with_the_same_bits(after, call, also, tmp_path, monkeypatch):
+    changes = {**KILLED, "regularizers": [*KILLED["regularizers"], *also], "strengths": STRENGTHS}
+    study = study_of(True, **dict(changes, train={"epochs": 5, "evaluate_every": 2, "early_stopping": {"patience": 2}}))
     whole = made(study, tmp_path / "whole")
     owner = Progress if after == "save" else Record
     kept, calls = getattr(owner, after), []
@@ -406,18 +473,18 @@ def same_bits(ours, theirs):
     ]
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_stack_killed_at_ten_random_moments_ends_with_the_same_bits(seed, tmp_path):
-    study = study_of(True, **KILLED)
+@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_stack_killed_at_random_moments_ends_with_the_same_bits(kills, tmp_path):
+    study = study_of(True, **{**KILLED, "train": {"epochs": 3 * kills, "batch_size": 10}})
     whole = made(study, tmp_path / "whole")
-    folder, draw = tmp_path / "cut", random.Random(seed)
+    folder, draw = tmp_path / "cut", random.Random(kills)
     history = folder / "runs" / study.runs[0].folder / "history.jsonl"
 
     def lines():
         return len(history.read_bytes().splitlines()) if history.exists() else 0
 
-    for kills in range(10):
-        at = lines() + draw.randint(1, 2) if kills else 1
+    for number in range(kills):
+        at = lines() + draw.randint(1, 2) if number else 1
         kill(run_study, study, folder, lambda at=at: lines() >= at)
     assert same_bits(made(study, folder, resume=True), whole)
 

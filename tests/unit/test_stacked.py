@@ -264,7 +264,10 @@ class Looks(nn.Module):
         nn.CrossEntropyLoss(),
         nn.CrossEntropyLoss(ignore_index=1, label_smoothing=0.2),
         nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]).double()),
+        nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0]).double(), ignore_index=1, label_smoothing=0.2),
         nn.CrossEntropyLoss(reduction="sum"),
+        nn.MultiMarginLoss(),
+        nn.MultiMarginLoss(weight=torch.tensor([1.0, 2.0, 3.0]).double()),
         nn.MSELoss(),
         nn.functional.mse_loss,
         nn.functional.huber_loss,
@@ -491,11 +494,17 @@ def test_members_with_inputs_and_targets_of_their_own(make, vectorize):
 
 @pytest.mark.parametrize(
     "criterion",
-    [nn.MSELoss(), nn.functional.mse_loss, nn.L1Loss(), nn.HuberLoss()],
-    ids=["MSELoss", "mse_loss", "L1Loss", "HuberLoss"],
+    [
+        *(nn.MSELoss(), nn.functional.mse_loss, nn.L1Loss(), nn.HuberLoss(), nn.SmoothL1Loss(beta=0.3)),
+        *(nn.BCEWithLogitsLoss(), nn.BCEWithLogitsLoss(pos_weight=torch.tensor([1.0, 2.0, 3.0]))),
+        *(nn.BCEWithLogitsLoss(weight=torch.tensor([1.0, 2.0, 3.0])), nn.BCEWithLogitsLoss(torch.rand(5, 1))),
+        *(nn.SoftMarginLoss(), nn.MultiLabelSoftMarginLoss(), nn.PoissonNLLLoss()),
+    ],
+    ids=lambda criterion: getattr(criterion, "__name__", repr(criterion)),
 )
 def test_losses_of_targets_of_their_own(criterion):
     outputs, targets = torch.randn(2, MEMBERS, 5, 3)
+    targets = targets.abs() if isinstance(criterion, nn.PoissonNLLLoss) else targets.sign()
     losses = Stacked([nn.Linear(1, 1)] * MEMBERS).per_member(criterion, shared=False)(outputs, targets)
     assert_close(losses, torch.stack([criterion(o, t) for o, t in zip(outputs, targets, strict=True)]), 1e-6)
 

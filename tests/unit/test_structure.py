@@ -46,15 +46,16 @@ FLOOR = {
 }
 
 
-def imports_of(source: str) -> set[str]:
+def imports_of(source: str, package: str = "") -> set[str]:
     """Every module that is imported anywhere in the source, with the imported names as possible submodules."""
     modules: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            modules |= {f"{node.module}.{alias.name}" for alias in node.names}
+            above = package.split(".")[: 1 - node.level or None] if node.level else []
+            base = ".".join([*above, *filter(None, [node.module])])
+            modules |= {f"{base}.{alias.name}" for alias in node.names}
     return modules
 
 
@@ -63,8 +64,13 @@ def name_of(file: Path) -> tuple[str, str]:
     return top, parts[1].removesuffix(".py")
 
 
-def names_imported(source: str) -> set[tuple[str, str]]:
-    return {(parts[0], parts[1]) for module in imports_of(source) if len(parts := module.split(".")) > 1} & FLOOR.keys()
+def package_of(file: Path) -> str:
+    return ".".join(file.relative_to(REPOSITORY).parent.parts)
+
+
+def names_imported(source: str, package: str = "") -> set[tuple[str, str]]:
+    imported = (module.split(".") for module in imports_of(source, package))
+    return {(parts[0], parts[1]) for parts in imported if len(parts) > 1} & FLOOR.keys()
 
 
 def circles_between(files: dict[str, set[str]]) -> list[str]:
@@ -80,6 +86,8 @@ def test_the_reader_of_imports_sees_every_form():
     source = "import os.path\nfrom torchreg import nn\ndef f():\n    from torchreg.optim import SGDW\n"
     assert imports_of(source) == {"os.path", "torchreg.nn", "torchreg.optim.SGDW"}
     assert names_imported(source) == {("torchreg", "nn"), ("torchreg", "optim")}
+    assert imports_of("from . import x\nfrom .y import z\nfrom ..b import c", "a.b") == {"a.b.x", "a.b.y.z", "a.b.c"}
+    assert names_imported("from ..config import Run", "experiments.training") == {("experiments", "config")}
     assert circles_between({"a": {"b"}, "b": {"a"}})
 
 
@@ -108,7 +116,7 @@ def test_imports_follow_the_table(file):
     here = name_of(file)
     if here[1] in ("__init__", "__main__"):
         return
-    imported = names_imported(file.read_text(encoding="utf-8")) - {here}
+    imported = names_imported(file.read_text(encoding="utf-8"), package_of(file)) - {here}
     upward = [name for name in imported if FLOOR[name] >= FLOOR[here] and name[0] == here[0]]
     assert not upward, f"{here} imports {upward}, which the table does not show above it"
     assert here[0] == "experiments" or not [name for name in imported if name[0] == "experiments"]
@@ -119,7 +127,7 @@ def test_no_module_imports_one_that_imports_it():
     files = {}
     for name, file in modules.items():
         if file.name != "__init__.py":  # an __init__ offers what lies in its folder
-            imported = imports_of(file.read_text(encoding="utf-8"))
+            imported = imports_of(file.read_text(encoding="utf-8"), package_of(file))
             files[name] = {
                 module for module in modules for full in imported if full == module or full.rpartition(".")[0] == module
             }

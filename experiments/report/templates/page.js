@@ -84,7 +84,9 @@
 
   // The table of the arms follows the seeds; with all of them it is as it was written.
   function figureOf(rows, { key, factor, digits, plain }) {
-    const values = rows.map((row) => factor * (key === "gap" ? row.test_error - row.train_error : row[key]));
+    const defined = rows.filter((row) => key === "gap" || row[key] !== null);
+    if (!defined.length) return "-";
+    const values = defined.map((row) => factor * (key === "gap" ? row.test_error - row.train_error : row[key]));
     const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
     const squares = values.reduce((sum, value) => sum + (value - mean) ** 2, 0);
     const error = values.length > 1 && !plain ? Math.sqrt(squares / (values.length - 1) / values.length) : 0;

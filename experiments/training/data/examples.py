@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from experiments.training.data.tasks import Regression, Task
+from experiments.training.data.tasks import Classes, Regression, Task
 
 Target = Tensor | Sequence[str]  # numbers, or the names of classes
 
@@ -40,6 +40,7 @@ class Examples:
         task: what to predict.
         labels: the classes' names, in order; none for a regression.
         source: the name of the data set, its path or its class.
+        dtype: of inputs and targets that are no whole numbers.
     """
 
     train: Split
@@ -48,6 +49,7 @@ class Examples:
     task: Task
     labels: tuple[str, ...] = ()
     source: str = ""
+    dtype: torch.dtype = torch.float32
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -78,9 +80,9 @@ class Examples:
     def text(self) -> str:
         """A line about the examples and the task."""
         parts = ", ".join(f"{count:,} {name}" for name, count in self.sizes.items())
-        if self.task.name == "classes":
+        if isinstance(self.task, Classes):
             some = ", ".join(self.labels[:6]) + (", ..." if len(self.labels) > 6 else "")
-            return f"{self.source}: {self.task.outputs} classes ({some}); {self.noun}: {parts}"
+            return f"{self.source}: {self.task.classes} classes ({some}); {self.noun}: {parts}"
         targets = "one target" if self.task.outputs == 1 else f"{self.task.outputs} targets"
         return f"{self.source}: regression of {targets}; {self.noun}: {parts}"
 

@@ -17,21 +17,21 @@ _MOST_CLASSES = 20  # that whole numbers are taken for without being told
 _TEST_SHARE = 0.2
 
 
-def load(settings: config.Data, device: torch.device) -> Examples:
+def load(settings: config.Data, device: torch.device, dtype: torch.dtype = torch.float32) -> Examples:
     """The data set that the settings describe: the same examples, split and label noise for the same settings.
 
     Validation examples are drawn first and training examples after them, so that a larger ``train_size`` adds some and
     keeps the rest. Inputs are shifted and scaled by the mean and standard deviation of the training examples: column by
-    column for vectors, all pixels alike for images. So are the targets of a regression.
+    column for vectors, all pixels alike for images; or by those that are given. Targets of a regression are by theirs.
 
     Raises:
         UserError: more training examples are asked for than there are, or files are missing or damaged.
     """
-    return _load(settings.model_dump_json(by_alias=True), device)
+    return _load(settings.model_dump_json(by_alias=True), device, dtype)
 
 
 @lru_cache(maxsize=2)
-def _load(text: str, device: torch.device) -> Examples:
+def _load(text: str, device: torch.device, dtype: torch.dtype) -> Examples:
     settings = config.Data.model_validate_json(text)
     source = _read(settings)
     task, y, y_test, labels = _targets(source, settings)
@@ -72,20 +72,22 @@ def _load(text: str, device: torch.device) -> Examples:
     y_train = y[train]
     if settings.label_noise:
         y_train = _corrupted(y_train, settings.label_noise, task.outputs, draw)
-    means, scales = _scales(x[train]) if settings.standardize else (None, None)
+    means, scales = _scales(x[train]) if settings.standardize is True else (None, None)
+    if isinstance(settings.standardize, tuple):
+        means, scales = (torch.tensor(one) for one in settings.standardize)
     if isinstance(task, Regression):
-        middle, scale = _scales(y_train) if settings.standardize else (torch.zeros(1), torch.ones(y.shape[1]))
-        task = Regression(scale.float().to(device))
+        none = torch.zeros(y.shape[1]), torch.ones(y.shape[1])
+        middle, scale = _scales(y_train) if settings.standardize else none
+        task = Regression(scale.to(device, dtype), middle.to(device, dtype))
         y_train, y, y_test = ((part - middle) / scale for part in (y_train, y, y_test))
 
     def split(inputs: Tensor, targets: Tensor) -> Split:
         if means is not None and scales is not None:
             inputs = (inputs - means) / scales
-        inputs = inputs.float() if inputs.is_floating_point() else inputs
-        return Split(inputs.to(device), (targets.float() if targets.is_floating_point() else targets).to(device))
+        return Split(*(part.to(device, dtype if part.is_floating_point() else None) for part in (inputs, targets)))
 
     parts = split(x[train], y_train), split(x[valid], y[valid]), split(x_test, y_test)
-    return Examples(*parts, task, labels, settings.source)
+    return Examples(*parts, task, labels, settings.source, dtype)
 
 
 def _read(settings: config.Data) -> Source:
@@ -114,7 +116,8 @@ def _targets(source: Source, settings: config.Data) -> tuple[Task, Tensor, Tenso
         if known is not None:
             raise UserError(f"data.target: must be numbers for a regression, got {known[0]!r} in {source.place(0)}")
         numbers, numbers_test = (_rows(part) for part in (y, y_test))
-        return Regression(torch.ones(numbers.shape[1])), numbers, numbers_test.reshape(-1, numbers.shape[1]), ()
+        targets = numbers.shape[1]
+        return Regression(torch.ones(targets), torch.zeros(targets)), numbers, numbers_test.reshape(-1, targets), ()
     if known is not None:
         names = sorted({str(label) for label in known})
         codes = torch.tensor([names.index(str(label)) for label in known])

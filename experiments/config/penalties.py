@@ -1,0 +1,73 @@
+"""The penalties and constraints of a study."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, model_validator
+
+from experiments.config.sections import Component, Names, Section, Strength
+from torchreg import penalties
+
+_CLASSES = {name: getattr(penalties, name) for name in penalties.__all__}
+CONSTRAINTS = [name for name, cls in _CLASSES.items() if issubclass(cls, penalties.Constraint)]
+
+
+class Penalty(Component):
+    """The penalty inside a proximal optimizer."""
+
+    strength: Strength | None = None  # None only where the arm has strengths
+
+
+class Regularizer(Section):
+    """A penalty on parameters in a mode, a constraint on parameters, or a penalty on the outputs of modules.
+
+    Other keys are its constructor's, such as ``l1_ratio`` or ``max_norm``.
+    """
+
+    model_config = ConfigDict(
+        extra="allow", json_schema_extra={"anyOf": [{"required": ["penalty"]}, {"required": ["activity"]}]}
+    )
+
+    penalty: str | None = None  # on parameters; or a constraint, such as "MaxNorm"
+    activity: str | None = None  # on the outputs of modules
+    strength: Strength | None = None  # None only of a constraint, and where the arm has strengths
+    mode: Literal["loss", "grad", "decoupled", "prox"] = "loss"  # of a constraint always "prox"
+    select: str = "weights"  # "weights", "everything", or a pattern of names
+    modules: Names | None = None  # whose outputs an activity penalty is on: patterns of names
+    schedule: Component | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _projects(cls, given: Any) -> Any:
+        is_constraint = isinstance(given, dict) and given.get("penalty") in CONSTRAINTS
+        return {"mode": "prox", **given} if is_constraint else given
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Regularizer:
+        if (self.penalty is None) == (self.activity is None):
+            raise ValueError("exactly one of the keys penalty and activity must be given")
+        if self.activity is not None:
+            self._refuse("an activity penalty", mode="loss", select="weights", schedule=None)
+            if self.modules is None:
+                raise ValueError("modules must name those whose outputs are penalized, such as 'relu*'")
+        elif self.modules is not None:
+            raise ValueError("modules is for an activity penalty; select chooses parameters")
+        if self.is_constraint:
+            self._refuse(f"the constraint {self.penalty}", mode="prox", strength=None, schedule=None)
+        return self
+
+    def _refuse(self, what: str, **only: Any) -> None:
+        for key, value in only.items():
+            if getattr(self, key) != value:
+                raise ValueError(f"{what} takes no {key}: remove it")
+
+    @property
+    def is_constraint(self) -> bool:
+        """Whether it is a projection after each step, which has no strength."""
+        return self.penalty in CONSTRAINTS
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The penalty's arguments."""
+        return self.model_extra or {}

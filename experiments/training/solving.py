@@ -1,0 +1,155 @@
+"""The last linear layer in closed form, in place of steps: least squares, or ridge regression, on fixed features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from experiments.config import Run
+from experiments.errors import UserError
+from experiments.training.data import Examples, Split
+from torchreg import Regularizer
+
+_AT_ONCE = 4096  # examples; bounds the memory that the layers before take
+_TRIED = 8  # examples
+
+
+def strength(run: Run, net: nn.Module, regularizers: Sequence[Regularizer]) -> float:
+    """The strength of the L2 on the layer that is solved for; 0 without one.
+
+    Raises:
+        UserError: the run has more than this, or trains more than its last linear layer.
+    """
+    _check(run)
+    name, layer = _last_linear(net)
+    others = [key for key, param in net.named_parameters() if param.requires_grad and param is not layer.bias]
+    others = [key for key in others if key != f"{name}.weight"]
+    if others or not layer.weight.requires_grad:
+        patterns = ", ".join(dict.fromkeys(f"'{key.rpartition('.')[0]}.*'" for key in others))
+        hint = f"freeze the others, model.freeze = [{patterns}]" if others else "do not freeze it"
+        raise UserError(f"train.solve: finds the weights of the last linear layer, {name}, alone: {hint}")
+    penalized = [a.name for regularizer in regularizers for a in regularizer.entries if a.is_penalized]
+    if len(run.regularizers) > 1 or penalized not in ([], [f"{name}.weight"]):
+        raise UserError(
+            f"train.solve: takes one regularizer on {name}.weight at most, got {len(run.regularizers)} on "
+            f"{', '.join(penalized) or 'others'}"
+        )
+    return run.regularizers[0].strength or 0.0 if penalized else 0.0
+
+
+def _check(run: Run) -> None:
+    if run.train.epochs != 1:
+        raise UserError(f"train.epochs: must be 1 with train.solve, which makes no steps, got {run.train.epochs}")
+    for_steps = {
+        "train.amp": run.train.amp,
+        "train.early_stopping": run.train.early_stopping,
+        "train.average": run.train.average,
+        "train.clip_norm": run.train.clip_norm,
+        "train.clip_value": run.train.clip_value,
+        "train.accumulate": run.train.accumulate > 1,
+        "optimizer.weight_decay": run.optimizer.weight_decay,
+        "optimizer.penalty": run.optimizer.penalty,
+        "scheduler": run.scheduler,
+        "sparsity": run.sparsity,
+        "auto_strength": run.auto_strength,
+        "dropout_schedule": run.dropout_schedule,
+        "data.augment": run.data.augment,
+        "data.mix": run.data.mix,
+    }
+    for key, value in for_steps.items():
+        if value:
+            raise UserError(f"{key}: acts in steps, and train.solve makes none: remove it")
+    for i, one in enumerate(run.regularizers):
+        if one.penalty != "L2" or one.mode != "loss" or one.schedule is not None or one.options:
+            raise UserError(
+                f"regularizers.{i}: must be an L2 of mode 'loss' without a schedule with train.solve, "
+                f"got {one.penalty or one.activity} of mode {one.mode!r}"
+            )
+
+
+@torch.no_grad()
+def solve(net: nn.Module, examples: Examples, strength: float) -> Tensor:
+    r"""Gives the last linear layer the weights that minimize the mean loss plus ``strength / 2 * sum(w ** 2)``.
+
+    The loss of ``n`` examples is ``c / n * sum((F w - y) ** 2)``, where the rows of ``F`` are the layer's inputs and
+    ``y`` the targets, of classes as one-hot rows; of :class:`torch.nn.MSELoss` is ``c = 1 / outputs``. Its gradient is
+    zero where
+
+    .. math:: (F^T F + \alpha I) w = F^T y, \qquad \alpha = \text{strength} \cdot n / (2 c)
+
+    With a bias that is trained, which no penalty is on, ``F`` and ``y`` are without their means. Everything is in
+    double precision, by the singular values of ``F``. At strength 0 it is the solution with the least norm.
+
+    Returns:
+        The loss, as that of one step.
+
+    Raises:
+        UserError: the loss is no squared error, the layer is not the last one, or the features are random.
+    """
+    _, layer = _last_linear(net)
+    features, outputs = _features(net, layer, examples.train)
+    targets = examples.task.targets(examples.train.y, outputs).double()
+    factor = _factor(examples, targets) if targets.shape == outputs.shape else None
+    if factor is None:
+        raise UserError("train.loss: must be a squared error, such as MSELoss, with train.solve: it is another")
+    ours, wanted, center, middle = features, targets, torch.zeros(1).to(features), torch.zeros(1).to(features)
+    has_intercept = layer.bias is not None and layer.bias.requires_grad
+    if has_intercept:
+        center, middle = features.mean(0), targets.mean(0)
+        ours, wanted = features - center, targets - middle
+    elif layer.bias is not None:
+        wanted = targets - layer.bias.double()
+    left, sizes, right = torch.linalg.svd(ours, full_matrices=False)
+    least = torch.finfo(torch.float64).eps * max(ours.shape) * sizes.max()
+    alpha = strength * len(features) / (2 * factor)
+    shrunk = torch.where(sizes > least, sizes / (sizes.square() + alpha), 0.0)
+    weight = (left.T @ wanted * shrunk.unsqueeze(1)).T @ right
+    layer.weight.copy_(weight)
+    if has_intercept:
+        layer.bias.copy_(middle - weight @ center)
+    reached = features @ layer.weight.double().T + (0.0 if layer.bias is None else layer.bias.double())
+    return factor * (reached - targets).square().sum(1).mean().reshape(1)
+
+
+def _last_linear(net: nn.Module) -> tuple[str, nn.Linear]:
+    found = [(name, module) for name, module in net.named_modules() if type(module) is nn.Linear]
+    if not found:
+        raise UserError("train.solve: needs a model that ends in a linear layer (nn.Linear), got none in it")
+    return found[-1]
+
+
+def _features(net: nn.Module, layer: nn.Linear, split: Split) -> tuple[Tensor, Tensor]:
+    """The inputs of the layer, and the network's outputs, of all examples."""
+    features: list[Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda _, args: features.append(args[0].double()))
+    try:
+        net.eval()
+        outputs = torch.cat([net(x.clone()) for x in split.x.split(_AT_ONCE)])
+    finally:
+        handle.remove()
+    found = torch.cat(features)
+    bias = 0.0 if layer.bias is None else layer.bias.double()
+    if found.ndim != 2 or len(found) != len(split) or not _near(found @ layer.weight.double().T + bias, outputs):
+        raise UserError("train.solve: the outputs of the last linear layer must be those of the model, they are not")
+    twin = deepcopy(net).train()  # a pass in training mode may change buffers
+    if not _near(twin(split.x[:_TRIED].clone()), outputs[:_TRIED]):
+        raise UserError("train.solve: the model must compute the same in training: remove dropout and batch norms")
+    return found, outputs
+
+
+def _factor(examples: Examples, targets: Tensor) -> float | None:
+    """The loss as a multiple of the squared distances' mean, if it is one."""
+    few, dtype = targets[:_TRIED], examples.train.x.dtype
+    ratios = []
+    for outputs in (torch.zeros_like(few), torch.linspace(-1, 2, few.numel()).to(few).reshape(few.shape)):
+        distance = (outputs - few).square().sum(1).mean()
+        ratios.append(float(examples.task.loss(outputs.to(dtype), few.to(dtype)) / distance))
+    return ratios[0] if ratios[0] > 0 and abs(ratios[0] / ratios[1] - 1) < 1e-4 else None
+
+
+def _near(ours: Tensor, theirs: Tensor) -> bool:
+    size = float(theirs.abs().max())
+    return ours.shape == theirs.shape and bool((ours - theirs).abs().max() <= 1e-4 * size)
