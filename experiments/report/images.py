@@ -75,7 +75,8 @@ def examples_of(cells: Mapping[str, Cell], trusted: bool) -> tuple[Examples | No
     try:
         examples = _load(data)
     except Exception as error:  # whatever a user's file or class makes of it
-        return None, f"No test images are shown, since the data cannot be loaded: {oneline(error)}."
+        why = str(error) if isinstance(error, UserError) else oneline(error)
+        return None, f"No test images are shown, since the data cannot be loaded: {why}."
     for cell in cells.values():
         for found in predicted(cell).values():
             if not cell.is_regression and not np.array_equal(found.true, examples.test.y.cpu().numpy()):
