@@ -161,7 +161,7 @@ def _ends(labels: Sequence[str], summary: Summary, top: float, width: int) -> Sp
         "layer": marks,
     }
     each = {
-        "name": LIVE,
+        "name": f"{LIVE} seeds",
         "transform": _folded(summary, ["label", "seed"])[:2],
         "mark": {"type": "tick", "thickness": 1.5, "size": 12, "clip": True},
         "encoding": {
@@ -252,7 +252,7 @@ def _curves(labels: Sequence[str], summary: Summary, top: float, width: int) -> 
                 "encoding": {"y": {**y, "field": "mean"}, "color": color},
             },
             {
-                "name": LIVE,
+                "name": f"{LIVE} points",
                 "mark": {"type": "point", "opacity": 0, "size": 90, "clip": True},
                 "encoding": {
                     "y": {**y, "field": "mean"},
@@ -262,7 +262,7 @@ def _curves(labels: Sequence[str], summary: Summary, top: float, width: int) -> 
         ],
     }
     single = {
-        "name": LIVE,
+        "name": f"{LIVE} seeds",
         "transform": _folded(summary, [])[:2],
         "mark": {"type": "line", "strokeWidth": 0.8, "clip": True},
         "encoding": {

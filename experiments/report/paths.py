@@ -98,7 +98,7 @@ def _along(paths: Sequence[Sequence[Cell]], summary: Summary, width: int) -> Spe
         ]
         for panel in stack[:-1]:
             panel["encoding"] = {"x": {"axis": {"labels": False, "ticks": False, "title": None}}}
-        panels.append({"title": path[0].arm, "vconcat": stack, "spacing": 12, "resolve": _APART})
+        panels.append({"title": path[0].arm, "description": path[0].arm, "vconcat": stack, "spacing": 12, "resolve": _APART})
     return {"data": {"name": "paths"}, "concat": panels, "columns": columns, "spacing": 24, "resolve": _APART}
 
 
@@ -311,6 +311,7 @@ def _cloud_panel(cloud: Sequence[Cell], key: str, name: str, summary: Summary, w
     ring = {"type": "point", "filled": False, "size": 190, "color": TEST, "strokeWidth": 2}
     return {
         "title": cloud[0].arm,
+        "description": cloud[0].arm,
         "width": width,
         "height": 150,
         "transform": [{"filter": f"datum.arm == {json.dumps(cloud[0].arm)} && datum.key == {json.dumps(name)}"}],

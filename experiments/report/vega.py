@@ -26,7 +26,7 @@ WIDE, NARROW = 1040, 340  # the widths in pixels that pictures are drawn for
 TRAIN, TEST, VALID = "var(--train)", "var(--test)", "var(--valid)"
 INK, SOFT, LINE = "var(--ink)", "var(--soft)", "var(--line)"
 
-LIVE = "live"  # the name of a layer that is not seen without script
+LIVE = "live"  # begins the name of a layer that is not seen without script; each name is there once
 
 _FONT = "Arial, Helvetica, sans-serif"
 _CONFIG: Spec = {
@@ -112,7 +112,7 @@ def _still(spec: Any) -> Any:
     if isinstance(spec, Mapping):
         return {key: _still(value) for key, value in spec.items()}
     if isinstance(spec, list):
-        return [_still(one) for one in spec if not (isinstance(one, Mapping) and one.get("name") == LIVE)]
+        return [_still(one) for one in spec if not (isinstance(one, Mapping) and str(one.get("name")).startswith(LIVE))]
     return spec
 
 

@@ -42,17 +42,22 @@
   function show(figure) {
     const specs = JSON.parse(figure.querySelector("script").textContent);
     const spec = narrow.matches ? specs.narrow : specs.wide;
-    const used = names(spec);
+    if (spec.concat) spec.concat = spec.concat.filter((panel) => !panel.description || armIsOn(panel.description));
     const live = figure.querySelector(".live");
     const host = document.createElement("div");
     host.ariaHidden = "true";
     spec.background = "transparent";
-    spec.datasets = Object.fromEntries(used.map((name) => [name, all[name].filter(isOn)]));
+    spec.datasets = Object.fromEntries(names(spec).map((name) => [name, all[name].filter(isOn)]));
+    for (const param of spec.params || []) param.value = each;
+    const isEmpty = Object.values(spec.datasets).some((rows) => !rows.length) || spec.concat?.length === 0;
+    if (isEmpty) {
+      live.hidden = true;
+      return Promise.resolve();
+    }
     const options = { mode: "vega-lite", renderer: "svg", actions: false, defaultStyle: false, tooltip: say };
     return vegaEmbed(host, spec, options).then(({ view }) => {
-      views.get(figure)?.view.finalize();
-      views.set(figure, { view, used, hasEach: !!spec.params });
-      if (spec.params) view.signal("each", each).run();
+      views.get(figure)?.finalize();
+      views.set(figure, view);
       live.replaceChildren(host);
       live.hidden = false;
       figure.querySelector(".still").style.display = "none";
@@ -109,11 +114,7 @@
 
   function update() {
     tables();
-    for (const { view, used, hasEach } of views.values()) {
-      used.forEach((name) => view.data(name, all[name].filter(isOn)));
-      if (hasEach) view.signal("each", each);
-      view.runAsync().catch(console.error);
-    }
+    [...views.keys()].forEach((figure) => show(figure).catch(console.error));
   }
 
   // What is shown: arms and seeds on and off.
