@@ -84,21 +84,23 @@ def _along(paths: Sequence[Sequence[Cell]], summary: Summary, width: int) -> Spe
     has_zeros = any(cell.mean("zeros").mean for path in paths for cell in path)
     panels = []
     for path in paths:
-        x, marks = _x_of(path, summary, each)
+        x, marks, names = _x_of(path, summary, each)
         kinds: list[Spec] = [_errors(path, summary, x, _path_top(paths, summary)), _of_layers("norm", x)]
         kinds += [_of_layers("zeros", x)] if has_zeros else []
         stack: list[Spec] = [
             {
                 "width": each,
                 "height": 150,
-                "layer": [kind, *marks],
+                "layer": [kind, *marks, *([] if number else names)],
                 "transform": [{"filter": f"datum.arm == {_js(path)}"}],
             }
-            for kind in kinds
+            for number, kind in enumerate(kinds)
         ]
         for panel in stack[:-1]:
             panel["encoding"] = {"x": {"axis": {"labels": False, "ticks": False, "title": None}}}
-        panels.append({"title": path[0].arm, "description": path[0].arm, "vconcat": stack, "spacing": 12, "resolve": _APART})
+        panels.append(
+            {"title": path[0].arm, "description": path[0].arm, "vconcat": stack, "spacing": 12, "resolve": _APART}
+        )
     return {"data": {"name": "paths"}, "concat": panels, "columns": columns, "spacing": 24, "resolve": _APART}
 
 
@@ -109,8 +111,8 @@ def _js(path: Sequence[Cell]) -> str:
     return json.dumps(path[0].arm)
 
 
-def _x_of(path: Sequence[Cell], summary: Summary, width: int) -> tuple[Spec, list[Spec]]:
-    """The axis of a path, and the marks of its best value and of the strongest one within one standard error."""
+def _x_of(path: Sequence[Cell], summary: Summary, width: int) -> tuple[Spec, list[Spec], list[Spec]]:
+    """The axis of a path; lines at its best value and at the strongest one within one standard error; their names."""
     values = [float(cell.number or 0.0) for cell in path]
     places = _places(values, _is_log(values, path[0].is_strength))
     ticks, names = _ticks(values, places, _is_log(values, path[0].is_strength), most=max(3, width // 55))
@@ -129,12 +131,16 @@ def _x_of(path: Sequence[Cell], summary: Summary, width: int) -> tuple[Spec, lis
     strongest = one_standard_error(path, best, summary.metric) if best.is_strength else best
     marks = {"best": best} if strongest is best else {"best": best, "one SE": strongest}
     layers: list[Spec] = []
+    names_of_marks: list[Spec] = []
     for name, cell in marks.items():
         here = {"datum": places[path.index(cell)]}
         line = {"type": "rule", "strokeDash": [2, 3], "color": INK}
         tip = {"value": f"{name}: {cell.number:.3g}"}
         layers.append({"data": {"values": [{}]}, "mark": line, "encoding": {"x": here, "tooltip": tip}})
-    return x, layers
+        text = {"type": "text", "baseline": "bottom", "align": "left" if cell is not best else "right", "dy": -3}
+        shown = {"x": here, "y": {"value": 0}, "text": tip}
+        names_of_marks.append({"data": {"values": [{}]}, "mark": {**text, "fontSize": 11}, "encoding": shown})
+    return x, layers, names_of_marks
 
 
 def _errors(path: Sequence[Cell], summary: Summary, x: Spec, top: float) -> Spec:

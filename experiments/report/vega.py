@@ -43,6 +43,7 @@ _CONFIG: Spec = {
         "titleFontWeight": "normal",
         "labelLimit": 220,
         "labelOverlap": True,
+        "labelSeparation": 5,
     },
     "axisY": {"domain": False, "ticks": False},
     "header": {"labelColor": INK, "labelFontSize": 13, "labelFontWeight": "bold", "title": None},
@@ -96,15 +97,25 @@ def drawn(picture: Picture, data: Mapping[str, Rows], number: int) -> Drawn:
 def _svg(spec: Spec, data: Mapping[str, Rows], prefix: str, picture: Picture) -> Markup:
     import vl_convert  # 80 MB: a command that draws nothing need not load it
 
-    sets = {name: data[name] for name in _names_in(spec)}
+    sets = {name: [_drawn_part(row) for row in data[name]] for name in _names_in(spec)}
     text = vl_convert.vegalite_to_svg({**_still(spec), "datasets": sets, "background": "transparent"})
     text = text[text.index("<svg") :]
     text = re.sub(r' (?:role|aria-[a-z]+)="[^"]*"', "", text)  # of the parts: the whole has a name
-    text = re.sub(r"(?<=\d\.\d{2})\d+", "", text)  # a hundredth of a pixel
-    for number, name in enumerate(dict.fromkeys(re.findall(r'\bid="([^"]+)"', text))):
-        text = re.sub(rf'(?<=\bid="){name}(?=")|(?<=url\(#){name}(?=\))', f"{prefix}{number}", text)  # one on the page
+    text = re.sub(r"<[^<>]+>", _shortened, text)
+    own = {name: f"{prefix}{number}" for number, name in enumerate(dict.fromkeys(re.findall(r'\bid="([^"]+)"', text)))}
+    text = re.sub(r'(?<=\bid=")[^"]+|(?<=url\(#)[^)]+', lambda found: own[found[0]], text)  # one on the page
     name = escape(f"{picture.title}. {picture.shows}")
     return Markup(re.sub("^<svg ", f'<svg role="img" aria-label="{name}" ', text))
+
+
+def _drawn_part(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row without the losses, which no picture shows."""
+    return {key: value for key, value in row.items() if not key.endswith("_loss")}
+
+
+def _shortened(tag: re.Match[str]) -> str:
+    """A tag with its places to a hundredth of a pixel."""
+    return re.sub(r"(?<=\d\.\d{2})\d+", "", tag[0])
 
 
 def _still(spec: Any) -> Any:

@@ -30,7 +30,7 @@ NAME = "L1 </pre><script>alert('1')</script> & \"q\", 日本"
 ARMS = [
     {"name": "none"},
     {"name": NAME, "regularizers": [{"penalty": "L1", "strength": 0.3, "mode": "prox"}]},
-    {"name": "L2", "strengths": [0.0, 0.01, 1.0], "regularizers": [{"penalty": "L2"}]},
+    {"name": "L2", "strengths": [0.0, 0.003, 1.0], "regularizers": [{"penalty": "L2"}]},
     {"name": "broken", "optimizer": {"name": "SGD", "lr": 1e30}},
 ]
 
@@ -134,6 +134,29 @@ def test_specifications_name_data_that_the_page_has(text, tree):
             names = vega._names_in(one)
             assert names
             assert {f"data-{name}" for name in names} <= set(tree.texts)
+
+
+def layers_in(spec):
+    if isinstance(spec, dict):
+        return [*([spec] if "mark" in spec else []), *(one for value in spec.values() for one in layers_in(value))]
+    return [one for value in spec for one in layers_in(value)] if isinstance(spec, list) else []
+
+
+def test_layers_that_only_script_shows_have_a_name_each_and_are_not_drawn_before(text):
+    found = 0
+    for spec in re.findall(r'<script type="application/json">(.*?)</script>', text, re.DOTALL):
+        names = [one["name"] for one in layers_in(json.loads(spec)["wide"]) if "name" in one]
+        assert len(names) == len(set(names))  # Vega-Lite takes the data of one for those of another of that name
+        found += len(names)
+    assert found == 3
+    assert "live seeds" not in re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+
+
+def test_numbers_on_axes_are_whole_and_places_are_short(text):
+    drawn = "".join(re.findall(r"<svg.*?</svg>", without_library(text), re.DOTALL))
+    assert drawn.count(">0.003</text>") >= 2
+    assert re.search(r'[ "(,]\d+\.\d\d[ "),]', drawn)
+    assert not re.search(r"<[^<>]*\d\.\d{3}", re.sub(r'aria-label="[^"]*"', "", drawn))
 
 
 def test_the_runs_hold_the_figures_of_the_records_to_the_last_bit(folder, tree):
