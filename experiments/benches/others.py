@@ -70,7 +70,7 @@ class LightningLoop:
                 return torch.optim.AdamW(self.parameters(), weight_decay=0, fused=True)
 
         self.module = Module()
-        self.batches = DataLoader(TensorDataset(split.x, split.y), batch_size=BATCH, shuffle=True)
+        self.batches = DataLoader(TensorDataset(split.x.clone(), split.y), batch_size=BATCH, shuffle=True)
         self.trainer: Any = lightning.Trainer(
             max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, barebones=False,
@@ -102,7 +102,7 @@ class KerasLoop:
         self.model.compile(
             keras.optimizers.AdamW(1e-3, weight_decay=0.0), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         )
-        self.x, self.y = split.x.flatten(1).numpy(), split.y.numpy()
+        self.x, self.y = split.x.clone().flatten(1).numpy(), split.y.numpy()
 
     def __call__(self) -> None:
         self.loss = self.model.fit(self.x, self.y, batch_size=BATCH, epochs=1, verbose=0).history["loss"][0]

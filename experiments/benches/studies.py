@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from io import StringIO
@@ -20,16 +21,36 @@ from experiments.config import Run
 from experiments.running.study import run_study
 from experiments.training import data
 
+OVERFIT = Path(__file__).parents[2] / "configs" / "mnist" / "overfit.toml"
 QUICKSTART = SHIPPED / "quickstart.toml"
 
 
-def tables() -> list[Table]:
+def tables() -> Iterator[Table]:
     """The seconds of all runs without the start of the process and the report, and the ratio to plain loops."""
+    yield _quickstart()
+    if (root := os.environ.get("TORCHREG_DATA")) and Path(root).is_dir():  # else MNIST would be downloaded first
+        yield _overfit()
+
+
+def _quickstart() -> Table:
     study = config.load(QUICKSTART)
     contenders: dict[str, Callable[[], object]] = {"plain loops": lambda: list(map(plain_loop, study.runs))}
     for name, stack in (("the study, in stacks", "true"), ("the study, one run after another", "false")):
         contenders[name] = partial(made, config.load(QUICKSTART, [f"train.stack={stack}"]))
-    return [race(f"quickstart: {len(study.runs)} runs with the same steps and evaluations", contenders, 2, warmup=0)]
+    return race(f"quickstart: {len(study.runs)} runs with the same steps and evaluations", contenders, 2, warmup=0)
+
+
+def _overfit() -> Table:
+    """The study of MNIST, for fewer epochs, as it is and as it was made at first."""
+    fewer = "train.epochs=10"
+    study = config.load(OVERFIT, [fewer])
+    contenders = {
+        "stacks, evaluated every 5th epoch": partial(made, study),
+        "one run after another, each epoch": partial(
+            made, config.load(OVERFIT, [fewer, "train.stack=false", "train.evaluate_every=1"])
+        ),
+    }
+    return race(f"mnist/overfit.toml: {len(study.runs)} runs of 10 epochs", contenders, 1, warmup=0)
 
 
 def made(study: config.Study, device: str = "cpu") -> None:
@@ -53,7 +74,7 @@ def plain_loop(run: Run) -> list[float]:
     weights = [param for param in model.parameters() if param.ndim > 1]
     splits = (examples.train, examples.valid, examples.test)
     errors: list[float] = []
-    for _ in range(run.train.epochs):
+    for epoch in range(1, run.train.epochs + 1):
         model.train()
         for batch in torch.randperm(len(examples.train)).split(run.train.batch_size):
             optimizer.zero_grad()
@@ -62,6 +83,8 @@ def plain_loop(run: Run) -> list[float]:
                 loss = loss + (regularizer.strength or 0.0) * _by_hand(regularizer.penalty or "", weights)
             loss.backward()
             optimizer.step()
+        if epoch % run.train.evaluate_every and epoch < run.train.epochs:
+            continue
         model.eval()
         with torch.no_grad():
             errors = [(model(split.x).argmax(1) != split.y).double().mean().item() for split in splits]

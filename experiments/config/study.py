@@ -57,6 +57,7 @@ _KEYS_OF: dict[str, tuple[str, ...]] = {  # the keys that are not for every sour
     "split": ("emnist",),
     "size": ("images",),
     "task": ("csv", "npz", "class"),
+    "stream": ("images", "class"),
 }
 
 
@@ -79,6 +80,7 @@ class Data(Section):
     train_size: Size | None = None  # None: all examples that validation leaves
     valid_size: Amount = 400  # 0.2 for data of your own, and for the small sets of scikit-learn
     test_size: Amount | None = None  # None: 0.2, where the data has no test of its own
+    stream: Literal[True, False, "auto"] = "auto"  # whether inputs are read anew each time
     augment: Annotated[tuple[Component, ...], Field(strict=False)] = ()  # of torchvision.transforms.v2, image by image
     mix: Component | None = None  # MixUp or CutMix, batch by batch
     label_noise: Annotated[float, Field(ge=0, le=1)] = 0.0  # fraction of training labels made wrong

@@ -15,7 +15,7 @@ from experiments import config
 from experiments.errors import UserError, oneline
 from experiments.report.datasets import predicted
 from experiments.report.summary import Cell, Summary
-from experiments.training.data import Examples, load
+from experiments.training.data import Examples, Stream, load
 from experiments.training.data.vision import is_there
 from experiments.training.outcomes import Predicted
 from experiments.training.record import load_sealed
@@ -188,8 +188,9 @@ def _first_weight(cell: Cell, shape: tuple[int, ...]) -> np.ndarray | None:
 
 def _picture(examples: Examples, at: int) -> str:
     x = examples.test.x
-    low, high = float(x.min()), float(x.max())
-    scaled = (x[at].cpu().numpy() - low) / ((high - low) or 1.0)
+    image = x[at : at + 1].clone()[0].cpu()
+    low, high = (image.min(), image.max()) if isinstance(x, Stream) else (x.min(), x.max())  # of one if all are many
+    scaled = (image.numpy() - float(low)) / (float(high - low) or 1.0)
     return png(np.rint(255 * scaled).astype(np.uint8).transpose(1, 2, 0))
 
 

@@ -146,7 +146,9 @@ def begin(name: str) -> Path:
         raise UserError(f"new: {path} exists already: choose another name, or remove it") from None
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"new: {path} cannot be written: {why}") from None
+        raise UserError(
+            f"new: {path} cannot be written: {why}: name a file in a folder that you may write to"
+        ) from None
     return path
 
 

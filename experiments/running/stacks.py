@@ -164,6 +164,8 @@ def _tried(runs: Sequence[Run], device: torch.device, members: int) -> Setup:
     """A run alone, or all of them as a stack, after a step that shows whether they can be stacked."""
     is_stack = len(runs) > 1
     setup = set_up(runs, device, stacked=is_stack)
+    if setup.examples.train.is_streamed:
+        raise _CannotStackError("data.stream: the members would read the examples in as many orders")
     if not is_stack and members * sum(param.numel() for param in setup.model.parameters()) > _MOST:
         raise _CannotStackError(f"together they have more than {_MOST:,} values in their parameters")
     before, batches = torch.get_rng_state(), setup.batches()

@@ -23,6 +23,7 @@ from experiments.training.files import sealed, unsealed, write
 from experiments.training.loop import train
 from experiments.training.losses import check_loss
 from experiments.training.measure import describe
+from experiments.training.metrics import named_by
 from experiments.training.record import Record, Row, open_study
 from experiments.training.setup import losses
 from experiments.training.solving import solve
@@ -145,7 +146,7 @@ def _rehearse(run: Run) -> Examples:
     build.controller(run.sparsity, optimizer, steps=1)
     build.dropout_schedule(run.dropout_schedule, model, optimizer)
     build.average(run.train, model, optimizer, examples)
-    metrics = build.metrics(run.train.metrics, examples.task, torch.device("cpu"))
+    metrics = named_by(run.train.metrics, examples.task, torch.device("cpu"))
     size = run.train.batch_size
     try:
         for count in {min(size, len(examples.train)), len(examples.train) % size or size}:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn, update_bn
 
 from experiments import config
 from experiments.errors import UserError, oneline
+from experiments.training.data import Split
 from torchreg import Stacked
 
 _NORMALIZED = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -28,11 +29,18 @@ class Average:
         model: is copied.
         optimizer: its learning rate is set by :class:`torch.optim.swa_utils.SWALR`, if the settings have one.
         epochs: of the whole run.
-        batches: inputs of the training examples, from which the averaged model's batch normalization is computed.
+        examples: to train on, from which the averaged model's batch normalization is computed.
+        batch_size: so many at once.
     """
 
     def __init__(
-        self, settings: config.Average, model: nn.Module, optimizer: Optimizer, epochs: int, batches: Sequence[Tensor]
+        self,
+        settings: config.Average,
+        model: nn.Module,
+        optimizer: Optimizer,
+        epochs: int,
+        examples: Split,
+        batch_size: int,
     ) -> None:
         self._each_step = settings.name == "ema"
         multi = get_ema_multi_avg_fn(settings.decay) if self._each_step else get_swa_multi_avg_fn()
@@ -40,7 +48,7 @@ class Average:
             self._averaged = AveragedModel(model, multi_avg_fn=multi)
         except Exception as error:  # whatever copying a user's model raises
             raise UserError(f"train.average: the model cannot be copied: {oneline(error)}") from error
-        self._first, self._batches = settings.first(epochs), batches
+        self._first, self._examples, self._batch_size = settings.first(epochs), examples, batch_size
         self._rates: SWALR | None = None
         if settings.lr is not None:
             before = [group["lr"] for group in optimizer.param_groups]
@@ -94,11 +102,11 @@ class Average:
             return
         self._normalized = count
         names = [f"{name}.{inner}" for name, layer in layers.items() for inner, _ in layer.named_buffers()]
-        device = self._batches[0].device
+        device = self._examples.y.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):  # the training goes on as without it
             copies = average.members() if isinstance(average, Stacked) else [deepcopy(average)]
             for number, copy in enumerate(copies):
-                update_bn((x.clone() for x in self._batches), copy)
+                update_bn((x for x, _ in self._examples.in_order(self._batch_size)), copy)
                 for name in names:
                     own = average.get_buffer(name)
                     (own[number] if isinstance(average, Stacked) else own).copy_(copy.get_buffer(name))

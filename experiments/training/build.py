@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import ModuleType
@@ -15,14 +14,13 @@ from torch.optim import lr_scheduler
 
 import torchreg
 from experiments import config
-from experiments.errors import UserError, did_you_mean, oneline
+from experiments.errors import UserError, oneline
 from experiments.training import data, losses, models, networks
-from experiments.training import metrics as measures
 from experiments.training.activity import Activity
 from experiments.training.averaging import Average
-from experiments.training.data import Augmentation, Examples
+from experiments.training.data import Augmentation, Examples, Stream
 from experiments.training.data.vision import torchvision_module
-from experiments.training.imports import constructed, imported, required
+from experiments.training.imports import component, constructed, found_in, imported, required
 from torchreg import penalties
 from torchreg.nn.seeded import Seeded
 from torchreg.regularizer.compatibility import check_decay
@@ -77,14 +75,8 @@ def examples(run: config.Run, device: torch.device) -> Examples:
     """The data of a run, judged by its loss."""
     dtype = getattr(torch, run.train.dtype)
     found = data.load(run.data, device, dtype)
-    settings = run.train.loss
-    if settings is None:
-        return found
-    table = {name: losses.with_lists(cls) for name, cls in losses.LOSSES.items()}
-    loss: nn.Module = _construct(losses.KEY, nn.Module, settings, table)
-    if (reduction := getattr(loss, "reduction", "mean")) != "mean":
-        raise UserError(f"{losses.KEY}.reduction: must be 'mean', over the examples of a batch, got {reduction!r}")
-    return losses.with_loss(found, loss.to(device, dtype))
+    loss = losses.named_by(run.train.loss)
+    return found if loss is None else losses.with_loss(found, loss.to(device, dtype))
 
 
 def network(run: config.Run, examples: Examples) -> nn.Module:
@@ -97,7 +89,7 @@ def model(settings: config.Model, examples: Examples) -> nn.Module:
     """The network, with freshly initialized weights, of which some may be frozen."""
     made = _network(settings, examples)
     if settings.init is not None:
-        networks.draw(made, partial(_construct, "model.init", Tensor, settings.init, INITS))
+        networks.draw(made, partial(component, "model.init", Tensor, settings.init, INITS))
     if settings.scale != 1:
         networks.scale(made, settings.scale)
     if settings.freeze is not None:
@@ -123,15 +115,15 @@ def _network(settings: config.Model, examples: Examples) -> nn.Module:
         needed = required(imported("model.class", settings.class_, nn.Module))
         told = {"shape": examples.shape, "outputs": examples.task.outputs}
         told = {name: value for name, value in told.items() if name in needed and name not in settings.options}
-        own: nn.Module = _construct("model", nn.Module, settings, {}, **told)
+        own: nn.Module = component("model", nn.Module, settings, {}, **told)
         return own
     layers: dict[str, Any] = {
         key: _layer(f"model.{key}", getattr(settings, key)) for key in ("dropout", "input_dropout")
     }
     if settings.wrap is not None:
-        layers["wrap"] = partial(_construct, "model.wrap", nn.Module, settings.wrap, WRAPPERS)
+        layers["wrap"] = partial(component, "model.wrap", nn.Module, settings.wrap, WRAPPERS)
     given = {"shape": examples.shape, "outputs": examples.task.outputs, **layers}
-    module: nn.Module = _construct("model", nn.Module, settings, models.BUILT_IN, **given)
+    module: nn.Module = component("model", nn.Module, settings, models.BUILT_IN, **given)
     return module
 
 
@@ -178,11 +170,11 @@ def augmentation(settings: config.Data, examples: Examples) -> Augmentation | No
     v2 = torchvision_module("transforms.v2", key)
     mixers: Table = {"MixUp": v2.MixUp, "CutMix": v2.CutMix}
     table = _without(_classes(v2, v2.Transform), *mixers)
-    transforms = [_construct(f"data.augment.{i}", nn.Module, one, table) for i, one in enumerate(settings.augment)]
+    transforms = [component(f"data.augment.{i}", nn.Module, one, table) for i, one in enumerate(settings.augment)]
     mix = None
     if settings.mix is not None:
         given = {"num_classes": examples.task.classes} if isinstance(examples.task, data.Classes) else {}
-        mix = _construct("data.mix", nn.Module, settings.mix, mixers, **given)
+        mix = component("data.mix", nn.Module, settings.mix, mixers, **given)
     made = Augmentation(transforms, mix)
     try:
         x, _ = made(examples.train.x[:2].clone(), examples.train.y[:2].clone())
@@ -200,7 +192,7 @@ def dropout_schedule(
     if settings is None:
         return None
     key = "dropout_schedule"
-    schedule = _construct(key, Callable, settings, SCHEDULES)
+    schedule = component(key, Callable, settings, SCHEDULES)
     try:
         return torchreg.DropoutSchedule(net, schedule).attach(opt)
     except ValueError as error:
@@ -226,12 +218,12 @@ def optimizer(settings: config.Optimizer, net: nn.Module, like: nn.Module | None
         given["fused"] = True  # one call for all weights
     if settings.penalty is not None:
         key, penalty = "optimizer.penalty", settings.penalty
-        given["penalty"] = _construct(key, torchreg.Penalty, penalty, PENALTIES, penalty.strength)
+        given["penalty"] = component(key, torchreg.Penalty, penalty, PENALTIES, penalty.strength)
         if not isinstance(given["penalty"], torchreg.ProximalPenalty):
             raise UserError(f"{key}.name: must be one with a proximal operator, got {penalty.name!r}")
     elif settings.name in ("ProxSGD", "ProxAdam"):
         raise UserError(f"optimizer.penalty: {settings.name} needs one, such as {{ name = 'L1', strength = 1e-4 }}")
-    built: torch.optim.Optimizer = _construct("optimizer", torch.optim.Optimizer, settings, OPTIMIZERS, groups, **given)
+    built: torch.optim.Optimizer = component("optimizer", torch.optim.Optimizer, settings, OPTIMIZERS, groups, **given)
     name = type(built).__name__
     if settings.weight_decay > 0 and "weight_decay" not in built.defaults:
         raise UserError(f"optimizer.weight_decay: {name} has none: remove the key, or use a regularizer")
@@ -257,7 +249,7 @@ def scheduler(
     """The learning-rate schedule, if the study has one, and whether it advances each step instead of each epoch."""
     if settings is None:
         return None, False
-    made = _construct("scheduler", lr_scheduler.LRScheduler, settings, SCHEDULERS, opt)
+    made = component("scheduler", lr_scheduler.LRScheduler, settings, SCHEDULERS, opt)
     if settings.after:
         constant = lr_scheduler.ConstantLR(opt, factor=1.0, total_iters=settings.after)
         made = lr_scheduler.SequentialLR(opt, [constant, made], milestones=[settings.after])
@@ -268,27 +260,7 @@ def average(settings: config.Train, net: nn.Module, opt: torch.optim.Optimizer, 
     """The average of the weights, if the study has one."""
     if settings.average is None:
         return None
-    return Average(settings.average, net, opt, settings.epochs, examples.train.x.split(settings.batch_size))
-
-
-def metrics(settings: Sequence[config.Metric], task: data.Task, device: torch.device) -> measures.Metrics | None:
-    """The metrics that a study names, if it does."""
-    if not settings:
-        return None
-    base, table = measures.known()
-    made: dict[str, Any] = {}
-    for i, one in enumerate(settings):
-        key = f"{measures.KEY}.{i}"
-        name = one.name or str(one.class_).rpartition(":")[2]
-        make = imported(f"{key}.class", one.class_, base) if one.class_ else _found(f"{key}.name", name, table)
-        given = measures.from_data(key, make, one.options, task)
-        if [other.name for other in settings].count(one.name) > 1:
-            name += "".join(f", {option} {value}" for option, value in one.options.items())
-        if name in made:
-            raise UserError(f"{key}: must be another metric, got {name} twice: remove one")
-        with warnings.catch_warnings(action="ignore"):  # of what they keep in memory
-            made[name] = _construct(key, base, one, table, **given).to(device)
-    return measures.Metrics(made, task)
+    return Average(settings.average, net, opt, settings.epochs, examples.train, settings.batch_size)
 
 
 def regularizers(
@@ -316,7 +288,7 @@ def activities(run: config.Run, net: nn.Module) -> list[Activity]:
     for i, settings in enumerate(run.regularizers):
         if settings.activity is not None:
             key = f"regularizers.{i}"
-            make = _found(f"{key}.activity", settings.activity, PENALTIES)
+            make = found_in(f"{key}.activity", settings.activity, PENALTIES)
             penalty = constructed(key, make, settings.activity, settings.options, settings.strength)
             try:
                 made.append(Activity(torchreg.ActivityRegularizer(net, penalty, settings.modules or ())))
@@ -334,7 +306,7 @@ def sampler(settings: config.Sweep) -> optuna.samplers.BaseSampler:
     if settings.is_grid:
         given["search_space"] = {key: range(len(d.finite or ())) for key, d in settings.space.items()}
     base = optuna.samplers.BaseSampler
-    made: optuna.samplers.BaseSampler = _construct(
+    made: optuna.samplers.BaseSampler = component(
         "sweep.sampler", base, named, _classes(optuna.samplers, base), **given
     )
     return made
@@ -347,7 +319,7 @@ def pruner(settings: config.Sweep) -> optuna.pruners.BasePruner:
     base = optuna.pruners.BasePruner
     if settings.pruner is None:
         return optuna.pruners.NopPruner()
-    made: optuna.pruners.BasePruner = _construct("sweep.pruner", base, settings.pruner, _classes(optuna.pruners, base))
+    made: optuna.pruners.BasePruner = component("sweep.pruner", base, settings.pruner, _classes(optuna.pruners, base))
     return made
 
 
@@ -365,6 +337,8 @@ def auto_strength(
         raise UserError("auto_strength: needs a regularizer to tune, got none: add one, or remove the key")
     try:
         task, valid = examples.task, examples.valid
+        if isinstance(valid.x, Stream):
+            raise UserError("auto_strength: needs validation examples in memory, got a stream: set data.stream = false")
         targets = task.targets(valid.y, torch.empty(0, dtype=examples.dtype))
         held_out, loss = (valid.x, targets), task.loss
         return torchreg.tuning.AutoStrength(tuned, held_out, loss, **settings.model_dump()).attach(opt)
@@ -377,7 +351,7 @@ def _regularizer(
 ) -> torchreg.Regularizer:
     settings = next(own for own in each if own is not None)
     name = settings.penalty or ""
-    make = _found(f"{key}.penalty", name, {**PENALTIES, **CONSTRAINTS})
+    make = found_in(f"{key}.penalty", name, {**PENALTIES, **CONSTRAINTS})
     strengths = [0.0 if own is None else own.strength for own in each]
     scale = None
     if len(set(strengths)) > 1:
@@ -386,7 +360,7 @@ def _regularizer(
     penalty = constructed(key, make, name, settings.options, *factor)
     schedule = None
     if settings.schedule is not None:
-        schedule = _construct(f"{key}.schedule", Callable, settings.schedule, SCHEDULES)
+        schedule = component(f"{key}.schedule", Callable, settings.schedule, SCHEDULES)
         if scale is not None:
             schedule = partial(_times, scale, schedule)
     selections = {"weights": torchreg.weights, "everything": torchreg.everything}
@@ -410,24 +384,6 @@ def _times(scale: Tensor, schedule: Callable[[int], float], step: int) -> Tensor
 def _layer(key: str, settings: config.Component | None) -> models.Layer | None:
     if settings is None:
         return None
-    make = partial(_construct, key, nn.Module, settings, DROPOUTS)
+    make = partial(component, key, nn.Module, settings, DROPOUTS)
     make()  # its faults are this key's, not the model's
     return make
-
-
-def _construct(key: str, kind: Any, settings: config.Component, table: Table, *args: Any, **given: Any) -> Any:
-    """The object that a table of the study names, of the given kind."""
-    if settings.class_ is None:
-        name = settings.name or ""
-        return constructed(key, _found(f"{key}.name", name, table), name, settings.options, *args, **given)
-    make = imported(f"{key}.class", settings.class_, kind)
-    built = constructed(key, make, settings.class_, settings.options, *args, **given)
-    if not isinstance(built, kind):
-        raise UserError(f"{key}.class: must make a {kind.__name__}, got {settings.class_!r}, which makes {built!r:.80}")
-    return built
-
-
-def _found(key: str, name: str, table: Table) -> Callable[..., Any]:
-    if name not in table:
-        raise UserError(f"{key}: unknown name {name!r}, {did_you_mean(name, table)}")
-    return table[name]

@@ -11,6 +11,7 @@ from typing import Any, get_origin, get_type_hints
 
 from pydantic import ValidationError
 
+from experiments.config import Component
 from experiments.errors import UserError, did_you_mean, faults, oneline
 
 
@@ -72,6 +73,27 @@ def constructed(
     except (Exception, SystemExit) as error:  # whatever a constructor raises is about what it was given
         text = ", ".join(f"{name}={value!r}" for name, value in options.items())
         raise UserError(f"{key}: {name}({text}) cannot be made: {oneline(error)}") from error
+
+
+def component(
+    key: str, kind: Any, settings: Component, table: Mapping[str, Callable[..., Any]], *args: Any, **given: Any
+) -> Any:
+    """The object that a table of the study names, of the given kind."""
+    if settings.class_ is None:
+        name = settings.name or ""
+        return constructed(key, found_in(f"{key}.name", name, table), name, settings.options, *args, **given)
+    make = imported(f"{key}.class", settings.class_, kind)
+    built = constructed(key, make, settings.class_, settings.options, *args, **given)
+    if not isinstance(built, kind):
+        raise UserError(f"{key}.class: must make a {kind.__name__}, got {settings.class_!r}, which makes {built!r:.80}")
+    return built
+
+
+def found_in(key: str, name: str, table: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
+    """What a name stands for."""
+    if name not in table:
+        raise UserError(f"{key}: unknown name {name!r}, {did_you_mean(name, table)}")
+    return table[name]
 
 
 def required(make: Callable[..., Any]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -66,9 +67,9 @@ def train_epoch(
     model.train()
     forward = model.each if isinstance(model, Stacked) else model
     made: list[Tensor] = []
-    for start in range(0, len(batches), accumulate):
+    examples = split.batches(batches)
+    while group := list(islice(examples, accumulate)):
         optimizer.zero_grad()
-        group = [(split.x[batch], split.y[batch]) for batch in batches[start : start + accumulate]]
         if augment is not None:
             group = [augment(x, y) for x, y in group]
         parts: list[Tensor] = []

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import loss as torchs
 
+from experiments.config import Component
 from experiments.errors import UserError, oneline
 from experiments.training.data import Classes, Examples, Task
 from experiments.training.data.tasks import Form
+from experiments.training.imports import component
 
 KEY = "train.loss"
 LOSSES: dict[str, type[nn.Module]] = {
@@ -30,6 +32,17 @@ _FORMS: dict[type[nn.Module], Form] = {
 }
 
 
+def named_by(settings: Component | None) -> nn.Module | None:
+    """The loss that a study names, if it does."""
+    if settings is None:
+        return None
+    table = {name: _with_lists(cls) for name, cls in LOSSES.items()}
+    loss: nn.Module = component(KEY, nn.Module, settings, table)
+    if (reduction := getattr(loss, "reduction", "mean")) != "mean":
+        raise UserError(f"{KEY}.reduction: must be 'mean', over the examples of a batch, got {reduction!r}")
+    return loss
+
+
 def with_loss(examples: Examples, loss: nn.Module | None) -> Examples:
     """The examples, whose task is judged by the loss; None: by that of the task itself."""
     if loss is None:
@@ -44,7 +57,7 @@ def with_loss(examples: Examples, loss: nn.Module | None) -> Examples:
     return replace(examples, task=replace(task, loss=loss))
 
 
-def with_lists(cls: type[nn.Module]) -> Callable[..., nn.Module]:
+def _with_lists(cls: type[nn.Module]) -> Callable[..., nn.Module]:
     """The constructor of a loss, which makes tensors of lists, such as the weights of classes."""
 
     @wraps(cls)

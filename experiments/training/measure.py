@@ -54,8 +54,8 @@ def _loss_and_error(model: nn.Module, split: Split, task: Task, metrics: Metrics
     members = len(model) if isinstance(model, Stacked) else 1
     totals = torch.zeros(members, 2, dtype=torch.float64, device=split.y.device)
     size = max(1, _EVALUATED_AT_ONCE // members)
-    for x, y in zip(split.x.split(size), split.y.split(size), strict=True):
-        outputs = model(x.clone())  # a model that works in place must not alter the inputs
+    for x, y in split.in_order(size):
+        outputs = model(x)
         each = outputs if isinstance(model, Stacked) else outputs.unsqueeze(0)
         totals += task.totals(each, y)
         if metrics is not None:

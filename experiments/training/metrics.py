@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from importlib import import_module
 from typing import Any
@@ -13,10 +13,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from experiments.config import Metric
 from experiments.errors import UserError, oneline
 from experiments.training.data import Classes, Task
+from experiments.training.imports import component, found_in, imported
 
 KEY = "train.metrics"
+
+
+def named_by(settings: Sequence[Metric], task: Task, device: torch.device) -> Metrics | None:
+    """The metrics that a study names, if it does."""
+    if not settings:
+        return None
+    base, table = known()
+    made: dict[str, Any] = {}
+    for i, one in enumerate(settings):
+        key = f"{KEY}.{i}"
+        name = one.name or str(one.class_).rpartition(":")[2]
+        make = imported(f"{key}.class", one.class_, base) if one.class_ else found_in(f"{key}.name", name, table)
+        given = from_data(key, make, one.options, task)
+        if [other.name for other in settings].count(one.name) > 1:
+            name += "".join(f", {option} {value}" for option, value in one.options.items())
+        if name in made:
+            raise UserError(f"{key}: must be another metric, got {name} twice: remove one")
+        with warnings.catch_warnings(action="ignore"):  # of what they keep in memory
+            made[name] = component(key, base, one, table, **given).to(device)
+    return Metrics(made, task)
 
 
 def known() -> tuple[Any, dict[str, Callable[..., Any]]]:

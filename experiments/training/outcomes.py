@@ -57,7 +57,7 @@ def outcomes(model: nn.Module, examples: Examples) -> Row:
 @torch.no_grad()
 def _outputs(model: nn.Module, split: Split) -> Tensor:
     model.eval()
-    return torch.cat([model(x.clone()) for x in split.x.split(_EVALUATED_AT_ONCE)])  # a model may work in place
+    return torch.cat([model(x) for x, _ in split.in_order(_EVALUATED_AT_ONCE)])
 
 
 def packed(wrong: np.ndarray) -> Row:

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 import torchreg
 from experiments import config
 from experiments.config import Run
-from experiments.training import build, data, solving
+from experiments.training import build, data, metrics, solving
 from experiments.training.activity import Activity
 from experiments.training.averaging import Average
 from experiments.training.gradients import Clip
@@ -128,7 +128,7 @@ def set_up(runs: Sequence[Run], device: torch.device, stacked: bool = False) -> 
     made.amp = Autocast(device.type, scaler) if train.amp else None
     if train.clip_norm is not None or train.clip_value is not None:
         made.clip = Clip(train.clip_norm, train.clip_value)
-    made.metrics = build.metrics(train.metrics, examples.task, device)
+    made.metrics = metrics.named_by(train.metrics, examples.task, device)
     made.augment = augment
     made.activities = build.activities(first, model)
     made.ridge = solving.strength(first, model, regularizers) if first.train.solve else None

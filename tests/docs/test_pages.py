@@ -92,7 +92,13 @@ class Page:
             program, arguments = arguments[1], arguments[2:]
             known = program == "pip" or find_spec(program)  # setuptools warns where one asks for pip
             assert known, f"{block.place}: no module {program}"
-        checks = {"experiments": self.experiments, "make": self.make, "pip": self.pip, "pytest": self.pytest}
+        checks = {
+            "experiments": self.experiments,
+            "torchreg": self.experiments,
+            "make": self.make,
+            "pip": self.pip,
+            "pytest": self.pytest,
+        }
         if program in checks:
             checks[program](arguments, block)
         else:

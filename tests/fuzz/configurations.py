@@ -73,6 +73,25 @@ strength = 0.1
 delta = 0.1
 mode = "grad"
 """,
+    HEAD
+    + """
+[[arms]]
+name = "smooth"
+train.loss = { name = "CrossEntropyLoss", label_smoothing = 0.1 }
+train.average = { name = "ema", decay = 0.9 }
+train.accumulate = 2
+train.clip_norm = 1.0
+[[arms]]
+name = "squares"
+train.loss = { name = "HuberLoss", delta = 0.5 }
+train.clip_value = 0.1
+train.dtype = "float64"
+[[arms]]
+name = "two"
+data = { name = "breast_cancer", train_size = 20 }
+train.loss = { name = "BCEWithLogitsLoss", pos_weight = [2.0] }
+train.metrics = ["AUROC", { name = "F1Score", average = "macro" }]
+""",
     HEAD.replace('name = "digits", train_size = 20, valid_size = 20, label_noise = 0.2', 'name = "diabetes", seed = 1')
     + """
 [[arms]]

@@ -136,3 +136,11 @@ def test_a_shell_completes_a_script_and_not_a_module(tmp_path):
     assert sorted(printed(str(script), **asked).split()) == ["schema", "show", "sweep"]
     assert "completion" in printed(str(script), "--help")
     assert "completion" not in printed("-m", "experiments", "--help")
+
+
+def test_the_command_of_an_editable_install_is_that_of_the_clone(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["torchreg", "--version"])
+    with pytest.raises(SystemExit) as end:
+        torchreg._run_studies()
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith(f"torchreg {torchreg.__version__}, ")

@@ -10,6 +10,7 @@ from experiments import config
 from experiments.errors import UserError
 from experiments.running import study
 from experiments.training import build
+from experiments.training.together import side_by_side
 from tests.integration.studies import TREE, arm, small
 from torchreg import ElasticNet, LogSum
 
@@ -86,7 +87,7 @@ def test_strengths_of_an_arm_without_regularizers_are_its_weight_decay():
 def test_the_other_keys_of_a_regularizer_are_its_penaltys_own():
     (run,) = arm(regularizers=[{"penalty": "ElasticNet", "strength": 0.1, "l1_ratio": 0.3, "mode": "prox"}]).runs
     net = nn.Linear(3, 2)
-    (regularizer,) = build.regularizers([run], net, torch.optim.SGD(net.parameters(), lr=0.1))
+    (regularizer,) = build.regularizers(side_by_side([run]), net, torch.optim.SGD(net.parameters(), lr=0.1))
     assert regularizer.entries[0].penalty == ElasticNet(0.1, l1_ratio=0.3)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from experiments.training.data.stream import Stream
 from experiments.training.data.tasks import Classes, Regression, Task
 
 Target = Tensor | Sequence[str]  # numbers, or the names of classes
@@ -22,11 +23,28 @@ class Split:
     Targets are classes (n,) from 0, or numbers (n, targets).
     """
 
-    x: Tensor
+    x: Tensor | Stream
     y: Tensor
 
     def __len__(self) -> int:
         return len(self.y)
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the inputs do not lie in memory."""
+        return isinstance(self.x, Stream)
+
+    def batches(self, positions: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The inputs and targets at those positions, batch after batch."""
+        x = self.x
+        inputs = x.read(positions) if isinstance(x, Stream) else (x[batch] for batch in positions)
+        return zip(inputs, (self.y[batch] for batch in positions), strict=True)
+
+    def in_order(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """All inputs and targets, so many at once; a model that works in place may alter the inputs."""
+        x = self.x
+        inputs = x.in_order(size) if isinstance(x, Stream) else (part.clone() for part in x.split(size))
+        return zip(inputs, self.y.split(size), strict=True)
 
 
 @dataclass(frozen=True)
@@ -68,10 +86,13 @@ class Examples:
 
     @property
     def digest(self) -> str:
-        """The digest of all examples' bits."""
+        """The digest of all examples' bits; of inputs that do not lie in memory, of what tells them from others."""
         digest = hashlib.sha256()
         parts = [values for split in (self.train, self.valid, self.test) for values in (split.x, split.y)]
         for values in (*parts, *([self.task.scale] if isinstance(self.task, Regression) else [])):
+            if isinstance(values, Stream):
+                digest.update(f"{values.items.identity} {values.shape}".encode())
+                continue
             digest.update(f"{values.dtype} {tuple(values.shape)}".encode())
             digest.update(values.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
@@ -87,7 +108,7 @@ class Examples:
         return f"{self.source}: regression of {targets}; {self.noun}: {parts}"
 
 
-def noun_of(x: Tensor) -> str:
+def noun_of(x: Tensor | Stream) -> str:
     """What inputs are called: "images" if they have channels, height and width."""
     return "images" if x.dim() == 4 else "examples"
 
@@ -105,9 +126,9 @@ class Source:
         place: says where an example's target stands, for messages.
     """
 
-    x: Tensor
+    x: Tensor | Stream
     y: Target
-    test: tuple[Tensor, Target] | None = None
+    test: tuple[Tensor | Stream, Target] | None = None
     task: Literal["classes", "regression"] | None = None
     labels: tuple[str, ...] = ()
     place: Callable[[int], str] = "example {}".format

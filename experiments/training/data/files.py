@@ -1,10 +1,10 @@
-"""The user's own files: a CSV table, arrays of NumPy, a folder of images."""
+"""The user's own files: a CSV table, arrays of NumPy."""
 
 from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from torch import Tensor
 from experiments import config
 from experiments.errors import UserError, did_you_mean, oneline
 from experiments.training.data.examples import Source, Target, inputs_of
-from experiments.training.data.vision import torchvision_module
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def csv_table(settings: config.Data) -> Source:
     """A CSV file with a line of column names. All columns but the target are inputs, unless the study names them."""
     assert settings.path is not None
     assert settings.target is not None
-    tables = [_table(Path(path), key) for path, key in _paths(settings)]
+    tables = [_table(Path(path), key) for path, key in paths_of(settings)]
     for table in tables:
         for key, wanted in (("target", (settings.target,)), ("inputs", settings.inputs or ())):
             for name in wanted:
@@ -124,7 +123,7 @@ def npz(settings: config.Data) -> Source:
     names = (*(settings.inputs or ("x",)), settings.target or "y")
     if len(names) > 2:
         raise UserError(f"data.inputs: must be one array of an npz file, got {list(names[:-1])}")
-    parts = [_arrays(Path(path), key, names, settings) for path, key in _paths(settings)]
+    parts = [_arrays(Path(path), key, names, settings) for path, key in paths_of(settings)]
     return Source(*parts[0], parts[1] if len(parts) > 1 else None)
 
 
@@ -182,74 +181,7 @@ def _finite(values: Tensor, what: str, where: str) -> Tensor:
     return values
 
 
-def images(settings: config.Data) -> Source:
-    """A folder with a folder of images for each class, as torchvision's ``ImageFolder`` reads it."""
-    folders = torchvision_module("datasets.folder", "data.name: 'images'")
-    found: list[tuple[list[tuple[str, int]], list[str]]] = []
-    for path, key in _paths(settings):
-        try:
-            classes, codes = folders.find_classes(path)
-            files = folders.make_dataset(path, codes, extensions=folders.IMG_EXTENSIONS)
-        except OSError as error:
-            why = error.strerror if error.strerror else oneline(error).removeprefix("FileNotFoundError: ")
-            raise UserError(f"{key}: {path} must hold a folder of images for each class: {why}") from None
-        found.append((files, classes))
-    classes = found[0][1]
-    if len(classes) < 2:
-        raise UserError(f"data.path: {settings.path} must hold two classes or more, each a folder, got {classes}")
-    for _, others in found[1:]:
-        if others != classes:
-            raise UserError(f"data.test_path: must hold the classes {', '.join(classes)}, got {', '.join(others)}")
-    is_gray = all(mode in ("1", "L") for files, _ in found for mode in _modes(files, settings))
-    parts = [(_pixels([path for path, _ in files], is_gray, settings), _codes(files)) for files, _ in found]
-    return Source(*parts[0], parts[1] if len(parts) > 1 else None, labels=tuple(classes))
-
-
-def _modes(files: Sequence[tuple[str, int]], settings: config.Data) -> Iterator[str]:
-    """Each image's mode, such as L for gray ones; of images of different sizes the first two are named."""
-    first: tuple[str, tuple[int, int]] | None = None
-    for path, _ in files:
-        with _opened(path) as image:
-            first = first or (path, image.size)
-            if settings.size is None and image.size != first[1]:
-                one, other = (f"{at} has {size[1]} x {size[0]} pixels" for at, size in (first, (path, image.size)))
-                raise UserError(
-                    f"data.size: must be given, as size = [32, 32], for images of different sizes: {one}, {other}"
-                )
-            yield image.mode
-
-
-def _pixels(paths: Sequence[str], is_gray: bool, settings: config.Data) -> Tensor:
-    arrays = []
-    for path in paths:
-        with _opened(path) as image:
-            try:
-                converted = image.convert("L" if is_gray else "RGB")
-            except (OSError, SyntaxError, ValueError) as error:  # a file that ends early
-                raise UserError(f"data.path: {path} cannot be read as an image: {oneline(error)}") from None
-            if settings.size is not None:
-                converted = converted.resize(settings.size[::-1], resample=2)  # bilinear
-            arrays.append(np.asarray(converted))
-    if len({array.shape for array in arrays}) > 1:
-        raise UserError("data.size: must be given, as size = [32, 32], where the test has images of another size")
-    stacked = torch.from_numpy(np.stack(arrays)).float() / 255
-    return stacked.unsqueeze(1) if is_gray else stacked.permute(0, 3, 1, 2).contiguous()
-
-
-def _codes(files: Sequence[tuple[str, int]]) -> Tensor:
-    return torch.tensor([code for _, code in files])
-
-
-def _opened(path: str) -> Any:
-    from PIL import Image
-
-    try:
-        return Image.open(path)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"data.path: {path} cannot be read as an image: {oneline(error)}") from None
-
-
-def _paths(settings: config.Data) -> list[tuple[str, str]]:
+def paths_of(settings: config.Data) -> list[tuple[str, str]]:
     """The path of the examples, that of the test if there is one, and the keys of both."""
     both = ((settings.path, "data.path"), (settings.test_path, "data.test_path"))
     return [(path, key) for path, key in both if path is not None]

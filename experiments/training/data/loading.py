@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor
 
 from experiments import config
 from experiments.errors import UserError
-from experiments.training.data import files, own, toys, vision
+from experiments.training.data import files, images, own, toys, vision
 from experiments.training.data.examples import Examples, Source, Split, Target, noun_of
+from experiments.training.data.stream import Stream
 from experiments.training.data.tasks import Classes, Regression, Task
 
 _MOST_CLASSES = 20  # that whole numbers are taken for without being told
@@ -72,19 +74,23 @@ def _load(text: str, device: torch.device, dtype: torch.dtype) -> Examples:
     y_train = y[train]
     if settings.label_noise:
         y_train = _corrupted(y_train, settings.label_noise, task.outputs, draw)
-    means, scales = _scales(x[train]) if settings.standardize is True else (None, None)
+    moments = _scales(x[train]) if settings.standardize is True else None
     if isinstance(settings.standardize, tuple):
-        means, scales = (torch.tensor(one) for one in settings.standardize)
+        means, scales = settings.standardize
+        moments = torch.tensor(means), torch.tensor(scales)
     if isinstance(task, Regression):
         none = torch.zeros(y.shape[1]), torch.ones(y.shape[1])
         middle, scale = _scales(y_train) if settings.standardize else none
         task = Regression(scale.to(device, dtype), middle.to(device, dtype))
         y_train, y, y_test = ((part - middle) / scale for part in (y_train, y, y_test))
 
-    def split(inputs: Tensor, targets: Tensor) -> Split:
-        if means is not None and scales is not None:
-            inputs = (inputs - means) / scales
-        return Split(*(part.to(device, dtype if part.is_floating_point() else None) for part in (inputs, targets)))
+    def placed(values: Tensor) -> Tensor:
+        return values.to(device, dtype if values.is_floating_point() else None)
+
+    def split(inputs: Tensor | Stream, targets: Tensor) -> Split:
+        if isinstance(inputs, Stream):
+            return Split(replace(inputs, moments=moments, device=device, dtype=dtype), placed(targets))
+        return Split(placed(inputs if moments is None else (inputs - moments[0]) / moments[1]), placed(targets))
 
     parts = split(x[train], y_train), split(x[valid], y[valid]), split(x_test, y_test)
     return Examples(*parts, task, labels, settings.source, dtype)
@@ -94,7 +100,7 @@ def _read(settings: config.Data) -> Source:
     if settings.class_ is not None:
         return own.read(settings)
     if settings.name in ("csv", "npz", "images"):
-        return {"csv": files.csv_table, "npz": files.npz, "images": files.images}[settings.name](settings)
+        return {"csv": files.csv_table, "npz": files.npz, "images": images.read}[settings.name](settings)
     if settings.name in toys.NAMES:
         return toys.read(settings)
     return vision.read(settings)
@@ -197,14 +203,13 @@ def _order(y: Tensor, stratified: bool, draw: torch.Generator) -> Tensor:
     return order[places.argsort(stable=True)]
 
 
-def _scales(values: Tensor) -> tuple[Tensor, Tensor]:
+def _scales(values: Tensor | Stream) -> tuple[Tensor, Tensor]:
     """The mean and the standard deviation: of each column of vectors, of all pixels of images; 1 where it is 0."""
-    if not values.is_floating_point():
-        values = values.double()
-    if values.dim() == 2:
-        mean, std = values.mean(0), values.std(0)
+    if isinstance(values, Stream):
+        mean, std = values.measured()
     else:
-        mean, std = values.mean(), values.std()
+        values = values if values.is_floating_point() else values.double()
+        mean, std = (values.mean(0), values.std(0)) if values.dim() == 2 else (values.mean(), values.std())
     return mean, torch.where(std > 0, std, torch.ones_like(std))  # also where it is unknown, of a single example
 
 

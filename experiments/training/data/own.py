@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from experiments import config
 from experiments.errors import UserError, did_you_mean, oneline
-from experiments.training.data.examples import Source, Target
+from experiments.training.data.examples import Source, Target, inputs_of
 from experiments.training.data.files import pair
+from experiments.training.data.stream import Stream, is_streamed
 from experiments.training.imports import constructed, found_at, is_users_function
 
 _WANTED = "tensors (x, y), a Dataset, or a pair (train, test) of these"
@@ -50,34 +52,72 @@ def read(settings: config.Data) -> Source:
         raise UserError(f"data.class: {where} gives examples that cannot be read: {oneline(error)}") from error
 
 
-def _part(given: Any, where: str, settings: config.Data) -> tuple[Tensor, Target]:
+def _part(given: Any, where: str, settings: config.Data) -> tuple[Tensor | Stream, Target]:
     if isinstance(given, TensorDataset):
         given = given.tensors
     if isinstance(given, (tuple, list)) and len(given) == 2 and _is_array(given[0]):
         return pair(given[0], given[1], where, settings)
+    keep = not settings.standardize
     if hasattr(given, "column_names") and hasattr(given, "__len__"):  # of Hugging Face's datasets
-        x, y = _columns(given, where, settings)
+        items = _Items(given, where, keep, *_columns(given, where, settings))
     elif hasattr(given, "__getitem__") and hasattr(given, "__len__") and _is_dataset(given):
-        x, y = _items(given, where)
+        items = _Items(given, where, keep)
     else:
         raise UserError(f"data.class: {where} must return {_WANTED}, got {_described(given)}")
+    if is_streamed(items, settings.stream):
+        return Stream.of(items), pair(np.zeros((len(items), 1)), _stacked(items.targets(), where), where, settings)[1]
+    pairs = [items.pair(position) for position in range(len(items))]
+    x, y = ([one[number] for one in pairs] for number in (0, 1))
     return pair(_stacked(x, where), _stacked(y, where), where, settings)
+
+
+@dataclass(frozen=True)
+class _Items:
+    """The inputs of a Dataset, or the columns of a Hugging Face split; several are put beside each other."""
+
+    given: Any
+    where: str
+    keep_whole: bool
+    columns: Sequence[str] = ()
+    target: str = ""
+
+    def __len__(self) -> int:
+        return len(self.given)
+
+    def __getitem__(self, position: int) -> Tensor:
+        values = _stacked([self.pair(position)[0]], self.where)
+        return inputs_of(torch.as_tensor(values), keep_whole=self.keep_whole)[0]
+
+    def pair(self, position: int) -> tuple[Any, Any]:
+        """An input and its target, as they are given."""
+        item = self.given[position]
+        if self.columns:
+            first, *others = self.columns
+            return [item[name] for name in self.columns] if others else item[first], item[self.target]
+        if not isinstance(item, (tuple, list)) or len(item) != 2:
+            raise UserError(
+                f"data.class: {self.where} must have items (input, target), got {_described(item)} at {position}"
+            )
+        return item[0], item[1]
+
+    def targets(self) -> list[Any]:
+        """All targets; torchvision's data sets know theirs without reading the inputs."""
+        known = getattr(self.given, "targets", None)
+        if known is not None and len(known) == len(self) and getattr(self.given, "target_transform", None) is None:
+            return list(known)
+        return list(self.given[self.target]) if self.columns else [self.pair(i)[1] for i in range(len(self))]
+
+    @property
+    def identity(self) -> str:
+        return f"{self.where}, {len(self)} examples"
 
 
 def _is_dataset(given: Any) -> bool:
     return isinstance(given, Dataset) and not isinstance(given, IterableDataset)
 
 
-def _items(given: Any, where: str) -> tuple[list[Any], list[Any]]:
-    items = [given[i] for i in range(len(given))]
-    for i, item in enumerate(items):
-        if not isinstance(item, (tuple, list)) or len(item) != 2:
-            raise UserError(f"data.class: {where} must have items (input, target), got {_described(item)} at {i}")
-    return [item[0] for item in items], [item[1] for item in items]
-
-
-def _columns(given: Any, where: str, settings: config.Data) -> tuple[list[Any], list[Any]]:
-    """The input's and the target's column of a Hugging Face split; several inputs are put beside each other."""
+def _columns(given: Any, where: str, settings: config.Data) -> tuple[Sequence[str], str]:
+    """The columns of the inputs and of the target of a Hugging Face split."""
     names = list(given.column_names)
     target = settings.target or next((name for name in _TARGETS if name in names), None)
     inputs = settings.inputs or tuple(name for name in _INPUTS if name in names)[:1]
@@ -88,9 +128,7 @@ def _columns(given: Any, where: str, settings: config.Data) -> tuple[list[Any], 
         for name in wanted:
             if name not in names:
                 raise UserError(f"data.{key}: {where} has no column {name!r}, {did_you_mean(name, names)}")
-    rows = [given[i] for i in range(len(given))]
-    x = [row[inputs[0]] if len(inputs) == 1 else [row[name] for name in inputs] for row in rows]
-    return x, [row[target] for row in rows]
+    return inputs, target
 
 
 def _stacked(values: list[Any], where: str) -> Any:
