@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
 
 import torch
 
@@ -13,28 +12,27 @@ from experiments.config import Run, Study
 from experiments.config.sections import Tree
 from experiments.config.toml import dumped
 from experiments.errors import UserError, oneline
-from experiments.running import search
+from experiments.running import plans, search, stacks
 from experiments.running.catalog import counts
 from experiments.running.study import check
 from experiments.training.bars import lasting
-from experiments.training.cost import seconds_of_epoch
 from experiments.training.setup import set_up
 
 
 @dataclass(frozen=True)
 class ArmOutline:
-    """An arm: its runs, the values in its model's parameters, and the time of its first run."""
+    """An arm: its runs, the values in its model's parameters, and the time of one of its runs."""
 
     name: str
     runs: int
     parameters: int
     steps: int  # of a run
-    seconds_per_run: float  # without early stopping
+    seconds_per_run: float  # without early stopping; of a stack its share
 
 
 @dataclass(frozen=True)
 class Outline:
-    """A study's arms on a device; the time is that of all runs one after another."""
+    """A study's arms on a device."""
 
     study: Study
     device: torch.device
@@ -64,9 +62,8 @@ class Outline:
         lines = ["#   " + "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
         stops = any(run.train.early_stopping for run in self.study.runs)
         less = ", less where a run stops early or is pruned" if stops or self.study.sweep else ""
-        lasts = f"about {lasting(self.seconds)} one after another on {self.device.type}"
-        total = f"# {self.runs} runs, {lasts}{less}, and less in stacks"
-        return "\n".join([dumped(tree), *lines, "#", f"{total}; by the first steps of each arm"])
+        total = f"# {self.runs} runs, about {lasting(self.seconds)} on {self.device.type}{less}"
+        return "\n".join([dumped(tree), *lines, "#", f"{total}; by the first steps"])
 
 
 def outline(study: Study, device: torch.device) -> Outline:
@@ -78,15 +75,21 @@ def outline(study: Study, device: torch.device) -> Outline:
     if study.sweep is not None:
         search.check(study.sweep)
     check(study)
-    runs, groups = counts(study), groupby(study.runs, key=lambda run: run.arm)
-    return Outline(study, device, [_measured(next(group), runs[arm], device) for arm, group in groups])
+    runs = counts(study)
+    groups = [[run] for run in study.runs] if study.sweep is not None else stacks.groups(study.runs)
+    arms: dict[str, ArmOutline] = {}
+    for group in groups:
+        for run in group:
+            if run.arm not in arms:
+                arms[run.arm] = _measured(run, runs[run.arm], group, device)
+    return Outline(study, device, [arms[arm] for arm in runs])
 
 
-def _measured(run: Run, runs: int, device: torch.device) -> ArmOutline:
+def _measured(run: Run, runs: int, group: Sequence[Run], device: torch.device) -> ArmOutline:
     try:
         setup = set_up([run], device)
         parameters = sum(parameter.numel() for parameter in setup.model.parameters())
-        epoch = seconds_of_epoch(setup, run.train.evaluate_every)
+        epoch = plans.seconds_of_each(group, device)
     except Exception as error:  # whatever a model raises in its third step, or a device that is full
         raise UserError(f"arms[{run.arm}].model: cannot be trained: {oneline(error)}") from error
     return ArmOutline(run.arm, runs, parameters, run.train.epochs * setup.steps, run.train.epochs * epoch)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,21 +11,13 @@ import torch
 
 from experiments.config import Run
 from experiments.errors import RecordError, oneline
-from experiments.training.cost import seconds_of_epoch
+from experiments.running.plans import is_stacked
 from experiments.training.files import checksum
-from experiments.training.loop import make_steps, train_together
+from experiments.training.loop import train_together
 from experiments.training.record import Record, Row, digest_of, load_sealed, save_sealed
-from experiments.training.setup import Setup, set_up
 from experiments.training.together import is_strength_0_of, kind_of
-from torchreg import Stacked
 
 LARGEST = 64  # members of one stack
-_MOST = 1 << 26  # values in all parameters of one stack: larger ones wait for memory, and may not fit into it
-# Their steps are element by element, so that no member's depends on the others'.
-_ELEMENTWISE = {
-    *("SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "ASGD", "Adadelta", "Adagrad"),
-    *("SGDW", "AdamaxW", "NAdamW", "RAdamW", "RMSpropW", "AdagradW"),
-}
 
 
 def groups(runs: Sequence[Run]) -> list[list[Run]]:
@@ -89,7 +80,7 @@ def make_together(group: Sequence[Run], folder: Path, device: torch.device) -> d
     is_begun = store.load() is not None or bool(store.runs)
     if not is_begun:
         store.runs = [run for run in group if not _is_begun(folder, run)]
-        if len(store.runs) < 2 or group[0].train.stack is False or not _is_faster(store.runs, device):
+        if len(store.runs) < 2 or group[0].train.stack is False or not is_stacked(store.runs, device):
             return {}
     records = [Record(folder / "runs" / run.folder, run) for run in store.runs]
     try:
@@ -109,69 +100,3 @@ def _is_begun(folder: Path, run: Run) -> bool:
     record = Record(folder / "runs" / run.folder, run)
     result = record.result
     return (record.folder / "checkpoint.pt").exists() or (result is not None and result["status"] != "failed")
-
-
-def obstacle(run: Run) -> str | None:
-    """Why runs such as this one cannot be stacked, as far as their settings tell."""
-    for key in ("augment", "mix"):
-        if getattr(run.data, key):
-            return f"data.{key}: draws from torch's generator, which all members would share"
-    if run.train.amp:
-        return "amp: one scale of the losses would be that of all members"
-    if run.train.solve:
-        return "train.solve: solves for the layer of one network"
-    if any(regularizer.activity for regularizer in run.regularizers):
-        return "regularizers: the activities within a stack cannot be recorded"
-    for key in ("auto_strength", "sparsity"):
-        if getattr(run, key) is not None:
-            return f"{key}: is that of one network"
-    if run.optimizer.name not in _ELEMENTWISE:
-        return f"optimizer: {run.optimizer.name or run.optimizer.class_} may mix the members' elements"
-    return None
-
-
-def _is_faster(runs: Sequence[Run], device: torch.device) -> bool:
-    """Whether the first steps say so, or the study wants it; prints how long they take, or why there is no stack."""
-    train, arms = runs[0].train, dict.fromkeys(run.arm for run in runs)
-    name = f"{', '.join(arms)}: {len(runs)} runs"
-    reason = obstacle(runs[0])
-    if reason is None:
-        with torch.random.fork_rng(), warnings.catch_warnings(action="ignore"):
-            try:
-                setups = [_tried(some, device, len(runs)) for some in (runs[:1], runs)]
-                if train.stack is True:
-                    return True
-                alone, stack = (seconds_of_epoch(setup, train.evaluate_every) for setup in setups)
-            except _CannotStackError as error:
-                reason = str(error)
-            except (Exception, SystemExit) as error:  # whatever a user's model raises in a stack
-                reason = oneline(error)
-    if reason is not None:
-        if train.stack is True:
-            print(f"note: {name} one after another: {reason}", file=sys.stderr)
-        return False
-    how = "as one stack" if stack < len(runs) * alone else "one after another"
-    times = f"an epoch takes {stack:.3g} s stacked, {len(runs)} x {alone:.3g} s alone"
-    print(f"{name} {how}: {times}", file=sys.stderr)
-    return stack < len(runs) * alone
-
-
-class _CannotStackError(Exception):
-    pass
-
-
-def _tried(runs: Sequence[Run], device: torch.device, members: int) -> Setup:
-    """A run alone, or all of them as a stack, after a step that shows whether they can be stacked."""
-    is_stack = len(runs) > 1
-    setup = set_up(runs, device, stacked=is_stack)
-    if setup.examples.train.is_streamed:
-        raise _CannotStackError("data.stream: the members would read the examples in as many orders")
-    if not is_stack and members * sum(param.numel() for param in setup.model.parameters()) > _MOST:
-        raise _CannotStackError(f"together they have more than {_MOST:,} values in their parameters")
-    before, batches = torch.get_rng_state(), setup.batches()
-    make_steps(setup, batches[:1])
-    if not is_stack and not torch.equal(before, torch.get_rng_state()):
-        raise _CannotStackError("the model draws from torch's generator, layers of torchreg.nn from their own")
-    if isinstance(setup.model, Stacked) and not setup.model.vectorize:
-        raise _CannotStackError("torch.func.vmap cannot compute the model")
-    return setup

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import torchreg
 from experiments import config
 from experiments.config.toml import dumped
+from experiments.running import plans
 from experiments.running.catalog import SHIPPED, counts, schema_of_studies
 from tests.integration.studies import TREE, small
 
@@ -149,7 +150,17 @@ def test_what_is_shown_is_a_file_with_the_same_study(shown, tmp_path):
     rows = {line.split()[1]: line.split() for line in text.splitlines() if line.startswith("#   ")}
     assert rows["small"][2:5] == ["4", f"{65 * 16 + 17 * 10:,}", "16"]  # four epochs of 100 images in batches of 30
     assert rows["large"][2:5] == ["2", f"{65 * 20 + 21 * 20 + 21 * 10:,}", "16"]
-    assert re.search(r"^# 6 runs, about .* one after another on cpu, less where a run stops early", text, re.MULTILINE)
+    assert re.search(r"^# 6 runs, about .* on cpu, less where a run stops early", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("stack", "each"), [("true", [0.5, 1.0]), ('"auto"', [0.5, 1.0]), ("false", [3.0, 3.0])])
+def test_runs_that_are_stacked_are_shown_with_their_share(stack, each, shown, monkeypatch):
+    def seconds(setup, every):
+        return 2.0 if isinstance(setup.model, torchreg.Stacked) else 3.0
+
+    monkeypatch.setattr(plans, "seconds_of_epoch", seconds)
+    found = json.loads(shown("--json", "--set", f"train.stack={stack}", "--set", "train.epochs=1"))
+    assert [arm["seconds_per_run"] for arm in found["arms"]] == each  # of stacks of 4 and of 2 runs
 
 
 def test_the_figures_as_json_add_up(shown):

@@ -6,7 +6,7 @@ from torch import nn
 
 from experiments.config import resolve
 from experiments.errors import RecordError
-from experiments.running import stacks
+from experiments.running import plans, stacks
 from experiments.running.study import run_study
 from experiments.training import build
 from experiments.training.record import Record
@@ -154,7 +154,7 @@ def test_each_constraint_beside_a_penalty_of_several_strengths(name, tmp_path, c
         assert run["history"][-1]["penalty"].keys() == {"L2"}
 
 
-@pytest.mark.parametrize("name", sorted(stacks._ELEMENTWISE))
+@pytest.mark.parametrize("name", sorted(plans._ELEMENTWISE))
 def test_each_optimizer(name, tmp_path, capsys):
     decay = {} if name in ("Rprop",) else {"weight_decay": 0.01}
     compare(tmp_path, capsys, optimizer={"name": name, "lr": 1e-3, **decay}, regularizers=[{"penalty": "L1"}])
@@ -361,7 +361,7 @@ def test_what_cannot_be_stacked_is_made_alone_and_why_is_told(changes, reason, t
 
 
 def test_large_networks_are_made_alone(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(stacks, "_MOST", 2000)
+    monkeypatch.setattr(plans, "_MOST", 2000)
     assert not run_study(study_of(True), tmp_path, CPU)
     assert "together they have more than 2,000 values" in capsys.readouterr().err
 
@@ -390,7 +390,7 @@ def test_a_stack_that_raises_is_made_one_after_another(tmp_path, capsys, monkeyp
 def test_what_the_first_steps_say_decides(tmp_path, capsys, monkeypatch):
     for times, word in (((3.0, 5.0), "as one stack"), ((3.0, 7.0), "one after another")):
         told = iter(times)
-        monkeypatch.setattr(stacks, "seconds_of_epoch", lambda *_, told=told: next(told))
+        monkeypatch.setattr(plans, "seconds_of_epoch", lambda *_, told=told: next(told))
         study = study_of("auto")
         assert not run_study(study, tmp_path / word, CPU)
         assert f"arm: 2 runs {word}: an epoch takes {times[1]:g} s stacked, 2 x 3 s alone" in capsys.readouterr().err
