@@ -20,14 +20,15 @@ import torch
 import typer
 
 import torchreg
-from experiments import COMMAND, config, report
-from experiments.benches import command as benches
-from experiments.config.names import folder_name, slug
-from experiments.errors import UserError, did_you_mean
-from experiments.report import summarize
-from experiments.running import catalog, study, sweep
-from experiments.running.outline import outline
-from experiments.training import loggers
+
+from . import COMMAND, config, report
+from .benches import command as benches
+from .config.names import folder_name, slug
+from .errors import UserError, did_you_mean
+from .report import summarize
+from .running import catalog, study, sweep
+from .running.outline import outline
+from .training import loggers
 
 app = typer.Typer(
     add_completion=Path(sys.argv[0]).name != "__main__.py",  # a shell completes a script by its name, not python -m

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from experiments.report.numbers import Unit
-from experiments.report.statistics import LEVEL, Difference, holm, mcnemar
-from experiments.report.summary import Cell, Summary, best_of, difference, own_error
+from .numbers import Unit
+from .statistics import LEVEL, Difference, holm, mcnemar
+from .summary import Cell, Summary, best_of, difference, own_error
 
 LEAST = 0.005  # half a point, or of an RMSE half a percent: a smaller difference is no claim, however certain
 

@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.errors import UserError
-from experiments.report import page
-from experiments.report.claims import Table, in_units, never, written
-from experiments.report.datasets import Rows
-from experiments.report.numbers import PERCENT, Unit
-from experiments.report.page import aligned
-from experiments.report.statistics import LEVEL, Difference, holm
-from experiments.report.summary import Cell, Summary, difference, summarize
-from experiments.report.vega import SOFT, TEST, TRAIN, VALID, Picture, Spec, shares_of
-from experiments.training.files import write
+from ..errors import UserError
+from ..training.files import write
+from . import page
+from .claims import Table, in_units, never, written
+from .datasets import Rows
+from .numbers import PERCENT, Unit
+from .page import aligned
+from .statistics import LEVEL, Difference, holm
+from .summary import Cell, Summary, difference, summarize
+from .vega import SOFT, TEST, TRAIN, VALID, Picture, Spec, shares_of
 
 _COLORS = (TRAIN, TEST, VALID, "var(--fourth)", SOFT)
 

@@ -8,10 +8,10 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from experiments.config.names import text_of
-from experiments.report.numbers import rounded
-from experiments.report.summary import Cell, Summary
-from experiments.training.outcomes import Predicted, calibration_error, predictions
+from ..config.names import text_of
+from ..training.outcomes import Predicted, calibration_error, predictions
+from .numbers import rounded
+from .summary import Cell, Summary
 
 Rows = list[dict[str, Any]]
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.report import paths
-from experiments.report.summary import Cell, Summary
-from experiments.report.vega import LINE, LIVE, SOFT, TEST, TRAIN, Picture, Spec, shares_of
+from . import paths
+from .summary import Cell, Summary
+from .vega import LINE, LIVE, SOFT, TEST, TRAIN, Picture, Spec, shares_of
 
 _ENDS = "Training {error} (circles) and test {error} (squares), {over}; between them the gap."
 _NOISE = " The dotted line is the share of wrong training labels: an arm to the left of it has memorized some of them."

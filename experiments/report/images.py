@@ -11,14 +11,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from experiments import config
-from experiments.errors import UserError, oneline
-from experiments.report.datasets import predicted
-from experiments.report.summary import Cell, Summary
-from experiments.training.data import Examples, Stream, load
-from experiments.training.data.vision import is_there
-from experiments.training.outcomes import Predicted
-from experiments.training.record import load_sealed
+from .. import config
+from ..errors import UserError, oneline
+from ..training.data import Examples, Stream, load
+from ..training.data.vision import is_there
+from ..training.outcomes import Predicted
+from ..training.record import load_sealed
+from .datasets import predicted
+from .summary import Cell, Summary
 
 MOST = 12  # images in a row
 MOST_UNITS = 24  # of a first layer

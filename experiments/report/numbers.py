@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from experiments.report.statistics import Mean
+from .statistics import Mean
 
 
 class Unit(NamedTuple):

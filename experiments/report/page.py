@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from experiments.config.names import short, text_of
-from experiments.report import datasets, figures, images, paths, predicting, settings, vega, weights
-from experiments.report.claims import Table, claims, compared, single_runs
-from experiments.report.datasets import Rows
-from experiments.report.numbers import PERCENT, percent, plus_minus
-from experiments.report.summary import Cell, Summary, best_of
-from experiments.report.vega import Picture
-from experiments.training.data import Examples
-from experiments.training.files import write
+from ..config.names import short, text_of
+from ..training.data import Examples
+from ..training.files import write
+from . import datasets, figures, images, paths, predicting, settings, vega, weights
+from .claims import Table, claims, compared, single_runs
+from .datasets import Rows
+from .numbers import PERCENT, percent, plus_minus
+from .summary import Cell, Summary, best_of
+from .vega import Picture
 
 
 def table(summary: Summary) -> str:
@@ -140,7 +140,7 @@ def write_page(summary: Summary, folder: Path, trusted: bool = False) -> Path:
 def rendered(template: str, context: Mapping[str, Any], pictures: Sequence[Picture], data: Mapping[str, Rows]) -> str:
     """A page with its pictures and their data."""
     environment = Environment(
-        loader=PackageLoader("experiments.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     drawn = [vega.drawn(picture, data, number) for number, picture in enumerate(pictures)]
     files = Path(__file__).parent / "templates"

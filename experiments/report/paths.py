@@ -7,9 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.config.names import short, text_of
-from experiments.report.summary import Cell, Summary, best_of, of_metric, one_standard_error
-from experiments.report.vega import INK, SOFT, TEST, TRAIN, VALID, Picture, Spec, shares_of
+from ..config.names import short, text_of
+from .summary import Cell, Summary, best_of, of_metric, one_standard_error
+from .vega import INK, SOFT, TEST, TRAIN, VALID, Picture, Spec, shares_of
 
 _PATHS = "Errors, the norm of each layer's weights, and the share of exact zeros, {over}."
 _CLOUDS = "Each dot is a point, at one of its values and its {metric}. The ring marks the best, gray dots were pruned."

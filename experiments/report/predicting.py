@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from experiments.report.datasets import Rows
-from experiments.report.figures import facets, grid_of
-from experiments.report.summary import Cell
-from experiments.report.vega import INK, LINE, SOFT, TEST, TRAIN, VALID, Picture, Spec
+from .datasets import Rows
+from .figures import facets, grid_of
+from .summary import Cell
+from .vega import INK, LINE, SOFT, TEST, TRAIN, VALID, Picture, Spec
 
 MOST_CLASSES = 20  # in a matrix; of more classes the most frequent errors are listed alone
 MOST_PANELS = 12

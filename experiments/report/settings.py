@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.report.summary import Cell
+from .summary import Cell
 
 _OF_RUN = {"arm", "seed", "strength", "values"}
 

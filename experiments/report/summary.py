@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from experiments.config import Run, Study, Sweep
-from experiments.errors import UserError
-from experiments.report import statistics
-from experiments.report.numbers import PERCENT, Unit, unit_of_rmse
-from experiments.report.statistics import Difference, Mean, mean
-from experiments.training.outcomes import unpacked
-from experiments.training.record import Record, Row, read_runs, read_study
+from ..config import Run, Study, Sweep
+from ..errors import UserError
+from ..training.outcomes import unpacked
+from ..training.record import Record, Row, read_runs, read_study
+from . import statistics
+from .numbers import PERCENT, Unit, unit_of_rmse
+from .statistics import Difference, Mean, mean
 
 ONE_SE = ", one SE"
 IMAGES = ("digits", "mnist", "fashion_mnist", "kmnist", "emnist", "qmnist", "cifar10", "images")

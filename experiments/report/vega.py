@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from experiments.report.datasets import Rows
-from experiments.report.summary import Summary
+from .datasets import Rows
+from .summary import Summary
 
 Spec = dict[str, Any]
 

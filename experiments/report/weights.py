@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments.report.figures import averaged, facets, grid_of, label_axis, label_width, names_of, said
-from experiments.report.summary import Cell, Summary
-from experiments.report.vega import INK, LINE, TRAIN, Picture, Spec
+from .figures import averaged, facets, grid_of, label_axis, label_width, names_of, said
+from .summary import Cell, Summary
+from .vega import INK, LINE, TRAIN, Picture, Spec
 
 _HISTOGRAMS = "The sizes of all weights, on a logarithmic axis, all seeds together. The rest is written above."
 _LAYERS = "The share of exact zeros and the Euclidean norm of each layer's weights, {over}."

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from experiments.errors import RecordError
+from ..errors import RecordError
 
 _CHECKSUM = ',\n  "checksum": "'
 

@@ -12,19 +12,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from experiments.config import Run
-from experiments.training import data
-from experiments.training.activity import Activity
-from experiments.training.averaging import Average
-from experiments.training.bars import Bar
-from experiments.training.gradients import Clip, shares
-from experiments.training.measure import describe, measured
-from experiments.training.outcomes import outcomes
-from experiments.training.progress import Progress, Store
-from experiments.training.record import Record, Row
-from experiments.training.setup import Autocast, Setup, losses, set_up
-from experiments.training.solving import solve
 from torchreg import Regularizer, Stacked
+
+from ..config import Run
+from . import data
+from .activity import Activity
+from .averaging import Average
+from .bars import Bar
+from .gradients import Clip, shares
+from .measure import describe, measured
+from .outcomes import outcomes
+from .progress import Progress, Store
+from .record import Record, Row
+from .setup import Autocast, Setup, losses, set_up
+from .solving import solve
 
 _CLASSES = data.Classes(2)  # whose loss is the cross-entropy, of any number of classes
 

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from experiments.training.data import Examples, Split
-from experiments.training.data.tasks import Regression
-from experiments.training.files import compressed, decompressed
-from experiments.training.record import Row
+from .data import Examples, Split
+from .data.tasks import Regression
+from .files import compressed, decompressed
+from .record import Row
 
 BINS = 15  # of confidences, as in C. Guo et al., "On Calibration of Modern Neural Networks", 2017
 _EVALUATED_AT_ONCE = 4096  # examples; bounds the memory an evaluation takes

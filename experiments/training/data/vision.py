@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments import config
-from experiments.errors import UserError
-from experiments.training.data.examples import Source
+from ... import config
+from ...errors import UserError
+from .examples import Source
 
 _CLASSES = {
     "mnist": "MNIST",
