@@ -122,23 +122,22 @@ def _image(found: Mapping[int, Predicted], examples: Examples, at: int, by: str 
 
 def _gained(cells: Mapping[str, Cell], summary: Summary, examples: Examples) -> list[Shown]:
     """The test images that most seeds of an arm get right and most seeds of the unregularized one do not."""
-    plain = summary.plain
-    before = predicted(plain) if plain is not None else {}
-    if plain is None or not before:
-        return []
     others = {label: cell for label, cell in cells.items() if not cell.is_plain() and not cell.is_off()}
     strips = []
     for label, cell in list(others.items())[:MOST_ARMS]:
-        if found := predicted(cell):
-            ours, theirs = (_mostly_wrong(one) for one in (found, before))
-            gained = np.flatnonzero(theirs & ~ours)
-            margin = np.mean([one.confidence[gained] for one in found.values()], axis=0)
-            best = [int(gained[i]) for i in np.argsort(-margin, kind="stable")[:MOST]]
-            lost = int((ours & ~theirs).sum())
-            text = f"{len(gained):,} more right than {plain.arm}, and {lost:,} that only {plain.arm} gets right"
-            images = [_image(before, examples, i, f" by {plain.arm}") for i in best]
-            strips.append(Strip(label, text, images))
-    text = f"Test images that most seeds of an arm get right and most seeds of {plain.arm} do not, the surest first."
+        plain = summary.counterpart(cell)
+        if plain is None or not (before := predicted(plain)) or not (found := predicted(cell)):
+            continue
+        ours, theirs = (_mostly_wrong(one) for one in (found, before))
+        if len(ours) != len(theirs):
+            continue
+        gained = np.flatnonzero(theirs & ~ours)
+        margin = np.mean([one.confidence[gained] for one in found.values()], axis=0)
+        best = [int(gained[i]) for i in np.argsort(-margin, kind="stable")[:MOST]]
+        lost = int((ours & ~theirs).sum())
+        text = f"{len(gained):,} more right than {plain.arm}, and {lost:,} that only {plain.arm} gets right"
+        strips.append(Strip(label, text, [_image(before, examples, i, f" by {plain.arm}") for i in best]))
+    text = "Test images that most seeds of an arm get right and most without regularization do not, the surest first."
     return [Shown("What regularization gets right", text, strips)] if strips else []
 
 

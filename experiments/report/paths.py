@@ -155,8 +155,8 @@ def _errors(path: Sequence[Cell], summary: Summary, x: Spec, top: float) -> Spec
     axis = {**shares_of(summary), "tickCount": 4}
     y = {"type": "quantitative", "title": summary.error, "scale": {"domain": [0, top]}, "axis": axis}
     layer = _lines("error", x, y, color, ".3~%" if not summary.is_regression else ".4~g")
-    if summary.plain is not None:
-        level = {"datum": summary.plain.mean("test_error").mean}
+    if (plain := summary.counterpart(path[0])) is not None:
+        level = {"datum": plain.mean("test_error").mean}
         line = {"type": "rule", "strokeDash": [6, 4], "color": TEST, "clip": True}
         tip = {"value": "test, unregularized"}
         layer["layer"].append({"data": {"values": [{}]}, "mark": line, "encoding": {"y": level, "tooltip": tip}})

@@ -261,6 +261,11 @@ class Summary:
         """The arm without regularization, if there is one that did not diverge."""
         return next((cell for cell in self.cells if cell.is_plain() and cell.is_done), None)
 
+    def counterpart(self, cell: Cell) -> Cell | None:
+        """The unregularized arm that differs from the cell by regularization alone; else the first one, if any."""
+        plain = (other for other in self.cells if other.is_plain() and other.is_done)
+        return next((other for other in plain if cell.differs_only_by_regularization(other)), self.plain)
+
     def cost(self, cell: Cell) -> float | None:
         """The time of all points of the cell's arm, relative to the unregularized run."""
         if self.sweep is None or self.plain is None or not self.plain.seconds:
