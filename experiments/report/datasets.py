@@ -15,6 +15,7 @@ from .summary import Cell, Summary
 
 Rows = list[dict[str, Any]]
 
+MOST_ARMS = 12  # that are shown one by one
 MOST_EPOCHS = 400  # of each run in the page
 MOST_PREDICTIONS = 300  # of each run of a regression
 _FIGURES = ("train_error", "valid_error", "test_error", "train_loss", "valid_loss", "test_loss")

@@ -17,12 +17,11 @@ from ..training.data import Examples, Stream, load
 from ..training.data.vision import is_there
 from ..training.outcomes import Predicted
 from ..training.record import load_sealed
-from .datasets import predicted
+from .datasets import MOST_ARMS, predicted
 from .summary import Cell, Summary
 
 MOST = 12  # images in a row
 MOST_UNITS = 24  # of a first layer
-MOST_ARMS = 12
 
 
 class Image(NamedTuple):

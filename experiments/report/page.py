@@ -122,7 +122,7 @@ def write_page(summary: Summary, folder: Path, trusted: bool = False) -> Path:
         "late": [picture.title for picture in of_weights],
         "confused": predicting.most_confused(data["confusion"]),
         "images": images.of_study(done, summary, examples),
-        "missing": [line for line in (missing, _old(done)) if line],
+        "missing": [line for line in (missing, _old(done), _many(done)) if line],
         "settings": settings.settings_of(chosen),
         "base": f"the arm {summary.plain.label}" if summary.plain else "what most arms have",
         "environment": settings.environment_of(chosen),
@@ -208,6 +208,13 @@ def _old(cells: Mapping[str, Cell]) -> str:
     if not cells or all(datasets.predicted(cell) for cell in cells.values()):
         return ""
     return "Some records, as those of earlier versions, do not hold what their models predict: that is left out."
+
+
+def _many(cells: Mapping[str, Cell]) -> str:
+    """A line for more arms than are shown one by one."""
+    if len(cells) <= datasets.MOST_ARMS:
+        return ""
+    return f"Calibration, confusion and images are shown of the first {datasets.MOST_ARMS} of {len(cells)} arms."
 
 
 def _keys_of_columns(summary: Summary) -> list[dict[str, Any] | None]:

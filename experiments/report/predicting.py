@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from .datasets import Rows
+from .datasets import MOST_ARMS, Rows
 from .figures import facets, grid_of
 from .summary import Cell
 from .vega import INK, LINE, SOFT, TEST, TRAIN, VALID, Picture, Spec
 
 MOST_CLASSES = 20  # in a matrix; of more classes the most frequent errors are listed alone
-MOST_PANELS = 12
 _RELIABILITY = (
     "How often predictions of the test {noun} are right, by how sure they are, all seeds together. On the diagonal "
     "they are right as often as they claim; bars below it are too sure. ECE is the expected calibration error, the "
@@ -29,7 +28,7 @@ def pictures(cells: Mapping[str, Cell], classes: Sequence[str], data: Mapping[st
         def reliability(width: int) -> Spec:
             return _reliability(labels, width)
 
-        errors = "; ".join(f"{label}: {100 * _ece(data['reliability'], label):.1f} %" for label in labels[:12])
+        errors = "; ".join(f"{label}: {100 * _ece(data['reliability'], label):.1f} %" for label in labels[:MOST_ARMS])
         text = _RELIABILITY.format(noun=noun)
         found.append(Picture("Calibration", text, reliability, f"Expected calibration errors: {errors}."))
     if data["confusion"] and len(classes) <= MOST_CLASSES:
@@ -54,7 +53,7 @@ def pictures(cells: Mapping[str, Cell], classes: Sequence[str], data: Mapping[st
 
 
 def _labels(rows: Rows) -> list[str]:
-    return list(dict.fromkeys(row["label"] for row in rows))[:MOST_PANELS]
+    return list(dict.fromkeys(row["label"] for row in rows))[:MOST_ARMS]
 
 
 def _ece(rows: Rows, label: str) -> float:

@@ -15,7 +15,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix
 
 from experiments.errors import UserError
-from experiments.report import datasets, images, page, vega
+from experiments.report import datasets, images, page, predicting, vega
 from experiments.report.settings import settings_of
 from experiments.report.summary import summarize
 from experiments.running.study import run_study
@@ -377,3 +377,13 @@ def test_an_environment_that_is_another_is_told(folder, tmp_path):
     assert "torch 1.0" in found[0].ran
     assert {one.ran for one in found[1:]} == {""}
     assert Record(summary.plain.records[0].folder).environments[0]["torch"] == "1.0"
+
+
+@pytest.mark.parametrize(("count", "is_told"), [(2, False), (3, True)])
+def test_the_page_says_which_arms_it_does_not_show_one_by_one(count, is_told, tmp_path, monkeypatch):
+    for module in (datasets, images, predicting):
+        monkeypatch.setattr(module, "MOST_ARMS", 2)
+    rates = [{"name": f"{i}", "optimizer": {"name": "SGD", "lr": 0.01 * i}} for i in range(1, count + 1)]
+    run_study(small(arms=rates, train={"epochs": 1, "batch_size": 50}), tmp_path, CPU)
+    text = page.write_page(summarize(tmp_path), tmp_path).read_text(encoding="utf-8")
+    assert ("Calibration, confusion and images are shown of the first 2 of 3 arms." in text) == is_told
