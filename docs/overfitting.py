@@ -12,8 +12,26 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from experiments.report import summarize
-from experiments.report.canvas import ERRORS, STYLE, band
-from experiments.report.summary import Cell, mean
+from experiments.report.statistics import Mean, mean
+from experiments.report.summary import Cell
+
+ERRORS = {"training error": ("train_error", "#2563a8"), "test error": ("test_error", "#c2410c")}
+STYLE = {
+    "font.size": 10,
+    "axes.edgecolor": "#94a3b8",
+    "axes.labelcolor": "#1e293b",
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e2e8f0",
+    "xtick.color": "#475569",
+    "ytick.color": "#475569",
+    "text.color": "#1e293b",
+}
 
 # Of each arm its title, and where the words "training" and "test" stand: beside their curves, not across them.
 ARMS = {
@@ -31,7 +49,10 @@ def draw(folder: Path) -> Figure:
     for axes, (arm, (title, *places)) in zip(figure.subplots(1, len(ARMS), sharey=True), ARMS.items(), strict=True):
         cell = cells[arm]
         for name, (key, color) in ERRORS.items():
-            band(axes, np.arange(1, 1 + len(cell.histories[0])), curve(cell, key), color, name)
+            epochs = [row["epoch"] for row in cell.histories[0]]
+            middle, error = np.array([(value, se or 0.0) for value, se in curve(cell, key)]).T
+            axes.plot(epochs, middle, color=color, linewidth=1.6, label=name)
+            axes.fill_between(epochs, middle - error, middle + error, color=color, alpha=0.2, linewidth=0)
         axes.set_title(title)
         axes.set_ylim(0, 0.32)
         axes.set_xlabel("epoch")
@@ -43,7 +64,7 @@ def draw(folder: Path) -> Figure:
     return figure
 
 
-def curve(cell: Cell, key: str) -> list:
+def curve(cell: Cell, key: str) -> list[Mean]:
     """The error after each epoch, averaged over the seeds."""
     return [mean([row[key] for row in rows]) for rows in zip(*cell.histories, strict=True)]
 

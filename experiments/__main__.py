@@ -3,14 +3,14 @@
 import os
 import sys
 
-from experiments import IS_INSTALLED
+from . import IS_INSTALLED
 
 
 def main() -> None:
     """Runs the command line."""
-    os.environ.pop("MPLBACKEND", None)  # pages hold SVG, whatever it names; matplotlib would refuse a name it lacks
+    os.environ.pop("MPLBACKEND", None)  # matplotlib, where another package imports it, would refuse a name it lacks
     try:
-        from experiments import cli
+        from . import cli
     except ModuleNotFoundError as error:
         extra = "'torch-regularizers[experiments]'" if IS_INSTALLED else "-e '.[experiments]' in the clone"
         print(f"error: {error.name} is not installed: pip install {extra}", file=sys.stderr)

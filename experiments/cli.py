@@ -20,14 +20,15 @@ import torch
 import typer
 
 import torchreg
-from experiments import COMMAND, config, report
-from experiments.benches import command as benches
-from experiments.config.names import folder_name, slug
-from experiments.errors import UserError, did_you_mean
-from experiments.report import summarize
-from experiments.running import catalog, study, sweep
-from experiments.running.outline import outline
-from experiments.training import loggers
+
+from . import COMMAND, config, report
+from .benches import command as benches
+from .config.names import folder_name, slug
+from .errors import UserError, did_you_mean
+from .report import summarize
+from .running import catalog, study, sweep
+from .running.outline import outline
+from .training import loggers
 
 app = typer.Typer(
     add_completion=Path(sys.argv[0]).name != "__main__.py",  # a shell completes a script by its name, not python -m
@@ -92,7 +93,7 @@ def run(
     folder = out or Path("runs") / folder_name(slug(loaded.name))
     with _resumable(folder):
         broken = study.run_study(loaded, folder, study.pick_device(device), resume)
-        _report(folder)
+        _report(folder, trusted=True)
     _end(broken)
 
 
@@ -113,7 +114,7 @@ def search(
     with _resumable(folder):
         faults = sweep.run_sweep(loaded, folder, study.pick_device(device), jobs, resume)
         try:
-            _report(folder)
+            _report(folder, trusted=True)
         finally:
             _end(faults)
 
@@ -231,10 +232,10 @@ def _end(faults: list[str]) -> None:
         raise typer.Exit(1)
 
 
-def _report(folder: Path) -> None:
+def _report(folder: Path, trusted: bool = False) -> None:
     summary = summarize(folder)
     _print(report.table(summary))
-    print(f"\nReport: {report.write_page(summary, folder).resolve()}")
+    print(f"\nReport: {report.write_page(summary, folder, trusted).resolve()}")
 
 
 def _print(text: str) -> None:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from experiments.benches.timing import Table, race
 from torchreg import L1, L2, Penalty, Regularizer, Stacked, weights
 from torchreg.regularizer import Mode
 from torchreg.tuning import AutoStrength
 from torchreg.tuning.path.executors import Executor, fastest, train_all
 from torchreg.tuning.path.fit import fit
 from torchreg.tuning.path.problem import Problem
+
+from .timing import Table, race
 
 _ADAM = partial(torch.optim.Adam, lr=1e-3)
 

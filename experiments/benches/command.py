@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from experiments.benches import choosing, dropout, epoch, memory, optimizer, overhead, profile, studies
-from experiments.benches.timing import Table
-from experiments.errors import UserError
-from experiments.training.files import write
+from ..errors import UserError
+from ..training.files import write
+from . import choosing, dropout, epoch, memory, optimizer, overhead, profile, studies
+from .timing import Table
 
 BENCHES: Mapping[str, Callable[[], Iterable[Table]]] = {
     "overhead": overhead.tables,

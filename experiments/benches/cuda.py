@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import torchreg
-from experiments.benches.choosing import alone, members_of
-from experiments.benches.dropout import with_dropout
-from experiments.benches.overhead import MODES
-from experiments.benches.steps import Step, mlp, step
-from experiments.benches.timing import Row, Table, Work, race
 from torchreg.regularizer import Mode
 from torchreg.tuning.path.executors import train_all
 from torchreg.tuning.path.fit import fit
+
+from .choosing import alone, members_of
+from .dropout import with_dropout
+from .overhead import MODES
+from .steps import Step, mlp, step
+from .timing import Row, Table, Work, race
 
 
 def parts() -> list[Callable[[], Table]]:
@@ -189,8 +190,8 @@ def stack() -> Table:
 
 def study() -> Table:
     """64 runs of the quickstart with all that a study does beside the steps: as one stack, and one after another."""
-    from experiments import config  # needs pydantic, which a machine for GPU checks may lack
-    from experiments.benches.studies import QUICKSTART, made
+    from .. import config  # needs pydantic, which a machine for GPU checks may lack
+    from .studies import QUICKSTART, made
 
     tree = config.tree_of(QUICKSTART, ["train.epochs=20", "train.evaluate_every=5"])
     tree["seeds"], tree["arms"] = (

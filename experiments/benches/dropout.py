@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 import torchreg
-from experiments.benches.steps import mlp, step
-from experiments.benches.timing import Row, Table, growing, race
+
+from .steps import mlp, step
+from .timing import Row, Table, growing, race
 
 
 def tables() -> Iterator[Table]:

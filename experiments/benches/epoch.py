@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 
 import torchreg
-from experiments.benches import others
-from experiments.benches.dropout import with_dropout
-from experiments.benches.steps import BATCH, L1_STRENGTH, L2_STRENGTH, mlp
-from experiments.benches.timing import Table, Work, laps, tabulate
-from experiments.config import Data
-from experiments.training import data
-from experiments.training.loop import train_epoch
 from torchreg import L1, L2, Penalty, Regularizer
 from torchreg.regularizer import Mode
+
+from ..config import Data
+from ..training import data
+from ..training.loop import train_epoch
+from . import others
+from .dropout import with_dropout
+from .steps import BATCH, L1_STRENGTH, L2_STRENGTH, mlp
+from .timing import Table, Work, laps, tabulate
 
 WIDTHS = (784, 512, 512, 10)
 _WHOLE = "the loop, dropout + L1 + L2 'prox'"

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from experiments.benches.overhead import MODES
-from experiments.benches.steps import Step, mlp, step
-from experiments.benches.timing import Row, Table
+from .overhead import MODES
+from .steps import Step, mlp, step
+from .timing import Row, Table
 
 
 def tables() -> list[Table]:

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 import torchreg
-from experiments.benches.steps import mlp
-from experiments.benches.timing import Table, growing, race
 from torchreg import L1, Regularizer
+
+from .steps import mlp
+from .timing import Table, growing, race
 
 
 def tables() -> Iterator[Table]:

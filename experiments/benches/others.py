@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from experiments.benches.steps import BATCH, L1_STRENGTH, L2_STRENGTH
-from experiments.training.data import Split
+from ..training.data import Split
+from .steps import BATCH, L1_STRENGTH, L2_STRENGTH
 
 
 class DataLoaderLoop:

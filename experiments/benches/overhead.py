@@ -10,10 +10,11 @@ from statistics import median
 import torch
 from torch import nn
 
-from experiments.benches.steps import CHECKED, Step, deep, mlp, step
-from experiments.benches.timing import Row, Table, race, seconds
 from torchreg import L1, L2, ElasticNet, GroupLasso, Huber, LogSum, Regularizer
 from torchreg.regularizer import Mode
+
+from .steps import CHECKED, Step, deep, mlp, step
+from .timing import Row, Table, race, seconds
 
 MODES: tuple[Mode, ...] = ("loss", "grad", "decoupled", "prox")
 

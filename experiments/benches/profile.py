@@ -12,13 +12,14 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import torchreg
-from experiments.benches.dropout import with_dropout
-from experiments.benches.epoch import WIDTHS, Loop
-from experiments.benches.steps import BATCH, mlp
-from experiments.benches.timing import Row, Table
-from experiments.config import Data
-from experiments.training import data
-from experiments.training.bars import Bar
+
+from ..config import Data
+from ..training import data
+from ..training.bars import Bar
+from .dropout import with_dropout
+from .epoch import WIDTHS, Loop
+from .steps import BATCH, mlp
+from .timing import Row, Table
 
 _STEPS = 200
 _ROUNDS = 9

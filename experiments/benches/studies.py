@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from experiments import SHIPPED, config
-from experiments.benches.timing import Table, race
-from experiments.config import Run
-from experiments.running.study import run_study
-from experiments.training import data
+from .. import SHIPPED, config
+from ..config import Run
+from ..running.study import run_study
+from ..training import data
+from .timing import Table, race
 
 OVERFIT = Path(__file__).parents[2] / "configs" / "mnist" / "overfit.toml"
 QUICKSTART = SHIPPED / "quickstart.toml"

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from statistics import median, quantiles
 from typing import Any
 
-from experiments.training.bars import Bar
+from ..training.bars import Bar
 
 Work = Callable[[], object]
 Contenders = Mapping[str, Work]

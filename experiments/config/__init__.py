@@ -1,9 +1,9 @@
 """A study's TOML file as typed, frozen and strict settings."""
 
-from experiments.config.model import Model
-from experiments.config.penalties import Penalty, Regularizer
-from experiments.config.sections import Component
-from experiments.config.study import (
+from .model import Model
+from .penalties import Penalty, Regularizer
+from .sections import Component
+from .study import (
     AutoStrength,
     Data,
     Optimizer,
@@ -16,8 +16,8 @@ from experiments.config.study import (
     resolve,
     tree_of,
 )
-from experiments.config.sweep import Dimension, Sweep
-from experiments.config.train import Average, EarlyStopping, Metric, Train
+from .sweep import Dimension, Sweep
+from .train import Average, EarlyStopping, Metric, Train
 
 __all__ = [
     "AutoStrength",

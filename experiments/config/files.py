@@ -10,8 +10,8 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from experiments.config.sections import Tree, fault_in
-from experiments.errors import UserError
+from ..errors import UserError
+from .sections import Tree, fault_in
 
 
 def read(path: Path) -> Tree:

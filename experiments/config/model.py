@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from experiments.config.sections import Component, Names
+from .sections import Component, Names
 
 
 class Model(Component):

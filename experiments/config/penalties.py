@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, model_validator
 
-from experiments.config.sections import Component, Names, Section, Strength
 from torchreg import penalties
+
+from .sections import Component, Names, Section, Strength
 
 _CLASSES = {name: getattr(penalties, name) for name in penalties.__all__}
 CONSTRAINTS = [name for name, cls in _CLASSES.items() if issubclass(cls, penalties.Constraint)]

@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from experiments.config.sections import Section, Tree
-from experiments.config.study import Settings, _Arm, _Head
+from .sections import Section, Tree
+from .study import Settings, _Arm, _Head
 
 _EXTENDS = {"type": "string", "description": "The file, relative to this one, that this file is laid on."}
 _COMMENTED = re.compile(r"^    (\w+): .*?  # (.+)$", re.MULTILINE)

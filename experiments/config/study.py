@@ -9,11 +9,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from experiments.config.files import merged, read
-from experiments.config.model import Model
-from experiments.config.names import folder_name, slug, text_of
-from experiments.config.penalties import Penalty, Regularizer
-from experiments.config.sections import (
+from ..errors import UserError, did_you_mean, validated
+from .files import merged, read
+from .model import Model
+from .names import folder_name, slug, text_of
+from .penalties import Penalty, Regularizer
+from .sections import (
     Amount,
     Component,
     Folder,
@@ -26,9 +27,8 @@ from experiments.config.sections import (
     Tree,
     fault_in,
 )
-from experiments.config.sweep import Sweep
-from experiments.config.train import Train
-from experiments.errors import UserError, did_you_mean, validated
+from .sweep import Sweep
+from .train import Train
 
 
 def _true_or_two(value: Any) -> Any:

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from experiments.config.names import folder_name, slug, text_of
-from experiments.config.sections import Component, Section, Size, Tree
+from .names import folder_name, slug, text_of
+from .sections import Component, Section, Size, Tree
 
 
 class Dimension(Section):

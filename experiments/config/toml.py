@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from experiments.config.sections import Tree
+from .sections import Tree
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _WIDE = 100  # characters, above which a table gets a heading instead of a line

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from experiments.config.sections import Amount, Component, Section, Size
+from .sections import Amount, Component, Section, Size
 
 
 class EarlyStopping(Section):

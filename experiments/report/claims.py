@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from experiments.report.numbers import Unit
-from experiments.report.statistics import LEVEL, Difference, holm, mcnemar
-from experiments.report.summary import Cell, Summary, best_of, difference, own_error
+from .numbers import Unit
+from .statistics import LEVEL, Difference, holm, mcnemar
+from .summary import Cell, Summary, best_of, difference, own_error
 
 LEAST = 0.005  # half a point, or of an RMSE half a percent: a smaller difference is no claim, however certain
 
@@ -33,65 +33,62 @@ class Table(NamedTuple):
 
 
 def claims(summary: Summary) -> list[Claim]:
-    """The claims that this study supports, against an arm that differs only in regularization."""
-    plain = summary.plain
-    if plain is None:
-        return _compressed(summary)
-    comparable = [cell for cell in summary.cells if cell.is_done and cell.differs_only_by_regularization(plain)]
-    off = [cell for cell in comparable if cell.is_off()]
-    on = [cell for cell in comparable if not cell.is_off() and not cell.is_plain()]
+    """The claims that this study supports, each arm against one that differs only in regularization."""
+    pairs = [
+        (cell, plain) for cell, plain in _pairs(summary, summary.cells) if cell.differs_only_by_regularization(plain)
+    ]
+    off = [(cell, plain) for cell, plain in pairs if cell.is_off()]
+    on = [(cell, plain) for cell, plain in pairs if not cell.is_off()]
     shown = [cell.runs for cell in shown_by(summary)]
-    found = [_Found(cell, plain) for cell in on if any(cell.runs is runs for runs in shown)]
+    found = [_Found(cell, plain) for cell, plain in on if any(cell.runs is runs for runs in shown)]
     held = holm([*(one.is_claim for one in found), *[never] * (len(on) - len(found))])
     sure = [one for one, is_held in zip(found, held, strict=False) if is_held]
-    return [*_zero_is_plain(plain, off), *_between(plain, on, sure), *_too_strong(sure), *_compressed(summary)]
+    return [*_zero_is_plain(off), *_between([cell for cell, _ in on], sure), *_too_strong(sure), *_compressed(summary)]
 
 
 def shown_by(summary: Summary) -> list[Cell]:
     """The cells whose test error differs from the unregularized one beyond chance, counting all comparisons."""
-    plain = summary.plain
-    if plain is None:
-        return []
-    cells = [cell for cell in summary.cells if cell.is_done and not cell.is_plain() and not cell.is_off()]
+    pairs = [(cell, plain) for cell, plain in _pairs(summary, summary.cells) if not cell.is_off()]
     tests: list[Callable[[float], bool]] = []
-    for cell in cells:
+    for cell, plain in pairs:
         found = _less(cell, plain)
         tests.append(found.excludes_zero if found else never)
-    return [cell for cell, is_shown in zip(cells, holm(tests), strict=True) if is_shown]
+    return [cell for (cell, _), is_shown in zip(pairs, holm(tests), strict=True) if is_shown]
 
 
 def compared(summary: Summary) -> Table | None:
-    """The chosen arms less the unregularized one; None if there is none, or nothing but single seeds."""
-    plain = summary.plain
-    if plain is None:
-        return None
-    shown, rows = [cell.runs for cell in shown_by(summary)], []
-    for cell in summary.chosen:
-        found = None if not cell.is_done or cell.is_plain() or cell.is_off() else _less(cell, plain)
+    """The chosen arms less the unregularized ones; None if there is none, or nothing but single seeds."""
+    shown, rows, arms = [cell.runs for cell in shown_by(summary)], [], []
+    for cell, plain in _pairs(summary, summary.chosen):
+        found = None if cell.is_off() else _less(cell, plain)
         if found is not None and found.of_seeds is not None:
             errors = [plain.unit.size(error) for error in (found.of_seeds, found.of_images)]
             is_shown = any(cell.runs is runs for runs in shown)
-            rows.append(
-                [cell.label, *written(found, plain.unit), *errors, str(found.seeds), "yes" if is_shown else "no"]
-            )
+            figures = [*written(found, plain.unit), *errors, str(found.seeds), "yes" if is_shown else "no"]
+            rows.append([cell.label, *figures])
+            arms.append(plain.arm)
+    if not rows:
+        return None
+    several = len(set(arms)) > 1
+    if several:
+        rows = [[f"{label} less {arm}", *figures] for arm, (label, *figures) in zip(arms, rows, strict=True)]
     interval = f"{100 * LEVEL:g} % interval"
-    heads = [f"less {plain.arm}", f"test {summary.error}", interval, "SE: seeds", summary.noun, "seeds", "beyond"]
+    heads = ["arms" if several else f"less {arms[0]}", f"test {summary.error}", interval, "SE: seeds"]
     text = (
         f"Differences{in_units(summary)}, seed by seed. The interval counts both standard errors, of seeds and of test "
         f"{summary.noun}. Beyond: the interval excludes zero also where all arms and strengths are counted (Holm), so "
         f"that by chance any does in {100 * (1 - LEVEL):.0f} % of studies."
     )
-    return Table(f"Against {plain.arm}", heads, rows, text) if rows else None
+    title = "Against the unregularized arms" if several else f"Against {arms[0]}"
+    return Table(title, [*heads, summary.noun, "seeds", "beyond"], rows, text)
 
 
 def single_runs(summary: Summary) -> Table | None:
     """McNemar's test of the arms with one seed in common with the unregularized one; None without such."""
-    plain = summary.plain
-    if plain is None:
-        return None
-    rows = []
+    rows, arms = [], []
     for cell in summary.chosen:
-        if not cell.is_done or cell is plain or cell.runs[0].data != plain.runs[0].data:
+        plain = summary.plain if cell.is_plain() else summary.counterpart(cell)  # of two plain networks the first
+        if plain is None or not cell.is_done or cell is plain or cell.runs[0].data != plain.runs[0].data:
             continue
         ours, theirs, common = cell.wrong("test"), plain.wrong("test"), cell.seeds & plain.seeds
         if len(common) == 1 and common <= ours.keys() & theirs.keys():
@@ -99,12 +96,24 @@ def single_runs(summary: Summary) -> Table | None:
             if len(ours[seed]) == len(theirs[seed]):
                 found = mcnemar(ours[seed], theirs[seed])
                 rows.append([cell.label, str(found.only_ours), str(found.only_theirs), f"{found.p:.2g}"])
-    heads = ["single runs", "wrong here only", f"wrong with {plain.arm} only", "McNemar's p"]
+                arms.append(plain.arm)
+    if not rows:
+        return None
+    if several := len(set(arms)) > 1:
+        rows = [[f"{label} and {arm}", *figures] for arm, (label, *figures) in zip(arms, rows, strict=True)]
+    other = "in the other" if several else f"with {arms[0]}"
+    heads = ["single runs", "wrong here only", f"wrong {other} only", "McNemar's p"]
     text = (
         f"Test {summary.noun} that only one of two runs has wrong. The exact p-value is for other {summary.noun} and "
         "these two runs; what other seeds would do is unknown, so no difference is claimed."
     )
-    return Table("Two single runs", heads, rows, text) if rows else None
+    return Table("Two single runs", heads, rows, text)
+
+
+def _pairs(summary: Summary, cells: Sequence[Cell]) -> list[tuple[Cell, Cell]]:
+    """The finished regularized cells, each with the unregularized one to compare it with."""
+    done = [cell for cell in cells if cell.is_done and not cell.is_plain()]
+    return [(cell, plain) for cell in done if (plain := summary.counterpart(cell)) is not None]
 
 
 def written(found: Difference, unit: Unit) -> list[str]:
@@ -122,7 +131,7 @@ class _Found:
     """How a regularized arm differs from the unregularized one."""
 
     def __init__(self, cell: Cell, plain: Cell) -> None:
-        self.cell, self.unit = cell, plain.unit
+        self.cell, self.plain, self.unit = cell, plain, plain.unit
         self.least = LEAST * (plain.mean("test_error").mean if plain.is_regression else 1.0)
         self.test, self.gap, self.train = (_less(cell, plain, key) for key in ("test_error", "gap", "train_error"))
 
@@ -160,21 +169,21 @@ def _apart(cell: Cell, plain: Cell, seed: int) -> float:
     return cell.by_seed("test_error")[seed] - plain.by_seed("test_error")[seed]
 
 
-def _zero_is_plain(plain: Cell, off: list[Cell]) -> list[Claim]:
-    common = [(cell, cell.digests.keys() & plain.digests.keys()) for cell in off]
-    other = [cell.arm for cell, seeds in common if any(cell.digests[s] != plain.digests[s] for s in seeds)]
-    rounded = [cell for cell, seeds in common if cell.arm in other and all(_rounds(cell, plain, s) for s in seeds)]
-    if other and len(rounded) == len(other):
-        names = " and ".join(other)
-        apart = max(abs(_apart(cell, plain, s)) for cell, seeds in common if cell.arm in other for s in seeds)
+def _zero_is_plain(off: list[tuple[Cell, Cell]]) -> list[Claim]:
+    common = [(cell, plain, cell.digests.keys() & plain.digests.keys()) for cell, plain in off]
+    other = [one for one in common if any(one[0].digests[seed] != one[1].digests[seed] for seed in one[2])]
+    names = " and ".join(cell.arm for cell, _, _ in other)
+    plains = " and ".join(dict.fromkeys(plain.arm for _, plain, _ in other))
+    if other and all(_rounds(cell, plain, seed) for cell, plain, seeds in other for seed in seeds):
+        apart, unit = max(abs(_apart(*one[:2], seed)) for one in other for seed in one[2]), other[0][1].unit
         evidence = (
-            f"{names} at strength 0 and {plain.arm} were trained in stacks of other sizes, which round in another "
-            f"order: their test errors differ by at most {plain.unit.size(apart)}{plain.unit.points}."
+            f"{names} at strength 0 and {plains} were trained in stacks of other sizes, which round in another "
+            f"order: their test errors differ by at most {unit.size(apart)}{unit.points}."
         )
         return [Claim("Strength 0 is the plain loss up to rounding.", evidence)]
     if other:
-        return [Claim("Strength 0 is not the plain loss here!", f"Other weights than {plain.arm}: {', '.join(other)}.")]
-    same = [cell.arm for cell, seeds in common if seeds]
+        return [Claim("Strength 0 is not the plain loss here!", f"Other weights than {plains}: {names}.")]
+    same = [cell.arm for cell, _, seeds in common if seeds]
     if not same:
         return []
     verb = "end" if len(same) > 1 else "ends"
@@ -182,12 +191,12 @@ def _zero_is_plain(plain: Cell, off: list[Cell]) -> list[Claim]:
     return [Claim("Strength 0 is the plain loss.", evidence)]
 
 
-def _between(plain: Cell, on: list[Cell], sure: list[_Found]) -> list[Claim]:
+def _between(on: list[Cell], sure: list[_Found]) -> list[Claim]:
     """The best arm, which is chosen by the validation error, if it is better."""
     found = next((one for one in sure if one.is_better and one.cell is best_of(on)), None)
     if found is None:
         return []
-    best = found.cell
+    best, plain = found.cell, found.plain
     closes = abs(best.gap.mean) < 0.5 * plain.gap.mean
     noise = plain.runs[0].data.label_noise
     wrong = f" ({100 * noise:g} % of its labels are wrong)" if noise else ""

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from ..errors import UserError
+from ..training.files import write
+from . import page
+from .claims import Table, in_units, never, written
+from .datasets import Rows
+from .numbers import PERCENT, Unit
+from .page import aligned
+from .statistics import LEVEL, Difference, holm
+from .summary import Cell, Summary, difference, summarize
+from .vega import SOFT, TEST, TRAIN, VALID, Picture, Spec, shares_of
 
-from experiments.errors import UserError
-from experiments.report.canvas import PLAIN, STYLE, TEST, TRAIN, VALID, svg
-from experiments.report.claims import Table, in_units, never, written
-from experiments.report.numbers import PERCENT, Unit
-from experiments.report.page import aligned
-from experiments.report.statistics import LEVEL, Difference, holm
-from experiments.report.summary import Cell, Summary, difference, summarize
-from experiments.training.files import write
-
-_COLORS = (TRAIN, TEST, VALID, "#7c3aed", PLAIN)
+_COLORS = (TRAIN, TEST, VALID, "var(--fourth)", SOFT)
 
 
 class Comparison(NamedTuple):
@@ -160,45 +156,98 @@ def text_of(found: Comparison) -> str:
 
 def write_comparison(found: Comparison, path: Path) -> Path:
     """Renders the comparison as a page; returns its path."""
-    environment = Environment(
-        loader=PackageLoader("experiments.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    data = {"studies": _rows(found)}
+    made = page.rendered(
+        "compare.html",
+        {"title": " / ".join(found.studies), "found": found, "tables": [page.Named(one) for one in found.tables]},
+        [Picture("The studies side by side", _PICTURE, lambda width: _picture(found, width), _shown(found))],
+        data,
     )
-    template = environment.get_template("compare.html")
-    page = template.render(title=" / ".join(found.studies), found=found, picture=_picture(found))
-    write(path, page)
+    write(path, made)
     return path
 
 
-def _picture(found: Comparison) -> Markup:
-    """Test errors, and beside them what each arm changes, study by study."""
-    with rc_context(STYLE):
-        figure = Figure(figsize=(9.2, 1.2 + len(found.arms) * (0.2 + 0.2 * len(found.studies))), layout="constrained")
-        errors, effects = figure.subplots(1, 2, sharey=True)
-        for at, label in enumerate(found.studies):
-            offset = 0.6 * ((at + 0.5) / len(found.studies) - 0.5)
-            style = {"fmt": "o", "color": _COLORS[at % len(_COLORS)], "markersize": 5.5, "elinewidth": 1.4}
-            for y, arm in enumerate(found.arms):
-                cell, effect = found.cell(label, arm), found.effect(label, arm)
-                if cell is not None:
-                    middle, error = cell.mean("test_error")
-                    errors.errorbar(middle, y + offset, xerr=error, **style)
-                if effect is not None:
-                    low, high = effect.interval() or (effect.mean, effect.mean)
-                    ends = [[effect.mean - low], [high - effect.mean]]
-                    effects.errorbar(effect.mean, y + offset, xerr=ends, **style)
-            errors.errorbar([], [], label=label, **style)
-        errors.set_yticks(range(len(found.arms)), found.arms)
-        errors.set_ylim(len(found.arms) - 0.5, -0.5)
-        errors.set_title(f"test {found.first.error}, one SE")
-        effects.set_title(f"less the unregularized arm, {100 * LEVEL:g} % interval")
-        effects.axvline(0, color=PLAIN, linestyle=":", linewidth=1.2, zorder=0)
-        for axes in (errors, effects):
-            if not found.first.is_regression:
-                axes.xaxis.set_major_formatter(PercentFormatter(1))
-            axes.tick_params(axis="y", length=0)
-            axes.grid(axis="y", visible=False)
-        figure.legend(loc="outside upper left", ncols=3)
-        return svg(figure)
+_PICTURE = (
+    "Test errors with one standard error, and beside them what each arm changes, with its interval, study by study."
+)
+
+
+def _shown(found: Comparison) -> str:
+    return f"Studies {', '.join(found.studies)}; arms {', '.join(found.arms)}. The tables hold the same figures."
+
+
+def _rows(found: Comparison) -> Rows:
+    """Of each arm in each study the test error, and the difference to the unregularized arm."""
+    rows: Rows = []
+    for arm in found.arms:
+        for label in found.studies:
+            cell, effect = found.cell(label, arm), found.effect(label, arm)
+            row: dict[str, Any] = {"arm": arm, "study": label, "strength": "", "error": "", "low": "", "high": ""}
+            row |= {"less": "", "less_low": "", "less_high": ""}
+            if cell is not None:
+                middle, error = cell.mean("test_error")
+                row |= {"error": middle, "low": middle - (error or 0.0), "high": middle + (error or 0.0)}
+                row["strength"] = "" if cell.strength is None else cell.strength
+            if effect is not None:
+                low, high = effect.interval() or (effect.mean, effect.mean)
+                row |= {"less": effect.mean, "less_low": low, "less_high": high}
+            rows.append(row)
+    return rows
+
+
+def _picture(found: Comparison, width: int) -> Spec:
+    studies, is_wide = list(found.studies), width > 600
+    longest = min(220 if is_wide else 110, 7 * max(map(len, found.arms)))
+    each = (width - longest - 30) // 2 if is_wide else width - longest - 10
+    color = {
+        "field": "study",
+        "type": "nominal",
+        "title": None,
+        "scale": {"domain": studies, "range": [_COLORS[at % len(_COLORS)] for at in range(len(studies))]},
+        "legend": {"columns": 3 if is_wide else 1, "labelLimit": 300},
+    }
+
+    def panel(prefix: str, title: str, is_first: bool) -> Spec:
+        names = {"": ("error", "low", "high"), "less": ("less", "less_low", "less_high")}[prefix]
+        axis = {"labelLimit": longest, "grid": False, "labelFontSize": 13} if is_first or not is_wide else None
+        x = {
+            "type": "quantitative",
+            "title": title,
+            "axis": {**shares_of(found.first), "tickCount": 6 if is_wide else 4},
+        }
+        style = ".4~g" if found.first.is_regression else ".3~%"
+        tips = [{"field": name, "title": name, "format": style} for name in names]
+        offset = {"field": "study", "type": "nominal", "scale": {"domain": studies}}
+        zero = {
+            "data": {"values": [{}]},
+            "mark": {"type": "rule", "strokeDash": [2, 3]},
+            "encoding": {"x": {"datum": 0}},
+        }
+        y = {"field": "arm", "type": "nominal", "scale": {"domain": [*found.arms]}, "title": None, "axis": axis}
+        here = {"y": y, "yOffset": offset, "color": color}
+        known = {"transform": [{"filter": f"isValid(datum.{names[0]}) && datum.{names[0]} !== ''"}]}
+        rule: Spec = {"x": {**x, "field": names[1], "scale": {"zero": False}}, "x2": {"field": names[2]}}
+        point: Spec = {"x": {**x, "field": names[0]}, "shape": {**color, "scale": {"domain": studies}}}
+        point["tooltip"] = [{"field": "arm"}, {"field": "study"}, *tips]
+        return {
+            "width": each,
+            "height": {"step": 14 if len(studies) > 1 else 26, "for": "offset"},
+            "layer": [
+                *([zero] if prefix else []),
+                {**known, "mark": {"type": "rule", "strokeWidth": 1.6}, "encoding": {**here, **rule}},
+                {
+                    **known,
+                    "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1},
+                    "encoding": {**here, **point},
+                },
+            ],
+        }
+
+    panels = [
+        panel("", f"test {found.first.error}", True),
+        panel("less", f"less the unregularized arm, {100 * LEVEL:g} % interval", False),
+    ]
+    return {"data": {"name": "studies"}, "concat": panels, "columns": 2 if is_wide else 1, "spacing": 20}
 
 
 def _same_data(ours: Cell, theirs: Cell) -> bool:

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from experiments.config import Run, resolve
-from experiments.report.claims import claims, shown_by
-from experiments.report.statistics import bootstrap, paired
-from experiments.report.summary import Cell, Summary, difference
-from experiments.training.files import write
-from experiments.training.outcomes import packed
+from ..config import Run, resolve
+from ..training.files import write
+from ..training.outcomes import packed
+from .claims import claims, shown_by
+from .statistics import bootstrap, paired
+from .summary import Cell, Summary, difference
 
 STUDIES = 1000  # of each kind
 STRENGTHS = [0.01, 0.03, 0.1, 0.3, 1.0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from experiments.report.statistics import Mean
+from .statistics import Mean
 
 
 class Unit(NamedTuple):
@@ -50,3 +50,13 @@ def percent(value: Mean) -> str:
 def plus_minus(value: Mean, digits: int) -> str:
     """A mean with its standard error, if that is known and not 0."""
     return f"{value.mean:.{digits}f}" + (f" ± {value.se:.{digits}f}" if value.se else "")
+
+
+def rounded(value: float, digits: int = 6) -> float:
+    """The number with so many digits, for pictures.
+
+    Example:
+        >>> rounded(0.123456789), rounded(1234.5678, 4)
+        (0.123457, 1235.0)
+    """
+    return float(f"{value:.{digits}g}")

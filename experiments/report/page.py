@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
-from experiments.config.names import short, text_of
-from experiments.report import figures
-from experiments.report.claims import Table, claims, compared, single_runs
-from experiments.report.numbers import percent, plus_minus
-from experiments.report.summary import Cell, Summary, best_of
-from experiments.training.files import write
+from ..config.names import short, text_of
+from ..training.data import Examples
+from ..training.files import write
+from . import datasets, figures, images, paths, predicting, settings, vega, weights
+from .claims import Table, claims, compared, single_runs
+from .datasets import Rows
+from .numbers import PERCENT, percent, plus_minus
+from .summary import Cell, Summary, best_of
+from .vega import Picture
 
 
 def table(summary: Summary) -> str:
@@ -39,7 +43,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def columns(summary: Summary) -> list[str]:
     """The heads of the table; of a search with its keys and its metric."""
-    error = "RMSE" if summary.is_regression else "error %"
+    error = _error_head(summary)
     figures = [f"train {error}", f"test {error}", "gap", "test loss", "zeros %", "norm"]
     figures += [f"test {name}" for name in summary.metrics]
     if summary.sweep is None:
@@ -89,22 +93,150 @@ def _value(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else text_of(value)
 
 
-def write_page(summary: Summary, folder: Path) -> Path:
-    """Renders the page into the study's folder; returns its path."""
-    environment = Environment(
-        loader=PackageLoader("experiments.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    page = environment.get_template("report.html").render(
-        summary=summary,
-        columns=columns(summary),
-        rows=[(cell, row(cell, summary)) for cell in summary.chosen],
-        best=best_of([cell for cell in summary.chosen if not cell.remark], summary.metric),
-        points=points(summary),
-        lowest=f"lowest {summary.metric_in_words}",
-        claims=claims(summary),
-        tables=tables(summary),
-        pictures=figures.all_of(summary),
-    )
+def write_page(summary: Summary, folder: Path, trusted: bool = False) -> Path:
+    """Renders the page into the study's folder; returns its path.
+
+    Args:
+        summary: of the study.
+        folder: the study's.
+        trusted: whether a class that the records name may be run to load the data, as where the study was just run.
+    """
+    vega.begin_library()
+    chosen = {label: cell for cell, label in _labelled(summary.chosen)}
+    done = {label: cell for label, cell in chosen.items() if cell.is_done}
+    examples, missing = images.examples_of(done, trusted)
+    classes = _classes(done, examples)
+    data = _data(summary, chosen, done, classes)
+    of_weights = weights.of_weights(done, summary)
+    best = best_of([cell for cell in summary.chosen if not cell.remark], summary.metric)
+    context = {
+        "title": summary.name,
+        "summary": summary,
+        "columns": columns(summary),
+        "keys": _keys_of_columns(summary),
+        "rows": [(label, row(cell, summary)) for label, cell in chosen.items()],
+        "best": _Best(next((label for label, cell in chosen.items() if cell is best), ""), summary.metric_in_words),
+        "points": [("", cells) for cells in points(summary)],
+        "claims": claims(summary),
+        "tables": [Named(one, list(chosen)) for one in tables(summary)],
+        "late": [picture.title for picture in of_weights],
+        "confused": predicting.most_confused(data["confusion"]),
+        "images": images.of_study(done, summary, examples),
+        "missing": [line for line in (missing, _old(done), _many(done)) if line],
+        "settings": settings.settings_of(chosen),
+        "base": f"the arm {summary.plain.label}" if summary.plain else "what most arms have",
+        "environment": settings.environment_of(chosen),
+    }
+    pictures = [
+        *figures.of_errors(done, summary),
+        *predicting.pictures(done, classes, data, summary.noun),
+        *of_weights,
+    ]
     path = folder / "report.html"
-    write(path, page)
+    write(path, rendered("report.html", context, pictures, data))
     return path
+
+
+def rendered(template: str, context: Mapping[str, Any], pictures: Sequence[Picture], data: Mapping[str, Rows]) -> str:
+    """A page with its pictures and their data."""
+    environment = Environment(
+        loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    drawn = [vega.drawn(picture, data, number) for number, picture in enumerate(pictures)]
+    files = Path(__file__).parent / "templates"
+    style, script = (Markup((files / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
+    sets = {name: _Set(datasets.as_csv(rows), datasets.numeric(rows)) for name, rows in data.items() if rows}
+    library = vega.library() if drawn else ""
+    return environment.get_template(template).render(
+        **context, pictures=drawn, data=sets, style=style, script=script, library=library
+    )
+
+
+class _Set(NamedTuple):
+    csv: str
+    numbers: Sequence[str]
+
+
+class _Best(NamedTuple):
+    label: str
+    metric: str
+
+    @property
+    def text(self) -> str:
+        return f"lowest {self.metric}"
+
+
+class Named:
+    """A table whose rows are told by the arm in their first cell."""
+
+    def __init__(self, table: Table, labels: Sequence[str] = ()) -> None:
+        self.title, self.text, self.heads = table.title, table.text, table.heads
+        self.named = [(cells[0] if cells[0] in labels else "", cells) for cells in table.rows]
+
+
+def _labelled(cells: Sequence[Cell]) -> list[tuple[Cell, str]]:
+    labels = datasets.labels_of(cells)
+    return [(cell, labels[id(cell)]) for cell in cells]
+
+
+def _classes(cells: Mapping[str, Cell], examples: Examples | None) -> list[str]:
+    """The names of the classes: those of the data, or else their numbers."""
+    if examples is not None:
+        return list(examples.labels)
+    found = [result["outcomes"]["test"] for cell in cells.values() for result in cell.results if result.get("outcomes")]
+    return [str(number) for number in range(max((row.get("classes", 0) for row in found), default=0))]
+
+
+def _data(
+    summary: Summary, chosen: Mapping[str, Cell], cells: Mapping[str, Cell], classes: Sequence[str]
+) -> dict[str, Rows]:
+    is_regression = summary.is_regression
+    return {
+        "runs": datasets.runs(summary, chosen),
+        "history": datasets.history(cells),
+        **paths.rows_of(summary),
+        "reliability": [] if is_regression else datasets.reliability(cells),
+        "confusion": [] if is_regression else datasets.confusion(cells, classes),
+        "numbers": datasets.numbers(cells) if is_regression else [],
+        "weights": datasets.weights(cells),
+        "layers": datasets.layers(cells),
+    }
+
+
+def _old(cells: Mapping[str, Cell]) -> str:
+    """A line for records that lack what the page would show of predictions."""
+    if not cells or all(datasets.predicted(cell) for cell in cells.values()):
+        return ""
+    return "Some records, as those of earlier versions, do not hold what their models predict: that is left out."
+
+
+def _many(cells: Mapping[str, Cell]) -> str:
+    """A line for more arms than are shown one by one."""
+    if len(cells) <= datasets.MOST_ARMS:
+        return ""
+    return f"Calibration, confusion and images are shown of the first {datasets.MOST_ARMS} of {len(cells)} arms."
+
+
+def _keys_of_columns(summary: Summary) -> list[dict[str, Any] | None]:
+    """How a page computes a column of the table from the runs, if it does."""
+    unit = next((cell.unit for cell in summary.chosen if cell.is_done), PERCENT)
+    error = {"factor": unit.factor, "digits": unit.digits, "plain": False}
+    known: dict[str, dict[str, Any]] = {
+        f"train {_error_head(summary)}": {"key": "train_error", **error},
+        f"test {_error_head(summary)}": {"key": "test_error", **error},
+        f"valid {_error_head(summary)}": {"key": "valid_error", **error},
+        "gap": {"key": "gap", **error},
+        "valid loss": {"key": "valid_loss", "factor": 1, "digits": 3, "plain": False},
+        "test loss": {"key": "test_loss", "factor": 1, "digits": 3, "plain": False},
+        "zeros %": {"key": "zeros", "factor": 100, "digits": 1, "plain": False},
+        "norm": {"key": "norm", "factor": 1, "digits": 2, "plain": True},
+    }
+    known |= {
+        f"test {name}": {"key": f"test {name}", "factor": 1, "digits": 3, "plain": False} for name in summary.metrics
+    }
+    names = 2 if summary.sweep is None else 1 + len(_keys(summary))
+    return [known.get(head) if at >= names else None for at, head in enumerate(columns(summary))]
+
+
+def _error_head(summary: Summary) -> str:
+    return "RMSE" if summary.is_regression else "error %"

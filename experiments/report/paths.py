@@ -1,59 +1,207 @@
-"""Figures of an arm with several values: over one number, or over each of several keys."""
+"""Pictures of an arm with several values: over one number, or over each of several keys."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import numpy as np
-from markupsafe import Markup
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from ..config.names import short, text_of
+from .summary import Cell, Summary, best_of, of_metric, one_standard_error
+from .vega import INK, SOFT, TEST, TRAIN, VALID, Picture, Spec, shares_of
 
-from experiments.config.names import short, text_of
-from experiments.report.canvas import INK, TEST, TRAIN, VALID, as_errors, band, errors_of, svg
-from experiments.report.statistics import mean
-from experiments.report.summary import Cell, Summary, best_of, of_metric, one_standard_error
+_PATHS = "Errors, the norm of each layer's weights, and the share of exact zeros, {over}."
+_CLOUDS = "Each dot is a point, at one of its values and its {metric}. The ring marks the best, gray dots were pruned."
+
+Rows = list[dict[str, Any]]
 
 
-def axis_of(paths: Sequence[Sequence[Cell]]) -> str:
-    """The varied key of all paths."""
+def pictures(summary: Summary) -> list[Picture]:
+    """The pictures of what was varied, if anything was."""
+    found = []
+    paths = paths_of(summary)
+
+    def along(width: int) -> Spec:
+        return _along(paths, summary, width)
+
+    def over(width: int) -> Spec:
+        return _over(summary, width)
+
+    names = ", ".join(path[0].arm for path in paths)
+    if paths:
+        text = _PATHS.format(over=summary.over_seeds)
+        found.append(Picture(f"Along the {_axis_of(paths)}", text, along, f"Curves of {names}."))
+    if summary.clouds:
+        text = _CLOUDS.format(metric=summary.metric_in_words)
+        shown = ", ".join(cloud[0].arm for cloud in summary.clouds)
+        found.append(Picture("Every point that was tried", text, over, f"The points of {shown}."))
+    return found
+
+
+def rows_of(summary: Summary) -> dict[str, Rows]:
+    """The data of the pictures: the means of each point with a standard error."""
+    return {"paths": _path_rows(summary), "points": _cloud_rows(summary)}
+
+
+def paths_of(summary: Summary) -> list[list[Cell]]:
+    """The arms with several values of a number, if any of these is not 0."""
+    return [path for path in summary.paths if any(cell.number for cell in path)]
+
+
+def _axis_of(paths: Sequence[Sequence[Cell]]) -> str:
     names = {short(path[0].point)[0] for path in paths}
     return names.pop() if len(names) == 1 else "strength"
 
 
-def along(paths: Sequence[Sequence[Cell]], summary: Summary) -> Markup:
-    """A grid of plots: errors, norms and zeros in rows, the arms in columns with a common axis."""
-    has_zeros = any(cell.mean("zeros").mean for path in paths for cell in path)
-    rows = 3 if has_zeros else 2
-    figure = Figure(figsize=(9.2, 0.6 + 2.4 * rows), layout="constrained")
-    grid = figure.subplots(rows, len(paths), sharex="col", sharey="row", squeeze=False)
-    for column, path in zip(grid.T, paths, strict=True):
+def _path_rows(summary: Summary) -> Rows:
+    rows: Rows = []
+    for path in paths_of(summary):
         values = [float(cell.number or 0.0) for cell in path]
-        places = _ticks(column[-1], values, _is_log(values, path[0].is_strength), most=9 // len(paths))
-        _path_of_errors(column[0], places, path, summary)
-        _path_of_layers(column[1], places, path, "norms")
-        if has_zeros:
-            _path_of_layers(column[2], places, path, "sparsity")
-            band(column[2], places, [cell.mean("zeros") for cell in path], INK, "all weights", marker="o")
-        _mark(column, places, path, summary)
-        column[0].set_title(path[0].arm, pad=18)
-        column[-1].set_xlabel(short(path[0].point)[0])
-    for axes, label in zip(grid[:, 0], ("error", "norm of the weights", "exact zeros"), strict=False):
-        axes.set_ylabel(summary.error if label == "error" else label)
-        axes.set_ylim(bottom=0)
-    grid[0, 0].set_ylim(0, _path_top(paths, summary))
-    for row, is_last in ((grid[0], False), (grid[-1], True)):  # the last has a line for each layer, as those above it
-        named = [dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True)) for axes in row]
-        lines = {label: line for one in named for label, line in one.items()}
-        if len(lines) <= 10:
-            corner: Literal["outside lower center", "outside upper right"]
-            corner = "outside lower center" if is_last else "outside upper right"
-            figure.legend(list(lines.values()), list(lines), loc=corner, ncols=5)
-    return svg(figure)
+        places = _places(values, _is_log(values, path[0].is_strength))
+        for cell, value, place in zip(path, values, places, strict=True):
+            row = {"arm": cell.arm, "value": value, "place": place}
+            for key in ("train_error", "test_error", "valid_error"):
+                middle, error = of_metric(cell, key)
+                ends = {"mean": middle, "low": middle - (error or 0.0), "high": middle + (error or 0.0)}
+                rows.append({**row, "kind": "error", "of": _error(key, summary), **ends})
+            for kind, key in (("norm", "norms"), ("zeros", "sparsity")):
+                for layer in cell.results[0][key]:
+                    found = [result[key][layer] for result in cell.results if layer in result[key]]
+                    middle = sum(found) / len(found)
+                    rows.append({**row, "kind": kind, "of": layer, "mean": middle, "low": middle, "high": middle})
+    return rows
+
+
+def _error(key: str, summary: Summary) -> str:
+    names = {"train_error": "training", "test_error": "test", "valid_error": "validation"}
+    return f"{names[key]} {summary.error}"
+
+
+def _along(paths: Sequence[Sequence[Cell]], summary: Summary, width: int) -> Spec:
+    columns = min(len(paths), 3 if width > 600 else 1)
+    each = (width - 20) // columns - 60
+    has_zeros = any(cell.mean("zeros").mean for path in paths for cell in path)
+    panels = []
+    for path in paths:
+        x, marks, names = _x_of(path, summary, each)
+        kinds: list[Spec] = [_errors(path, summary, x, _path_top(paths, summary)), _of_layers("norm", x)]
+        kinds += [_of_layers("zeros", x)] if has_zeros else []
+        stack: list[Spec] = [
+            {
+                "width": each,
+                "height": 150,
+                "layer": [kind, *marks, *([] if number else names)],
+                "transform": [{"filter": f"datum.arm == {_js(path)}"}],
+            }
+            for number, kind in enumerate(kinds)
+        ]
+        for panel in stack[:-1]:
+            panel["encoding"] = {"x": {"axis": {"labels": False, "ticks": False, "title": None}}}
+        panels.append(
+            {"title": path[0].arm, "description": path[0].arm, "vconcat": stack, "spacing": 12, "resolve": _APART}
+        )
+    return {"data": {"name": "paths"}, "concat": panels, "columns": columns, "spacing": 24, "resolve": _APART}
+
+
+_APART = {"scale": {"color": "independent", "x": "independent"}, "legend": {"color": "independent"}}
+
+
+def _js(path: Sequence[Cell]) -> str:
+    return json.dumps(path[0].arm)
+
+
+def _x_of(path: Sequence[Cell], summary: Summary, width: int) -> tuple[Spec, list[Spec], list[Spec]]:
+    """The axis of a path; lines at its best value and at the strongest one within one standard error; their names."""
+    values = [float(cell.number or 0.0) for cell in path]
+    places = _places(values, _is_log(values, path[0].is_strength))
+    ticks, names = _ticks(values, places, _is_log(values, path[0].is_strength), most=max(3, width // 55))
+    axis: Spec = {"grid": False}
+    if names:
+        axis |= {"values": ticks, "labelExpr": f"{json.dumps(names)}[indexof({json.dumps(ticks)}, datum.value)]"}
+    x = {
+        "field": "place",
+        "type": "quantitative",
+        "title": short(path[0].point)[0],
+        "axis": axis,
+        "scale": {"zero": False, "nice": False, "padding": 8},
+    }
+    best = best_of(path, summary.metric)
+    assert best is not None
+    strongest = one_standard_error(path, best, summary.metric) if best.is_strength else best
+    marks = {"best": best} if strongest is best else {"best": best, "one SE": strongest}
+    layers: list[Spec] = []
+    names_of_marks: list[Spec] = []
+    for name, cell in marks.items():
+        here = {"datum": places[path.index(cell)]}
+        line = {"type": "rule", "strokeDash": [2, 3], "color": INK}
+        tip = {"value": f"{name}: {cell.number:.3g}"}
+        layers.append({"data": {"values": [{}]}, "mark": line, "encoding": {"x": here, "tooltip": tip}})
+        text = {"type": "text", "baseline": "bottom", "align": "left" if cell is not best else "right", "dy": -3}
+        shown = {"x": here, "y": {"value": 0}, "text": tip}
+        names_of_marks.append({"data": {"values": [{}]}, "mark": {**text, "fontSize": 11}, "encoding": shown})
+    return x, layers, names_of_marks
+
+
+def _errors(path: Sequence[Cell], summary: Summary, x: Spec, top: float) -> Spec:
+    names = [_error(key, summary) for key in ("train_error", "test_error", "valid_error")]
+    color = {
+        "field": "of",
+        "type": "nominal",
+        "title": None,
+        "scale": {"domain": names, "range": [TRAIN, TEST, VALID]},
+        "legend": {"columns": 3, "labelFontSize": 11, "labelLimit": 130, "columnPadding": 6, "symbolOpacity": 1},
+    }
+    axis = {**shares_of(summary), "tickCount": 4}
+    y = {"type": "quantitative", "title": summary.error, "scale": {"domain": [0, top]}, "axis": axis}
+    layer = _lines("error", x, y, color, ".3~%" if not summary.is_regression else ".4~g")
+    if (plain := summary.counterpart(path[0])) is not None:
+        level = {"datum": plain.mean("test_error").mean}
+        line = {"type": "rule", "strokeDash": [6, 4], "color": TEST, "clip": True}
+        tip = {"value": "test, unregularized"}
+        layer["layer"].append({"data": {"values": [{}]}, "mark": line, "encoding": {"y": level, "tooltip": tip}})
+    return layer
+
+
+def _of_layers(kind: str, x: Spec) -> Spec:
+    color = {
+        "field": "of",
+        "type": "nominal",
+        "title": None,
+        "sort": None,
+        "scale": {"scheme": "tableau10"},
+        "legend": {"columns": 4, "labelFontSize": 11, "labelLimit": 100, "symbolLimit": 8},
+    }
+    title, style = ("norm of the weights", ".3~g") if kind == "norm" else ("exact zeros", ".3~%")
+    axis = {"tickCount": 4, "format": ".6~g" if kind == "norm" else "~%"}
+    y = {
+        "type": "quantitative",
+        "title": title,
+        "axis": axis,
+        "scale": {"zero": True} if kind == "norm" else {"domain": [0, 1]},
+    }
+    return _lines(kind, x, y, color, style)
+
+
+def _lines(kind: str, x: Spec, y: Spec, color: Spec, style: str) -> Spec:
+    tips = [
+        {"field": "value", "title": x["title"], "format": ".4~g"},
+        {"field": "of", "title": "of"},
+        {"field": "mean", "title": "mean", "format": style},
+    ]
+    area = {"type": "area", "opacity": 0.18, "clip": True}
+    line = {"type": "line", "strokeWidth": 1.8, "clip": True}
+    point = {"type": "point", "filled": True, "opacity": 1, "size": 26, "clip": True}
+    middle = {"x": x, "color": color, "y": {**y, "field": "mean"}}
+    ends = {"x": x, "color": color, "y": {**y, "field": "low"}, "y2": {"field": "high"}}
+    return {
+        "transform": [{"filter": f"datum.kind == '{kind}'"}],
+        "layer": [
+            *([{"mark": area, "encoding": ends}] if kind == "error" else []),
+            {"mark": line, "encoding": middle},
+            {"mark": point, "encoding": {**middle, "tooltip": tips}},
+        ],
+    }
 
 
 def _path_top(paths: Sequence[Sequence[Cell]], summary: Summary) -> float:
@@ -66,100 +214,124 @@ def _path_top(paths: Sequence[Sequence[Cell]], summary: Summary) -> float:
     return min(2 * near_top, 1.05 * top) or 1.0
 
 
-def _path_of_errors(axes: Axes, places: np.ndarray, path: Sequence[Cell], summary: Summary) -> None:
-    for name, (key, color) in {**errors_of(summary), f"validation {summary.error}": ("valid_error", VALID)}.items():
-        band(axes, places, [of_metric(cell, key) for cell in path], color, name, marker="o")
-    if summary.plain is not None:
-        level = summary.plain.mean("test_error").mean
-        axes.axhline(level, color=TEST, linestyle="--", linewidth=1, label="test, unregularized", zorder=1)
-    as_errors(axes.yaxis, summary)
-
-
-def _path_of_layers(axes: Axes, places: np.ndarray, path: Sequence[Cell], key: str) -> None:
-    """A line for each layer."""
-    layers = list(dict.fromkeys(layer for cell in path for layer in cell.results[0][key]))
-    for i, layer in enumerate(layers):
-        found = [[result[key][layer] for result in cell.results if layer in result[key]] for cell in path]
-        means = [mean(values or [math.nan]) for values in found]
-        band(axes, places, means, colormaps["viridis"](0.85 * i / max(len(layers) - 1, 1)), layer, marker="o")
-    if key == "sparsity":
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-
-
-def _mark(column: Sequence[Axes], places: np.ndarray, path: Sequence[Cell], summary: Summary) -> None:
-    """Vertical lines at the best value, and at the strongest value within one standard error of it."""
-    best = best_of(path, summary.metric)
-    assert best is not None
-    strongest = one_standard_error(path, best, summary.metric) if best.is_strength else best
-    marks = {"best": best} if strongest is best else {"best": best, "one SE": strongest}
-    for name, cell in marks.items():
-        place = places[path.index(cell)]
-        for axes in column:
-            axes.axvline(place, color=INK, linestyle=":", linewidth=1.2, zorder=1)
-        side = "center" if len(marks) == 1 else "right" if cell is best else "left"
-        beside: dict[str, Any] = {"xytext": (0, 4), "textcoords": "offset points", "ha": side, "fontsize": 9}
-        column[0].annotate(f"{name}: {cell.number:.3g}", (place, 1), xycoords=("data", "axes fraction"), **beside)
-
-
-def _ticks(axes: Axes, values: Sequence[float], is_log: bool, most: int) -> np.ndarray:
-    """The positions of the values on the axis; on a logarithmic axis 0 is half a decade before the smallest value."""
-    if not is_log:
-        return np.array(values)
-    smallest, largest = min(value for value in values if value > 0), max(values)
-    places = np.array([np.log10(value) if value > 0 else np.log10(smallest) - 0.5 for value in values])
-    decades = range(math.ceil(np.log10(smallest) - 1e-9), math.floor(np.log10(largest) + 1e-9) + 1)
-    if len(set(values)) <= most:
-        ticks = {place: f"{value:.3g}" for place, value in zip(places, values, strict=True)}
-    elif len(decades) < 2:
-        ticks = {np.log10(value): f"{value:.2g}" for value in (smallest, largest)}
-    else:
-        ticks = {float(decade): f"{10.0**decade:g}" for decade in decades[:: -(-len(decades) // most)]}
-        ticks |= {place: "0" for place, value in zip(places, values, strict=True) if value == 0}
-    axes.set_xticks(list(ticks), list(ticks.values()))
-    return places
-
-
-def _is_log(values: Sequence[float], is_strength: bool) -> bool:
+def _is_log(values: Sequence[Any], is_strength: bool) -> bool:
     positive = [value for value in values if value > 0]
     if is_strength:
         return bool(positive)
     return len(positive) == len(values) and max(values) > 20 * min(values)
 
 
-def over(summary: Summary) -> Markup:
-    """The metric against the value, for each searched arm and key."""
-    clouds = summary.clouds
-    keys = list(clouds[0][0].point)
-    each = -(-len(keys) // 4)
-    columns = -(-len(keys) // each)
-    figure = Figure(figsize=(9.2, 0.4 + 2.5 * each * len(clouds)), layout="constrained")
-    grid = figure.subplots(each * len(clouds), columns, sharey=True, squeeze=False)
-    for cloud, rows in zip(clouds, np.split(grid, len(clouds)), strict=True):
+def _places(values: Sequence[float], is_log: bool) -> list[float]:
+    """Where the values are on the axis; on a logarithmic one 0 is half a decade before the smallest value."""
+    if not is_log:
+        return list(values)
+    smallest = min(value for value in values if value > 0)
+    return [math.log10(value) if value > 0 else math.log10(smallest) - 0.5 for value in values]
+
+
+def _ticks(values: Sequence[float], places: Sequence[float], is_log: bool, most: int) -> tuple[list[float], list[str]]:
+    """Where a logarithmic axis has ticks, and what they are called; nothing for another axis."""
+    if not is_log:
+        return [], []
+    smallest, largest = min(value for value in values if value > 0), max(values)
+    decades = range(math.ceil(math.log10(smallest) - 1e-9), math.floor(math.log10(largest) + 1e-9) + 1)
+    if len(set(values)) <= most:
+        ticks = {place: f"{value:.3g}" for place, value in zip(places, values, strict=True)}
+    elif len(decades) < 2:
+        ticks = {math.log10(value): f"{value:.2g}" for value in (smallest, largest)}
+    else:
+        ticks = {float(decade): f"{10.0**decade:g}" for decade in decades[:: -(-len(decades) // most)]}
+        ticks |= {place: "0" for place, value in zip(places, values, strict=True) if value == 0}
+    return list(ticks), list(ticks.values())
+
+
+def _cloud_rows(summary: Summary) -> Rows:
+    rows: Rows = []
+    for cloud in summary.clouds:
         best = best_of(cloud, summary.metric)
-        for axes, key, name in zip(rows.flat, keys, short(keys), strict=False):
-            order = [text_of(value) for value in summary.sweep.space[key].values or ()] if summary.sweep else []
-            places = _cloud_ticks(axes, [cell.point[key] for cell in cloud], order)
+        for key, name in _keys(cloud).items():
+            values = [cell.point[key] for cell in cloud]
+            places = _cloud_places(values)
             for cell, place in zip(cloud, places, strict=True):
                 middle, error = of_metric(cell, summary.metric)
-                color = TRAIN if cell.is_done else "#94a3b8"
-                axes.errorbar(place, middle, yerr=error, fmt="o", color=color, ms=4.5, elinewidth=0.8, alpha=0.8)
-                if cell is best:
-                    axes.plot(place, middle, "o", ms=12, mfc="none", mec=TEST, mew=1.5, zorder=5)
-            axes.set_xlabel(name)
-            if summary.metric == "valid_error":
-                as_errors(axes.yaxis, summary)
-        for axes in rows.flat[len(keys) :]:
-            axes.set_axis_off()
-        rows[0, 0].set_title(cloud[0].arm)
-        for axes in rows[:, 0]:
-            axes.set_ylabel(summary.metric_in_words)
-    return svg(figure)
+                row = {"arm": cell.arm, "key": name, "value": text_of(cell.point[key]), "place": place, "mean": middle}
+                row |= {"low": middle - (error or 0.0), "high": middle + (error or 0.0)}
+                rows.append({**row, "is": "pruned" if not cell.is_done else "best" if cell is best else "done"})
+    return rows
 
 
-def _cloud_ticks(axes: Axes, values: Sequence[Any], names: Sequence[str]) -> list[float]:
-    """The positions of the values on the axis: numbers at their value, others side by side."""
-    if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
-        return list(_ticks(axes, [float(value) for value in values], _is_log(values, is_strength=False), most=4))
-    axes.set_xticks(range(len(names)), names)
-    axes.set_xlim(-0.5, len(names) - 0.5)
-    return [float(names.index(text_of(value))) for value in values]
+def _keys(cloud: Sequence[Cell]) -> Mapping[str, str]:
+    keys = list(cloud[0].point)
+    return dict(zip(keys, short(keys), strict=True))
+
+
+def _is_numeric(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+
+
+def _cloud_places(values: Sequence[Any]) -> Sequence[Any]:
+    """Numbers are at their value, others side by side."""
+    if not _is_numeric(values):
+        return [text_of(value) for value in values]
+    return _places([float(value) for value in values], _is_log(values, is_strength=False))
+
+
+def _over(summary: Summary, width: int) -> Spec:
+    """The metric against the value, for each searched arm and key."""
+    most = max(len(_keys(cloud)) for cloud in summary.clouds)
+    columns = min(most, 4 if width > 600 else 1)
+    each = (width - 20) // columns - 55
+    panels = [
+        _cloud_panel(cloud, key, name, summary, each) for cloud in summary.clouds for key, name in _keys(cloud).items()
+    ]
+    return {"data": {"name": "points"}, "concat": panels, "columns": columns, "spacing": 22, "resolve": _APART}
+
+
+def _cloud_panel(cloud: Sequence[Cell], key: str, name: str, summary: Summary, width: int) -> Spec:
+    values = [cell.point[key] for cell in cloud]
+    x: Spec = {"field": "place", "title": name, "axis": {"grid": False}}
+    if _is_numeric(values):
+        numbers = [float(value) for value in values]
+        is_log = _is_log(numbers, is_strength=False)
+        ticks, names = _ticks(numbers, _places(numbers, is_log), is_log, most=max(3, width // 70))
+        x |= {"type": "quantitative", "scale": {"zero": False, "nice": False, "padding": 8}}
+        if names:
+            x["axis"] = {
+                "grid": False,
+                "values": ticks,
+                "labelExpr": f"{json.dumps(names)}[indexof({json.dumps(ticks)}, datum.value)]",
+            }
+    else:
+        order = [text_of(value) for value in summary.sweep.space[key].values or ()] if summary.sweep else []
+        x |= {"type": "nominal", "sort": order, "axis": {"labelAngle": -30, "labelLimit": 110, "grid": False}}
+    is_error = summary.metric == "valid_error"
+    axis = {"tickCount": 4, **(shares_of(summary) if is_error else {"format": ".6~g"})}
+    y = {"type": "quantitative", "title": summary.metric_in_words, "axis": axis, "scale": {"zero": False}}
+    style = ".3~%" if is_error and not summary.is_regression else ".4~g"
+    gray = {"condition": {"test": "datum.is == 'pruned'", "value": SOFT}, "value": TRAIN}
+    tips = [
+        {"field": "value", "title": name},
+        {"field": "mean", "title": summary.metric_in_words, "format": style},
+        {"field": "is", "title": "was"},
+    ]
+    ring = {"type": "point", "filled": False, "size": 190, "color": TEST, "strokeWidth": 2}
+    return {
+        "title": cloud[0].arm,
+        "description": cloud[0].arm,
+        "width": width,
+        "height": 150,
+        "transform": [{"filter": f"datum.arm == {json.dumps(cloud[0].arm)} && datum.key == {json.dumps(name)}"}],
+        "encoding": {"x": x},
+        "layer": [
+            {"mark": "rule", "encoding": {"y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": gray}},
+            {
+                "mark": {"type": "point", "filled": True, "opacity": 0.8, "size": 45},
+                "encoding": {"y": {**y, "field": "mean"}, "color": gray, "tooltip": tips},
+            },
+            {
+                "transform": [{"filter": "datum.is == 'best'"}],
+                "mark": ring,
+                "encoding": {"y": {**y, "field": "mean"}},
+            },
+        ],
+    }

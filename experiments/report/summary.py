@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from experiments.config import Run, Study, Sweep
-from experiments.errors import UserError
-from experiments.report import statistics
-from experiments.report.numbers import PERCENT, Unit, unit_of_rmse
-from experiments.report.statistics import Difference, Mean, mean
-from experiments.training.outcomes import unpacked
-from experiments.training.record import Record, Row, read_runs, read_study
+from ..config import Run, Study, Sweep
+from ..errors import UserError
+from ..training.outcomes import unpacked
+from ..training.record import Record, Row, read_runs, read_study
+from . import statistics
+from .numbers import PERCENT, Unit, unit_of_rmse
+from .statistics import Difference, Mean, mean
 
 ONE_SE = ", one SE"
 IMAGES = ("digits", "mnist", "fashion_mnist", "kmnist", "emnist", "qmnist", "cifar10", "images")
@@ -32,6 +32,7 @@ class Cell:
     results: Sequence[Row]
     histories: Sequence[Sequence[Row]]
     remark: str = ""  # why it was chosen, if not as the best
+    records: Sequence[Record] = ()
 
     @property
     def arm(self) -> str:
@@ -150,7 +151,7 @@ class Cell:
     def wrong(self, split: str) -> dict[int, np.ndarray]:
         """Whether each "valid" or "test" example was wrong, for each seed; none of regressions and earlier versions."""
         found = zip(self.runs, (result.get("outcomes", {}).get(split) for result in self.results), strict=True)
-        return {run.seed: unpacked(row) for run, row in found if row}
+        return {run.seed: unpacked(row) for run, row in found if row and "wrong" in row}
 
     @property
     def norm(self) -> Mean:
@@ -259,6 +260,11 @@ class Summary:
     def plain(self) -> Cell | None:
         """The arm without regularization, if there is one that did not diverge."""
         return next((cell for cell in self.cells if cell.is_plain() and cell.is_done), None)
+
+    def counterpart(self, cell: Cell) -> Cell | None:
+        """The unregularized arm that differs from the cell by regularization alone; else the first one, if any."""
+        plain = (other for other in self.cells if other.is_plain() and other.is_done)
+        return next((other for other in plain if cell.differs_only_by_regularization(other)), self.plain)
 
     def cost(self, cell: Cell) -> float | None:
         """The time of all points of the cell's arm, relative to the unregularized run."""
@@ -440,7 +446,7 @@ def summarize(folder: Path) -> Summary:
         done = [(run, record, result) for run, record in found if (result := record.result) is not None]
         if done:
             ours, records, results = zip(*done, strict=True)
-            cell = Cell(ours, results, [record.history for record in records])
+            cell = Cell(ours, results, [record.history for record in records], records=records)
             if study.sweep is not None:
                 if cell.is_done and len(done) < len(found):
                     continue  # over some seeds only it would be compared with others over all

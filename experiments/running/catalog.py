@@ -12,12 +12,12 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from experiments import COMMAND, IS_INSTALLED, SHIPPED, config
-from experiments.config.schema import schema
-from experiments.config.sections import Name, Tree
-from experiments.config.toml import dumped
-from experiments.errors import UserError
-from experiments.training import build, models
+from .. import COMMAND, IS_INSTALLED, SHIPPED, config
+from ..config.schema import schema
+from ..config.sections import Name, Tree
+from ..config.toml import dumped
+from ..errors import UserError
+from ..training import build, models
 
 _START = """\
 # One line on what this study is about; '{command} list' shows it.

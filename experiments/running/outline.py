@@ -8,15 +8,15 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from experiments.config import Run, Study
-from experiments.config.sections import Tree
-from experiments.config.toml import dumped
-from experiments.errors import UserError, oneline
-from experiments.running import plans, search, stacks
-from experiments.running.catalog import counts
-from experiments.running.study import check
-from experiments.training.bars import lasting
-from experiments.training.setup import set_up
+from ..config import Run, Study
+from ..config.sections import Tree
+from ..config.toml import dumped
+from ..errors import UserError, oneline
+from ..training.bars import lasting
+from ..training.setup import set_up
+from . import plans, search, stacks
+from .catalog import counts
+from .study import check
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ from contextlib import contextmanager, suppress
 
 import torch
 
-from experiments.config import Run
-from experiments.errors import oneline
-from experiments.training.cost import seconds_of_epoch
-from experiments.training.loop import make_steps
-from experiments.training.setup import Setup, set_up
 from torchreg import Stacked
+
+from ..config import Run
+from ..errors import oneline
+from ..training.cost import seconds_of_epoch
+from ..training.loop import make_steps
+from ..training.setup import Setup, set_up
 
 _MOST = 1 << 26  # values in all parameters of one stack: larger ones wait for memory, and may not fit into it
 # Their steps are element by element, so that no member's depends on the others'.

@@ -10,11 +10,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from experiments.config.sweep import Dimension, Sweep
-from experiments.errors import UserError, oneline
-from experiments.training import build
-from experiments.training.files import damaged
-from experiments.training.record import Log
+from ..config.sweep import Dimension, Sweep
+from ..errors import UserError, oneline
+from ..training import build
+from ..training.files import damaged
+from ..training.record import Log
 
 if TYPE_CHECKING:
     import optuna

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from experiments.config import Run
-from experiments.errors import RecordError, oneline
-from experiments.running.plans import is_stacked
-from experiments.training.files import checksum
-from experiments.training.loop import train_together
-from experiments.training.record import Record, Row, digest_of, load_sealed, save_sealed
-from experiments.training.together import is_strength_0_of, kind_of
+from ..config import Run
+from ..errors import RecordError, oneline
+from ..training.files import checksum
+from ..training.loop import train_together
+from ..training.record import Record, Row, digest_of, load_sealed, save_sealed
+from ..training.together import is_strength_0_of, kind_of
+from .plans import is_stacked
 
 LARGEST = 64  # members of one stack
 

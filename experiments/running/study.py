@@ -12,22 +12,22 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from experiments import config
-from experiments.config import Run, Study
-from experiments.errors import RecordError, UserError, oneline
-from experiments.running import stacks
-from experiments.training import build, solving
-from experiments.training.bars import Bar
-from experiments.training.data import Examples
-from experiments.training.files import sealed, unsealed, write
-from experiments.training.loop import train
-from experiments.training.losses import check_loss
-from experiments.training.measure import describe
-from experiments.training.metrics import named_by
-from experiments.training.record import Record, Row, open_study
-from experiments.training.setup import losses
-from experiments.training.solving import solve
-from experiments.training.together import side_by_side
+from .. import config
+from ..config import Run, Study
+from ..errors import RecordError, UserError, oneline
+from ..training import build, solving
+from ..training.bars import Bar
+from ..training.data import Examples
+from ..training.files import sealed, unsealed, write
+from ..training.loop import train
+from ..training.losses import check_loss
+from ..training.measure import describe
+from ..training.metrics import named_by
+from ..training.record import Record, Row, open_study
+from ..training.setup import losses
+from ..training.solving import solve
+from ..training.together import side_by_side
+from . import stacks
 
 BROKEN = ("diverged", "failed")
 _REHEARSED = 100_000  # steps of a schedule that are tried before the study begins

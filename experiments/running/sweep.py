@@ -9,16 +9,16 @@ from statistics import fmean
 
 import torch
 
-from experiments.config import Study
-from experiments.config.names import point_of
-from experiments.errors import UserError
-from experiments.running import search
-from experiments.running.catalog import counts
-from experiments.running.search import Search
-from experiments.running.study import check
-from experiments.running.workers import Outcome, Task, in_turn, side_by_side
-from experiments.training.bars import Bar
-from experiments.training.record import Log, open_study
+from ..config import Study
+from ..config.names import point_of
+from ..errors import UserError
+from ..training.bars import Bar
+from ..training.record import Log, open_study
+from . import search
+from .catalog import counts
+from .search import Search
+from .study import check
+from .workers import Outcome, Task, in_turn, side_by_side
 
 
 def run_sweep(study: Study, folder: Path, device: torch.device, jobs: int = 1, resume: bool = False) -> list[str]:

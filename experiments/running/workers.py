@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 import torch
 
-from experiments.config import Run
-from experiments.errors import RecordError, oneline
-from experiments.running import orphans
-from experiments.running.search import Search
-from experiments.running.study import make
-from experiments.training import bars, loggers
-from experiments.training.record import Row, lock
+from ..config import Run
+from ..errors import RecordError, oneline
+from ..training import bars, loggers
+from ..training.record import Row, lock
+from . import orphans
+from .search import Search
+from .study import make
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn, update_bn
 
-from experiments import config
-from experiments.errors import UserError, oneline
-from experiments.training.data import Split
 from torchreg import Stacked
+
+from .. import config
+from ..errors import UserError, oneline
+from .data import Split
 
 _NORMALIZED = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 

@@ -13,17 +13,18 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 import torchreg
-from experiments import config
-from experiments.errors import UserError, oneline
-from experiments.training import data, losses, models, networks
-from experiments.training.activity import Activity
-from experiments.training.averaging import Average
-from experiments.training.data import Augmentation, Examples, Stream
-from experiments.training.data.vision import torchvision_module
-from experiments.training.imports import component, constructed, found_in, imported, required
 from torchreg import penalties
 from torchreg.nn.seeded import Seeded
 from torchreg.regularizer.compatibility import check_decay
+
+from .. import config
+from ..errors import UserError, oneline
+from . import data, losses, models, networks
+from .activity import Activity
+from .averaging import Average
+from .data import Augmentation, Examples, Stream
+from .data.vision import torchvision_module
+from .imports import component, constructed, found_in, imported, required
 
 if TYPE_CHECKING:
     import optuna

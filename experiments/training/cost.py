@@ -9,9 +9,9 @@ from statistics import median
 
 import torch
 
-from experiments.training.loop import make_steps
-from experiments.training.measure import evaluate
-from experiments.training.setup import Setup
+from .loop import make_steps
+from .measure import evaluate
+from .setup import Setup
 
 _WARMED = 2  # calls before the first timed one, which make what later ones use again
 _TIMED = 0.1  # seconds of timed calls, and at least so many of them

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zlib
+from base64 import b64decode, b64encode
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from experiments.errors import RecordError
+from ..errors import RecordError
 
 _CHECKSUM = ',\n  "checksum": "'
 
@@ -66,6 +68,27 @@ def unsealed(path: Path) -> dict[str, Any]:
             raise damaged(path)
         del tree["checksum"]
     return tree
+
+
+def compressed(content: bytes) -> str:
+    """The bytes as a text for a JSON file."""
+    return b64encode(zlib.compress(content, 6)).decode()
+
+
+def decompressed(text: str, count: int) -> bytes:
+    """The bytes in a text that :func:`compressed` has made.
+
+    Raises:
+        ValueError: it holds another number of them, or something else.
+    """
+    reader = zlib.decompressobj()
+    try:
+        found = reader.decompress(b64decode(text, validate=True), count + 1)  # never more, whatever it claims to hold
+    except zlib.error as error:
+        raise ValueError(str(error)) from None
+    if len(found) != count:
+        raise ValueError(f"there must be {count} bytes, got {len(found)} or more")
+    return found
 
 
 def write(path: Path, content: str | bytes) -> None:

@@ -7,9 +7,10 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from experiments.training.files import damaged
+from .files import damaged, decompressed
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Size = Annotated[float, Field(ge=0)]
@@ -55,14 +56,52 @@ class _Histogram(_Form):
         return self
 
 
-class _Outcomes(_Form):
-    count: Annotated[int, Field(ge=1)]
-    wrong: str
+class _Bins(_Form):
+    count: list[Count]
+    correct: list[Count]
+    confidence: list[Size]
 
     @model_validator(mode="after")
-    def _a_bit_for_each(self) -> _Outcomes:
-        if len(b64decode(self.wrong, validate=True)) != -(-self.count // 8):
+    def _as_many(self) -> _Bins:
+        if not len(self.count) == len(self.correct) == len(self.confidence):
+            raise ValueError("there must be as many figures of each kind")
+        return self
+
+
+class _Outcomes(_Form):
+    """Of classes ``wrong`` and, except in earlier versions and of validation examples, the rest; or ``values``."""
+
+    count: Annotated[int, Field(ge=1)]
+    wrong: str | None = None
+    classes: Annotated[int, Field(ge=1, le=2**16)] | None = None
+    true: str | None = None
+    predicted: str | None = None
+    confidence: str | None = None
+    bins: _Bins | None = None
+    values: str | None = None
+
+    @model_validator(mode="after")
+    def _one_for_each(self) -> _Outcomes:
+        more = (self.classes, self.predicted, self.confidence, self.bins)
+        kinds = {
+            "wrong": self.wrong is not None and self.values is None and self.true is None and more == (None,) * 4,
+            "classes": self.wrong is not None and self.values is None and None not in (self.true, *more),
+            "values": self.wrong is None and None not in (self.values, self.true) and more == (None,) * 4,
+        }
+        if not any(kinds.values()):
+            raise ValueError("some keys are missing")
+        if self.wrong is not None and len(b64decode(self.wrong, validate=True)) != -(-self.count // 8):
             raise ValueError("there must be a bit for each example")
+        kind = "<f4" if kinds["values"] else "u1" if (self.classes or 0) <= 256 else "<u2"
+        for text in (self.true, self.predicted, self.values):
+            if text is not None:
+                found = np.frombuffer(decompressed(text, np.dtype(kind).itemsize * self.count), kind)
+                if not np.isfinite(found).all() or (self.classes is not None and found.max() >= self.classes):
+                    raise ValueError("there must be a class or a number for each example")
+        if self.confidence is not None:
+            decompressed(self.confidence, self.count)
+        if self.bins is not None and sum(self.bins.count) != self.count:
+            raise ValueError("each example must be in a bin")
         return self
 
 

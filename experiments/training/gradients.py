@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from experiments.training.data import Task
 from torchreg import Stacked
+
+from .data import Task
 
 
 def shares(model: nn.Module, task: Task, batches: Sequence[tuple[Tensor, Tensor]]) -> Sequence[Tensor | float | None]:

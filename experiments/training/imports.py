@@ -11,8 +11,8 @@ from typing import Any, get_origin, get_type_hints
 
 from pydantic import ValidationError
 
-from experiments.config import Component
-from experiments.errors import UserError, did_you_mean, faults, oneline
+from ..config import Component
+from ..errors import UserError, did_you_mean, faults, oneline
 
 
 def imported(key: str, path: str, kind: Any) -> Callable[..., Any]:

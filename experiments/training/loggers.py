@@ -11,8 +11,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from experiments.config import Run
-from experiments.errors import UserError, did_you_mean, oneline
+from ..config import Run
+from ..errors import UserError, did_you_mean, oneline
 
 Numbers = Mapping[str, float]
 

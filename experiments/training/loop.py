@@ -11,19 +11,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from experiments.config import Run
-from experiments.training import data
-from experiments.training.activity import Activity
-from experiments.training.averaging import Average
-from experiments.training.bars import Bar
-from experiments.training.gradients import Clip, shares
-from experiments.training.measure import are_finite, describe, measured
-from experiments.training.outcomes import outcomes
-from experiments.training.progress import Progress, Store
-from experiments.training.record import Record, Row
-from experiments.training.setup import Autocast, Setup, losses, set_up
-from experiments.training.solving import solve
 from torchreg import Regularizer, Stacked
+
+from ..config import Run
+from . import data
+from .activity import Activity
+from .averaging import Average
+from .bars import Bar
+from .gradients import Clip, shares
+from .measure import are_finite, describe, measured
+from .outcomes import outcomes
+from .progress import Progress, Store
+from .record import Record, Row
+from .setup import Autocast, Setup, losses, set_up
+from .solving import solve
 
 _CLASSES = data.Classes(2)  # whose loss is the cross-entropy, of any number of classes
 
@@ -151,8 +152,7 @@ def train_together(
     examples = setup.examples
 
     def described(model: nn.Module) -> Row:
-        row = describe(model, examples)
-        return row if examples.task.name != "classes" else {**row, "outcomes": outcomes(model, examples)}
+        return {**describe(model, examples), "outcomes": outcomes(model, examples)}
 
     total, name = runs[0].train.epochs, runs[0].folder if store is None else f"{len(runs)} runs"
     with Bar(name, total, "epoch", done=progress.epoch) as bar:

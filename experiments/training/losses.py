@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import loss as torchs
 
-from experiments.config import Component
-from experiments.errors import UserError, oneline
-from experiments.training.data import Classes, Examples, Task
-from experiments.training.data.tasks import Form
-from experiments.training.imports import component
+from ..config import Component
+from ..errors import UserError, oneline
+from .data import Classes, Examples, Task
+from .data.tasks import Form
+from .imports import component
 
 KEY = "train.loss"
 LOSSES: dict[str, type[nn.Module]] = {

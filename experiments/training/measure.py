@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 import torchreg
-from experiments.training import build
-from experiments.training.data import Examples, Split, Task
-from experiments.training.metrics import Metrics
-from experiments.training.record import Row
-from experiments.training.setup import Setup
 from torchreg import Stacked
+
+from . import build
+from .data import Examples, Split, Task
+from .metrics import Metrics
+from .record import Row
+from .setup import Setup
 
 _EVALUATED_AT_ONCE = 4096  # examples; bounds the memory an evaluation takes
 _HISTOGRAM_EDGES = torch.linspace(-6, 1, 71)  # of log10 |w|

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.config import Metric
-from experiments.errors import UserError, oneline
-from experiments.training.data import Classes, Task
-from experiments.training.imports import component, found_in, imported
+from ..config import Metric
+from ..errors import UserError, oneline
+from .data import Classes, Task
+from .imports import component, found_in, imported
 
 KEY = "train.metrics"
 

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 import torchreg
-from experiments import config
-from experiments.errors import UserError, did_you_mean
-from experiments.training.data import Examples
-from experiments.training.data.vision import torchvision_module
-from experiments.training.imports import constructed
 from torchreg.selection.parameters import each_parameter
+
+from .. import config
+from ..errors import UserError, did_you_mean
+from .data import Examples
+from .data.vision import torchvision_module
+from .imports import constructed
 
 
 def of_torchvision(settings: config.Model, examples: Examples) -> nn.Module:

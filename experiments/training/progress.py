@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import nn
 
-from experiments.config import Run
-from experiments.errors import oneline
-from experiments.training.files import damaged
-from experiments.training.measure import are_finite
-from experiments.training.record import Record, Row
 from torchreg import Stacked
+
+from ..config import Run
+from ..errors import oneline
+from .files import damaged
+from .measure import are_finite
+from .record import Record, Row
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from experiments.training.setup import Setup
+    from .setup import Setup
 
 Describe = Callable[[nn.Module], Row]
 

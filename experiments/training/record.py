@@ -23,12 +23,13 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 import torchreg
-from experiments import IS_INSTALLED
-from experiments.config import Run, Study
-from experiments.errors import RecordError, UserError
-from experiments.training.files import append, checksum, content_of, damaged, parsed, sealed, unsealed, write
-from experiments.training.forms import Environments, Event, Figures, Result, check_form
-from experiments.training.loggers import Told
+
+from .. import IS_INSTALLED
+from ..config import Run, Study
+from ..errors import RecordError, UserError
+from .files import append, checksum, content_of, damaged, parsed, sealed, unsealed, write
+from .forms import Environments, Event, Figures, Result, check_form
+from .loggers import Told
 
 Row = dict[str, Any]
 _FREE: Any = {"data": {"root"}, "train": {"checkpoint_seconds", "stack"}}  # what a run may change when it goes on

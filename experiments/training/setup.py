@@ -12,15 +12,16 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 import torchreg
-from experiments import config
-from experiments.config import Run
-from experiments.training import build, data, metrics, solving
-from experiments.training.activity import Activity
-from experiments.training.averaging import Average
-from experiments.training.gradients import Clip
-from experiments.training.metrics import Metrics
-from experiments.training.together import side_by_side
 from torchreg import Regularizer, Stacked
+
+from .. import config
+from ..config import Run
+from . import build, data, metrics, solving
+from .activity import Activity
+from .averaging import Average
+from .gradients import Clip
+from .metrics import Metrics
+from .together import side_by_side
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from experiments.config import Run
-from experiments.errors import UserError
-from experiments.training.data import Examples, Split
 from torchreg import Regularizer
+
+from ..config import Run
+from ..errors import UserError
+from .data import Examples, Split
 
 _AT_ONCE = 4096  # examples; bounds the memory that the layers before take
 _TRIED = 8  # examples

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from experiments import config
-from experiments.config import Run
-from experiments.training import build
+from .. import config
+from ..config import Run
+from . import build
 
 
 def kind_of(run: Run) -> str:

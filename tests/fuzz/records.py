@@ -230,11 +230,11 @@ def once_rendered(folder: Path) -> Any:
     known = [summarize(folder / name) for name in ("done", "searched")]
     write_page = cli.report.write_page
 
-    def write_unknown(summary: Summary, where: Path) -> Path:
+    def write_unknown(summary: Summary, where: Path, trusted: bool) -> Path:
         return (
             where / "report.html"
             if any(_untimed(summary) == _untimed(one) for one in known)
-            else write_page(summary, where)
+            else write_page(summary, where, trusted)
         )
 
     return patch.object(cli.report, "write_page", write_unknown)

@@ -14,7 +14,7 @@ from tests.fuzz import configurations, records
 @pytest.fixture
 def no_page(monkeypatch):
     """Reports without their page, which takes a second."""
-    monkeypatch.setattr(cli.report, "write_page", lambda summary, folder: folder / "report.html")
+    monkeypatch.setattr(cli.report, "write_page", lambda summary, folder, trusted: folder / "report.html")
 
 
 def test_mutated_configurations_end_in_lines_and_exit_code_2(tmp_path):

@@ -15,7 +15,7 @@ from experiments.report import page as report
 from experiments.report import summarize
 from experiments.running.study import run_study
 from experiments.running.sweep import run_sweep
-from experiments.training.files import append, write
+from experiments.training.files import append, compressed, write
 from experiments.training.record import Record
 from tests.integration.studies import CPU, small
 
@@ -133,6 +133,15 @@ def without_checksums(folder: Path) -> None:
         torch.save({key: value for key, value in state.items() if key not in ("run", "history")}, path)
 
 
+CLASSIFIED = {
+    "count": 24,
+    "wrong": "AAAA",
+    "classes": 3,
+    **dict.fromkeys(("true", "predicted", "confidence"), compressed(bytes([2] * 24))),
+    "bins": {"count": [24], "correct": [0], "confidence": [1.0]},
+}
+
+
 def test_records_without_outcomes_are_read(folder):
     assert summarize(folder).cells[0].wrong("test").keys() == {0, 1}
     without_checksums(folder)
@@ -153,6 +162,16 @@ def test_records_without_outcomes_are_read(folder):
         {"test": {"count": 0, "wrong": ""}},
         {"train": {"count": 24, "wrong": "AAAA"}},
         {"test": {"count": 24}},
+        {"test": {"count": 24, "wrong": "AAAA", "predicted": "AAAA"}},
+        {"test": {**CLASSIFIED, "predicted": compressed(bytes(23))}},
+        {"test": {**CLASSIFIED, "predicted": compressed(bytes(25))}},
+        {"test": {**CLASSIFIED, "predicted": compressed(bytes([3] * 24))}},
+        {"test": {**CLASSIFIED, "predicted": "AAAA"}},
+        {"test": {**CLASSIFIED, "confidence": compressed(bytes(10**7))}},
+        {"test": {**CLASSIFIED, "bins": {"count": [23], "correct": [0], "confidence": [1.0]}}},
+        {"test": {**CLASSIFIED, "bins": {"count": [24], "correct": [0, 0], "confidence": [1.0]}}},
+        {"test": {"count": 1, "values": compressed(bytes(4)), "true": compressed(bytes([0, 0, 192, 127]))}},
+        {"test": {"count": 1, "values": compressed(bytes(4))}},
         None,
     ],
 )
@@ -160,6 +179,8 @@ def test_outcomes_that_are_none_are_told(outcomes, folder, run):
     without_checksums(folder)
     tree = json.loads((run / "result.json").read_text())
     (run / "result.json").write_text(json.dumps({**tree, "outcomes": {"test": {"count": 24, "wrong": "AAAA"}}}))
+    assert summarize(folder)
+    (run / "result.json").write_text(json.dumps({**tree, "outcomes": {"test": CLASSIFIED}}))
     assert summarize(folder)
     (run / "result.json").write_text(json.dumps({**tree, "outcomes": outcomes}))
     with pytest.raises(RecordError, match=r"result.json: is damaged"):

@@ -249,7 +249,6 @@ def test_each_regression(changes, tmp_path):
     assert_alike(together, alone)
     for name, run in alone.items():
         assert run["result"]["task"] == together[name]["result"]["task"] == "regression"
-        assert "outcomes" not in together[name]["result"]
         assert together[name]["result"]["stack"] == 6
         errors = [[row[f"{part}_error"] for part in ("train", "valid", "test")] for row in run["history"]]
         ours = [[row[f"{part}_error"] for part in ("train", "valid", "test")] for row in together[name]["history"]]

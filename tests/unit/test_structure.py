@@ -122,6 +122,17 @@ def test_imports_follow_the_table(file):
     assert here[0] == "experiments" or not [name for name in imported if name[0] == "experiments"]
 
 
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(REPOSITORY).as_posix())
+def test_the_studies_import_themselves_by_no_name_and_the_library_by_its_own(file):
+    """A wheel holds the studies under another name."""
+    nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    named = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    named |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+    assert "experiments" not in {name.partition(".")[0] for name in named}
+    is_relative = any(node.level for node in nodes if isinstance(node, ast.ImportFrom))
+    assert name_of(file)[0] == "experiments" or not is_relative
+
+
 def test_no_module_imports_one_that_imports_it():
     modules = {".".join(file.relative_to(REPOSITORY).with_suffix("").parts): file for file in FILES}
     files = {}

@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from experiments.training.data.stream import Stream
-from experiments.training.data.tasks import Classes, Regression, Task
+from .stream import Stream
+from .tasks import Classes, Regression, Task
 
 Target = Tensor | Sequence[str]  # numbers, or the names of classes
 

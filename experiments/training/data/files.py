@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments import config
-from experiments.errors import UserError, did_you_mean, oneline
-from experiments.training.data.examples import Source, Target, inputs_of
+from ... import config
+from ...errors import UserError, did_you_mean, oneline
+from .examples import Source, Target, inputs_of
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments import config
-from experiments.errors import UserError, oneline
-from experiments.training.data.examples import Source
-from experiments.training.data.files import paths_of
-from experiments.training.data.stream import Stream, is_streamed
-from experiments.training.data.vision import torchvision_module
+from ... import config
+from ...errors import UserError, oneline
+from .examples import Source
+from .files import paths_of
+from .stream import Stream, is_streamed
+from .vision import torchvision_module
 
 
 def read(settings: config.Data) -> Source:

@@ -8,12 +8,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from experiments import config
-from experiments.errors import UserError
-from experiments.training.data import files, images, own, toys, vision
-from experiments.training.data.examples import Examples, Source, Split, Target, noun_of
-from experiments.training.data.stream import Stream
-from experiments.training.data.tasks import Classes, Regression, Task
+from ... import config
+from ...errors import UserError
+from . import files, images, own, toys, vision
+from .examples import Examples, Source, Split, Target, noun_of
+from .stream import Stream
+from .tasks import Classes, Regression, Task
 
 _MOST_CLASSES = 20  # that whole numbers are taken for without being told
 _TEST_SHARE = 0.2

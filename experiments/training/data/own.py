@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
-from experiments import config
-from experiments.errors import UserError, did_you_mean, oneline
-from experiments.training.data.examples import Source, Target, inputs_of
-from experiments.training.data.files import pair
-from experiments.training.data.stream import Stream, is_streamed
-from experiments.training.imports import constructed, found_at, is_users_function
+from ... import config
+from ...errors import UserError, did_you_mean, oneline
+from ..imports import constructed, found_at, is_users_function
+from .examples import Source, Target, inputs_of
+from .files import pair
+from .stream import Stream, is_streamed
 
 _WANTED = "tensors (x, y), a Dataset, or a pair (train, test) of these"
 _INPUTS = ("image", "img", "x", "inputs", "features", "pixel_values")  # as columns are called most often

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments import config
-from experiments.training.data.examples import Source
+from ... import config
+from .examples import Source
 
 NAMES = ("digits", "diabetes", "breast_cancer", "wine")
 _DIGITS_TEST = 797  # of 1,797 digits: 1,000 are left for training and validation

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments import config
-from experiments.errors import UserError
-from experiments.training.data.examples import Source
+from ... import config
+from ...errors import UserError
+from .examples import Source
 
 _CLASSES = {
     "mnist": "MNIST",
@@ -41,8 +41,7 @@ def read(settings: config.Data) -> Source:
     """The data set of that name, downloaded if it is not there."""
     assert settings.name is not None
     dataset: Any = getattr(torchvision_module("datasets", f"data.name: {settings.name!r}"), _CLASSES[settings.name])
-    root = Path(settings.root or os.environ.get("TORCHREG_DATA") or "data")
-    raw = root / (dataset.base_folder if settings.name == "cifar10" else f"{dataset.__name__}/raw")
+    root, raw = _folders(settings)
     if settings.name in _CHECKED:
         checked = {
             name: _checked(raw / name, md5 if settings.name == "mnist" else None)
@@ -73,6 +72,18 @@ def read(settings: config.Data) -> Source:
     elif settings.name in ("mnist", "qmnist"):
         labels = tuple(map(str, range(10)))
     return Source(*parts[0], parts[1], labels=labels)
+
+
+def is_there(settings: config.Data) -> bool:
+    """Whether :func:`read` would download nothing, as also for other sources."""
+    return settings.name not in _CLASSES or _folders(settings)[1].is_dir()
+
+
+def _folders(settings: config.Data) -> tuple[Path, Path]:
+    """The folder of all data sets, and that of this one's files."""
+    assert settings.name is not None
+    root = Path(settings.root or os.environ.get("TORCHREG_DATA") or "data")
+    return root, root / ("cifar-10-batches-py" if settings.name == "cifar10" else f"{_CLASSES[settings.name]}/raw")
 
 
 def _tensors(found: Any, settings: config.Data) -> tuple[Tensor, Tensor]:
