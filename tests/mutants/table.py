@@ -16,8 +16,8 @@ MUTANTS = (
     # -- torchreg/functional, hooks, schedules --------------------------------------------------------------------
     Mutant(
         "torchreg/functional/shrinkage.py",
-        "start, w - away.sgn() * threshold)",
-        "start, w + away.sgn() * threshold)",
+        "moved = away.abs() <= threshold, w - away.sgn() * threshold",
+        "moved = away.abs() <= threshold, w + away.sgn() * threshold",
         "L1-SP pushes weights away from their reference: a wrong sign",
     ),
     Mutant(
@@ -34,8 +34,8 @@ MUTANTS = (
     ),
     Mutant(
         "torchreg/functional/losses.py",
-        "(own != ignored).flatten(1).sum(1) if is_classes else",
-        "own[0].numel() if is_classes else",
+        "counted = own != ignored",
+        "counted = own == own",
         "the mean over examples of a stack's losses counts the ignored targets",
     ),
     Mutant(
