@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from .numbers import Unit
 from .statistics import LEVEL, Difference, holm, mcnemar
-from .summary import Cell, Summary, best_of, difference, own_error
+from .summary import Cell, Summary, best_of, difference, own_error, same_test
 
 LEAST = 0.005  # half a point, or of an RMSE half a percent: a smaller difference is no claim, however certain
 
@@ -86,9 +86,8 @@ def compared(summary: Summary) -> Table | None:
 def single_runs(summary: Summary) -> Table | None:
     """McNemar's test of the arms with one seed in common with the unregularized one; None without such."""
     rows, arms = [], []
-    for cell in summary.chosen:
-        plain = summary.plain if cell.is_plain() else summary.counterpart(cell)  # of two plain networks the first
-        if plain is None or not cell.is_done or cell is plain or cell.runs[0].data != plain.runs[0].data:
+    for cell, plain in _pairs(summary, summary.chosen):
+        if not same_test(cell, plain):
             continue
         ours, theirs, common = cell.wrong("test"), plain.wrong("test"), cell.seeds & plain.seeds
         if len(common) == 1 and common <= ours.keys() & theirs.keys():
@@ -111,9 +110,19 @@ def single_runs(summary: Summary) -> Table | None:
 
 
 def _pairs(summary: Summary, cells: Sequence[Cell]) -> list[tuple[Cell, Cell]]:
-    """The finished regularized cells, each with the unregularized one to compare it with."""
-    done = [cell for cell in cells if cell.is_done and not cell.is_plain()]
-    return [(cell, plain) for cell in done if (plain := summary.counterpart(cell)) is not None]
+    """The finished cells, each with the unregularized one to compare it with.
+
+    That is one which differs by regularization alone. Other networks and losses without regularization are compared
+    with the first such arm, if they have its data.
+    """
+    found = []
+    for cell in cells:
+        plain = summary.plain if cell.is_plain() else summary.counterpart(cell)
+        if plain is None or not cell.is_done or cell is plain:
+            continue
+        if not cell.is_plain() or cell.runs[0].data == plain.runs[0].data:
+            found.append((cell, plain))
+    return found
 
 
 def written(found: Difference, unit: Unit) -> list[str]:
@@ -157,7 +166,7 @@ def never(level: float) -> bool:
 
 
 def _less(cell: Cell, plain: Cell, key: str = "test_error") -> Difference | None:
-    return difference(cell, plain, key, is_same=cell.runs[0].data == plain.runs[0].data)
+    return difference(cell, plain, key, is_same=same_test(cell, plain))
 
 
 def _rounds(cell: Cell, plain: Cell, seed: int) -> bool:

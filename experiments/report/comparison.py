@@ -14,7 +14,7 @@ from .datasets import Rows
 from .numbers import PERCENT, Unit
 from .page import aligned
 from .statistics import LEVEL, Difference, holm
-from .summary import Cell, Summary, difference, summarize
+from .summary import Cell, Summary, difference, same_test, summarize
 from .vega import SOFT, TEST, TRAIN, VALID, Picture, Spec, shares_of
 
 _COLORS = (TRAIN, TEST, VALID, "var(--fourth)", SOFT)
@@ -78,7 +78,7 @@ class Comparison(NamedTuple):
         cell, plain = self.cell(label, arm), self.studies[label].plain
         if cell is None or plain is None or cell.is_plain():
             return None
-        return difference(cell, plain, "test_error", is_same=_same_data(cell, plain))
+        return difference(cell, plain, "test_error", is_same=same_test(cell, plain))
 
     def _between(self) -> Table:
         first, *others = self.studies
@@ -108,7 +108,7 @@ class Comparison(NamedTuple):
         ours, theirs = self.cell(label, arm), self.cell(first, arm)
         if ours is None or theirs is None:
             return None
-        return difference(ours, theirs, "test_error", is_same=_same_data(ours, theirs))
+        return difference(ours, theirs, "test_error", is_same=same_test(ours, theirs))
 
 
 def compare(folders: Sequence[Path]) -> Comparison:
@@ -248,12 +248,6 @@ def _picture(found: Comparison, width: int) -> Spec:
         panel("less", f"less the unregularized arm, {100 * LEVEL:g} % interval", False),
     ]
     return {"data": {"name": "studies"}, "concat": panels, "columns": 2 if is_wide else 1, "spacing": 20}
-
-
-def _same_data(ours: Cell, theirs: Cell) -> bool:
-    """Whether two arms have the same data, wherever it lies."""
-    one, two = (cell.runs[0].data.model_copy(update={"root": None}) for cell in (ours, theirs))
-    return one == two
 
 
 def _error(cell: Cell | None) -> str:

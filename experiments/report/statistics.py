@@ -100,7 +100,13 @@ def bootstrap(differences: Sequence[float], level: float = LEVEL, seed: int = 0)
 
 
 def binomial_error(share: float, count: int) -> float:
-    """The standard error of a share of so many images, by other images."""
+    """The standard error of a share of so many images, by other images; of none or all of them that of a single one.
+
+    Example:
+        >>> binomial_error(0.5, 100), binomial_error(0.0, 100) == binomial_error(0.01, 100)
+        (0.05, True)
+    """
+    share = min(max(share, 1 / count), 1 - 1 / count)
     return math.sqrt(share * (1 - share) / count)
 
 
@@ -117,12 +123,37 @@ def rms_error(size: float, count: int) -> float:
 def image_error(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:
     """The standard error, by other images, of a difference of two errors, measured image by image.
 
+    Where no run errs on any image, it is that of one image on which one arm would.
+
     Args:
         ours: for each seed, whether each image was wrong.
         theirs: the same of the same seeds and images.
     """
     each = np.mean(ours, axis=0) - np.mean(theirs, axis=0)
+    if len(each) < 2:
+        return 0.0
+    if not np.any(ours) and not np.any(theirs):
+        return 1 / len(each)
+    return float(np.std(each, ddof=1) / math.sqrt(len(each)))
+
+
+def example_error(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:
+    r"""The standard error, by other examples, of a difference of two root mean squares, measured example by example.
+
+    By the delta method: an example of residual e moves a root mean square r by :math:`e^2 / (2 r n)`.
+
+    Args:
+        ours: for each seed, the residual of each example.
+        theirs: the same of the same seeds and examples.
+    """
+    each = np.mean([_influence(one) - _influence(two) for one, two in zip(ours, theirs, strict=True)], axis=0)
     return float(np.std(each, ddof=1) / math.sqrt(len(each))) if len(each) > 1 else 0.0
+
+
+def _influence(residuals: np.ndarray) -> np.ndarray:
+    squares = residuals.astype(np.float64) ** 2
+    found: np.ndarray = squares / (2 * math.sqrt(squares.mean()) or 1.0)
+    return found
 
 
 class McNemar(NamedTuple):

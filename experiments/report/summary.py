@@ -14,7 +14,7 @@ import numpy as np
 
 from ..config import Run, Study, Sweep
 from ..errors import UserError
-from ..training.outcomes import unpacked
+from ..training.outcomes import predictions, unpacked
 from ..training.record import Record, Row, read_runs, read_study
 from . import statistics
 from .numbers import PERCENT, Unit, unit_of_rmse
@@ -154,6 +154,20 @@ class Cell:
         return {run.seed: unpacked(row) for run, row in found if row and "wrong" in row}
 
     @property
+    def residuals(self) -> dict[int, np.ndarray]:
+        """What a regression predicts less what is true, for each test example and seed; where records tell them all."""
+        found = {}
+        for run, result in zip(self.runs, self.results, strict=True):
+            row = result.get("outcomes", {}).get("test", {})
+            made = predictions(row) if "values" in row else None
+            if made is not None:
+                away = made.predicted - made.true
+                # Records hold the first target alone, and what overflows is cut off.
+                if math.isclose(math.sqrt(np.mean(away.astype(np.float64) ** 2)), result["test_error"], rel_tol=1e-3):
+                    found[run.seed] = away
+        return found
+
+    @property
     def norm(self) -> Mean:
         """The Euclidean norm of all weights."""
         return mean([math.hypot(*result["norms"].values()) for result in self.results])
@@ -282,8 +296,11 @@ class Summary:
     def subtitle(self) -> str:
         """A sentence about the study."""
         data, train = self.cells[0].runs[0].data, self.cells[0].runs[0].train
-        if any((cell.runs[0].data, cell.runs[0].train) != (data, train) for cell in self.cells):
-            return f"{len(self._arms)} arms, on different data or for different times."
+        others = [cell.runs[0] for cell in self.cells]
+        if any(other.data != data for other in others):
+            return f"{len(self._arms)} arms, on different data."
+        if any((run.train.epochs, run.train.batch_size) != (train.epochs, train.batch_size) for run in others):
+            return f"{len(self._arms)} arms, for different times."
         count = self.cells[0].examples("train")
         size = f"{count:,}" if count else "all remaining"
         noise = f", {100 * data.label_noise:g} % of their labels made wrong" if data.label_noise else ""
@@ -384,19 +401,29 @@ def difference(ours: Cell, theirs: Cell, key: str, is_same: bool = True) -> Diff
 def _sampling_error(ours: Cell, theirs: Cell, key: str, is_same: bool) -> float:
     """The standard error of a difference by other validation or test examples.
 
-    It is measured example by example where the records tell which ones were wrong. If not, as of a regression, the two
-    errors are taken as independent: arms err on the same difficult examples, so this is an upper limit. A loss has no
-    such limit.
+    It is measured example by example where the records tell these. If not, the two errors are taken as independent:
+    arms err on the same difficult examples, so this is an upper limit. A loss has no such limit.
     """
     split = {"gap": "test", "test_error": "test", "valid_error": "valid"}.get(key)
     if split is None:
         return 0.0
-    one, two = ours.wrong(split), theirs.wrong(split)
+    if ours.is_regression:
+        one, two = (cell.residuals if split == "test" else {} for cell in (ours, theirs))
+    else:
+        one, two = ours.wrong(split), theirs.wrong(split)
     common = sorted(one.keys() & two.keys())
-    sizes = {len(wrong[seed]) for wrong in (one, two) for seed in common}
+    sizes = {len(found[seed]) for found in (one, two) for seed in common}
     if is_same and len(sizes) == 1 and set(common) == ours.seeds & theirs.seeds:
-        return statistics.image_error([one[seed] for seed in common], [two[seed] for seed in common])
+        measured = statistics.example_error if ours.is_regression else statistics.image_error
+        return measured([one[seed] for seed in common], [two[seed] for seed in common])
     return math.hypot(*(own_error(cell, f"{split}_error") for cell in (ours, theirs)))
+
+
+def same_test(ours: Cell, theirs: Cell) -> bool:
+    """Whether two arms are tested on the same examples, wherever these lie and whatever they train on."""
+    not_tested = dict.fromkeys(("root", "train_size", "valid_size", "label_noise", "augment", "mix", "stream"))
+    one, two = (cell.runs[0].data.model_copy(update=not_tested) for cell in (ours, theirs))
+    return one == two
 
 
 def own_error(cell: Cell, key: str = "test_error") -> float:

@@ -27,11 +27,11 @@ _START = """\
 #   {command} schema > study.schema.json
 # and named in the first line of this file:  #:schema study.schema.json
 {name}
-seeds = [0, 1]            # one run for each; with two or more, means have standard errors
+seeds = [0, 1, 2]         # one run for each; differences between arms are told with three or more
 
 [data]
 name = "digits"           # or "mnist", or data of your own: docs/guides/own_data.md
-train_size = 300          # few images, so that the network learns them by heart
+train_size = 300          # few images, so that the network learns them one by one
 valid_size = 400          # on these, a strength is chosen; the test images are others
 label_noise = 0.2         # every fifth training label is wrong
 
@@ -44,8 +44,9 @@ name = "AdamW"            # any of torch.optim or torchreg.optim, with its own a
 lr = 3e-3
 
 [train]
-epochs = 30
+epochs = 80
 batch_size = 50
+evaluate_every = 4        # epochs
 
 # An arm is the study with some keys changed.
 [[arms]]

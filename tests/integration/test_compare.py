@@ -60,8 +60,8 @@ def test_differences_are_paired_over_the_seeds_that_both_have(studies):
     ours, theirs = (summarize(studies / name).plain for name in ("fewer", "first"))
     each = np.array([ours.by_seed("test_error")[seed] - theirs.by_seed("test_error")[seed] for seed in (0, 1, 2)])
     by_seed = stats.t.ppf(0.975, 2) * stats.sem(each)
-    errors = [one.mean("test_error").mean for one in (ours, theirs)]  # other data: not image by image
-    by_image = stats.norm.ppf(0.975) * np.sqrt(sum(error * (1 - error) / 797 for error in errors))
+    wrong = [np.mean([one.wrong("test")[seed] for seed in (0, 1, 2)], axis=0) for one in (ours, theirs)]
+    by_image = stats.norm.ppf(0.975) * stats.sem(wrong[0] - wrong[1])  # fewer to train on, the same to test on
     ends = [f"{100 * (each.mean() + sign * np.hypot(by_seed, by_image)):+.1f}" for sign in (-1, 1)]
     row = rows["none", "fewer"]
     assert row[:2] == [f"{100 * each.mean():+.1f}", " to ".join(ends)]

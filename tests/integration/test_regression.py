@@ -8,6 +8,7 @@ from torch import nn
 from experiments import config, report
 from experiments.errors import UserError
 from experiments.report import summarize
+from experiments.report.summary import difference
 from experiments.running import study
 from experiments.running.study import run_study
 from experiments.training import data
@@ -131,3 +132,21 @@ def test_a_model_class_is_told_the_shape_and_the_outputs(name, sizes):
     (run,) = small(data={"name": name}, model={"class": f"{HERE}:Told", "args": {"bias": False}}).runs
     made = study.build.model(run.model, data.load(run.data, CPU))
     assert (made.in_features, made.out_features, made.bias) == (*sizes, None)
+
+
+def test_arms_of_a_regression_are_compared_example_by_example(tmp_path):
+    arms = [{"name": "none"}, {"name": "L2", "regularizers": [{"penalty": "L2", "strength": 0.3}]}]
+    tree = {**TREE, "seeds": [0, 1], "data": {"name": "diabetes"}, "arms": arms}
+    run_study(config.resolve(tree), tmp_path, CPU)
+    plain, other = summarize(tmp_path).cells
+    assert set(other.residuals) == {0, 1}
+    for cell in (plain, other):
+        for seed, away in cell.residuals.items():
+            assert np.sqrt(np.mean(away**2)) == pytest.approx(cell.by_seed("test_error")[seed], rel=1e-4)
+    found, count = difference(other, plain, "test_error"), other.examples("test")
+    squares = [[away.astype(float) ** 2 for away in cell.residuals.values()] for cell in (other, plain)]
+    moved = [np.mean([one / (2 * np.sqrt(one.mean())) for one in each], axis=0) for each in squares]
+    assert found.of_images == pytest.approx(np.std(moved[0] - moved[1], ddof=1) / np.sqrt(count), rel=1e-9)
+    assert found.of_images < 0.5 * np.hypot(
+        *(cell.mean("test_error").mean / np.sqrt(2 * count) for cell in (plain, other))
+    )

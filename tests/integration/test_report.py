@@ -183,6 +183,7 @@ def test_each_arm_is_compared_with_the_unregularized_one_of_its_data_and_network
     table = compared(summary)
     assert table.title == "Against the unregularized arms"
     assert [row[:2] for row in table.rows] == [
+        ["none, wide less none", "+10.0"],  # another network on the same data
         ["L2 less none", "-10.0"],
         ["L2, more less none, more", "-10.0"],
         ["L2, wide less none, wide", "-10.0"],

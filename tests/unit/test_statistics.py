@@ -11,6 +11,7 @@ from experiments.report.statistics import (
     Difference,
     binomial_error,
     bootstrap,
+    example_error,
     expected_maximum,
     holm,
     image_error,
@@ -96,9 +97,30 @@ def test_the_error_of_a_root_mean_square_is_that_of_drawn_numbers(size, count):
     assert rms_error(size, count) == pytest.approx(np.sqrt((drawn**2).mean(1)).std(), rel=0.05)
 
 
-@pytest.mark.parametrize(("share", "count"), [(0.1, 797), (0.5, 20), (0.0, 5)])
+@pytest.mark.parametrize(("share", "count"), [(0.1, 797), (0.5, 20), (0.2, 5)])
 def test_the_binomial_error_is_scipys(share, count):
     assert binomial_error(share, count) == pytest.approx(stats.binom.std(count, share) / count, rel=1e-12)
+
+
+@pytest.mark.parametrize("count", [5, 30, 797])
+def test_no_error_among_a_few_images_is_no_certainty(count):
+    assert binomial_error(0.0, count) == binomial_error(1 / count, count) > 0
+    assert binomial_error(1.0, count) == pytest.approx(binomial_error(0.0, count), rel=1e-12)
+    none = [np.zeros(count, dtype=bool)] * 2
+    assert image_error(none, none) == 1 / count
+
+
+def test_the_error_of_a_difference_of_root_mean_squares_is_that_of_other_examples():
+    draw = np.random.default_rng(0)
+    hard = draw.uniform(0.2, 2.0, (2000, 200))  # both err on the same examples
+    one, two = (hard * draw.normal(middle, 0.1, hard.shape) for middle in (1.0, 1.2))
+    differences = np.sqrt((one**2).mean(1)) - np.sqrt((two**2).mean(1))
+    estimates = [example_error([a], [b]) for a, b in zip(one, two, strict=True)]
+    assert np.mean(estimates) == pytest.approx(differences.std(), rel=0.1)
+    assert np.mean(estimates) < 0.3 * rms_error(1.2, 200)
+    several = example_error([one[0], one[0]], [two[0], two[0]])  # seeds that agree tell no more
+    assert several == pytest.approx(estimates[0], rel=1e-12)
+    assert example_error([np.zeros(9)], [np.zeros(9)]) == 0
 
 
 def test_the_error_of_the_images_is_that_of_differences_image_by_image():
