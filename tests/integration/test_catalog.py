@@ -72,7 +72,7 @@ def test_a_new_study_runs_at_once_and_is_not_overwritten(experiments, tmp_path):
     assert (code, err) == (0, "")
     assert out == "mine.toml is written; run it with: python -m experiments run mine.toml\n"
     text = (tmp_path / "mine.toml").read_text(encoding="utf-8")
-    assert {"epochs = 30", "python -m experiments run mine.toml"} <= {line.strip("# ") for line in text.splitlines()}
+    assert {"epochs = 80", "python -m experiments run mine.toml"} <= {line.strip("# ") for line in text.splitlines()}
     code, out, _ = experiments("run", "mine.toml", "--set", "train.epochs=1", "--device", "cpu")
     assert code == 0
     assert {"none", "L1", "dropout"} <= {line.split("  ")[0] for line in out.splitlines()}
