@@ -101,7 +101,7 @@ def write_page(summary: Summary, folder: Path, trusted: bool = False) -> Path:
         folder: the study's.
         trusted: whether a class that the records name may be run to load the data, as where the study was just run.
     """
-    vega.begin_library()
+    vega.begin_bundle()
     chosen = {label: cell for cell, label in _labelled(summary.chosen)}
     done = {label: cell for label, cell in chosen.items() if cell.is_done}
     examples, missing = images.examples_of(done, trusted)
@@ -146,9 +146,9 @@ def rendered(template: str, context: Mapping[str, Any], pictures: Sequence[Pictu
     files = Path(__file__).parent / "templates"
     style, script = (Markup((files / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
     sets = {name: _Set(datasets.as_csv(rows), datasets.numeric(rows)) for name, rows in data.items() if rows}
-    library = vega.library() if drawn else ""
+    bundle = vega.bundle() if drawn else ""
     return environment.get_template(template).render(
-        **context, pictures=drawn, data=sets, style=style, script=script, library=library
+        **context, pictures=drawn, data=sets, style=style, script=script, bundle=bundle
     )
 
 

@@ -140,17 +140,17 @@ _WANTED = "window.vegaEmbed=vegaEmbed;"
 
 
 @cache
-def begin_library() -> subprocess.Popen[bytes]:
+def begin_bundle() -> subprocess.Popen[bytes]:
     """Begins to make the script in another process, which takes as long as all pictures do."""
     return subprocess.Popen([sys.executable, "-c", _BUNDLE, _WANTED], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
 
 @cache
-def library() -> Markup:
+def bundle() -> Markup:
     """Vega, Vega-Lite and Vega-Embed, as the script of a page."""
     import vl_convert
 
-    made, _ = begin_library().communicate()
+    made, _ = begin_bundle().communicate()
     script = made.decode() if made else vl_convert.javascript_bundle(_WANTED)
     names = f"Vega {vl_convert.get_vega_version()}, Vega-Lite {vl_convert.get_vegalite_versions()[-1]}, Vega-Embed"
     license = "BSD-3-Clause, University of Washington Interactive Data Lab and contributors"

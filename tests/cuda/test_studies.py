@@ -7,10 +7,9 @@ pytest.importorskip("pydantic")
 
 from experiments.running import stacks
 from experiments.running.study import run_study
-from experiments.training.progress import Progress
 from experiments.training.record import Record
 from tests.helpers import assert_bit_equal
-from tests.integration.studies import small
+from tests.integration.studies import small, stopped_after
 
 pytestmark = pytest.mark.cuda
 DEVICE = torch.device("cuda")
@@ -56,20 +55,11 @@ def test_a_stack_ends_as_its_runs_do_alone(name, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("stack", [True, False])
-def test_a_study_that_was_stopped_goes_on_with_the_same_bits(stack, tmp_path, monkeypatch):
+def test_a_study_that_was_stopped_goes_on_with_the_same_bits(stack, tmp_path):
     changes = {"model": DROPOUT, "regularizers": [{"penalty": "L1"}]}
     whole = made(stack, tmp_path / "whole", changes)
-    advance = Progress.advance
-
-    def stopped(self, *args):
-        advance(self, *args)
-        if self.epoch == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Progress, "advance", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            made(stack, tmp_path / "resumed", changes)
+    with stopped_after(2):
+        made(stack, tmp_path / "resumed", changes)
     resumed = made(stack, tmp_path / "resumed", changes, resume=True)
     for run, expected in whole.items():
         assert_bit_equal(resumed[run]["weights"], expected["weights"])

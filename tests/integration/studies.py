@@ -4,17 +4,20 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
 from experiments.config import Study, resolve
 from experiments.running.study import run_study
+from experiments.training.progress import Progress
 from experiments.training.record import Record, Row
 
 CPU = torch.device("cpu")
@@ -84,6 +87,22 @@ def kill(run: Callable[..., object], study: Study, folder: Path, moment: Callabl
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL
+
+
+@contextmanager
+def stopped_after(epoch: int) -> Iterator[None]:
+    """The study that runs within is stopped after that epoch, as by Ctrl-C, and its checkpoint stays."""
+    advance = Progress.advance
+
+    def stopped(self: Progress, *args: Any) -> None:
+        advance(self, *args)
+        if self.epoch == epoch:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Progress, "advance", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def _alone(run: Callable[[], object]) -> None:

@@ -10,7 +10,7 @@ from scipy import stats
 from experiments.errors import UserError
 from experiments.report import compare, summarize, text_of
 from experiments.report.summary import difference
-from experiments.report.vega import library
+from experiments.report.vega import bundle
 from experiments.running.study import run_study
 from tests.integration.studies import CPU, TREE, small
 
@@ -102,7 +102,7 @@ def test_the_command_prints_tables_and_writes_a_page_that_needs_nothing_else(stu
     assert f"Page: {tmp_path / 'page.html'}" in out
     assert len(re.findall("^-+$", out, re.MULTILINE)) == 3
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    page = page.replace(library(), "")
+    page = page.replace(bundle(), "")
     assert page.count("<svg") == 2  # for wide and for narrow pages
     assert page.count("<table") == 3
     assert not re.search(r"<(link|img|iframe)\b|\bsrc=", page)

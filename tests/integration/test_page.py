@@ -83,12 +83,12 @@ def tree(text):
     return Tree(text)
 
 
-def without_library(text: str) -> str:
-    return text.replace(vega.library(), "")
+def without_bundle(text: str) -> str:
+    return text.replace(vega.bundle(), "")
 
 
 def test_every_identity_is_unique_and_every_reference_to_one_is_met(text):
-    ours = without_library(text)
+    ours = without_bundle(text)
     identities = re.findall(r'\bid="([^"]+)"', ours)
     assert len(identities) == len(set(identities)) > 10
     assert set(re.findall(r"url\(#([^)]+)\)", ours)) <= set(identities)
@@ -115,7 +115,7 @@ def test_nothing_is_loaded_from_elsewhere(text, tree):
         for key in ("src", "href", "data", "action", "srcset"):
             assert attributes.get(key, "data:").startswith("data:")
     assert not tree.of("link")
-    assert not re.search(r"@import|url\((?!#)", without_library(text))
+    assert not re.search(r"@import|url\((?!#)", without_bundle(text))
 
 
 def test_names_are_only_text(text, tree):
@@ -153,7 +153,7 @@ def test_layers_that_only_script_shows_have_a_name_each_and_are_not_drawn_before
 
 
 def test_numbers_on_axes_are_whole_and_places_are_short(text):
-    drawn = "".join(re.findall(r"<svg.*?</svg>", without_library(text), re.DOTALL))
+    drawn = "".join(re.findall(r"<svg.*?</svg>", without_bundle(text), re.DOTALL))
     assert drawn.count(">0.003</text>") >= 2
     assert re.search(r'[ "(,]\d+\.\d\d[ "),]', drawn)
     assert not re.search(r"<[^<>]*\d\.\d{3}", re.sub(r'aria-label="[^"]*"', "", drawn))
@@ -319,8 +319,8 @@ def test_a_report_runs_no_class_that_a_record_names(tmp_path):
     text = page.write_page(summary, tmp_path).read_text(encoding="utf-8")
     assert len(LOADED) == before
     assert "runs no class that a record names" in text
-    assert "<img" not in without_library(text)
-    assert "<img" in without_library(page.write_page(summary, tmp_path, trusted=True).read_text(encoding="utf-8"))
+    assert "<img" not in without_bundle(text)
+    assert "<img" in without_bundle(page.write_page(summary, tmp_path, trusted=True).read_text(encoding="utf-8"))
     assert len(LOADED) > before
 
 

@@ -16,7 +16,7 @@ from experiments.errors import UserError
 from experiments.report import page as report
 from experiments.report.claims import compared, single_runs
 from experiments.report.summary import Cell, Summary, difference, summarize
-from experiments.report.vega import library
+from experiments.report.vega import bundle
 from experiments.running.study import run_study
 from experiments.training.outcomes import packed, unpacked
 from experiments.training.record import open_study
@@ -408,7 +408,7 @@ def test_the_table_has_a_line_an_arm_and_says_who_diverged(summary):
 
 def test_the_page_needs_nothing_but_itself(folder, summary):
     page = report.write_page(summary, folder).read_text()
-    page = page.replace(library(), "")
+    page = page.replace(bundle(), "")
     assert page.count("<svg") == 2 * 7  # for wide and for narrow pages
     assert not re.search(r"<(link|iframe)\b|\bsrc=\"(?!data:)", page)
     addresses = set(re.findall(r"https?://[^\"'<> ]+", page))

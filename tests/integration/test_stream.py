@@ -8,10 +8,9 @@ from torch.utils.data import Dataset
 from experiments.errors import UserError
 from experiments.running.study import run_study
 from experiments.training.data import Stream, loading, stream
-from experiments.training.progress import Progress
 from experiments.training.record import Record
 from tests.integration.own import loaded, picture, refused
-from tests.integration.studies import CPU, small
+from tests.integration.studies import CPU, small, stopped_after
 
 HERE = "tests.integration.test_stream"
 NUMBERS = {"class": f"{HERE}:Numbers"}
@@ -110,19 +109,11 @@ def test_a_study_that_streams_ends_as_in_memory(name, more, tmp_path):
             assert row[key] == pytest.approx(other[key], rel=1e-3, abs=1e-5)
 
 
-def test_a_study_that_streams_resumes_bit_for_bit(tmp_path, monkeypatch):
+def test_a_study_that_streams_resumes_bit_for_bit(tmp_path):
     data = {**NUMBERS, "stream": True}
-    whole, advance = made(tmp_path / "whole", data), Progress.advance
-
-    def stopped(self, *args):
-        advance(self, *args)
-        if self.epoch == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Progress, "advance", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            made(tmp_path / "cut", data)
+    whole = made(tmp_path / "whole", data)
+    with stopped_after(2):
+        made(tmp_path / "cut", data)
     assert made(tmp_path / "cut", data, resume=True) == whole
 
 
