@@ -26,7 +26,7 @@ from .benches import command as benches
 from .config.names import folder_name, slug
 from .errors import UserError, did_you_mean
 from .report import summarize
-from .running import catalog, study, sweep
+from .running import catalog, engines, study, sweep
 from .running.outline import outline
 from .training import loggers
 
@@ -58,6 +58,8 @@ _Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", hel
 _Out = Annotated[Path | None, typer.Option(help="Folder for the records; runs/NAME by default.")]
 _Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 _Log = Annotated[str | None, typer.Option(metavar="NAME", help=f"Also tells {', '.join(loggers.LOGGERS)}.")]
+_Engine = Annotated[str | None, typer.Option(metavar="NAME", help=f"Where runs are made: {', '.join(engines.NAMES)}.")]
+_Jobs = Annotated[int | None, typer.Option(min=1, help="Runs or stacks at a time, each in a process of its own.")]
 _Resume = Annotated[bool, typer.Option("--resume", help="Go on with a study that was stopped.")]
 
 
@@ -82,17 +84,20 @@ def run(
     overrides: _Overrides = [],  # noqa: B006
     out: _Out = None,
     device: _Device = "auto",
+    engine: _Engine = None,
+    jobs: _Jobs = None,
     log: _Log = None,
     resume: _Resume = False,
 ) -> None:
     """Runs a study and writes its report."""
+    chosen = engines.choose(engine, jobs)
     loaded = config.load(path, overrides)
     if loaded.sweep is not None:
         raise UserError(f"{path}: holds a search, in its table sweep: {COMMAND} sweep {path}")
     loggers.choose(log, loaded.name)
     folder = out or Path("runs") / folder_name(slug(loaded.name))
     with _resumable(folder):
-        broken = study.run_study(loaded, folder, study.pick_device(device), resume)
+        broken = study.run_study(loaded, folder, study.pick_device(device), resume, chosen)
         _report(folder, trusted=True)
     _end(broken)
 
@@ -103,16 +108,21 @@ def search(
     overrides: _Overrides = [],  # noqa: B006
     out: _Out = None,
     device: _Device = "auto",
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process with its share of threads.")] = 1,
+    engine: _Engine = None,
+    jobs: _Jobs = None,
+    storage: Annotated[
+        str | None, typer.Option(metavar="URL", help="Optuna's storage; by default a journal in the folder.")
+    ] = None,
     log: _Log = None,
     resume: _Resume = False,
 ) -> None:
     """Searches over the keys that the table [sweep] of a study names, and writes the report."""
+    chosen = engines.choose(engine, jobs)
     loaded = config.load(path, overrides)
     loggers.choose(log, loaded.name)
     folder = out or Path("runs") / folder_name(slug(loaded.name))
     with _resumable(folder):
-        faults = sweep.run_sweep(loaded, folder, study.pick_device(device), jobs, resume)
+        faults = sweep.run_sweep(loaded, folder, study.pick_device(device), resume, chosen, storage)
         try:
             _report(folder, trusted=True)
         finally:

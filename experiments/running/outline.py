@@ -16,7 +16,7 @@ from ..training.bars import lasting
 from ..training.setup import set_up
 from . import plans, search, stacks
 from .catalog import counts
-from .study import check
+from .rehearsal import check
 
 
 @dataclass(frozen=True)

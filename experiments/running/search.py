@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
+from itertools import islice, product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from numpy.random import SeedSequence
 
 from ..config.sweep import Dimension, Sweep
 from ..errors import UserError, oneline
 from ..training import build
 from ..training.files import damaged
-from ..training.record import Log
+from ..training.record import Log, Row
 
 if TYPE_CHECKING:
     import optuna
-    import optuna.trial
+
+JOURNAL = "optuna.log"  # the storage of a search that is given no other
 
 
 @dataclass(frozen=True)
@@ -30,30 +37,37 @@ class Trial:
 
 
 class Search:
-    """The search of one arm.
+    """The search of one arm, in a storage of Optuna's.
 
-    Samplers and pruners have internal states, such as random generators, which the results do not contain. The log of
-    the search therefore records every question to Optuna and every answer, in order. To resume, all are repeated.
+    The storage has all that samplers and pruners learn from. Each point is drawn with a random generator of its own,
+    so that no state of a sampler is missing when a search goes on. The log has the points in order, without which
+    there is no report; it also fills a storage that is empty, because it is another one or was lost.
+
+    Args:
+        arm: its name.
+        sweep: the search's settings.
+        log: the points of all arms.
+        storage: the URL of a database, or the path of a journal.
+        name: the name of the search in the storage, which no other has.
     """
 
-    def __init__(self, arm: str, sweep: Sweep, log: Log) -> None:
-        self.arm, self.sweep, self.log = arm, sweep, log
-        self._asked: list[optuna.trial.Trial] = []
-        with _quietly() as library:
-            self._study = library.create_study(study_name=arm, sampler=build.sampler(sweep), pruner=build.pruner(sweep))
-        self._verdicts: dict[tuple[int, int], bool] = {}
-        self._open: dict[int, Trial] = {}
-        self.told: list[tuple[Trial, str, float]] = []
-        try:
-            for event in [event for event in log.events if event["arm"] == arm]:
-                self._again(**event)
-        except (LookupError, ValueError, TypeError):  # what Optuna and we raise on an answer without its question
-            raise damaged(log.path) from None
+    def __init__(self, arm: str, sweep: Sweep, log: Log, storage: str, name: str) -> None:
+        self.arm, self.sweep, self.log, self.storage, self.name = arm, sweep, log, storage, name
+        self._study = _begun(storage, name, sweep)
+        self._asked: list[Trial] = []
+        self._ended: dict[int, tuple[str, float]] = {}
+        self._logged = [event["values"] for event in log.events if event["arm"] == arm and event["event"] == "ask"]
+        self._recall()
+
+    @property
+    def told(self) -> list[tuple[Trial, str, float]]:
+        """The trials that have ended, with their status and metric."""
+        return [(trial, *self._ended[trial.number]) for trial in self._asked if trial.number in self._ended]
 
     @property
     def open(self) -> list[Trial]:
         """The trials that were started but not finished."""
-        return list(self._open.values())
+        return [trial for trial in self._asked if trial.number not in self._ended]
 
     @property
     def is_over(self) -> bool:
@@ -68,91 +82,190 @@ class Search:
 
     def ask(self) -> Trial:
         """The next point to try."""
-        trial = self._ask()
-        self._note("ask", trial.number, values=trial.values)
+        count = len(self._asked)
+        with _quietly() as library:
+            self._study.sampler = build.sampler(self.sweep, _seed(self.sweep.seed, count))
+            known = self._given(count)
+            if known is not None and not self._study.get_trials(False, (library.trial.TrialState.WAITING,)):
+                self._study.enqueue_trial(known)
+            asked = self._study.ask()
+            for key, dimension in self.sweep.space.items():
+                _suggest(asked, key, dimension)
+        trial = self._note(asked.number, asked.params)
+        if count >= len(self._logged):
+            self._logged.append(trial.values)
+            self.log.append({"arm": self.arm, "event": "ask", "number": trial.number, "values": trial.values})
         return trial
 
-    def report(self, number: int, step: int, value: float) -> bool:
-        """Reports a trial's metric at a step; returns whether to prune the trial."""
-        if (number, step) not in self._verdicts:  # else a checkpoint lies before what was reported
-            self._report(number, step, value)
-            self._note("report", number, step=step, value=value)
-        return self._verdicts[number, step]
+    def judge(self, number: int) -> Judge | None:
+        """What decides whether to prune a trial, if trials are pruned."""
+        return Judge(self.storage, self.name, self.sweep, number) if self.sweep.pruner is not None else None
 
     def tell(self, number: int, status: str, value: float | None) -> None:
         """Reports the end of a trial: "done" with its metric, "pruned" or "diverged"."""
-        self._tell(number, status, value)
-        self._note("tell", number, status=status, value=value)
-
-    def _note(self, event: str, number: int, **more: Any) -> None:
-        self.log.append({"arm": self.arm, "event": event, "number": number, **more})
-
-    def _again(self, arm: str, event: str, number: int, **more: Any) -> None:
-        if event == "ask":
-            values = self._ask().values
-            if values != more["values"]:
-                raise UserError(
-                    f"--resume: this version of optuna goes on with other values, {values} where it was "
-                    f"{more['values']}: install the one that began, or begin again in another folder"
-                )
-        elif event == "report":
-            self._report(number, **more)
-        else:
-            self._tell(number, **more)
-
-    def _ask(self) -> Trial:
         with _quietly():
-            asked = self._study.ask()
-            values = {key: _suggest(asked, key, dimension) for key, dimension in self.sweep.space.items()}
-        self._asked.append(asked)
-        self._open[asked.number] = Trial(asked.number, values)
-        return self._open[asked.number]
+            _tell(self._study, number, value if status == "done" else None, _STATES[status])
+        self._ended[number] = status, math.inf if value is None else value
 
-    def _report(self, number: int, step: int, value: float) -> None:
+    def _recall(self) -> None:
+        """Takes up the trials in the storage."""
         with _quietly():
-            self._asked[number].report(value, step)
-            self._verdicts[number, step] = self._asked[number].should_prune()
+            before = self._study.get_trials(deepcopy=False)
+        for found in before:
+            state = found.state.name
+            if not self.sweep.space.keys() <= found.params.keys():
+                if state == "RUNNING":  # the process was killed while the point was drawn: it is drawn again
+                    with _quietly():
+                        _tell(self._study, found.number, None, "FAIL")
+                continue
+            trial = self._note(found.number, found.params)
+            if len(self._asked) > len(self._logged):
+                self._logged.append(trial.values)
+                self.log.append({"arm": self.arm, "event": "ask", "number": trial.number, "values": trial.values})
+            elif trial.values != self._logged[len(self._asked) - 1]:
+                raise damaged(self.log.path, f"has other points than the storage {self.storage}")
+            if status := {state: status for status, state in _STATES.items()}.get(state):
+                value = found.value if status == "done" else None
+                self._ended[found.number] = status, math.inf if value is None else value
 
-    def _tell(self, number: int, status: str, value: float | None) -> None:
-        state = {"done": "COMPLETE", "pruned": "PRUNED", "diverged": "FAIL"}[status]
+    def _note(self, number: int, params: Mapping[str, Any]) -> Trial:
+        space = self.sweep.space
+        self._asked.append(Trial(number, {key: _value_of(params[key], space[key]) for key in space}))
+        return self._asked[-1]
+
+    def _given(self, count: int) -> dict[str, Any] | None:
+        """What Optuna is to draw next: the point that the log has there, or the grid; None where a sampler draws."""
+        space = self.sweep.space
+        if count < len(self._logged):
+            return {key: _param_of(value, space[key]) for key, value in self._logged[count].items()}
+        if self.sweep.is_grid:
+            positions = product(*(range(len(dimension.finite or ())) for dimension in space.values()))
+            return dict(zip(space, next(islice(positions, count, None)), strict=True))
+        return None
+
+
+_STATES = {"done": "COMPLETE", "pruned": "PRUNED", "diverged": "FAIL"}
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Decides by Optuna's pruner, in whatever process the runs are made."""
+
+    storage: str
+    name: str
+    sweep: Sweep
+    number: int
+
+    def __call__(self, step: int, row: Row) -> bool:
+        """Whether to prune, by the figures at a step, which the storage gets."""
         with _quietly():
-            _tell(self._study, self._asked[number], value if status == "done" else None, state)
-        self.told.append((self._open.pop(number), status, math.inf if value is None else value))
+            study, storage = _begun(self.storage, self.name, self.sweep), opened(self.storage)
+            of = storage.get_study_id_from_name(self.name)
+            trial = storage.get_trial_id_from_study_id_trial_number(of, self.number)
+            last = storage.get_trial(trial).last_step
+            if last is None or step > last:  # else a checkpoint lies before what was reported
+                storage.set_trial_intermediate_value(trial, step, row[self.sweep.metric])
+            elif step < last:
+                return False  # else it would have ended there
+            return study.pruner.prune(study, storage.get_trial(trial))
+
+
+def address_of(storage: str | None, folder: Path) -> str:
+    """The storage of the searches in a folder: the one that is given, or else a journal in the folder."""
+    return storage or str(folder / JOURNAL)
+
+
+def name_of(study: str, arm: str, storage: str | None, folder: Path) -> str:
+    """The name of a search in its storage; in one that others may use, it tells of the folder too."""
+    if storage is None:
+        return f"{study}: {arm}"
+    return f"{study}: {arm} ({hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]})"
+
+
+@cache
+def opened(storage: str) -> optuna.storages.BaseStorage:
+    """The storage at a URL, or in the file of a journal, opened once in each process.
+
+    Raises:
+        UserError: it is none of Optuna's.
+    """
+    import optuna
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+    try:
+        if "://" in storage:
+            return optuna.storages.RDBStorage(storage)
+        return optuna.storages.JournalStorage(JournalFileBackend(storage, JournalFileOpenLock(storage)))
+    except Exception as error:  # of the database's driver
+        raise UserError(
+            f"--storage: {storage} cannot be opened, such as sqlite:///FILE, postgresql://... or the path of a "
+            f"journal: {oneline(error)}"
+        ) from error
+
+
+_STUDIES: dict[tuple[optuna.storages.BaseStorage, str], optuna.Study] = {}
+
+
+def _begun(storage: str, name: str, sweep: Sweep) -> optuna.Study:
+    """Optuna's study of that name, begun or taken up once in each process."""
+    key = opened(storage), name
+    if key not in _STUDIES:
+        import optuna
+
+        pruner = build.pruner(sweep)
+        with _quietly():
+            _STUDIES[key] = optuna.create_study(storage=key[0], study_name=name, pruner=pruner, load_if_exists=True)
+    return _STUDIES[key]
 
 
 def check(sweep: Sweep) -> None:
     """Tries the sampler and the pruner, so that their errors appear before the study begins."""
     with _quietly() as library:
-        study = library.create_study(sampler=build.sampler(sweep), pruner=build.pruner(sweep))
+        study = library.create_study(sampler=build.sampler(sweep, sweep.seed), pruner=build.pruner(sweep))
         try:
             for i in range(min(12, sweep.points)):  # some begin at random, and first import what they need after ten
                 trial = study.ask()
                 for key, dimension in sweep.space.items():
                     _suggest(trial, key, dimension)
-                _tell(study, trial, float(i), "COMPLETE")
+                _tell(study, trial.number, float(i), "COMPLETE")
         except Exception as error:  # whatever a sampler raises is about this space, or about what it lacks here
             name = sweep.sampler.name if sweep.sampler else sweep.sampler_name
             raise UserError(f"sweep.sampler: {name} cannot sample this space: {oneline(error)}") from error
 
 
-def _tell(study: optuna.Study, trial: optuna.trial.Trial, value: float | None, state: str) -> None:
+def _seed(seed: int, count: int) -> int:
+    """The seed of a point: every process that asks for it draws the same."""
+    return int(SeedSequence((seed, count)).generate_state(1)[0])
+
+
+def _tell(study: optuna.Study, number: int, value: float | None, state: str) -> None:
     import optuna
 
     with suppress(RuntimeError):  # after a grid's last point: it asks to leave a loop that is not Optuna's
-        study.tell(trial, value, optuna.trial.TrialState[state])
+        study.tell(number, value, optuna.trial.TrialState[state])
 
 
-def _suggest(trial: optuna.trial.Trial, key: str, dimension: Dimension) -> Any:
-    """The key's value. For a finite list Optuna samples positions, so that values may be of any type."""
+def _suggest(trial: optuna.trial.Trial, key: str, dimension: Dimension) -> None:
+    """Draws a key. Of a finite list Optuna samples positions, so that values may be of any type."""
     if dimension.values is not None:
-        return dimension.values[trial.suggest_categorical(key, range(len(dimension.values)))]
-    if dimension.finite is not None:
-        return dimension.finite[trial.suggest_int(key, 0, len(dimension.finite) - 1)]
-    assert dimension.low is not None
-    assert dimension.high is not None
-    if dimension.is_whole:
-        return trial.suggest_int(key, int(dimension.low), int(dimension.high), log=dimension.log)
-    return trial.suggest_float(key, dimension.low, dimension.high, log=dimension.log)
+        trial.suggest_categorical(key, range(len(dimension.values)))
+    elif dimension.finite is not None:
+        trial.suggest_int(key, 0, len(dimension.finite) - 1)
+    else:
+        assert dimension.low is not None
+        assert dimension.high is not None
+        if dimension.is_whole:
+            trial.suggest_int(key, int(dimension.low), int(dimension.high), log=dimension.log)
+        else:
+            trial.suggest_float(key, dimension.low, dimension.high, log=dimension.log)
+
+
+def _value_of(param: Any, dimension: Dimension) -> Any:
+    return param if dimension.finite is None else dimension.finite[param]
+
+
+def _param_of(value: Any, dimension: Dimension) -> Any:
+    return value if dimension.finite is None else dimension.finite.index(value)
 
 
 @contextmanager

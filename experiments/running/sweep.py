@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
@@ -16,16 +16,32 @@ from ..training.bars import Bar
 from ..training.record import Log, open_study
 from . import search
 from .catalog import counts
+from .engines import Engine, Local, outcomes
+from .rehearsal import check
 from .search import Search
-from .study import check
-from .workers import Outcome, Task, in_turn, side_by_side
+from .tasks import Outcome, Setting
 
 
-def run_sweep(study: Study, folder: Path, device: torch.device, jobs: int = 1, resume: bool = False) -> list[str]:
+def run_sweep(
+    study: Study,
+    folder: Path,
+    device: torch.device,
+    resume: bool = False,
+    engine: Engine | None = None,
+    storage: str | None = None,
+) -> list[str]:
     """Makes every run that is not finished; returns a line for each error.
 
-    With several jobs the points of a grid and those drawn at random are the same, in whatever order; other samplers
-    learn from what is known when they are asked.
+    With an engine that makes several runs at a time, the points of a grid and those drawn at random are the same, in
+    whatever order; other samplers learn from what is known when they are asked.
+
+    Args:
+        study: the study.
+        folder: for its records.
+        device: on which its runs are made.
+        resume: go on with a study in the folder.
+        engine: where the runs are made; by default in this process.
+        storage: of Optuna's, where the searches are; by default a journal in the folder.
 
     Raises:
         UserError: there is nothing to search, a run cannot be made, or the folder is not free; nothing has been
@@ -35,21 +51,21 @@ def run_sweep(study: Study, folder: Path, device: torch.device, jobs: int = 1, r
         raise UserError("sweep: is missing: what to search, such as [sweep.space] 'optimizer.lr' = [1e-3, 1e-2]")
     search.check(study.sweep)
     data = check(study)
+    if storage is not None:
+        search.opened(storage)
     is_share = data.task == "classes"
-    with open_study(study, folder, resume):
+    with open_study(study, folder, resume), (engine or Local()).open(folder, device) as pool:
         data.begin(folder)
-        log = Log(folder / "trials.jsonl")
-        searches = {run.arm: Search(run.arm, study.sweep, log) for run in study.runs if run.values}
+        searches = _searches(study, folder, storage)
         tasks = _tasks(study, searches)
-        outcomes = in_turn(tasks, folder, device) if jobs == 1 else side_by_side(tasks, folder, device, jobs)
         total = sum(counts(study).values())
         seeds = len({run.seed for run in study.runs})
         known = seeds * sum(len(one.told) for one in searches.values())
         faults = []
         with Bar(study.name, total, "run", done=known) as bar:
-            for outcome in outcomes:
+            for outcome in outcomes(pool, lambda: next(tasks, None)):
                 first = outcome.task.runs[0]
-                line, is_fault = _told(outcome, is_share)
+                line, is_fault = _told(outcome, searches, is_share)
                 faults += [f"{first.place}: {line}"] if is_fault else []
                 bar.write(f"{f'{first.arm} {point_of(first.point)}':<40} {line}")
                 bar.note = _best(searches.values(), is_share)
@@ -57,30 +73,42 @@ def run_sweep(study: Study, folder: Path, device: torch.device, jobs: int = 1, r
         return faults + [fault for one in searches.values() if (fault := _fault(one))]
 
 
-def _tasks(study: Study, searches: dict[str, Search]) -> Iterator[Task]:
+def _searches(study: Study, folder: Path, storage: str | None) -> dict[str, Search]:
+    search.opened.cache_clear()  # the folder may have been replaced since
+    log, where = Log(folder / "trials.jsonl"), search.address_of(storage, folder)
+    return {
+        arm: Search(arm, study.sweep, log, where, search.name_of(study.name, arm, storage, folder))
+        for arm in dict.fromkeys(run.arm for run in study.runs if run.values)
+        if study.sweep is not None
+    }
+
+
+def _tasks(study: Study, searches: dict[str, Search]) -> Iterator[Setting]:
     for _, group in groupby(study.runs, key=lambda run: run.place):
         runs = list(group)
         if (ours := searches.get(runs[0].arm)) is None:
-            yield Task(runs)
+            yield Setting(runs)
             continue
         for trial in ours.trials():
-            yield Task([run.at(dict(trial.values)) for run in runs], ours, trial.number)
+            here = [run.at(dict(trial.values)) for run in runs]
+            yield Setting(here, ours.judge(trial.number), trial.number)
 
 
-def _told(outcome: Outcome, is_share: bool) -> tuple[str, bool]:
+def _told(outcome: Outcome, searches: Mapping[str, Search], is_share: bool) -> tuple[str, bool]:
     """Reports the outcome of a trial to the search; returns it as text, and whether it is an error of the study."""
-    task, results = outcome.task, outcome.results
+    task, results = outcome.task, outcome.result
+    ours = searches.get(task.runs[0].arm)
     if outcome.failure is not None:  # the search is not told of a failure: --resume tries the point again
         return f"failed: {outcome.failure}", True
     last = results[-1]
-    metric = task.search.sweep.metric if task.search else "valid_error"
+    metric = ours.sweep.metric if ours is not None else "valid_error"
     if last["status"] == "failed":
         return f"failed: {last['reason']}", True
     value = None if last["status"] == "diverged" else fmean(result[metric] for result in results)
-    if task.search is not None:
-        task.search.tell(task.number, last["status"], value)
+    if ours is not None:
+        ours.tell(task.number, last["status"], value)
     if value is None:
-        return f"diverged: {last['reason']}", task.search is None
+        return f"diverged: {last['reason']}", ours is None
     return _shown(metric, value, is_share) if last["status"] == "done" else f"pruned after epoch {last['epoch']}", False
 
 

@@ -298,12 +298,14 @@ def activities(run: config.Run, net: nn.Module) -> list[Activity]:
     return made
 
 
-def sampler(settings: config.Sweep) -> optuna.samplers.BaseSampler:
-    """The sampler of a search. For a grid it samples positions; see :mod:`experiments.running.search`."""
+def sampler(settings: config.Sweep, seed: int) -> optuna.samplers.BaseSampler:
+    """The sampler of a search, for the point with that seed. See :mod:`experiments.running.search`."""
     import optuna  # slow to import, and only a search needs it
 
     named = settings.sampler or config.Component.model_validate({"name": settings.sampler_name})
-    given: dict[str, Any] = {"seed": settings.seed}
+    if named.name == "QMCSampler":  # its seed is that of one sequence, whose points the storage counts
+        seed = settings.seed
+    given: dict[str, Any] = {"seed": seed}
     if settings.is_grid:
         given["search_space"] = {key: range(len(d.finite or ())) for key, d in settings.space.items()}
     base = optuna.samplers.BaseSampler
