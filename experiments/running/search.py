@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 from numpy.random import SeedSequence
 
 from ..config.sweep import Dimension, Sweep
-from ..errors import UserError, oneline
+from ..errors import RecordError, UserError, oneline
 from ..training import build
-from ..training.files import damaged
 from ..training.record import Log, Row
 
 if TYPE_CHECKING:
@@ -123,7 +122,10 @@ class Search:
                 self._logged.append(trial.values)
                 self.log.append({"arm": self.arm, "event": "ask", "number": trial.number, "values": trial.values})
             elif trial.values != self._logged[len(self._asked) - 1]:
-                raise damaged(self.log.path, f"has other points than the storage {self.storage}")
+                raise RecordError(
+                    f"{self.log.path}: is damaged, or of another search than {self.storage}: remove the one that is "
+                    "wrong, and 'sweep --resume' fills it from the other one"
+                )
             if status := {state: status for status, state in _STATES.items()}.get(state):
                 value = found.value if status == "done" else None
                 self._ended[found.number] = status, math.inf if value is None else value

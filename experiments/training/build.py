@@ -303,14 +303,13 @@ def sampler(settings: config.Sweep, seed: int) -> optuna.samplers.BaseSampler:
     import optuna  # slow to import, and only a search needs it
 
     named = settings.sampler or config.Component.model_validate({"name": settings.sampler_name})
+    if settings.is_grid:  # its points are given to Optuna, and nothing is left to draw
+        named = named.model_copy(update={"name": "RandomSampler"})
     if named.name == "QMCSampler":  # its seed is that of one sequence, whose points the storage counts
         seed = settings.seed
-    given: dict[str, Any] = {"seed": seed}
-    if settings.is_grid:
-        given["search_space"] = {key: range(len(d.finite or ())) for key, d in settings.space.items()}
     base = optuna.samplers.BaseSampler
     made: optuna.samplers.BaseSampler = component(
-        "sweep.sampler", base, named, _classes(optuna.samplers, base), **given
+        "sweep.sampler", base, named, _classes(optuna.samplers, base), seed=seed
     )
     return made
 

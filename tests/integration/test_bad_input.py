@@ -14,6 +14,7 @@ from torch import nn
 
 from experiments.cli import main
 from experiments.errors import did_you_mean
+from experiments.running.engines import Processes
 from experiments.running.sweep import run_sweep
 from experiments.training.loop import train
 from tests.integration.studies import _FORKS, CPU, small
@@ -271,12 +272,12 @@ def test_a_study_that_is_asked_to_end_says_how_to_go_on(number, code, command, m
         time.sleep(10)
 
     with monkeypatch.context() as patched:
-        patched.setattr("experiments.running.study.train", stop)
+        patched.setattr("experiments.running.tasks.train", stop)
         before = signal.getsignal(number)
         ended, _, err = command("run", "study.toml", "--device", "cpu")
         assert signal.getsignal(number) is before
     assert (ended, err) == (code, "\nstopped; run it again with --resume --out runs/small to go on\n")
-    monkeypatch.setattr("experiments.running.study.train", train)
+    monkeypatch.setattr("experiments.running.tasks.train", train)
     assert command("run", "study.toml", "--device", "cpu", "--resume")[0] == 0
 
 
@@ -308,7 +309,7 @@ SEARCH = small(
 
 
 def search(folder: Path) -> None:
-    run_sweep(SEARCH, folder, CPU, jobs=2)
+    run_sweep(SEARCH, folder, CPU, engine=Processes(2))
 
 
 def children_of(pid: int) -> list[int]:

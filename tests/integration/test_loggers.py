@@ -10,6 +10,7 @@ import pytest
 from experiments.config import resolve
 from experiments.config.toml import dumped
 from experiments.errors import UserError
+from experiments.running.engines import Processes
 from experiments.running.study import run_study
 from experiments.running.sweep import run_sweep
 from experiments.training import loggers
@@ -292,7 +293,7 @@ def test_the_processes_of_a_sweep_tell_it_too(tmp_path, monkeypatch):
     try:
         loggers.choose("trackio", "small")
         study = resolve({**TREE, "sweep": {"space": {"optimizer.lr": [0.1, 0.2]}}})
-        assert run_sweep(study, tmp_path / "out", CPU, jobs=2) == []
+        assert run_sweep(study, tmp_path / "out", CPU, engine=Processes(2)) == []
     finally:
         loggers.choose(None, "")
     told = sorted((tmp_path / "told.txt").read_text().split("\n")[:-1])

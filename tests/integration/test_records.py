@@ -300,20 +300,20 @@ def test_the_log_of_a_search_that_was_altered_is_told(alteration, is_sealed, sea
     else:
         events[0]["numbr"] = events[0].pop("number")
     path.write_text("".join(json.dumps(event) + "\n" for event in events))
-    with pytest.raises(UserError, match=r"trials.jsonl: is damaged|goes on with other values"):
+    with pytest.raises(UserError, match=r"trials.jsonl: is damaged"):
         run_sweep(SEARCH, folder, CPU, resume=True)
 
 
 def test_a_damaged_record_ends_a_search_and_is_no_failure_of_a_point(search, tmp_path):
     folder = Path(shutil.copytree(search, tmp_path / "search"))
-    (folder / "trials.jsonl").write_text("".join((folder / "trials.jsonl").read_text().splitlines(keepends=True)[:-1]))
-    for path in folder.glob("runs/**/result.json"):  # the last point is made again
+    (folder / "optuna.log").unlink()  # all points are asked for again
+    for path in folder.glob("runs/**/result.json"):
         flip(path, 100, 7)
     with pytest.raises(RecordError, match=r"result.json: is damaged"):
         run_sweep(SEARCH, folder, CPU, resume=True)
 
 
-@pytest.mark.parametrize("lines", [0, 1, 2])
+@pytest.mark.parametrize("lines", [0, 1])
 def test_a_log_that_lost_its_end_is_told_by_the_report_and_mended_by_resuming(lines, search, tmp_path):
     folder = Path(shutil.copytree(search, tmp_path / "search"))
     log = folder / "trials.jsonl"

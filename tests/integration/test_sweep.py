@@ -1,11 +1,12 @@
 """Searches: their points, their pruning, being killed, several processes, and what the report makes of them."""
 
-import json
 import sys
 import time
 import tomllib
+from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest.mock import DEFAULT, Mock
 
 import numpy as np
 import optuna
@@ -13,10 +14,13 @@ import pytest
 from torch import nn
 
 from experiments.config import Study, resolve
-from experiments.errors import UserError
+from experiments.config.sweep import Sweep
+from experiments.errors import RecordError, UserError
 from experiments.report import page as report
 from experiments.report.summary import Cell, best_of, one_standard_error, summarize
-from experiments.running.search import Search
+from experiments.running import engines
+from experiments.running.engines import Processes
+from experiments.running.search import Search, _seed, _suggest, opened
 from experiments.running.study import run_study
 from experiments.running.sweep import run_sweep
 from experiments.training.record import Log, Record, read_runs
@@ -138,13 +142,16 @@ def test_a_sampler_that_learns_and_a_pruner_are_optunas_own(pruned):
         histories.setdefault(run.optimizer.lr, []).append(record.history if record.folder.exists() else [])
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     pruner = optuna.pruners.MedianPruner(n_startup_trials=2)
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0), pruner=pruner)
-    study.optimize(lambda trial: value(trial, histories), n_trials=7)
-    told = [event for event in Log(pruned / "trials.jsonl").events if event["event"] == "tell"]
-    assert [trial.state.name for trial in study.trials] == [
-        {"done": "COMPLETE", "pruned": "PRUNED"}[event["status"]] for event in told
-    ]
-    assert {event["status"] for event in told} == {"done", "pruned"}
+    study = optuna.create_study(pruner=pruner)
+    for count in range(7):
+        study.sampler = optuna.samplers.TPESampler(seed=_seed(0, count))
+        study.optimize(lambda trial: value(trial, histories), n_trials=1)
+    ours = optuna.load_study(study_name="small: arm", storage=opened(str(pruned / "optuna.log")))
+    assert [trial.params for trial in study.trials] == [trial.params for trial in ours.trials]
+    assert [trial.intermediate_values for trial in study.trials] == [trial.intermediate_values for trial in ours.trials]
+    states = [trial.state.name for trial in ours.trials]
+    assert [trial.state.name for trial in study.trials] == states
+    assert set(states) == {"COMPLETE", "PRUNED"}
 
 
 def test_a_pruned_point_is_shown_and_never_chosen(pruned):
@@ -160,41 +167,73 @@ def test_a_pruned_point_is_shown_and_never_chosen(pruned):
     assert sum("pruned" in row for row in report.points(summary)) == len(given_up)
 
 
-def test_a_search_without_a_kill_and_one_with_one_after_any_event_are_the_same(pruned, tmp_path):
-    events = (pruned / "trials.jsonl").read_text().splitlines(keepends=True)
-    for count in (1, 5, len(events) // 2, len(events) - 1):
-        log = tmp_path / f"{count}.jsonl"
-        log.write_text("".join(events[:count]) + events[count][:9])  # a kill may leave half a line
-        again = Search("arm", PRUNED.sweep, Log(log))
-        unfinished = [json.loads(line)["number"] for line in events[:count]]
-        assert {trial.number for trial in again.open} <= set(unfinished)
-        for event in map(json.loads, events[count:]):
-            if event["event"] == "ask":
-                assert again.ask().values == event["values"]
-            elif event["event"] == "report":
-                verdicts = [again.report(event["number"], event["step"], event["value"]) for _ in range(2)]
-                assert verdicts[0] == verdicts[1]  # a run that goes on from an earlier checkpoint makes it again
-            else:
-                again.tell(event["number"], event["status"], event["value"])
-        assert log.read_text() == "".join(events)
+@pytest.fixture
+def new_search(tmp_path):
+    """Makes searches of one arm in a folder, each as in a process of its own."""
+
+    def make(sweep: Sweep, name: str) -> Search:
+        opened.cache_clear()
+        (tmp_path / name).mkdir(exist_ok=True)
+        return Search("arm", sweep, Log(tmp_path / name / "trials.jsonl"), str(tmp_path / name / "optuna.log"), "arm")
+
+    return make
 
 
-@pytest.mark.parametrize("name", ["TPESampler", "RandomSampler", "QMCSampler", "BruteForceSampler", "NSGAIISampler"])
-def test_a_resumed_sampler_goes_on_with_the_values_it_would_have_had(name, tmp_path):
-    space = {"optimizer.lr": {"low": 1e-3, "high": 1.0, "log": True, "count": 50}, "model.hidden": [[4], [8], [16]]}
-    sweep = swept(space, trials=30, sampler={"name": name}).sweep
+def made(search: Search, most: int = 1000) -> list[dict[str, Any]]:
+    """The points of a search of which so many more are made; the metric follows from the point."""
+    for trial in islice(search.trials(), most):
+        lr, judge = trial.values["optimizer.lr"], search.judge(trial.number)
+        verdicts = [judge is not None and judge(step, {"valid_error": abs(lr - 0.1) + 1 / step}) for step in (1, 2)]
+        status = "pruned" if any(verdicts) else "diverged" if lr > 0.9 else "done"
+        search.tell(trial.number, status, abs(lr - 0.1) if status == "done" else None)
+    return [(trial.values, *rest) for trial, *rest in search.told]
 
-    def go_on(log: Path) -> str:
-        searching = Search("arm", sweep, Log(log))
-        for trial in searching.trials():
-            searching.tell(trial.number, "done", abs(trial.values["optimizer.lr"] - 0.1))
-        return log.read_text()
 
-    whole = go_on(tmp_path / "whole")
-    assert whole.count("tell") == 30
-    for count in (1, 20, 41):
-        (tmp_path / "cut").write_text("".join(whole.splitlines(keepends=True)[:count]))
-        assert go_on(tmp_path / "cut") == whole
+SAMPLERS = ["TPESampler", "RandomSampler", "QMCSampler", "BruteForceSampler", "NSGAIISampler", "GridSampler"]
+LARGE = {"optimizer.lr": {"low": 1e-3, "high": 1.0, "log": True, "count": 10}, "model.hidden": [[4], [8], [16]]}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_resumed_search_goes_on_with_the_points_it_would_have_had(name, new_search):
+    trials = None if name == "GridSampler" else 30
+    sweep = swept(LARGE, trials=trials, sampler={"name": name}, pruner={"name": "MedianPruner"}).sweep
+    whole = made(new_search(sweep, "whole"))
+    assert len(whole) == 30
+    assert len({status for _, status, _ in whole}) > 1
+    for count in (1, 15, 13, 1):
+        assert made(new_search(sweep, "cut"), count) == whole[: len(made(new_search(sweep, "cut"), 0))]
+    assert made(new_search(sweep, "cut")) == whole
+
+
+@pytest.mark.parametrize("name", ["TPESampler", "GridSampler"])
+def test_a_search_that_is_killed_within_a_question_to_optuna_asks_it_again(name, new_search, monkeypatch):
+    sweep = swept(LARGE, trials=None if name == "GridSampler" else 8, sampler={"name": name}).sweep
+    whole, cut = made(new_search(sweep, "whole"), 8), new_search(sweep, "cut")
+    made(cut, 3)
+    with monkeypatch.context() as patched:
+        stop = Mock(wraps=_suggest, side_effect=[DEFAULT, KeyboardInterrupt])
+        patched.setattr("experiments.running.search._suggest", stop)
+        with pytest.raises(KeyboardInterrupt):
+            cut.ask()  # a trial lacks one of its values
+    again = new_search(sweep, "cut")
+    with monkeypatch.context() as patched:
+        patched.setattr(Log, "append", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            again.ask()  # another one is not in the log
+    assert made(new_search(sweep, "cut"), 5) == whole
+
+
+def test_a_storage_that_is_lost_or_another_one_is_filled_from_the_log(new_search, tmp_path):
+    sweep = swept(LARGE, trials=12, sampler={"name": "RandomSampler"}).sweep
+    whole = made(new_search(sweep, "whole"))
+    made(new_search(sweep, "cut"), 5)
+    (tmp_path / "cut" / "optuna.log").unlink()
+    assert made(new_search(sweep, "cut")) == whole
+    again = Search("arm", sweep, Log(tmp_path / "cut" / "trials.jsonl"), f"sqlite:///{tmp_path}/other.db", "arm")
+    assert made(again) == whole
+    made(new_search(swept(LARGE, trials=12, sampler={"name": "RandomSampler"}, seed=1).sweep, "other"), 2)
+    with pytest.raises(RecordError, match="is damaged, or of another search than"):
+        Search("arm", sweep, Log(tmp_path / "other" / "trials.jsonl"), f"sqlite:///{tmp_path}/other.db", "arm")
 
 
 FILE = """
@@ -226,7 +265,7 @@ def test_a_search_that_was_killed_goes_on_to_the_same_end(jobs, tmp_path, capsys
         time.sleep(0.1)
         return True
 
-    kill(run_sweep, study, tmp_path / "cut", in_the_third_run, jobs=jobs)
+    kill(run_sweep, study, tmp_path / "cut", in_the_third_run, engine=engines.choose(None, jobs))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cut").glob("runs/**/result.json")}
     assert 2 <= len(before) < len(results(tmp_path / "whole"))
     assert run_sweep(study, tmp_path / "cut", CPU, resume=True) == []
@@ -245,7 +284,7 @@ FRAGILE = {
 def test_two_jobs_make_what_one_makes_and_processes_that_die_are_told_and_replaced(tmp_path):
     arms = [{"name": "arm", **FRAGILE}, {"name": "L2", "strengths": [0.1, 1.0], "regularizers": [{"penalty": "L2"}]}]
     study = swept({"model.args.fate": ["lives", "dies", "dies2", "raises"]}, arms, arms_searched=["arm"])
-    faults = run_sweep(study, tmp_path / "two", CPU, jobs=2)
+    faults = run_sweep(study, tmp_path / "two", CPU, engine=Processes(2))
     assert sorted(line.split(" (")[0] for line in faults) == [
         "arm/model.args.fate=dies2: failed: its process died with exit code 3",
         "arm/model.args.fate=dies: failed: its process died with exit code 3",
@@ -283,13 +322,6 @@ def test_a_point_that_is_drawn_twice_is_made_once(tmp_path):
     assert len(asked(tmp_path)) == 4
     assert len(results(tmp_path)) == 2
     assert "Not finished" not in summarize(tmp_path).note
-
-
-def test_another_version_of_optuna_that_draws_other_values_is_told(tmp_path, monkeypatch):
-    run_sweep(study := swept({"optimizer.lr": {"low": 0.01, "high": 0.1}}, trials=2), tmp_path, CPU)
-    monkeypatch.setattr("experiments.running.search._suggest", lambda *_: 0.05)
-    with pytest.raises(UserError, match="--resume: this version of optuna goes on with other values"):
-        run_sweep(study, tmp_path, CPU, resume=True)
 
 
 def test_points_that_diverge_are_shown_and_never_chosen(tmp_path):
@@ -532,7 +564,7 @@ def test_ctrl_c_says_how_to_go_on(command, monkeypatch):
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("experiments.running.study.train", stop)
+    monkeypatch.setattr("experiments.running.tasks.train", stop)
     code, _, err = command("sweep", "sweep.toml")
     assert code == 130
     assert "stopped; run it again with --resume --out runs/killed to go on" in err
