@@ -19,6 +19,7 @@ from numpy.random import SeedSequence
 from ..config.sweep import Dimension, Sweep
 from ..errors import RecordError, UserError, oneline
 from ..training import build
+from ..training.files import damaged
 from ..training.record import Log, Row
 
 if TYPE_CHECKING:
@@ -55,7 +56,10 @@ class Search:
         self._study = _begun(storage, name, sweep)
         self._asked: list[Trial] = []
         self._ended: dict[int, tuple[str, float]] = {}
-        self._logged = [event["values"] for event in log.events if event["arm"] == arm and event["event"] == "ask"]
+        asked = [event for event in log.events if event["arm"] == arm and event["event"] == "ask"]
+        if [event["number"] for event in asked] != [*range(len(asked))]:
+            raise damaged(log.path)
+        self._logged = [event["values"] for event in asked]
         self._recall()
 
     @property
@@ -90,11 +94,7 @@ class Search:
             asked = self._study.ask()
             for key, dimension in self.sweep.space.items():
                 _suggest(asked, key, dimension)
-        trial = self._note(asked.number, asked.params)
-        if count >= len(self._logged):
-            self._logged.append(trial.values)
-            self.log.append({"arm": self.arm, "event": "ask", "number": trial.number, "values": trial.values})
-        return trial
+        return self._note(asked.number, asked.params)
 
     def judge(self, number: int) -> Judge | None:
         """What decides whether to prune a trial, if trials are pruned."""
@@ -117,23 +117,25 @@ class Search:
                     with _quietly():
                         _tell(self._study, found.number, None, "FAIL")
                 continue
-            trial = self._note(found.number, found.params)
-            if len(self._asked) > len(self._logged):
-                self._logged.append(trial.values)
-                self.log.append({"arm": self.arm, "event": "ask", "number": trial.number, "values": trial.values})
-            elif trial.values != self._logged[len(self._asked) - 1]:
-                raise RecordError(
-                    f"{self.log.path}: is damaged, or of another search than {self.storage}: remove the one that is "
-                    "wrong, and 'sweep --resume' fills it from the other one"
-                )
+            self._note(found.number, found.params)
             if status := {state: status for status, state in _STATES.items()}.get(state):
                 value = found.value if status == "done" else None
                 self._ended[found.number] = status, math.inf if value is None else value
 
     def _note(self, number: int, params: Mapping[str, Any]) -> Trial:
-        space = self.sweep.space
-        self._asked.append(Trial(number, {key: _value_of(params[key], space[key]) for key in space}))
-        return self._asked[-1]
+        """Takes up a trial, and adds it to the log if it is not there."""
+        space, count = self.sweep.space, len(self._asked)
+        trial = Trial(number, {key: _value_of(params[key], space[key]) for key in space})
+        self._asked.append(trial)
+        if count == len(self._logged):
+            self._logged.append(trial.values)
+            self.log.append({"arm": self.arm, "event": "ask", "number": count, "values": trial.values})
+        if trial.values != self._logged[count]:
+            raise RecordError(
+                f"{self.log.path}: is damaged, or of another search than {self.storage}: remove the one that is "
+                "wrong, and 'sweep --resume' fills it from the other one"
+            )
+        return trial
 
     def _given(self, count: int) -> dict[str, Any] | None:
         """What Optuna is to draw next: the point that the log has there, or the grid; None where a sampler draws."""
