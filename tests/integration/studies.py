@@ -89,6 +89,19 @@ def kill(run: Callable[..., object], study: Study, folder: Path, moment: Callabl
     assert process.exitcode == -signal.SIGKILL
 
 
+def children_of(pid: int) -> list[int]:
+    """The worker processes of a process."""
+    numbers = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return [number for number in numbers if "spawn_main" in Path(f"/proc/{number}/cmdline").read_text()]
+
+
+def lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 @contextmanager
 def stopped_after(epoch: int) -> Iterator[None]:
     """The study that runs within is stopped after that epoch, as by Ctrl-C, and its checkpoint stays."""

@@ -17,7 +17,7 @@ from experiments.errors import did_you_mean
 from experiments.running.engines import Processes
 from experiments.running.sweep import run_sweep
 from experiments.training.loop import train
-from tests.integration.studies import _FORKS, CPU, small
+from tests.integration.studies import _FORKS, CPU, children_of, lives, small
 
 STUDY = """
 name = "small"
@@ -310,19 +310,6 @@ SEARCH = small(
 
 def search(folder: Path) -> None:
     run_sweep(SEARCH, folder, CPU, engine=Processes(2))
-
-
-def children_of(pid: int) -> list[int]:
-    """The worker processes of a process."""
-    numbers = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
-    return [number for number in numbers if "spawn_main" in Path(f"/proc/{number}/cmdline").read_text()]
-
-
-def lives(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.mark.slow

@@ -1,0 +1,212 @@
+"""Engines: each makes the same records; what dies goes on from its checkpoint, is counted once, and leaves nothing."""
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import optuna
+import pytest
+from torch import nn
+
+from experiments.config import Study
+from experiments.errors import RecordError, UserError
+from experiments.running import engines
+from experiments.running.engines import Local, Processes
+from experiments.running.search import opened
+from experiments.running.study import run_study
+from experiments.running.sweep import run_sweep
+from experiments.training.record import Record
+from tests.integration.studies import _FORKS, CPU, children_of, lives, small
+
+DROPOUT = {"name": "mlp", "hidden": [64], "dropout": {"name": "Dropout", "p": 0.5}}
+TRAIN = {"epochs": 12, "batch_size": 10, "checkpoint_seconds": 0.0}
+L1 = {"name": "L1", "model": DROPOUT, "regularizers": [{"penalty": "L1", "mode": "prox"}]}
+RUNS = small(arms=[{"name": "none", "model": DROPOUT}, {**L1, "strengths": [0.1, 1.0]}], seeds=[0, 1], train=TRAIN)
+STACK = small(arms=[{**L1, "strengths": [0.0, 0.1, 1.0]}], seeds=[0, 1], train={**TRAIN, "epochs": 40, "stack": True})
+SEARCH = small(
+    arms=[{"name": "none"}, L1],
+    seeds=[0, 1],
+    train=TRAIN,
+    sweep={
+        "arms": ["L1"],
+        "space": {"regularizers.0.strength": {"low": 1e-3, "high": 10.0, "log": True}},
+        "trials": 5,
+        "sampler": {"name": "RandomSampler"},
+        "pruner": {"name": "ThresholdPruner", "upper": 0.8, "n_warmup_steps": 3},  # which others do not decide over
+    },
+)
+STUDIES = {"runs": RUNS, "stack": STACK, "search": SEARCH}
+
+
+def make(study: Study, folder: Path, **options: Any) -> list[str]:
+    """Runs a study or a search."""
+    return (run_study if study.sweep is None else run_sweep)(study, folder, CPU, **options)
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """Every result below a folder, without how long it took."""
+    paths = sorted(folder.glob("runs/**/result.json"))
+    found = {str(path.parent.relative_to(folder)): Record(path.parent).result for path in paths}
+    return {path: {**result, "seconds": 0} for path, result in found.items()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """What each study makes where nothing happens."""
+    found = {}
+    for name, study in STUDIES.items():
+        folder = tmp_path_factory.mktemp(name)
+        assert make(study, folder) == []
+        found[name] = results(folder)
+    assert {result["status"] for result in found["search"].values()} == {"done", "pruned"}
+    return found
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("name", STUDIES)
+def test_processes_make_the_records_that_one_process_makes(name, jobs, undisturbed, tmp_path):
+    assert make(STUDIES[name], tmp_path, engine=Processes(jobs)) == []
+    assert results(tmp_path) == undisturbed[name]
+
+
+@pytest.mark.parametrize("first", [Local(), Processes(2)], ids=["local first", "processes first"])
+def test_a_study_that_one_engine_began_is_resumed_with_another(first, undisturbed, tmp_path, monkeypatch):
+    class StoppedError(BaseException):
+        pass
+
+    def stop(*_: Any) -> None:
+        raise StoppedError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("experiments.running.study._summary", stop)  # after the first run
+        with pytest.raises(StoppedError):
+            make(RUNS, tmp_path, engine=first)
+    assert 1 <= len(results(tmp_path)) < len(undisturbed["runs"])
+    other = Local() if isinstance(first, Processes) else Processes(2)
+    assert make(RUNS, tmp_path, resume=True, engine=other) == []
+    assert results(tmp_path) == undisturbed["runs"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("attempt", range(3))
+@pytest.mark.parametrize("victim", ["a worker", "the driver", "both workers"])
+@pytest.mark.parametrize("name", STUDIES)
+def test_what_is_killed_goes_on_and_the_end_is_the_same(name, victim, attempt, undisturbed, tmp_path):
+    draw = random.Random(f"{name} {victim} {attempt}")
+    parent = _FORKS.Process(target=_alone, args=(name, tmp_path))
+    parent.start()
+    while parent.is_alive() and not list(tmp_path.glob("**/*.pt")):
+        time.sleep(0.01)
+    time.sleep(draw.uniform(0, 1.0))
+    workers = children_of(parent.pid)
+    assert workers
+    killed = {"a worker": workers[:1], "both workers": workers, "the driver": [parent.pid]}[victim]
+    for number in killed:
+        os.kill(number, signal.SIGKILL)
+    if victim == "the driver":
+        parent.join()
+        ended = time.monotonic()
+        while any(map(lives, workers)):
+            assert time.monotonic() - ended < 5.0
+            time.sleep(0.01)
+        assert make(STUDIES[name], tmp_path, resume=True, engine=Processes(2)) == []
+    parent.join()
+    assert parent.exitcode == (0 if victim != "the driver" else -signal.SIGKILL)
+    assert not any(map(lives, workers))
+    assert results(tmp_path) == undisturbed[name]
+
+
+def _alone(name: str, folder: Path) -> None:
+    import torch
+
+    torch.set_num_threads(1)  # as in the tests, or it would be another environment
+    assert make(STUDIES[name], folder, engine=Processes(2)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX only")
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_disk_that_is_full_ends_a_study_in_a_line_and_resuming_goes_on(name, undisturbed, tmp_path):
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))  # checkpoints are larger; workers inherit it
+    try:
+        with pytest.raises(RecordError, match=r"\.pt: cannot be written: File too large"):
+            make(STUDIES[name], tmp_path, engine=Processes(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert make(STUDIES[name], tmp_path, resume=True, engine=Processes(2)) == []
+    assert results(tmp_path) == undisturbed[name]
+
+
+class Fragile(nn.Sequential):
+    """Kills its process in its third step, every time, or only the first time if it leaves a file."""
+
+    def __init__(self, mark: str) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(64, 10))
+        self.mark, self.steps = mark, 0
+
+    def forward(self, x):
+        self.steps += 1
+        if self.steps > 2 and not (self.mark and Path(self.mark).exists()):
+            if self.mark:
+                Path(self.mark).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x)
+
+
+def test_a_run_whose_process_dies_is_tried_again_and_given_up_after_three_times(tmp_path):
+    fragile = {"class": "tests.integration.test_engines:Fragile"}
+    once = {"name": "once", "model": {**fragile, "args": {"mark": str(tmp_path / "mark")}}}
+    always = {"name": "always", "model": {**fragile, "args": {"mark": ""}}}
+    study = small(arms=[once, always, {"name": "none"}], train={"epochs": 2, "batch_size": 20})
+    (line,) = run_study(study, tmp_path / "out", CPU, engine=Processes(2))
+    assert line == "failed: always/seed0: its process died with exit code -9"
+    assert sorted(results(tmp_path / "out")) == ["runs/none/seed0", "runs/once/seed0"]
+
+
+@pytest.mark.slow
+def test_eight_workers_of_one_storage_lose_and_double_no_trial(tmp_path):
+    sweep = {**SEARCH.model_dump(by_alias=True)["sweep"], "trials": 24}
+    study = small(arms=[L1], train={"epochs": 3, "batch_size": 50}, sweep={**sweep, "arms": None})
+    url = f"sqlite:///{tmp_path}/optuna.db"
+    assert run_sweep(study, tmp_path / "out", CPU, engine=Processes(8), storage=url) == []
+    (summary,) = optuna.get_all_study_summaries(url)
+    trials = optuna.load_study(study_name=summary.study_name, storage=url).get_trials()
+    assert [trial.number for trial in trials] == [*range(24)]
+    assert {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED"}
+    values = {trial.params["regularizers.0.strength"] for trial in trials}
+    assert len(values) == len(results(tmp_path / "out")) == 24
+    for trial in trials:
+        assert [*trial.intermediate_values] == [1, 2][: len(trial.intermediate_values)]
+
+
+def test_the_journal_in_a_searchs_folder_is_one_that_optuna_opens(tmp_path):
+    assert make(SEARCH, tmp_path) == []
+    ours = optuna.load_study(study_name="small: L1", storage=opened(str(tmp_path / "optuna.log")))
+    assert len(ours.trials) == 5
+    errors: dict[str, list[float]] = {}
+    for path, result in results(tmp_path).items():
+        if "L1" in path and result["status"] == "done":
+            errors.setdefault(path.rpartition("/")[0], []).append(result["valid_error"])
+    assert ours.best_value == min(fmean(each) for each in errors.values() if len(each) == 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (("process", None), "--engine: unknown name 'process', valid: local, processes"),
+        (("local", 2), "--jobs: must be 1 with --engine local, got 2: --engine processes has several"),
+    ],
+)
+def test_an_engine_that_is_asked_for_in_vain_is_told(given, line):
+    with pytest.raises(UserError) as told:
+        engines.choose(*given)
+    assert str(told.value) == line
