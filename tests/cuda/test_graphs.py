@@ -107,13 +107,10 @@ def test_optimizers(name, scheduler):
     assert_same(1e-4, optimizer=settings, scheduler=scheduler)
 
 
+ONE_CYCLE = {"name": "OneCycleLR", "max_lr": 0.02, "total_steps": 4 * EPOCHS, "cycle_momentum": False}
 CASES = {
     "a rate by epochs": {"scheduler": {"name": "CosineAnnealingLR", "T_max": EPOCHS}},
-    "one cycle": {
-        "scheduler": {
-            "name": "OneCycleLR", "max_lr": 0.02, "total_steps": 4 * EPOCHS, "cycle_momentum": False, "interval": "step",
-        }
-    },
+    "one cycle": {"scheduler": {**ONE_CYCLE, "interval": "step"}},
     "batches in a step": {"train": {"accumulate": 2}},
     "clipped": {"train": {"clip_norm": 0.5, "clip_value": 0.1}},
     "EMA": {"train": {"average": {"name": "ema", "decay": 0.9}}},
@@ -122,7 +119,7 @@ CASES = {
     "DropConnect": {"model": {"name": "mlp", "hidden": [32], "wrap": {"name": "DropConnect", "p": 0.3}}},
     "VariationalDropout": {"model": {"name": "mlp", "hidden": [32], "wrap": {"name": "VariationalDropout"}}},
     "convolutions": {"model": {"name": "cnn", "channels": [4, 8], "hidden": 16}},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES)
