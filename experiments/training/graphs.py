@@ -178,7 +178,9 @@ class Graphs:
         for generator in _generators(self._model):
             graph.register_generator_state(generator)
         try:
-            with self._capturable(), torch.cuda.graph(graph, stream=self._stream):
+            # Of this thread alone: one that reads a stream's next batches into pinned memory would spoil the recording.
+            mode = "thread_local"
+            with self._capturable(), torch.cuda.graph(graph, stream=self._stream, capture_error_mode=mode):
                 losses = step(held)
         except Exception as error:  # whatever a user's model raises if it reads a value from the device
             raise UserError(f"{KEY}: the step cannot be recorded ({oneline(error)}): set compile = false") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 pytest.importorskip("pydantic")
 
@@ -28,6 +29,7 @@ pytestmark = [
     pytest.mark.cuda,
     pytest.mark.filterwarnings("ignore:Synchronization debug mode"),
     pytest.mark.filterwarnings("ignore:The CUDA Graph is empty"),
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded"),  # of Python 3.12, when a stream is read
 ]
 EPOCHS = 6  # of 3 full batches and a smaller one: both are recorded in the fourth of their steps
 TRAIN = {"epochs": EPOCHS, "batch_size": 30, "dtype": "float64"}
@@ -107,6 +109,16 @@ def test_optimizers(name, scheduler):
     assert_same(1e-4, optimizer=settings, scheduler=scheduler)
 
 
+class Numbers(Dataset):
+    """Vectors, which another thread puts into pinned memory while a step is recorded."""
+
+    def __len__(self) -> int:
+        return 60
+
+    def __getitem__(self, i: int):
+        return torch.randn(4, generator=torch.Generator().manual_seed(i)), i % 2
+
+
 ONE_CYCLE = {"name": "OneCycleLR", "max_lr": 0.02, "total_steps": 4 * EPOCHS, "cycle_momentum": False}
 CASES = {
     "a rate by epochs": {"scheduler": {"name": "CosineAnnealingLR", "T_max": EPOCHS}},
@@ -118,6 +130,7 @@ CASES = {
     "single precision": {"train": {"dtype": "float32"}, "optimizer": {"name": "SGD", "lr": 0.05}},
     "DropConnect": {"model": {"name": "mlp", "hidden": [32], "wrap": {"name": "DropConnect", "p": 0.3}}},
     "VariationalDropout": {"model": {"name": "mlp", "hidden": [32], "wrap": {"name": "VariationalDropout"}}},
+    "streamed": {"data": {"class": "tests.cuda.test_graphs:Numbers", "stream": True}, "train": {"batch_size": 10}},
     "convolutions": {"model": {"name": "cnn", "channels": [4, 8], "hidden": 16}},
 }
 
@@ -232,6 +245,13 @@ def test_a_run_goes_on_with_or_without_graphs(optimizer, compile, tmp_path):
 
 
 # -- optimizers and memory ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["Adagrad", "AdagradW"])
+def test_an_optimizer_that_is_fused_on_the_cpu_alone(name):
+    setup, losses = trained(False, optimizer={"name": name, "lr": 1e-2})
+    assert not setup.optimizer.defaults["fused"]
+    assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize("name", sorted(build._FUSED))
