@@ -29,6 +29,7 @@ def main() -> int:
     parser.add_argument("--into", type=Path, default=ROOT / "docs", help="the folder for gpu.json and gpu.md")
     parser.add_argument("--no-bench", action="store_true", help="runs the tests alone")
     options = parser.parse_args()
+    options.into.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {"machine": machine(), "tests": tests(), "tables": [], "faults": []}
     write(options.into, found)
     if torch.cuda.is_available() and not options.no_bench:

@@ -1,4 +1,4 @@
-"""What a CUDA device shows: penalties in large networks, whole steps as one graph, dropout, stacks, memory."""
+"""What a CUDA device shows: penalties in large networks, whole steps as graphs, dropout, stacks, memory."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from torchreg.tuning.path.fit import fit
 from .choosing import alone, members_of
 from .dropout import with_dropout
 from .overhead import MODES
-from .steps import Step, mlp, step
+from .steps import BATCH, Step, mlp, step
 from .timing import Row, Table, Work, race
 
 
 def parts() -> list[Callable[[], Table]]:
     """What makes each table; each work is repeated before the clock waits for the device."""
-    return [perceptron, resnet, gpt, whole_step, partial(dropout, 0.5), partial(dropout, 0.1), stack, study, memory]
+    dropouts, epochs = (partial(dropout, p) for p in (0.5, 0.1)), (partial(epoch, members) for members in (1, 64))
+    return [perceptron, resnet, gpt, whole_step, *epochs, *dropouts, stack, study, memory]
 
 
 def cuda(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
@@ -73,13 +74,13 @@ def resnet() -> Table:
     from torchvision.models import resnet50
 
     images = torch.randn(64, 3, 224, 224, device="cuda"), torch.randint(1000, (64,), device="cuda")
-    return overhead("ResNet-50, batch 64 of 224 x 224, bfloat16 by autocast", cuda(resnet50), 2, 10, images)
+    return overhead("ResNet-50, batch 64 of 224 x 224, bfloat16 by autocast", cuda(resnet50), 8, 15, images)
 
 
 def gpt() -> Table:
     words = torch.randint(GPT.words, (8, 512), device="cuda")
     batch = words, torch.randint(GPT.words, (8 * 512,), device="cuda")
-    return overhead("GPT-2 of 124M weights, 8 x 512 words, bfloat16 by autocast", cuda(GPT), 2, 10, batch)
+    return overhead("GPT-2 of 124M weights, 8 x 512 words, bfloat16 by autocast", cuda(GPT), 8, 15, batch)
 
 
 class GPT(nn.Module):
@@ -150,6 +151,40 @@ def _captured(work: Step) -> Work:
         graph.replay()
 
     return replay
+
+
+def epoch(members: int) -> Table:
+    """An epoch of a study as it is, and with ``train.compile``: of a run alone, or of a stack."""
+    from .. import config  # needs pydantic, which a machine for GPU checks may lack
+    from ..training.loop import make_steps
+    from ..training.setup import set_up
+
+    hidden = [1024, 1024, 2048] if members == 1 else [512, 512]
+
+    def made(compile: bool) -> Work:
+        study = config.resolve(
+            {
+                "name": "epoch",
+                "seeds": list(range(members)),
+                "data": {"class": f"{__name__}:noise", "train_size": 50 * BATCH, "standardize": False},
+                "model": {"name": "mlp", "hidden": hidden, "dropout": {"name": "Dropout", "p": 0.3}},
+                "optimizer": {"name": "AdamW", "lr": 1e-3},
+                "train": {"epochs": 1, "batch_size": BATCH, "compile": compile},
+                "regularizers": [{"penalty": penalty, "strength": 1e-6, "mode": "grad"} for penalty in ("L1", "L2")],
+                "arms": [{"name": "arm"}],
+            }
+        )
+        setup = set_up(study.runs, torch.device("cuda"), stacked=members > 1)
+        return waited(lambda: make_steps(setup, setup.batches()), 1)
+
+    works = {"eager": made(False), "train.compile = true": made(True)}
+    net = f"{'-'.join(map(str, (784, *hidden, 10)))}, batch {BATCH}, dropout, L1 + L2 in mode 'grad'"
+    return race(f"an epoch of 50 steps of {'a run' if members == 1 else f'{members} runs as a stack'}, {net}", works, 8)
+
+
+def noise() -> tuple[Tensor, Tensor]:
+    """Inputs as large as those of MNIST, and classes."""
+    return torch.randn(80 * BATCH, 784), torch.randint(10, (80 * BATCH,))
 
 
 # -- dropout, stacks, memory ----------------------------------------------------------------------------------------

@@ -73,6 +73,7 @@ class Train(Section):
     average: Average | None = None  # of the weights, beside them
     dtype: Literal["float32", "float64"] = "float32"  # of the model and the inputs
     amp: bool = False  # half precision where it is safe
+    compile: bool = False  # on CUDA: whole steps as graphs, which one call starts
     early_stopping: EarlyStopping | None = None
     metrics: Annotated[tuple[Metric, ...], Field(strict=False)] = ()  # of torchmetrics, on validation and test
     evaluate_every: Size = 1  # epochs; the last one is always evaluated

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from .. import config
 from ..config import Run, Study
 from ..errors import UserError, oneline
-from ..training import build, solving
+from ..training import build, graphs, solving
 from ..training.data import Examples
 from ..training.files import sealed, unsealed, write
 from ..training.losses import check_loss
@@ -88,6 +88,7 @@ def _rehearse(run: Run) -> Examples:
     optimizer = build.optimizer(run.optimizer, model)
     scheduler, each_step = build.scheduler(run.scheduler, optimizer)
     regularizers = build.regularizers(side_by_side([run]), model, optimizer)
+    graphs.check(run, optimizer)
     build.auto_strength(run.auto_strength, regularizers, optimizer, examples)
     activities = build.activities(run, model)
     build.controller(run.sparsity, optimizer, steps=1)

@@ -64,7 +64,8 @@ OPTIMIZERS = {
     **_without(_classes(torch.optim, torch.optim.Optimizer), "LBFGS", "SparseAdam"),  # a closure, sparse gradients
     **_without(_classes(torchreg.optim, torch.optim.Optimizer), "ConstrainedNorm", "DecoupledDecay", "Proximal"),
 }
-_FUSED = {"Adagrad", "Adam", "AdamW", "SGD", "SGDW", "AdagradW", "ProxSGD", "ProxAdam"}
+_FUSED = {"Adam", "AdamW", "SGD", "SGDW", "ProxSGD", "ProxAdam"}
+_FUSED_ON_CPU = {"Adagrad", "AdagradW"}  # torch's older versions have no such kernel for CUDA
 _IMPLEMENTATIONS = {"capturable", "differentiable", "foreach", "fused"}
 SCHEDULERS = _without(  # what a file cannot express: functions, other schedulers, a loss to wait for
     _classes(lr_scheduler, lr_scheduler.LRScheduler),
@@ -215,7 +216,9 @@ def optimizer(settings: config.Optimizer, net: nn.Module, like: nn.Module | None
     else:
         groups = net.parameters()
     given: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
-    if settings.name in _FUSED and not settings.options.keys() & _IMPLEMENTATIONS:
+    is_on_cpu = all(param.device.type == "cpu" for param in net.parameters())
+    fused = _FUSED | _FUSED_ON_CPU if is_on_cpu else _FUSED
+    if settings.name in fused and not settings.options.keys() & _IMPLEMENTATIONS:
         given["fused"] = True  # one call for all weights
     if settings.penalty is not None:
         key, penalty = "optimizer.penalty", settings.penalty

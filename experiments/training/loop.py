@@ -19,6 +19,7 @@ from .activity import Activity
 from .averaging import Average
 from .bars import Bar
 from .gradients import Clip, shares
+from .graphs import Batches, Graphs
 from .measure import are_finite, describe, measured
 from .outcomes import outcomes
 from .progress import Progress, Store
@@ -43,6 +44,7 @@ def train_epoch(
     clip: Clip | None = None,
     average: Average | None = None,
     activities: Sequence[Activity] = (),
+    graphs: Graphs | None = None,
 ) -> Tensor:
     """Makes a step for each batch of the examples, or for several; returns the losses, which are read after the epoch.
 
@@ -60,18 +62,16 @@ def train_epoch(
         clip: limits the gradient of the loss and of regularizers of mode "loss"; other modes act in the step.
         average: of the weights, if there is one.
         activities: penalties on the outputs of modules, which are means over a batch as its loss is.
+        graphs: make the steps, if they are recorded.
 
     Returns:
         The losses ``(steps,)``; of a stack ``(steps, members)``.
     """
     model.train()
     forward = model.each if isinstance(model, Stacked) else model
-    made: list[Tensor] = []
-    examples = split.batches(batches)
-    while group := list(islice(examples, accumulate)):
+
+    def step(group: Batches) -> Tensor:
         optimizer.zero_grad()
-        if augment is not None:
-            group = [augment(x, y) for x, y in group]
         parts: list[Tensor] = []
         for (x, y), share in zip(group, shares(model, task, group), strict=True):
             with nullcontext() if amp is None else amp.context():
@@ -94,11 +94,18 @@ def train_epoch(
         else:
             amp.scaler.step(optimizer)
             amp.scaler.update()
+        return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+
+    made: list[Tensor] = []
+    examples = split.batches(batches)
+    while group := list(islice(examples, accumulate)):
+        if augment is not None:
+            group = [augment(x, y) for x, y in group]
+        made.append(step(group) if graphs is None else graphs(step, group))
         if average is not None:
             average.after_step(model)
         if each_step is not None:
             each_step.step()
-        made.append(parts[0] if len(parts) == 1 else torch.stack(parts).sum(0))
     return torch.stack(made)
 
 
@@ -123,6 +130,7 @@ def make_steps(setup: Setup, batches: Sequence[Tensor], epoch: int = 1) -> Tenso
         clip=setup.clip,
         average=setup.average,
         activities=setup.activities,
+        graphs=setup.graphs,
     )
 
 

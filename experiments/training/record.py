@@ -32,7 +32,9 @@ from .forms import Environments, Event, Figures, Result, check_form
 from .loggers import Told
 
 Row = dict[str, Any]
-_FREE: Any = {"data": {"root"}, "train": {"checkpoint_seconds", "stack"}}  # what a run may change when it goes on
+# What a run may change when it goes on. Whether it is stacked or compiled may change the last bits, as another machine
+# may, and is chosen by what is fast there.
+_FREE: Any = {"data": {"root"}, "train": {"checkpoint_seconds", "compile", "stack"}}
 _BESIDE = ("config.json", "environment.json", "history.jsonl", "checkpoint.pt")
 _SEAL = b"\nsha256 "  # at the end of a checkpoint, where torch.load does not look
 

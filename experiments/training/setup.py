@@ -17,9 +17,11 @@ from torchreg import Regularizer, Stacked
 from .. import config
 from ..config import Run
 from . import build, data, metrics, solving
+from . import graphs as recorded
 from .activity import Activity
 from .averaging import Average
 from .gradients import Clip
+from .graphs import Graphs
 from .metrics import Metrics
 from .together import side_by_side
 
@@ -57,6 +59,7 @@ class Setup:
     clip: Clip | None = None
     average: Average | None = None
     metrics: Metrics | None = None
+    graphs: Graphs | None = None
     others: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -133,6 +136,7 @@ def set_up(runs: Sequence[Run], device: torch.device, stacked: bool = False) -> 
     made.augment = augment
     made.activities = build.activities(first, model)
     made.ridge = solving.strength(first, model, regularizers) if first.train.solve else None
+    made.graphs = recorded.graphs(first, model, optimizer, device)
     made.shuffles = [torch.Generator().manual_seed(run.seed) for run in runs]
     return made
 

@@ -27,7 +27,7 @@ from tests.helpers import (
     train,
     weights_of,
 )
-from torchreg import L1, L2, L2SP, Regularizer, Stacked, everything, linear
+from torchreg import L1, L2, L2SP, ElasticNet, Huber, LogSum, Regularizer, Stacked, everything, linear
 from torchreg.optim import ProxAdam, ProxSGD
 
 pytestmark = [pytest.mark.cuda, pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")]
@@ -139,6 +139,36 @@ def test_triton_kernels_make_the_step_of_double_precision_rounded(mode, dtype, c
     ours, expected = stepped("cuda", dtype, compile=compile), stepped("cpu", torch.float64)
     eps = torch.finfo(dtype).eps
     torch.testing.assert_close(ours.double(), expected, rtol=4 * eps, atol=2 * eps)
+
+
+@pytest.mark.parametrize("penalty", [L1(0.1), ElasticNet(0.1, l1_ratio=0.3), Huber(0.2), LogSum(0.1)], ids=repr)
+def test_triton_kernels_of_the_value_and_its_gradient(penalty):
+    weight = torch.linspace(-1, 1, 600 * 601, dtype=torch.float64).reshape(600, 601)
+
+    def found(device, **options):
+        model = nn.ParameterList([nn.Parameter(weight.to(device))])
+        value = Regularizer(model, penalty, mode="loss", **options).value()
+        value.backward()
+        return value.detach().cpu(), model[0].grad.cpu()
+
+    assert_close(found("cuda", compile=True), found("cpu"), tolerance=1e-9)
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_the_triton_kernel_of_a_whole_proximal_step(amsgrad):
+    start = torch.linspace(-1, 1, 600 * 601, dtype=torch.float64).reshape(600, 601)
+
+    def stepped(device, compile):
+        weight = nn.Parameter(start.to(device).clone())
+        optimizer = ProxAdam([weight], L1(0.1), lr=0.1, amsgrad=amsgrad, compile=compile)
+        for step in range(4):
+            weight.grad = (0.25 * weight.detach() + 0.1 * step).clone()
+            optimizer.step()
+        return weight.detach().cpu()
+
+    ours = stepped("cuda", compile=True)
+    assert_close(ours, stepped("cpu", compile=False), tolerance=1e-6)  # torch counts its steps in single precision
+    assert (ours == 0).any()
 
 
 @pytest.mark.parametrize(("there", "back"), [BOTH, BOTH[::-1]])

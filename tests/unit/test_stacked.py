@@ -453,6 +453,18 @@ def test_large_weights_take_the_same_steps_as_small_ones():
                 assert_close(stack.weight[member], alone.weight)
 
 
+def test_the_generators_of_all_members():
+    models = [nn.Sequential(layers.Dropout(0.5), nn.Linear(4, 4), layers.Dropout(0.5)) for _ in range(3)]
+    assert Stacked(models).generators == []
+    for seed, model in enumerate(models):
+        seed_dropout(model, seed)
+    stack = Stacked(models)
+    assert len({*stack.generators}) == 6
+    before = [own.get_state() for own in stack.generators]
+    stack(torch.ones(2, 4))
+    assert not any(torch.equal(own.get_state(), old) for own, old in zip(stack.generators, before, strict=True))
+
+
 # -- inputs of each member's own ----------------------------------------------------------------------------------
 
 OWN = {

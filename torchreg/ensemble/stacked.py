@@ -309,6 +309,11 @@ class Stacked(nn.Module):
             own[id(several)] = deepcopy(several.each[number])
         return copied(template, own)
 
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """The random generators of the members' layers, such as a CUDA graph must know."""
+        return [own for several in self._generators() for own in several.each]
+
     def _generators(self) -> list[f.Generators]:
         found = [layer.generator for layer in _seeded(self._template[0])]
         return [own for own in found if isinstance(own, f.Generators)]
