@@ -39,7 +39,7 @@ def oneline(error: BaseException) -> str:
     except Exception:  # of the user's own class, whose __str__ is wrong
         said = ""
     text = " ".join(said.split()).encode(errors="backslashreplace").decode() or type(error).__name__
-    if not isinstance(error, (ValueError, TypeError, RuntimeError)):
+    if not isinstance(error, (ValueError, TypeError, RuntimeError, UserError)):
         text = f"{type(error).__name__}: {text}"
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
     own = [f for f in frames if Path(__file__).parent not in Path(f.filename).parents and f.filename[:1] != "<"]

@@ -122,7 +122,10 @@ class ConstrainedNorm(StepWrapper):
                 params, table = [group["params"][i] for i in places], group["constraints"]
                 rows = table if len(places) == len(table) else torch.stack([table[i] for i in places])
                 moved = _moved(rows, _mean_squares(params), group)
-                moved = torch.where(torch.as_tensor(live, device=rows.device) > 0, moved, rows)
+                if isinstance(live, Tensor):
+                    moved = torch.where(live.to(rows.device) > 0, moved, rows)
+                elif live == 0:
+                    moved = rows
                 for param, factor in zip(params, (1 - 2 * live * moved[:, _MULTIPLIER]).clamp(min=0), strict=True):
                     param.mul_(factor)
                 if rows is table:
