@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.random import SeedSequence
 
+from ..config.names import point_of
 from ..config.sweep import Dimension, Sweep
 from ..errors import RecordError, UserError, oneline
 from ..training import build
@@ -94,6 +95,7 @@ class Search:
             asked = self._study.ask()
             for key, dimension in self.sweep.space.items():
                 _suggest(asked, key, dimension)
+            asked.set_user_attr("point", point_of(self._values(asked.params)))  # for Optuna's dashboard
         return self._note(asked.number, asked.params)
 
     def judge(self, number: int) -> Judge | None:
@@ -124,8 +126,7 @@ class Search:
 
     def _note(self, number: int, params: Mapping[str, Any]) -> Trial:
         """Takes up a trial, and adds it to the log if it is not there."""
-        space, count = self.sweep.space, len(self._asked)
-        trial = Trial(number, {key: _value_of(params[key], space[key]) for key in space})
+        count, trial = len(self._asked), Trial(number, self._values(params))
         self._asked.append(trial)
         if count == len(self._logged):
             self._logged.append(trial.values)
@@ -136,6 +137,11 @@ class Search:
                 "wrong, and 'sweep --resume' fills it from the other one"
             )
         return trial
+
+    def _values(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The values that Optuna's parameters stand for: positions in a finite list."""
+        space = self.sweep.space.items()
+        return {key: params[key] if own.finite is None else own.finite[params[key]] for key, own in space}
 
     def _given(self, count: int) -> dict[str, Any] | None:
         """What Optuna is to draw next: the point that the log has there, or the grid; None where a sampler draws."""
@@ -262,10 +268,6 @@ def _suggest(trial: optuna.trial.Trial, key: str, dimension: Dimension) -> None:
             trial.suggest_int(key, int(dimension.low), int(dimension.high), log=dimension.log)
         else:
             trial.suggest_float(key, dimension.low, dimension.high, log=dimension.log)
-
-
-def _value_of(param: Any, dimension: Dimension) -> Any:
-    return param if dimension.finite is None else dimension.finite[param]
 
 
 def _param_of(value: Any, dimension: Dimension) -> Any:
