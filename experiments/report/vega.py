@@ -97,7 +97,7 @@ def drawn(picture: Picture, data: Mapping[str, Rows], number: int) -> Drawn:
 def _svg(spec: Spec, data: Mapping[str, Rows], prefix: str, picture: Picture) -> Markup:
     import vl_convert  # 80 MB: a command that draws nothing need not load it
 
-    sets = {name: [_drawn_part(row) for row in data[name]] for name in _names_in(spec)}
+    sets = {name: [_drawn_part(row) for row in data[name] if row.get("label") != ""] for name in _names_in(spec)}
     text = vl_convert.vegalite_to_svg({**_still(spec), "datasets": sets, "background": "transparent"})
     text = text[text.index("<svg") :]
     text = re.sub(r' (?:role|aria-[a-z]+)="[^"]*"', "", text)  # of the parts: the whole has a name
