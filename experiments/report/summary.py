@@ -101,6 +101,11 @@ class Cell:
         return self.status in ("diverged", "failed")
 
     @property
+    def whole(self) -> Cell:
+        """The same cell with all that its records hold."""
+        return replace(self, results=[record.result or {} for record in self.records]) if self.records else self
+
+    @property
     def histories(self) -> list[list[Row]]:
         """The figures of each epoch, of each run; they are read anew, since those of all runs would take much memory."""
         return [record.history for record in self.records]
@@ -115,7 +120,7 @@ class Cell:
         """The digest of the final weights' bits, for each seed."""
         return {run.seed: result["sha256"] for run, result in zip(self.runs, self.results, strict=True)}
 
-    @property
+    @cached_property
     def is_regression(self) -> bool:
         """Whether the errors are root mean squared errors, and not shares of wrong classes."""
         return any(result.get("task") == "regression" for result in self.results)
@@ -235,7 +240,7 @@ class Summary:
         """The metric as text."""
         return self.metric.replace("valid", "validation").replace("_", " ").replace("error", self.error)
 
-    @property
+    @cached_property
     def is_regression(self) -> bool:
         """Whether the errors are root mean squared errors, and not shares of wrong classes."""
         return any(cell.is_regression for cell in self.cells)
@@ -494,7 +499,7 @@ def summarize(folder: Path) -> Summary:
         done = [(run, record, result) for run, record in found if (result := record.result) is not None]
         if done:
             ours, records, results = zip(*done, strict=True)
-            cell = Cell(ours, results, records=records)
+            cell = Cell(ours, [_light(result) for result in results], records=records)
             if study.sweep is not None:
                 if cell.is_done and len(done) < len(found):
                     continue  # over some seeds only it would be compared with others over all
@@ -505,6 +510,17 @@ def summarize(folder: Path) -> Summary:
         command = "run" if study.sweep is None else "sweep"
         raise UserError(f"{folder}: no run of this study is finished yet: '{command} --resume' goes on with it")
     return Summary(study.name, cells, planned, environment, study.sweep)
+
+
+def _light(result: Row) -> Row:
+    """The result without what takes most of its memory and is shown of few cells; :attr:`Cell.whole` reads it anew."""
+    kept = {key: value for key, value in result.items() if key != "histogram"}
+    outcomes = result.get("outcomes", {})
+    if "wrong" in outcomes.get("test", {}):  # else the numbers of a regression, which every difference needs
+        heavy = ("true", "predicted", "confidence")
+        test = {key: value for key, value in outcomes["test"].items() if key not in heavy}
+        kept["outcomes"] = {**outcomes, "test": test}
+    return kept
 
 
 def _planned(study: Study, sweep: Sweep) -> int:

@@ -8,6 +8,7 @@ import os
 import sys
 import zlib
 from base64 import b64decode, b64encode
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -39,18 +40,18 @@ def content_of(path: Path) -> bytes:
         raise damaged(path, f"cannot be read ({error.strerror})") from None
 
 
-def parsed(content: bytes, path: Path) -> Any:
-    """The JSON value in a record's file, or in a line of it."""
+def parsed(content: bytes, path: Path, made_of: Callable[[dict[str, Any]], Any] = dict) -> Any:
+    """The JSON value in a record's file, or in a line of it; ``made_of`` makes something of each table in it."""
+
+    def table(pairs: list[tuple[str, Any]]) -> Any:
+        # Thousands of records have the same keys: these are to be the same strings in memory, too.
+        return made_of({sys.intern(key): value for key, value in pairs})
+
     try:
         # Bytes that are not UTF-8 are refused.
-        return json.loads(content.decode(), parse_constant=_refuse, object_pairs_hook=_table)
+        return json.loads(content.decode(), parse_constant=_refuse, object_pairs_hook=table)
     except (ValueError, RecursionError):
         raise damaged(path) from None
-
-
-def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The pairs as a table; thousands of records have the same keys, which are the same strings in memory, too."""
-    return {sys.intern(key): value for key, value in pairs}
 
 
 def _refuse(constant: str) -> NoReturn:
@@ -63,10 +64,10 @@ def sealed(text: str) -> str:
     return f'{body}{_CHECKSUM}{checksum(body.encode())}"\n}}\n'
 
 
-def unsealed(path: Path) -> dict[str, Any]:
+def unsealed(path: Path, made_of: Callable[[dict[str, Any]], Any] = dict) -> dict[str, Any]:
     """The JSON object in a file that :func:`sealed` has made, or in one without a checksum, of an earlier version."""
     content = content_of(path)
-    tree = parsed(content, path)
+    tree = parsed(content, path, made_of)
     if not isinstance(tree, dict):
         raise damaged(path)
     if "checksum" in tree or "files" in tree:  # what has checksums of other files has its own

@@ -302,22 +302,30 @@ def read_study(folder: Path) -> Study:
     if not file.exists():
         raise UserError(f"{folder}: holds no study (no study.json): give the folder that 'run' wrote")
     try:
-        tree = unsealed(file)
-        return Study(**{**tree, "runs": tuple(_runs_in(tree["runs"]))})
+        tree = unsealed(file, _Runs())
+        return Study(**{**tree, "runs": tuple(tree["runs"])})
     except (ValidationError, RecordError, KeyError, TypeError):
         raise RecordError(
             f"{file}: is damaged, or of another version: remove {folder}, or choose another folder"
         ) from None
 
 
-def _runs_in(trees: Sequence[Row]) -> Iterator[Run]:
-    """The runs of a study; those that differ in their seeds alone have their settings in common, in memory too."""
-    known: dict[str, dict[str, Any]] = {}
-    for tree in trees:
+class _Runs:
+    """Makes a run of each table that is one, as soon as it is read: as tables, 10,000 runs would take 100 MB.
+
+    Runs that differ in their seeds alone have their settings in common.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, dict[str, Any]] = {}
+
+    def __call__(self, tree: Row) -> Row | Run:
+        if not {"arm", "seed", "data"} <= tree.keys():
+            return tree
         settings = json.dumps({**tree, "seed": None})
-        if settings not in known:
-            known[settings] = dict(Run.model_validate_json(json.dumps(tree)))
-        yield Run(**{**known[settings], "seed": tree["seed"]})
+        if settings not in self._known:
+            self._known[settings] = dict(Run.model_validate_json(json.dumps(tree)))
+        return Run(**{**self._known[settings], "seed": tree["seed"]})
 
 
 def read_runs(study: Study, folder: Path) -> list[Run]:
