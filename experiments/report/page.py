@@ -144,7 +144,8 @@ def rendered(template: str, context: Mapping[str, Any], pictures: Sequence[Pictu
     environment = Environment(
         loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    drawn = [vega.drawn(picture, data, number) for number, picture in enumerate(pictures)]
+    with vega.Pen() as pen:
+        drawn = [vega.drawn(picture, data, number, pen) for number, picture in enumerate(pictures)]
     files = Path(__file__).parent / "templates"
     style, script = (Markup((files / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
     sets = {name: _Set(datasets.as_csv(rows), datasets.numeric(rows)) for name, rows in data.items() if rows}
