@@ -33,7 +33,8 @@ _STRENGTHS = (0.0, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 
 
 def tables() -> Iterator[Table]:
-    """The commands on recorded studies of growing size."""
+    """The commands on recorded studies of growing size, and first what importing torch alone takes."""
+    yield Table("import torch", (measured("python", ["-c", "import torch"]),), figure="GB")
     for size in SIZES:
         yield from recorded(size)
 
@@ -43,9 +44,10 @@ def recorded(size: int) -> Iterator[Table]:
     with tempfile.TemporaryDirectory() as place:
         made = make(Path(place), size)
         count = len(made.study.runs)
-        rows = (measured(name, made.commands[name]) for name in made.commands)
-        for table in growing(f"{count:,} recorded runs: seconds, and the peak of resident memory", rows):
-            yield Table(table.title, table.rows, f"the page has {_megabytes(made.folders[0])}", figure="GB")
+        rows = (measured(name, arguments) for name, arguments in made.commands.items())
+        for table in growing(f"{count:,} recorded runs: the peak of resident memory, and the time", rows):
+            page = (made.folders[0] / "report.html").stat().st_size / 1e6
+            yield Table(table.title, table.rows, f"the page has {page:.1f} MB", figure="GB")
 
 
 class Made(NamedTuple):
@@ -59,11 +61,12 @@ class Made(NamedTuple):
     def commands(self) -> dict[str, list[str]]:
         """The commands that read it."""
         one, two = map(str, self.folders)
-        return {
+        given = {
             "report": ["report", one],
             "compare": ["compare", one, two],
             "run --resume": ["run", str(self.file), "--resume", "--out", one],
         }
+        return {name: ["-m", __package__.rpartition(".")[0], *arguments] for name, arguments in given.items()}
 
 
 def make(place: Path, runs: int, penalties: int = len(_PENALTIES), strengths: int = len(_STRENGTHS)) -> Made:
@@ -125,11 +128,13 @@ def _copy(original: Record, run: Run, record: Record) -> None:
 
 
 def measured(name: str, arguments: Sequence[str]) -> Row:
-    """A command of the package in a process of its own: its peak of resident memory in GB, and its seconds."""
-    command = [sys.executable, "-m", __package__.rpartition(".")[0], *arguments]
+    """Python in a process of its own: its peak of resident memory in GB, and its seconds.
+
+    The peak is that of its largest process: a report draws in another one.
+    """
     started = time.perf_counter()
     with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output)
+        process = subprocess.Popen([sys.executable, *arguments], stdout=output, stderr=output)
         _, status, used = os.wait4(process.pid, 0)
         taken = time.perf_counter() - started
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -138,8 +143,3 @@ def measured(name: str, arguments: Sequence[str]) -> Row:
             raise UserError(f"bench: {' '.join(arguments)} failed: {output.read().decode().strip()}")
     peak = used.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
     return Row(name, peak, peak, peak, taken)
-
-
-def _megabytes(folder: Path) -> str:
-    page = folder / "report.html"
-    return f"{page.stat().st_size / 1e6:.1f} MB"

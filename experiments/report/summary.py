@@ -107,7 +107,7 @@ class Cell:
 
     @property
     def histories(self) -> list[list[Row]]:
-        """The figures of each epoch, of each run; they are read anew, since those of all runs would take much memory."""
+        """The figures of each epoch, of each run: read anew, since those of all runs would take much memory."""
         return [record.history for record in self.records]
 
     @property

@@ -109,7 +109,8 @@ class Pen:
 
     def svg(self, spec: Spec) -> str:
         """The picture of a specification that holds its data."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         with suppress(OSError):  # where no process can be started, it is drawn in this one
             self._process.stdin.write(json.dumps(spec).encode() + b"\n")
             self._process.stdin.flush()

@@ -159,7 +159,9 @@ class Record:
                 raise damaged(other)
         self._check_run()
         if result["status"] in ("done", "pruned"):
-            rows = self._rows(self._lines()[-1:]) if "history.jsonl" in files else self.history  # it is as it was written
+            rows = (
+                self._rows(self._lines()[-1:]) if "history.jsonl" in files else self.history
+            )  # it is as it was written
             if [row["epoch"] for row in rows][-1:] != [result["epochs"]]:
                 raise damaged(self.folder / "history.jsonl")
         return result
