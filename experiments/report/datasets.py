@@ -107,7 +107,7 @@ def weights(cells: Mapping[str, Cell]) -> Rows:
     rows: Rows = []
     for label, cell in cells.items():
         own: Rows = []
-        for run, result in zip(cell.runs, cell.results, strict=True):
+        for run, result in zip(cell.runs, cell.whole, strict=True):
             found = result["histogram"]
             for low, high, share in zip(found["edges"], found["edges"][1:], found["shares"], strict=False):
                 size = rounded((low + high) / 2, 4)
@@ -174,7 +174,7 @@ def numbers(cells: Mapping[str, Cell]) -> Rows:
 
 def predicted(cell: Cell) -> dict[int, Predicted]:
     """What each run predicts for the test examples; none of the records of earlier versions."""
-    found = {run.seed: row for run, row in zip(cell.runs, map(_tested, cell.results), strict=True) if row}
+    found = {run.seed: row for run, row in zip(cell.runs, map(_tested, cell.whole), strict=True) if row}
     return {seed: made for seed, row in found.items() if (made := predictions(row)) is not None}
 
 

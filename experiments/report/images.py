@@ -125,7 +125,7 @@ def _gained(cells: Mapping[str, Cell], summary: Summary, examples: Examples) -> 
     strips = []
     for label, cell in list(others.items())[:MOST_ARMS]:
         plain = summary.counterpart(cell)
-        if plain is None or not (before := predicted(plain.whole)) or not (found := predicted(cell)):
+        if plain is None or not (before := predicted(plain)) or not (found := predicted(cell)):
             continue
         ours, theirs = (_mostly_wrong(one) for one in (found, before))
         if len(ours) != len(theirs):

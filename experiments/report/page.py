@@ -105,7 +105,7 @@ def write_page(summary: Summary, folder: Path, trusted: bool = False) -> Path:
     vega.begin_bundle()
     chosen = {label: cell for cell, label in _labelled(summary.chosen)}
     finished = {label: cell for label, cell in chosen.items() if cell.is_done}
-    done = {label: cell.whole for label, cell in islice(finished.items(), datasets.MOST_PICTURED)}
+    done = dict(islice(finished.items(), datasets.MOST_PICTURED))
     examples, missing = images.examples_of(done, trusted)
     classes = _classes(done, examples)
     data = _data(summary, chosen, done, classes)

@@ -100,10 +100,10 @@ class Cell:
         """Whether a run ended without figures: it diverged or failed."""
         return self.status in ("diverged", "failed")
 
-    @property
-    def whole(self) -> Cell:
-        """The same cell with all that its records hold."""
-        return replace(self, results=[record.result or {} for record in self.records]) if self.records else self
+    @cached_property
+    def whole(self) -> Sequence[Row]:
+        """The results with all that the records hold."""
+        return [record.result or {} for record in self.records] if self.records else self.results
 
     @property
     def histories(self) -> list[list[Row]]:

@@ -159,9 +159,8 @@ class Record:
                 raise damaged(other)
         self._check_run()
         if result["status"] in ("done", "pruned"):
-            rows = (
-                self._rows(self._lines()[-1:]) if "history.jsonl" in files else self.history
-            )  # it is as it was written
+            is_known = "history.jsonl" in files  # by its checksum to be what was written
+            rows = self._rows(self._lines()[-1:]) if is_known else self.history
             if [row["epoch"] for row in rows][-1:] != [result["epochs"]]:
                 raise damaged(self.folder / "history.jsonl")
         return result

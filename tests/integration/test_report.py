@@ -83,7 +83,7 @@ def test_an_arm_is_judged_at_the_strength_with_the_lowest_validation_error(summa
 
 def test_every_weight_is_a_zero_or_in_the_histogram_or_beside_it(summary):
     for cell in summary.chosen[:3]:
-        for result in cell.results:
+        for result in cell.whole:
             shares = result["histogram"]
             assert_close(
                 result["zeros"] + sum(shares["shares"]) + shares["below"] + shares["above"], 1.0, tolerance=1e-6
