@@ -14,7 +14,7 @@ import torch
 
 from ..errors import UserError
 from ..training.files import write
-from . import choosing, dropout, epoch, memory, optimizer, overhead, profile, studies
+from . import choosing, dropout, epoch, memory, optimizer, overhead, profile, scale, studies
 from .timing import Table
 
 BENCHES: Mapping[str, Callable[[], Iterable[Table]]] = {
@@ -27,6 +27,7 @@ BENCHES: Mapping[str, Callable[[], Iterable[Table]]] = {
     "auto-strength": choosing.auto_strength,
     "memory": memory.tables,
     "profile": profile.tables,
+    "scale": scale.tables,
 }
 
 _READING = (

@@ -119,7 +119,7 @@ def simulated(world: World, seeds: int, effect: float, draw: np.random.Generator
             row |= {f"{split}_error": float(found[place, at].mean()) for split, found in wrong.items()}
             row["examples"] = sizes
             results.append({**row, "outcomes": {split: packed(wrong[split][place, at]) for split in ("valid", "test")}})
-        cells.append(Cell(own, results, []))
+        cells.append(Cell(own, results))
     return Summary("simulated", cells, len(runs) * seeds, {})
 
 

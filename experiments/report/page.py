@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,7 +104,8 @@ def write_page(summary: Summary, folder: Path, trusted: bool = False) -> Path:
     """
     vega.begin_bundle()
     chosen = {label: cell for cell, label in _labelled(summary.chosen)}
-    done = {label: cell for label, cell in chosen.items() if cell.is_done}
+    finished = {label: cell for label, cell in chosen.items() if cell.is_done}
+    done = dict(islice(finished.items(), datasets.MOST_PICTURED))
     examples, missing = images.examples_of(done, trusted)
     classes = _classes(done, examples)
     data = _data(summary, chosen, done, classes)
@@ -122,7 +124,7 @@ def write_page(summary: Summary, folder: Path, trusted: bool = False) -> Path:
         "late": [picture.title for picture in of_weights],
         "confused": predicting.most_confused(data["confusion"]),
         "images": images.of_study(done, summary, examples),
-        "missing": [line for line in (missing, _old(done), _many(done)) if line],
+        "missing": [line for line in (missing, _old(done), _many(finished), _together(done)) if line],
         "settings": settings.settings_of(chosen),
         "base": f"the arm {summary.plain.label}" if summary.plain else "what most arms have",
         "environment": settings.environment_of(chosen),
@@ -142,7 +144,8 @@ def rendered(template: str, context: Mapping[str, Any], pictures: Sequence[Pictu
     environment = Environment(
         loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    drawn = [vega.drawn(picture, data, number) for number, picture in enumerate(pictures)]
+    with vega.Pen() as pen:
+        drawn = [vega.drawn(picture, data, number, pen) for number, picture in enumerate(pictures)]
     files = Path(__file__).parent / "templates"
     style, script = (Markup((files / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
     sets = {name: _Set(datasets.as_csv(rows), datasets.numeric(rows)) for name, rows in data.items() if rows}
@@ -214,7 +217,16 @@ def _many(cells: Mapping[str, Cell]) -> str:
     """A line for more arms than are shown one by one."""
     if len(cells) <= datasets.MOST_ARMS:
         return ""
-    return f"Calibration, confusion and images are shown of the first {datasets.MOST_ARMS} of {len(cells)} arms."
+    some = f"Calibration, confusion and images are shown of the first {datasets.MOST_ARMS} of {len(cells)} arms"
+    return f"{some}{f', other pictures of the first {most}' if len(cells) > (most := datasets.MOST_PICTURED) else ''}."
+
+
+def _together(cells: Mapping[str, Cell]) -> str:
+    """A line for pictures that do not follow the seeds."""
+    if all(len(cell.seeds) <= datasets.MOST_SEEDS for cell in cells.values()):
+        return ""
+    kinds = "Calibration, confusion and the sizes of weights"
+    return f"{kinds} are of all seeds where an arm has more than {datasets.MOST_SEEDS}, also where some are off."
 
 
 def _keys_of_columns(summary: Summary) -> list[dict[str, Any] | None]:

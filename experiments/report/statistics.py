@@ -14,7 +14,7 @@ from statistics import fmean, median, stdev
 from typing import NamedTuple
 
 import numpy as np
-from scipy import integrate, stats
+from scipy import special
 
 LEVEL = 0.95
 
@@ -74,7 +74,7 @@ class Difference:
 @cache
 def _quantiles(level: float, freedom: int) -> tuple[float, float]:
     tail = (1 - level) / 2
-    return float(stats.t.isf(tail, freedom)), float(stats.norm.isf(tail))
+    return -float(special.stdtrit(freedom, tail)), -float(special.ndtri(tail))
 
 
 def paired(ours: Mapping[int, float], theirs: Mapping[int, float], of_images: float = 0.0) -> Difference | None:
@@ -93,6 +93,8 @@ def bootstrap(differences: Sequence[float], level: float = LEVEL, seed: int = 0)
     """
     if min(differences) == max(differences):  # nothing to resample; scipy would return NaN
         return differences[0], differences[0]
+    from scipy import stats  # 60 MB, which a report need not load
+
     found = stats.bootstrap(
         (differences,), np.mean, n_resamples=2000, confidence_level=level, method="BCa", rng=np.random.default_rng(seed)
     )
@@ -171,8 +173,9 @@ def mcnemar(ours: np.ndarray, theirs: np.ndarray) -> McNemar:
     """
     only_ours, only_theirs = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
     discordant = only_ours + only_theirs
-    p = stats.binomtest(only_ours, discordant).pvalue if discordant else 1.0
-    return McNemar(only_ours, only_theirs, float(p))
+    # Of one half each the binomial distribution is symmetric, so that both tails are equal.
+    p = min(2 * float(special.bdtr(min(only_ours, only_theirs), discordant, 0.5)), 1.0) if discordant else 1.0
+    return McNemar(only_ours, only_theirs, p)
 
 
 def holm(are_shown: Sequence[Callable[[float], bool]], level: float = LEVEL) -> list[bool]:
@@ -204,7 +207,9 @@ def expected_maximum(count: int) -> float:
     """
 
     def density(x: float) -> float:
-        return x * count * float(stats.norm.pdf(x)) * float(stats.norm.cdf(x)) ** (count - 1)
+        return x * count * math.exp(-(x**2) / 2) / math.sqrt(2 * math.pi) * float(special.ndtr(x)) ** (count - 1)
+
+    from scipy import integrate
 
     return float(integrate.quad(density, -10, 10)[0]) if count > 1 else 0.0
 

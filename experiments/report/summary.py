@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
@@ -30,7 +31,6 @@ class Cell:
 
     runs: Sequence[Run]
     results: Sequence[Row]
-    histories: Sequence[Sequence[Row]]
     remark: str = ""  # why it was chosen, if not as the best
     records: Sequence[Record] = ()
 
@@ -100,6 +100,16 @@ class Cell:
         """Whether a run ended without figures: it diverged or failed."""
         return self.status in ("diverged", "failed")
 
+    @cached_property
+    def whole(self) -> Sequence[Row]:
+        """The results with all that the records hold."""
+        return [record.result or {} for record in self.records] if self.records else self.results
+
+    @property
+    def histories(self) -> list[list[Row]]:
+        """The figures of each epoch, of each run: read anew, since those of all runs would take much memory."""
+        return [record.history for record in self.records]
+
     @property
     def seeds(self) -> set[int]:
         """The seeds of the runs."""
@@ -110,7 +120,7 @@ class Cell:
         """The digest of the final weights' bits, for each seed."""
         return {run.seed: result["sha256"] for run, result in zip(self.runs, self.results, strict=True)}
 
-    @property
+    @cached_property
     def is_regression(self) -> bool:
         """Whether the errors are root mean squared errors, and not shares of wrong classes."""
         return any(result.get("task") == "regression" for result in self.results)
@@ -181,7 +191,14 @@ class Cell:
 
     def mean(self, key: str) -> Mean:
         """The mean of a figure of the results."""
-        return mean([result[key] for result in self.results])
+        if key not in self._means:
+            self._means[key] = mean([result[key] for result in self.results])
+        return self._means[key]
+
+    @cached_property
+    def _means(self) -> dict[str, Mean]:
+        """The means that were asked for."""
+        return {}
 
     def metric(self, name: str) -> Mean | None:
         """The mean of a metric on the test examples, over the seeds for which it is defined."""
@@ -223,7 +240,7 @@ class Summary:
         """The metric as text."""
         return self.metric.replace("valid", "validation").replace("_", " ").replace("error", self.error)
 
-    @property
+    @cached_property
     def is_regression(self) -> bool:
         """Whether the errors are root mean squared errors, and not shares of wrong classes."""
         return any(cell.is_regression for cell in self.cells)
@@ -238,13 +255,13 @@ class Summary:
         """What the examples are called."""
         return "images" if all(cell.runs[0].data.name in IMAGES for cell in self.cells) else "examples"
 
-    @property
+    @cached_property
     def metrics(self) -> list[str]:
         """The metrics that any arm was measured by."""
         results = (result.get("metrics", {}).get("test", {}) for cell in self.cells for result in cell.results)
         return list(dict.fromkeys(name for found in results for name in found))
 
-    @property
+    @cached_property
     def chosen(self) -> list[Cell]:
         """The best cell of each arm; of a search over a strength also the strongest within one standard error."""
         return [cell for arm in self._arms for cell in self._chosen_of(arm)]
@@ -258,7 +275,7 @@ class Summary:
         strongest = one_standard_error(arm, best, self.metric)
         return [best] if strongest is best else [best, replace(strongest, remark=ONE_SE)]
 
-    @property
+    @cached_property
     def paths(self) -> list[list[Cell]]:
         """The arms with several values of one number: their finished cells, from the smallest value."""
         arms = [[cell for cell in arm if cell.is_done and cell.number is not None] for arm in self._arms]
@@ -270,21 +287,30 @@ class Summary:
         arms = [[cell for cell in arm if cell.point and not cell.is_broken] for arm in self._arms]
         return [arm for arm in arms if len(arm) > 1 and any(cell.number is None for cell in arm)]
 
-    @property
+    @cached_property
     def plain(self) -> Cell | None:
         """The arm without regularization, if there is one that did not diverge."""
-        return next((cell for cell in self.cells if cell.is_plain() and cell.is_done), None)
+        return next(iter(self._plain), None)
+
+    @cached_property
+    def _plain(self) -> list[Cell]:
+        """The arms without regularization that came to an end."""
+        return [cell for cell in self.cells if cell.is_plain() and cell.is_done]
 
     def counterpart(self, cell: Cell) -> Cell | None:
         """The unregularized arm that differs from the cell by regularization alone; else the first one, if any."""
-        plain = (other for other in self.cells if other.is_plain() and other.is_done)
-        return next((other for other in plain if cell.differs_only_by_regularization(other)), self.plain)
+        return next((other for other in self._plain if cell.differs_only_by_regularization(other)), self.plain)
 
     def cost(self, cell: Cell) -> float | None:
         """The time of all points of the cell's arm, relative to the unregularized run."""
         if self.sweep is None or self.plain is None or not self.plain.seconds:
             return None
-        return sum(other.seconds for other in self.cells if other.arm == cell.arm) / self.plain.seconds
+        return self._seconds[cell.arm] / self.plain.seconds
+
+    @cached_property
+    def _seconds(self) -> dict[str, float]:
+        """The time of all points of each arm, a run of each."""
+        return {arm[0].arm: sum(cell.seconds for cell in arm) for arm in self._arms}
 
     @property
     def label_noise(self) -> float:
@@ -376,7 +402,7 @@ class Summary:
         span = f"{' to '.join(errors[:: max(len(errors) - 1, 1)])}{unit.points}"
         return f"By their {sizes.pop():,} {self.noun}, test {self.error}s have a standard error of {span} besides."
 
-    @property
+    @cached_property
     def _arms(self) -> list[list[Cell]]:
         return [list(cells) for _, cells in groupby(self.cells, key=lambda cell: cell.arm)]
 
@@ -473,7 +499,7 @@ def summarize(folder: Path) -> Summary:
         done = [(run, record, result) for run, record in found if (result := record.result) is not None]
         if done:
             ours, records, results = zip(*done, strict=True)
-            cell = Cell(ours, results, [record.history for record in records], records=records)
+            cell = Cell(ours, [_light(result) for result in results], records=records)
             if study.sweep is not None:
                 if cell.is_done and len(done) < len(found):
                     continue  # over some seeds only it would be compared with others over all
@@ -484,6 +510,17 @@ def summarize(folder: Path) -> Summary:
         command = "run" if study.sweep is None else "sweep"
         raise UserError(f"{folder}: no run of this study is finished yet: '{command} --resume' goes on with it")
     return Summary(study.name, cells, planned, environment, study.sweep)
+
+
+def _light(result: Row) -> Row:
+    """The result without what takes most of its memory and is shown of few cells; :attr:`Cell.whole` reads it anew."""
+    kept = {key: value for key, value in result.items() if key != "histogram"}
+    outcomes = result.get("outcomes", {})
+    if "wrong" in outcomes.get("test", {}):  # else the numbers of a regression, which every difference needs
+        heavy = ("true", "predicted", "confidence")
+        test = {key: value for key, value in outcomes["test"].items() if key not in heavy}
+        kept["outcomes"] = {**outcomes, "test": test}
+    return kept
 
 
 def _planned(study: Study, sweep: Sweep) -> int:

@@ -11,9 +11,10 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache
 from html import escape
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from markupsafe import Markup
 
@@ -86,19 +87,51 @@ def shares_of(summary: Summary) -> Spec:
     return {"format": ".6~g"} if summary.is_regression else {"format": "~%"}
 
 
-def drawn(picture: Picture, data: Mapping[str, Rows], number: int) -> Drawn:
+_DRAW = """
+import json, sys, vl_convert
+for line in sys.stdin.buffer:
+    sys.stdout.buffer.write(json.dumps(vl_convert.vegalite_to_svg(json.loads(line))).encode() + b"\\n")
+    sys.stdout.flush()
+"""
+
+
+class Pen:
+    """Draws in another process, with which the 300 MB end that drawing takes."""
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _DRAW], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()  # it ends where its input does
+
+    def svg(self, spec: Spec) -> str:
+        """The picture of a specification that holds its data."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(OSError):  # where no process can be started, it is drawn in this one
+            self._process.stdin.write(json.dumps(spec).encode() + b"\n")
+            self._process.stdin.flush()
+            if line := self._process.stdout.readline():
+                return str(json.loads(line))
+        import vl_convert
+
+        return str(vl_convert.vegalite_to_svg(spec))
+
+
+def drawn(picture: Picture, data: Mapping[str, Rows], number: int, pen: Pen) -> Drawn:
     """Draws a picture; the number tells it from the others of the page."""
     specs = {name: {**picture.make(width), "config": _CONFIG} for name, width in (("wide", WIDE), ("narrow", NARROW))}
-    wide, narrow = (_svg(spec, data, f"p{number}{name}-", picture) for name, spec in specs.items())
+    wide, narrow = (_svg(spec, data, f"p{number}{name}-", picture, pen) for name, spec in specs.items())
     text = json.dumps(specs, separators=(",", ":")).replace("<", "\\u003c")
     return Drawn(picture.title, picture.text, picture.shows, wide, narrow, text)
 
 
-def _svg(spec: Spec, data: Mapping[str, Rows], prefix: str, picture: Picture) -> Markup:
-    import vl_convert  # 80 MB: a command that draws nothing need not load it
-
-    sets = {name: [_drawn_part(row) for row in data[name]] for name in _names_in(spec)}
-    text = vl_convert.vegalite_to_svg({**_still(spec), "datasets": sets, "background": "transparent"})
+def _svg(spec: Spec, data: Mapping[str, Rows], prefix: str, picture: Picture, pen: Pen) -> Markup:
+    sets = {name: [_drawn_part(row) for row in data[name] if row.get("label") != ""] for name in _names_in(spec)}
+    text = pen.svg({**_still(spec), "datasets": sets, "background": "transparent"})
     text = text[text.index("<svg") :]
     text = re.sub(r' (?:role|aria-[a-z]+)="[^"]*"', "", text)  # of the parts: the whole has a name
     text = re.sub(r"<[^<>]+>", _shortened, text)
@@ -135,7 +168,11 @@ def _names_in(spec: Any) -> set[str]:
     return set().union(*map(_names_in, spec)) if isinstance(spec, list) else set()
 
 
-_BUNDLE = "import sys, vl_convert as v; sys.stdout.buffer.write(v.javascript_bundle(sys.argv[1]).encode())"
+_BUNDLE = """
+import sys, vl_convert as v
+print(f"Vega {v.get_vega_version()}, Vega-Lite {v.get_vegalite_versions()[-1]}, Vega-Embed", flush=True)
+sys.stdout.buffer.write(v.javascript_bundle(sys.argv[1]).encode())
+"""
 _WANTED = "window.vegaEmbed=vegaEmbed;"
 
 
@@ -148,10 +185,7 @@ def begin_bundle() -> subprocess.Popen[bytes]:
 @cache
 def bundle() -> Markup:
     """Vega, Vega-Lite and Vega-Embed, as the script of a page."""
-    import vl_convert
-
     made, _ = begin_bundle().communicate()
-    script = made.decode() if made else vl_convert.javascript_bundle(_WANTED)
-    names = f"Vega {vl_convert.get_vega_version()}, Vega-Lite {vl_convert.get_vegalite_versions()[-1]}, Vega-Embed"
+    names, _, script = made.decode().partition("\n")
     license = "BSD-3-Clause, University of Washington Interactive Data Lab and contributors"
     return Markup(f"/* {names}: {license} */\n" + script.replace("</script", "<\\/script"))

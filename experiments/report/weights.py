@@ -43,7 +43,7 @@ def of_weights(cells: Mapping[str, Cell], summary: Summary) -> list[Picture]:
 
 def _note(cell: Cell) -> str:
     """The shares of a cell's weights that have no place in the picture of their sizes."""
-    histograms = [result["histogram"] for result in cell.results]
+    histograms = [result["histogram"] for result in cell.whole]
     edges = histograms[0]["edges"]
     notes = {"exact zeros": cell.mean("zeros").mean}
     for side, edge in (("below", edges[0]), ("above", edges[-1])):

@@ -99,5 +99,7 @@ def make_together(group: Sequence[Run], folder: Path, device: torch.device) -> d
 def _is_begun(folder: Path, run: Run) -> bool:
     """Whether the run has ended, or has a checkpoint of its own to go on from."""
     record = Record(folder / "runs" / run.folder, run)
+    if (record.folder / "checkpoint.pt").exists():
+        return True
     result = record.result
-    return (record.folder / "checkpoint.pt").exists() or (result is not None and result["status"] != "failed")
+    return result is not None and result["status"] != "failed"

@@ -75,7 +75,7 @@ class Record:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "result.json").unlink(missing_ok=True)  # of a run that failed, or whose end is made again
-        write(self.folder / "config.json", run.model_dump_json(by_alias=True, indent=2))
+        write(self.folder / "config.json", _text_of(run))
         # What was written after the checkpoint is computed again, and a killed process may leave half a line.
         lines = self._lines()[:rows] if rows else []
         before = self._rows(lines)
@@ -152,21 +152,28 @@ class Record:
         if not path.exists():
             return None
         result: Row = check_form(Result, unsealed(path), path)
-        for name, digest in result.pop("files", {}).items():
+        files = result.pop("files", {})
+        for name, digest in files.items():
             other = self.folder / name
             if name == "checkpoint.pt" and not other.exists():
                 continue  # nothing needs it any more
             if checksum(content_of(other)) != digest:
                 raise damaged(other)
         self._check_run()
-        if result["status"] in ("done", "pruned") and [row["epoch"] for row in self.history][-1:] != [result["epochs"]]:
-            raise damaged(self.folder / "history.jsonl")
+        if result["status"] in ("done", "pruned"):
+            is_known = "history.jsonl" in files  # by its checksum to be what was written
+            rows = self._rows(self._lines()[-1:]) if is_known else self.history
+            if [row["epoch"] for row in rows][-1:] != [result["epochs"]]:
+                raise damaged(self.folder / "history.jsonl")
         return result
 
     def _check_run(self) -> None:
         path = self.folder / "config.json"
+        content = content_of(path)
+        if self._run is not None and content == _text_of(self._run).encode():
+            return
         try:
-            run = Run.model_validate_json(content_of(path))
+            run = Run.model_validate_json(content)
         except ValidationError:
             raise damaged(path) from None
         if self._run is not None and digest_of(run) != digest_of(self._run):
@@ -194,6 +201,10 @@ class Record:
         if any(later <= earlier for earlier, later in pairwise(epochs)):
             raise damaged(path)
         return rows
+
+
+def _text_of(run: Run) -> str:
+    return run.model_dump_json(by_alias=True, indent=2)
 
 
 def _rows_in(state: Row) -> int:
@@ -264,7 +275,7 @@ def open_study(study: Study, folder: Path, resume: bool) -> Iterator[None]:
     """
     file = folder / "study.json"
     if file.exists():
-        if _identity(read_study(folder)) != _identity(study):
+        if not _are_same(read_study(folder), study):
             raise UserError(
                 f"--out: {folder} must be empty or hold this study, it holds another: remove it or choose another"
             )
@@ -294,11 +305,30 @@ def read_study(folder: Path) -> Study:
     if not file.exists():
         raise UserError(f"{folder}: holds no study (no study.json): give the folder that 'run' wrote")
     try:
-        return Study.model_validate_json(json.dumps(unsealed(file)))
-    except (ValidationError, RecordError):
+        tree = unsealed(file, _Runs())
+        return Study(**{**tree, "runs": tuple(tree["runs"])})
+    except (ValidationError, RecordError, KeyError, TypeError):
         raise RecordError(
             f"{file}: is damaged, or of another version: remove {folder}, or choose another folder"
         ) from None
+
+
+class _Runs:
+    """Makes a run of each table that is one, as soon as it is read: as tables, 10,000 runs would take 100 MB.
+
+    Runs that differ in their seeds alone have their settings in common.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, dict[str, Any]] = {}
+
+    def __call__(self, tree: Row) -> Row | Run:
+        if not {"arm", "seed", "data"} <= tree.keys():
+            return tree
+        settings = json.dumps({**tree, "seed": None})
+        if settings not in self._known:
+            self._known[settings] = dict(Run.model_validate_json(json.dumps(tree)))
+        return Run(**{**self._known[settings], "seed": tree["seed"]})
 
 
 def read_runs(study: Study, folder: Path) -> list[Run]:
@@ -341,11 +371,17 @@ def lock(folder: Path, timeout: float = -1) -> FileLock:
     return FileLock(path, timeout=timeout)
 
 
-def _identity(study: Study) -> Row:
-    """What makes two studies the same: all but where the data lies, how often a checkpoint is written, and how many
+def _are_same(one: Study, other: Study) -> bool:
+    """Whether two studies are the same in all but where the data lies, how often a checkpoint is written, and how many
     points are tried.
     """
-    return study.model_dump(exclude={"runs": {"__all__": _FREE}, "sweep": {"trials"}})
+    heads = [study.model_dump(exclude={"runs": True, "sweep": {"trials"}}) for study in (one, other)]
+    runs = zip(one.runs, other.runs, strict=False)
+    return (
+        heads[0] == heads[1]
+        and len(one.runs) == len(other.runs)
+        and all(ours.model_dump(exclude=_FREE) == theirs.model_dump(exclude=_FREE) for ours, theirs in runs)
+    )
 
 
 def digest_of(run: Run) -> str:

@@ -83,7 +83,7 @@ def test_an_arm_is_judged_at_the_strength_with_the_lowest_validation_error(summa
 
 def test_every_weight_is_a_zero_or_in_the_histogram_or_beside_it(summary):
     for cell in summary.chosen[:3]:
-        for result in cell.results:
+        for result in cell.whole:
             shares = result["histogram"]
             assert_close(
                 result["zeros"] + sum(shares["shares"]) + shares["below"] + shares["above"], 1.0, tolerance=1e-6
@@ -116,7 +116,7 @@ def cell(
     runs = small(arms=[{"name": name, **changes}], seeds=list(seeds)).runs
     errors = [(train + offset * spread, test + offset * spread) for offset in (-1, 0, 1)[: len(seeds)]]
     keys = ("train_error", "test_error", "valid_error", "status", "sha256", "stack")
-    return Cell(runs, [dict(zip(keys, (*e, e[1], "done", sha256 or name, stack), strict=True)) for e in errors], [])
+    return Cell(runs, [dict(zip(keys, (*e, e[1], "done", sha256 or name, stack), strict=True)) for e in errors])
 
 
 def with_outcomes(made: Cell, rate: float, seed: int) -> Cell:
@@ -332,7 +332,7 @@ def test_the_note_tells_what_the_choice_and_the_test_set_cost():
             {"status": "done", "valid_error": error, "test_error": 0.1, "train_error": 0.0, "norms": {}}
             for _ in range(3)
         ]
-        return Cell(made, rows, [])
+        return Cell(made, rows)
 
     near = 100 * np.sqrt((0.1 * 0.9 + 0.11 * 0.89) / 100) / np.sqrt(2 * np.pi)  # of two, 1 / sqrt(pi) times
     note = Summary("made up", [at(0.1, 0.1), at(0.2, 0.11), at(0.3, 0.9)], 9, {}).note

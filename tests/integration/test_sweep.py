@@ -345,7 +345,7 @@ def cells(errors: dict[float, list[float]], valid_size: int = 100) -> list[Cell]
         arm = {"name": "L2", "strengths": [strength], "regularizers": [{"penalty": "L2"}]}
         data = {**TREE["data"], "valid_size": valid_size}
         runs = small(arms=[arm], seeds=list(range(len(values))), data=data).runs
-        found.append(Cell(runs, [{"status": "done", "valid_error": e, "valid_loss": e} for e in values], []))
+        found.append(Cell(runs, [{"status": "done", "valid_error": e, "valid_loss": e} for e in values]))
     return found
 
 
