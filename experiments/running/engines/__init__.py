@@ -30,12 +30,13 @@ class ForRay(NamedTuple):
 
 
 @contextmanager
-def choose(name: str | None, jobs: int | None, device: torch.device, for_ray: ForRay = ForRay()) -> Iterator[Engine]:
+def choose(name: str | None, jobs: int | None, device: torch.device, for_ray: ForRay | None = None) -> Iterator[Engine]:
     """The engine of that name, ready; several jobs are several processes where none is named.
 
     Raises:
         UserError: there is no such engine, it has no such option, or its cluster lacks something.
     """
+    for_ray = for_ray or ForRay()
     name = name or ("processes" if jobs and jobs > 1 else "local")
     if name not in NAMES:
         raise UserError(f"--engine: unknown name {name!r}, {did_you_mean(name, NAMES)}")
