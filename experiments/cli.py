@@ -60,6 +60,12 @@ _Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 _Log = Annotated[str | None, typer.Option(metavar="NAME", help=f"Also tells {', '.join(loggers.LOGGERS)}.")]
 _Engine = Annotated[str | None, typer.Option(metavar="NAME", help=f"Where runs are made: {', '.join(engines.NAMES)}.")]
 _Jobs = Annotated[int | None, typer.Option(min=1, help="Runs or stacks at a time, each in a process of its own.")]
+_Address = Annotated[
+    str | None, typer.Option(metavar="ADDRESS", help="Of ray: its cluster's; by default this machine.")
+]
+_Cpus = Annotated[int | None, typer.Option(min=1, help="Of ray: CPUs of a run or stack; 1 by default.")]
+_Gpus = Annotated[float | None, typer.Option(help="Of ray: GPUs of a run or stack, or a part of one, such as 0.25.")]
+_Memory = Annotated[str | None, typer.Option(metavar="SIZE", help="Of ray: memory of a run or stack, such as 2GB.")]
 _Resume = Annotated[bool, typer.Option("--resume", help="Go on with a study that was stopped.")]
 
 
@@ -86,18 +92,23 @@ def run(
     device: _Device = "auto",
     engine: _Engine = None,
     jobs: _Jobs = None,
+    address: _Address = None,
+    cpus: _Cpus = None,
+    gpus: _Gpus = None,
+    memory: _Memory = None,
     log: _Log = None,
     resume: _Resume = False,
 ) -> None:
     """Runs a study and writes its report."""
-    chosen = engines.choose(engine, jobs)
+    on, for_ray = study.pick_device(device), engines.ForRay(address, cpus, gpus, memory)
     loaded = config.load(path, overrides)
     if loaded.sweep is not None:
         raise UserError(f"{path}: holds a search, in its table sweep: {COMMAND} sweep {path}")
     loggers.choose(log, loaded.name)
     folder = out or Path("runs") / folder_name(slug(loaded.name))
     with _resumable(folder):
-        broken = study.run_study(loaded, folder, study.pick_device(device), resume, chosen)
+        with engines.choose(engine, jobs, on, for_ray) as chosen:
+            broken = study.run_study(loaded, folder, on, resume, chosen)
         _report(folder, trusted=True)
     _end(broken)
 
@@ -110,6 +121,10 @@ def search(
     device: _Device = "auto",
     engine: _Engine = None,
     jobs: _Jobs = None,
+    address: _Address = None,
+    cpus: _Cpus = None,
+    gpus: _Gpus = None,
+    memory: _Memory = None,
     storage: Annotated[
         str | None, typer.Option(metavar="URL", help="Optuna's storage; by default a journal in the folder.")
     ] = None,
@@ -117,12 +132,13 @@ def search(
     resume: _Resume = False,
 ) -> None:
     """Searches over the keys that the table [sweep] of a study names, and writes the report."""
-    chosen = engines.choose(engine, jobs)
+    on, for_ray = study.pick_device(device), engines.ForRay(address, cpus, gpus, memory)
     loaded = config.load(path, overrides)
     loggers.choose(log, loaded.name)
     folder = out or Path("runs") / folder_name(slug(loaded.name))
     with _resumable(folder):
-        faults = sweep.run_sweep(loaded, folder, study.pick_device(device), resume, chosen, storage)
+        with engines.choose(engine, jobs, on, for_ray) as chosen:
+            faults = sweep.run_sweep(loaded, folder, on, resume, chosen, storage)
         try:
             _report(folder, trusted=True)
         finally:
