@@ -137,6 +137,8 @@ class Lease:
             if self._last() != (number, self._text()):  # else the answer to our own request got lost
                 return False
         numbers = self._numbers()
+        if not numbers:  # as over HTTP
+            raise StorageError(f"{self._folder}: does not list the file that was written there: choose another storage")
         if max(numbers) != number:  # others came and went since the last one was read
             storage.remove(path)
             return False

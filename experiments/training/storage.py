@@ -32,6 +32,8 @@ def place(text: str) -> Path:
     protocol = text.partition("://")[0]
     if protocol not in known_implementations:
         raise UserError(f"{text}: unknown protocol {protocol!r}, {did_you_mean(protocol, known_implementations)}")
+    if protocol == "memory":
+        raise UserError(f"{text}: ends with this process: choose a folder or an address that stays")
     try:
         found = UPath(text)
         _ = found.fs
@@ -63,7 +65,12 @@ def _reached(path: Path, what: str) -> Iterator[None]:
     except (FileNotFoundError, FileExistsError):
         raise
     except Exception as error:  # each file system has its own errors
-        raise StorageError(f"{path}: cannot be {what}: {oneline(error)}") from error
+        raise StorageError(f"{path}: cannot be {what}: {_said(error)}") from error
+
+
+def _said(error: Exception) -> str:
+    """What an error says, without its class where that tells nothing more."""
+    return " ".join((error.strerror or str(error)).split()) if isinstance(error, OSError) else oneline(error)
 
 
 def exists(path: Path) -> bool:
@@ -94,7 +101,7 @@ def put(path: Path, content: bytes, is_new: bool = False) -> None:
         with _reached(path, "written"):
             system.pipe_file(name, content, mode="create" if is_new else "overwrite")
     except FileNotFoundError as error:  # the bucket, or a folder where there are folders
-        raise StorageError(f"{path}: cannot be written: {oneline(error)}") from error
+        raise StorageError(f"{path}: cannot be written: {_said(error)}") from error
 
 
 def remove(path: Path) -> None:
