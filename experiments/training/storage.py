@@ -87,6 +87,7 @@ def get(path: Path) -> bytes:
     """The content of a file at an address."""
     system, name = _system(path)
     with _reached(path, "read"):
+        system.invalidate_cache()  # of its size
         return bytes(system.cat_file(name))
 
 

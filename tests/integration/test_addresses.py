@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -95,7 +96,7 @@ def same(study, ours, theirs):
 
 @pytest.mark.parametrize("stack", [False, True])
 def test_a_study_has_the_same_records_at_an_address(stack, folder, tmp_path):
-    study = small(seeds=[0, 1], arms=[{"name": "none"}, L1], train={**AVERAGED, **OFTEN, "stack": stack})
+    study = small(arms=[L1], train={**AVERAGED, **OFTEN, "stack": stack})
     run_study(study, tmp_path, CPU)
     run_study(study, folder, CPU)
     assert same(study, folder, tmp_path)
@@ -104,12 +105,11 @@ def test_a_study_has_the_same_records_at_an_address(stack, folder, tmp_path):
     assert set(names_in(folder)) == {"runs", "study.json", ".lock-1"}
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_the_command_line_takes_an_address_where_it_takes_a_folder(jobs, experiments, folder, tmp_path):
+def test_the_command_line_takes_an_address_where_it_takes_a_folder(experiments, folder, tmp_path):
     (tmp_path / "small.toml").write_text(TOML)
     code, table, _ = experiments("run", "small.toml", "--out", str(tmp_path / "mine"))
     assert code == 0
-    code, out, _ = experiments("run", "small.toml", "--out", str(folder), "--jobs", str(jobs))
+    code, out, _ = experiments("run", "small.toml", "--out", str(folder))
     assert code == 0
     assert out.splitlines()[-1] == f"Report: {folder}/report.html"
     assert without_place(out) == without_place(table)
@@ -118,7 +118,7 @@ def test_the_command_line_takes_an_address_where_it_takes_a_folder(jobs, experim
     code, out, _ = experiments("compare", str(folder), "mine", "--html", f"{folder.parent}/both.html")
     assert code == 0
     assert out.splitlines()[-1] == f"Page: {folder.parent}/both.html"
-    assert "+0.0 to +0.0" in out
+    assert re.findall(r"^(\w+) +mine +(\S+) ", out, re.M) == [("none", "+0.0"), ("L2", "+0.0")]
     assert get(folder.parent / "both.html").startswith(b"<!doctype html>")
 
 
@@ -129,7 +129,7 @@ def without_place(out):
 
 TOML = """
 name = "small"
-seeds = [0, 1]
+seeds = [0]
 data = { name = "digits", train_size = 100, valid_size = 100, label_noise = 0.2 }
 model = { name = "mlp", hidden = [16] }
 optimizer = { name = "AdamW", lr = 1e-2 }
@@ -141,7 +141,7 @@ arms = [{ name = "none" }, { name = "L2", optimizer.weight_decay = 0.1 }]
 @pytest.mark.parametrize("kills", [1, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("stack", [False, True])
 def test_a_killed_study_goes_on_with_the_same_bits(stack, kills, folder, tmp_path, hasty):
-    train = {"epochs": 6 + 3 * kills, "batch_size": 10, **OFTEN, "stack": stack}
+    train = {"epochs": 2 + 3 * kills, "batch_size": 30, **OFTEN, "stack": stack}
     study = small(seeds=[0, 1], train=train)
     run_study(study, tmp_path, CPU)
     history = folder / "runs" / study.runs[0].folder / "history.jsonl"
@@ -180,30 +180,29 @@ def test_a_server_that_stops_ends_the_study_with_a_line_and_it_goes_on(folder, s
     assert same(study, folder, tmp_path)
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_a_search_has_the_same_points_and_results_at_an_address(jobs, experiments, folder, tmp_path):
     (tmp_path / "search.toml").write_text(f"{TOML}{SEARCH}")
     assert experiments("sweep", "search.toml", "--out", "mine")[0] == 0
-    options = ["--out", str(folder), "--storage", f"sqlite:///{tmp_path}/search.db", "--jobs", str(jobs)]
+    options = ["--out", str(folder), "--storage", f"sqlite:///{tmp_path}/search.db", "--jobs", jobs]
     assert experiments("sweep", "search.toml", *options)[0] == 0
     study = load(tmp_path / "search.toml")
     asked, local = (
         [event["values"] for event in Log(one / "trials.jsonl").events] for one in (folder, tmp_path / "mine")
     )
     assert asked == local
-    assert len(asked) == 4
+    assert len(asked) == 3
     runs = read_runs(study, folder)
     results = [
         [Record(one / "runs" / run.folder, run).result["sha256"] for run in runs] for one in (folder, tmp_path / "mine")
     ]
     assert results[0] == results[1]
-    assert experiments("sweep", "search.toml", *options, "--resume")[0] == 0
 
 
 SEARCH = """
 [sweep]
 sampler = { name = "RandomSampler" }
-trials = 4
+trials = 3
 arms = ["L2"]
 [sweep.space]
 "optimizer.lr" = { low = 1e-4, high = 1e-1, log = true }
@@ -292,10 +291,14 @@ def test_a_lock_whose_holder_is_dead_is_free_after_a_while_and_one_that_is_renew
 
 
 def test_whoever_loses_the_lock_is_stopped(folder, hasty):
-    with pytest.raises(RecordError, match=f"^{folder}: the lock was lost"), lock(folder):
-        put(folder / ".lock-2", b"")  # of another process, which took this one for dead
-        threading.Event().wait(30)
-        pytest.fail("it was not stopped")
+    def work():
+        with lock(folder):
+            put(folder / ".lock-2", b"")  # of another process, which took this one for dead
+            threading.Event().wait(30)
+            pytest.fail("it was not stopped")
+
+    with pytest.raises(RecordError, match=f"^{folder}: the lock was lost"):
+        work()
 
 
 def test_a_lock_created_late_gives_way_to_those_after_it(folder, hasty):
@@ -318,7 +321,7 @@ def test_a_study_runs_in_any_of_fsspecs_file_systems(tmp_path):
     run_study(study, folder, CPU)
     run_study(study, tmp_path, CPU)
     assert same(study, folder, tmp_path)
-    assert summarize(folder).cells[0].results == [Record(folder / "runs" / "none" / "seed0").result]
+    assert summarize(folder).cells[0].results == (Record(folder / "runs" / "none" / "seed0").result,)
 
 
 WRONG = {
