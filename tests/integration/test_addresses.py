@@ -146,9 +146,15 @@ def test_a_killed_study_goes_on_with_the_same_bits(stack, kills, folder, tmp_pat
     run_study(study, tmp_path, CPU)
     history = folder / "runs" / study.runs[0].folder / "history.jsonl"
     for number in range(kills):
-        kill(run_study, study, folder, lambda at=3 * number + 2: exists(history) and len(lines_of(history)) >= at)
+        kill(run_hastily, study, folder, lambda at=3 * number + 2: exists(history) and len(lines_of(history)) >= at)
     run_study(study, folder, CPU, resume=True)
     assert same(study, folder, tmp_path)
+
+
+def run_hastily(*args, **options):
+    """For another process, which does not wait a minute for the lock of the one killed before it."""
+    locks.RENEWED, locks.LASTS = 0.1, 1.0
+    run_study(*args, **options)
 
 
 def lines_of(path):
