@@ -29,6 +29,7 @@ from .report import summarize
 from .running import catalog, engines, study, sweep
 from .running.outline import outline
 from .training import loggers
+from .training.storage import place
 
 app = typer.Typer(
     add_completion=Path(sys.argv[0]).name != "__main__.py",  # a shell completes a script by its name, not python -m
@@ -48,14 +49,17 @@ _EXAMPLES = {
 _BENCHES = f"Which: {', '.join(benches.BENCHES)}; all of them by default."
 
 
-def _locate(path: Path) -> Path:
-    return catalog.located(path)
+def _locate(text: str) -> Path:
+    if "://" in text:
+        raise UserError(f"CONFIG: must be a file of this machine or a shipped study, got {text}: copy it here")
+    return catalog.located(Path(text))
 
 
 _CONFIG_HELP = "The study's TOML file, or the name of a shipped study."
-_Config = Annotated[Path, typer.Argument(metavar="CONFIG", help=_CONFIG_HELP, callback=_locate)]
+_OUT_HELP = "Folder for the records, or an address such as s3://bucket/mine; runs/NAME by default."
+_Config = Annotated[Path, typer.Argument(metavar="CONFIG", help=_CONFIG_HELP, parser=_locate)]
 _Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key.")]
-_Out = Annotated[Path | None, typer.Option(help="Folder for the records; runs/NAME by default.")]
+_Out = Annotated[Path | None, typer.Option(metavar="DIR", parser=place, help=_OUT_HELP)]
 _Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 _Log = Annotated[str | None, typer.Option(metavar="NAME", help=f"Also tells {', '.join(loggers.LOGGERS)}.")]
 _Engine = Annotated[str | None, typer.Option(metavar="NAME", help=f"Where runs are made: {', '.join(engines.NAMES)}.")]
@@ -104,8 +108,8 @@ def run(
     loaded = config.load(path, overrides)
     if loaded.sweep is not None:
         raise UserError(f"{path}: holds a search, in its table sweep: {COMMAND} sweep {path}")
-    loggers.choose(log, loaded.name)
     folder = out or Path("runs") / folder_name(slug(loaded.name))
+    loggers.choose(log, loaded.name, folder)
     with _resumable(folder):
         with engines.choose(engine, jobs, on, for_ray) as chosen:
             broken = study.run_study(loaded, folder, on, resume, chosen)
@@ -134,8 +138,8 @@ def search(
     """Searches over the keys that the table [sweep] of a study names, and writes the report."""
     on, for_ray = study.pick_device(device), engines.ForRay(address, cpus, gpus, memory)
     loaded = config.load(path, overrides)
-    loggers.choose(log, loaded.name)
     folder = out or Path("runs") / folder_name(slug(loaded.name))
+    loggers.choose(log, loaded.name, folder)
     with _resumable(folder):
         with engines.choose(engine, jobs, on, for_ray) as chosen:
             faults = sweep.run_sweep(loaded, folder, on, resume, chosen, storage)
@@ -146,15 +150,19 @@ def search(
 
 
 @app.command("report")
-def render(folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder that 'run' wrote.")]) -> None:
+def render(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", parser=place, help="The folder that 'run' wrote.")],
+) -> None:
     """Prints a study's table and renders its page anew."""
     _report(folder)
 
 
 @app.command("compare")
 def contrast(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="The folders of two studies or more.")],
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also writes a page there.")] = None,
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", parser=place, help="The folders of two studies or more.")
+    ],
+    html: Annotated[Path | None, typer.Option(metavar="FILE", parser=place, help="Also writes a page there.")] = None,
 ) -> None:
     """Compares the arms that several studies have in common, seed by seed."""
     if html is not None and (not html.name or html.is_dir()):

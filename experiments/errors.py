@@ -32,6 +32,10 @@ class RecordError(UserError):
     """A file of a record that is damaged or cannot be written: it ends the study, and not one run of it."""
 
 
+class StorageError(RecordError):
+    """A storage that cannot be reached, or refuses: what it holds may be whole."""
+
+
 def oneline(error: BaseException) -> str:
     """The text of an exception in one line; with the place if that is in the user's own files."""
     try:

@@ -22,6 +22,7 @@ from ..training.measure import describe
 from ..training.metrics import named_by
 from ..training.setup import losses
 from ..training.solving import solve
+from ..training.storage import exists
 from ..training.together import side_by_side
 
 _REHEARSED = 100_000  # steps of a schedule that are tried before the study begins
@@ -45,7 +46,7 @@ class Known:
         for text in self.texts:
             tqdm.write(text)
         path = folder / "data.json"
-        before = unsealed(path) if path.exists() else {}
+        before = unsealed(path) if exists(path) else {}
         for settings, digest in self.digests.items():
             if before.get(settings, digest) != digest:
                 source = config.Data.model_validate_json(settings).source

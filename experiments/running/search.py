@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import warnings
@@ -20,8 +19,9 @@ from ..config.names import point_of
 from ..config.sweep import Dimension, Sweep
 from ..errors import RecordError, UserError, oneline
 from ..training import build
-from ..training.files import damaged
+from ..training.files import checksum, damaged
 from ..training.record import Log, Row
+from ..training.storage import is_local
 
 if TYPE_CHECKING:
     import optuna
@@ -189,7 +189,8 @@ def name_of(study: str, arm: str, storage: str | None, folder: Path) -> str:
     """The name of a search in its storage; in one that others may use, it tells of the folder too."""
     if storage is None:
         return f"{study}: {arm}"
-    return f"{study}: {arm} ({hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]})"
+    where = folder.resolve() if is_local(folder) else folder
+    return f"{study}: {arm} ({checksum(str(where).encode())[:8]})"
 
 
 @cache

@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 
 from ..config import Run
-from ..errors import RecordError, oneline
+from ..errors import RecordError, StorageError, oneline
 from ..training.files import checksum
 from ..training.loop import train_together
 from ..training.record import Record, Row, digest_of, load_sealed, save_sealed
+from ..training.storage import exists, make_folder, remove, remove_folder_if_empty
 from ..training.together import is_strength_0_of, kind_of
 from .plans import is_stacked
 
@@ -48,7 +49,7 @@ class StackStore:
 
     def load(self) -> Row | None:
         """The checkpoint, if there is one; :attr:`runs` are then the runs in the stack."""
-        if not self.path.exists():
+        if not exists(self.path):
             return None
         try:
             state, is_sealed = load_sealed(self.path)
@@ -56,6 +57,8 @@ class StackStore:
             self.runs = [ours[name] for name in state["runs"]]
             if not is_sealed or [digest_of(run) for run in self.runs] != state["digests"]:
                 raise ValueError("altered, or of other runs")
+        except StorageError:
+            raise
         except Exception:  # torch.load raises what it likes on a damaged file
             print(f"note: {self.path} is damaged: its runs start afresh", file=sys.stderr)
             self.discard()
@@ -64,15 +67,14 @@ class StackStore:
 
     def save(self, state: Row) -> None:
         """Replaces the checkpoint."""
-        self.path.parent.mkdir(exist_ok=True)
+        make_folder(self.path.parent)
         names = [run.folder for run in self.runs]
         save_sealed(self.path, {**state, "runs": names, "digests": [digest_of(run) for run in self.runs]})
 
     def discard(self) -> None:
         """Removes what nothing needs any more."""
-        self.path.unlink(missing_ok=True)
-        if self.path.parent.is_dir() and not any(self.path.parent.iterdir()):
-            self.path.parent.rmdir()
+        remove(self.path)
+        remove_folder_if_empty(self.path.parent)
 
 
 def make_together(group: Sequence[Run], folder: Path, device: torch.device) -> dict[str, Row]:
@@ -99,7 +101,7 @@ def make_together(group: Sequence[Run], folder: Path, device: torch.device) -> d
 def _is_begun(folder: Path, run: Run) -> bool:
     """Whether the run has ended, or has a checkpoint of its own to go on from."""
     record = Record(folder / "runs" / run.folder, run)
-    if (record.folder / "checkpoint.pt").exists():
+    if exists(record.folder / "checkpoint.pt"):
         return True
     result = record.result
     return result is not None and result["status"] != "failed"

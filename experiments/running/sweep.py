@@ -14,6 +14,7 @@ from ..config.names import point_of
 from ..errors import UserError
 from ..training.bars import Bar
 from ..training.record import Log, open_study
+from ..training.storage import is_local
 from . import search
 from .catalog import counts
 from .engines import Engine, Local, outcomes
@@ -49,6 +50,8 @@ def run_sweep(
     """
     if study.sweep is None:
         raise UserError("sweep: is missing: what to search, such as [sweep.space] 'optimizer.lr' = [1e-3, 1e-2]")
+    if storage is None and not is_local(folder):
+        raise UserError(f"--storage: is needed with {folder}, where no journal can be: such as sqlite:///FILE")
     search.check(study.sweep)
     data = check(study)
     if storage is not None:

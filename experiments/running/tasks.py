@@ -12,8 +12,10 @@ import torch
 
 from ..config import Run
 from ..errors import RecordError, oneline
+from ..training.locks import lock
 from ..training.loop import train
-from ..training.record import Record, Row, lock
+from ..training.record import Record, Row
+from ..training.storage import make_folder
 from .stacks import make_together
 
 
@@ -89,7 +91,7 @@ class Setting:
     def perform(self, folder: Path, device: torch.device) -> list[Row]:
         """Makes them."""
         place = folder / "runs" / self.runs[0].place
-        place.mkdir(parents=True, exist_ok=True)
+        make_folder(place)
         with lock(place):  # a sampler may try a point twice at a time
             return self._results(folder, device)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..errors import RecordError
+from . import storage
 
 _CHECKSUM = ',\n  "checksum": "'
 
@@ -31,6 +32,8 @@ def damaged(path: Path, how: str = "is damaged") -> RecordError:
 def content_of(path: Path) -> bytes:
     """The bytes of a record's file."""
     try:
+        if not storage.is_local(path):
+            return storage.get(path)
         if path.exists() and not path.is_file():  # reading a pipe or a device may never end
             raise damaged(path, "is not a file")
         return path.read_bytes()
@@ -105,11 +108,15 @@ def write(path: Path, content: str | bytes) -> None:
     What lies at the name of the temporary file is removed first: left by a killed process, or a symbolic link, which
     is not followed.
     """
+    data = content.encode() if isinstance(content, str) else content
+    if not storage.is_local(path):
+        storage.put(path, data)
+        return
     part = path.with_name(path.name + ".part")
     try:
         part.unlink(missing_ok=True)
         with part.open("xb") as file:  # fails if anything, such as a link, has come in between
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
@@ -119,11 +126,19 @@ def write(path: Path, content: str | bytes) -> None:
         raise _unwritable(path, error) from error
 
 
+def line_of(row: dict[str, Any]) -> bytes:
+    """The line of a file for a row."""
+    return (json.dumps(row, allow_nan=False) + "\n").encode()
+
+
 def append(path: Path, row: dict[str, Any]) -> None:
     """Adds a line to a file that :func:`write` has made."""
+    if not storage.is_local(path):
+        write(path, content_of(path) + line_of(row))
+        return
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+        with path.open("ab") as file:
+            file.write(line_of(row))
     except OSError as error:
         raise _unwritable(path, error) from error
 

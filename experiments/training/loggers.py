@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from ..config import Run
 from ..errors import UserError, did_you_mean, oneline
+from .storage import is_local
 
 Numbers = Mapping[str, float]
 
@@ -127,11 +128,11 @@ LOGGERS: Mapping[str, tuple[Callable[[Start], Logger], str]] = {  # with the mod
 _chosen: tuple[str, str] | None = None
 
 
-def choose(name: str | None, project: str) -> None:
+def choose(name: str | None, project: str, folder: Path | None = None) -> None:
     """Makes this process tell the named logger of all its runs from now on; None: no logger.
 
     Raises:
-        UserError: there is no such logger, or it is not installed.
+        UserError: there is no such logger, it is not installed, or it cannot write into the study's folder.
     """
     global _chosen
     _chosen = None
@@ -139,6 +140,8 @@ def choose(name: str | None, project: str) -> None:
         return
     if name not in LOGGERS:
         raise UserError(f"--log: unknown name {name!r}, {did_you_mean(name, LOGGERS)}")
+    if folder is not None and not is_local(folder) and name in ("tensorboard", "wandb"):
+        raise UserError(f"--log: {name} writes beside the records, which needs a local folder, got --out {folder}")
     try:
         import_module(LOGGERS[name][1])
     except Exception as error:  # one that is installed may still fail, for what it needs itself

@@ -154,6 +154,8 @@ class Progress:
             state["averages"] = [{"best": one.best, "rows": one.rows, "result": one.result} for one in averages]
         if self.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
+        for one in (*self.members, *(member.average for member in self.members if member.average is not None)):
+            one.record.flush()
         if self.store is None:
             (member,) = self.members
             member.record.save(member.run, {**state, "best": bests[0], "shuffle": shuffles[0]})

@@ -19,17 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 import torchreg
 
 from .. import IS_INSTALLED
 from ..config import Run, Study
-from ..errors import RecordError, UserError
-from .files import append, checksum, content_of, damaged, parsed, sealed, unsealed, write
+from ..errors import RecordError, StorageError, UserError
+from .files import append, checksum, content_of, damaged, line_of, parsed, sealed, unsealed, write
 from .forms import Environments, Event, Figures, Result, check_form
+from .locks import InUseError, is_lock, lock
 from .loggers import Told
+from .storage import exists, files_below, is_local, make_folder, names_in, remove
 
 Row = dict[str, Any]
 # What a run may change when it goes on. Whether it is stacked or compiled may change the last bits, as another machine
@@ -53,6 +54,7 @@ class Record:
     def __init__(self, folder: Path, run: Run | None = None) -> None:
         self.folder, self._run = folder, run
         self._told = Told()
+        self._unwritten: list[bytes] = []  # lines of the history
 
     def of_average(self, run: Run) -> Record | None:
         """The record of the averaged weights of this run, beside this one, if they are averaged."""
@@ -73,8 +75,8 @@ class Record:
         Raises:
             RecordError: the history is damaged, or shorter.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "result.json").unlink(missing_ok=True)  # of a run that failed, or whose end is made again
+        make_folder(self.folder)
+        remove(self.folder / "result.json")  # of a run that failed, or whose end is made again
         write(self.folder / "config.json", _text_of(run))
         # What was written after the checkpoint is computed again, and a killed process may leave half a line.
         lines = self._lines()[:rows] if rows else []
@@ -87,7 +89,7 @@ class Record:
 
     def _checkpoint(self, run: Run) -> Row | None:
         path = self.folder / "checkpoint.pt"
-        if not path.exists():
+        if not exists(path):
             return None
         try:
             state, mark = load_sealed(path)
@@ -95,6 +97,8 @@ class Record:
             history = checksum(b"".join(lines))
             if self._rows(lines)[-1]["epoch"] != state["epoch"] or state.get("history", history) != history:
                 raise ValueError("another history")
+        except StorageError:
+            raise
         except Exception:  # torch.load and the file system raise what they like on a damaged file
             print(f"note: {path} is damaged: the run starts afresh", file=sys.stderr)
             return None
@@ -109,7 +113,7 @@ class Record:
     def _note_environment(self, now: Row, resumed: bool) -> None:
         """Updates the list of the environments in which a run was trained, with one entry for each change."""
         path = self.folder / "environment.json"
-        before = self.environments if resumed and path.exists() else []
+        before = self.environments if resumed and exists(path) else []
         if before and before[-1] != now:
             changes = [f"{key} {before[-1].get(key)} -> {now[key]}" for key in now if before[-1].get(key) != now[key]]
             print(f"note: {self.folder} goes on in another environment: {', '.join(changes)}", file=sys.stderr)
@@ -117,8 +121,17 @@ class Record:
 
     def append(self, row: Row) -> None:
         """Adds an epoch to the history."""
-        append(self.folder / "history.jsonl", row)
+        if is_local(self.folder):
+            append(self.folder / "history.jsonl", row)
+        else:
+            self._unwritten.append(line_of(row))
         self._told.row(row)
+
+    def flush(self) -> None:
+        """Puts the history, which nothing needs before the next checkpoint, where lines cannot be added to a file."""
+        if self._unwritten:
+            write(self.folder / "history.jsonl", b"".join(self._lines()))
+            self._unwritten.clear()
 
     def save(self, run: Run, state: Row) -> None:
         """Replaces the checkpoint."""
@@ -127,15 +140,17 @@ class Record:
 
     def finish(self, result: Row) -> None:
         """Marks the run as done."""
-        paths = [self.folder / name for name in _BESIDE if (self.folder / name).exists()]
-        files = {path.name: checksum(path.read_bytes()) for path in paths}
+        self.flush()
+        names = names_in(self.folder)
+        files = {name: checksum(content_of(self.folder / name)) for name in _BESIDE if name in names}
         write(self.folder / "result.json", sealed(json.dumps({**result, "files": files}, indent=2, allow_nan=False)))
         self._told.finish(result)
 
     def fail(self, run: Run, device: torch.device, reason: str, seconds: float) -> Row:
         """Records that the run has raised an error, and which; ``--resume`` makes it again."""
-        if not (self.folder / "history.jsonl").exists():  # before it has begun
+        if not exists(self.folder / "history.jsonl"):  # before it has begun
             self.begin(run, device)
+        self.flush()
         result = {"status": "failed", "reason": reason, "seconds": seconds, "files": {}}
         write(self.folder / "result.json", sealed(json.dumps(result, indent=2)))
         self._told.finish(result)
@@ -149,13 +164,13 @@ class Record:
             RecordError: a file of the record is damaged, missing, or of another run.
         """
         path = self.folder / "result.json"
-        if not path.exists():
+        if not exists(path):
             return None
         result: Row = check_form(Result, unsealed(path), path)
         files = result.pop("files", {})
         for name, digest in files.items():
             other = self.folder / name
-            if name == "checkpoint.pt" and not other.exists():
+            if name == "checkpoint.pt" and not exists(other):
                 continue  # nothing needs it any more
             if checksum(content_of(other)) != digest:
                 raise damaged(other)
@@ -192,7 +207,7 @@ class Record:
         return self._rows(self._lines())
 
     def _lines(self) -> list[bytes]:
-        return content_of(self.folder / "history.jsonl").splitlines(keepends=True)
+        return content_of(self.folder / "history.jsonl").splitlines(keepends=True) + self._unwritten
 
     def _rows(self, lines: Sequence[bytes]) -> list[Row]:
         path = self.folder / "history.jsonl"
@@ -238,7 +253,7 @@ class Log:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        lines = content_of(path).splitlines(keepends=True) if path.exists() else []
+        lines = content_of(path).splitlines(keepends=True) if exists(path) else []
         self._whole = [line for line in lines if line.endswith(b"\n")]  # a killed process may leave half a line
         self._is_new = True
         self._checksum = ""
@@ -274,7 +289,7 @@ def open_study(study: Study, folder: Path, resume: bool) -> Iterator[None]:
             process is at work in it.
     """
     file = folder / "study.json"
-    if file.exists():
+    if exists(file):
         if not _are_same(read_study(folder), study):
             raise UserError(
                 f"--out: {folder} must be empty or hold this study, it holds another: remove it or choose another"
@@ -283,30 +298,31 @@ def open_study(study: Study, folder: Path, resume: bool) -> Iterator[None]:
             raise UserError(
                 f"--out: {folder} already holds this study: --resume continues it; or choose another folder"
             )
-    elif folder.exists() and not folder.is_dir():
+    elif exists(folder) and not folder.is_dir():
         raise UserError(f"--out: {folder} must be a folder, it is a file: choose another")
-    elif folder.is_dir() and any(not _is_ours(path) for path in folder.iterdir()):
+    elif not all(map(_is_ours, names_in(folder))):
         raise UserError(f"--out: {folder} must be empty or hold this study, it holds other files")
-    _check_links(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    if is_local(folder):
+        _check_links(folder)
+    make_folder(folder)
     try:
-        with lock(folder, timeout=0):
+        with lock(folder, waits=False):
             write(file, sealed(study.model_dump_json(by_alias=True, indent=2)))
             yield
-    except Timeout:
-        raise UserError(
-            f"--out: {folder} is in use by another process: wait for it, or choose another folder"
-        ) from None
+    except InUseError as error:
+        raise UserError(f"--out: {folder} is in use by {error}: wait for it, or choose another folder") from None
 
 
 def read_study(folder: Path) -> Study:
     """The study in a folder."""
     file = folder / "study.json"
-    if not file.exists():
+    if not exists(file):
         raise UserError(f"{folder}: holds no study (no study.json): give the folder that 'run' wrote")
     try:
         tree = unsealed(file, _Runs())
         return Study(**{**tree, "runs": tuple(tree["runs"])})
+    except StorageError:
+        raise
     except (ValidationError, RecordError, KeyError, TypeError):
         raise RecordError(
             f"{file}: is damaged, or of another version: remove {folder}, or choose another folder"
@@ -346,9 +362,7 @@ def read_runs(study: Study, folder: Path) -> list[Run]:
         except UserError:
             raise damaged(log.path) from None
         runs += made + [average for run in made if (average := run.average) is not None]
-    found = {
-        str(path.parent.relative_to(folder / "runs").as_posix()) for path in folder.glob("runs/*/*/seed*/result.json")
-    }
+    found = {"/".join(path.parts[1:-1]) for path in files_below(folder, "runs/*/*/seed*/result.json")}
     if study.sweep is not None and found - {run.folder for run in runs}:
         raise RecordError(f"{log.path}: lacks points that were tried: 'sweep --resume' adds them")
     return runs
@@ -361,14 +375,6 @@ def _check_links(folder: Path) -> None:
     for path in (folder / "stacks", runs, *inside):
         if path.is_symlink() and not path.is_file():  # it leads to a folder, or to nothing
             raise RecordError(f"{path}: must be a folder, is a symbolic link: remove it")
-
-
-def lock(folder: Path, timeout: float = -1) -> FileLock:
-    """The lock of a folder; a symbolic link in its place, which opening would follow, is refused."""
-    path = folder / ".lock"
-    if path.is_symlink():
-        raise RecordError(f"{path}: must be a file, is a symbolic link: remove it")
-    return FileLock(path, timeout=timeout)
 
 
 def _are_same(one: Study, other: Study) -> bool:
@@ -389,8 +395,8 @@ def digest_of(run: Run) -> str:
     return checksum(run.model_dump_json(exclude=_FREE, exclude_defaults=True).encode())
 
 
-def _is_ours(path: Path) -> bool:
-    return path.name == ".lock" or path.suffix == ".part"
+def _is_ours(name: str) -> bool:
+    return is_lock(name) or name.endswith(".part")
 
 
 def environment(device: torch.device) -> dict[str, Any]:

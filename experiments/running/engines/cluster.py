@@ -21,7 +21,8 @@ import torchreg
 from ... import IS_INSTALLED
 from ...errors import RecordError, UserError, oneline
 from ...training import bars, loggers
-from ...training.files import checksum
+from ...training.files import checksum, content_of
+from ...training.storage import exists, is_local
 from ..tasks import Outcome, Task
 from .processes import TRIES
 
@@ -188,8 +189,8 @@ class _Place:
 
     @staticmethod
     def of(folder: Path, device: torch.device, threads: int) -> _Place:
-        folder, data = folder.resolve(), os.environ.get("TORCHREG_DATA")
-        study = checksum((folder / "study.json").read_bytes())
+        folder, data = folder.resolve() if is_local(folder) else folder, os.environ.get("TORCHREG_DATA")
+        study = checksum(content_of(folder / "study.json"))
         here, path, log = str(Path.cwd()), list(filter(None, sys.path)), loggers.chosen()
         data = data and str(Path(data).resolve())
         return _Place(folder, study, device, threads, here, path, data, torchreg.__version__, log)
@@ -204,7 +205,7 @@ class _Place:
         if torchreg.__version__ != self.version:
             raise RecordError(f"--engine ray: {name} has torchreg {torchreg.__version__}, not {self.version}")
         file = self.folder / "study.json"
-        if not file.exists() or checksum(file.read_bytes()) != self.study:
+        if not exists(file) or checksum(content_of(file)) != self.study:
             raise RecordError(f"--out: {self.folder} must be a folder that all nodes share, {name} does not see it")
         if Path(self.here).is_dir():  # for paths of data
             os.chdir(self.here)
