@@ -28,7 +28,7 @@ from .errors import UserError, did_you_mean
 from .report import summarize
 from .running import catalog, study, sweep
 from .running.outline import outline
-from .training import loggers
+from .training import loggers, ranks
 
 app = typer.Typer(
     add_completion=Path(sys.argv[0]).name != "__main__.py",  # a shell completes a script by its name, not python -m
@@ -69,11 +69,14 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Shows the versions and exits.")
     ] = False,
 ) -> None:
     """Overfitting studies from configuration files."""
+    if ranks.is_launched() and context.invoked_subcommand != "run":
+        raise UserError(f"{context.invoked_subcommand}: is for one process, torchrun starts 'run' alone")
 
 
 @app.command("run")
@@ -91,9 +94,9 @@ def run(
         raise UserError(f"{path}: holds a search, in its table sweep: {COMMAND} sweep {path}")
     loggers.choose(log, loaded.name)
     folder = out or Path("runs") / folder_name(slug(loaded.name))
-    with _resumable(folder):
-        broken = study.run_study(loaded, folder, study.pick_device(device), resume)
-        _report(folder, trusted=True)
+    with _resumable(folder), ranks.begun(study.pick_device(device)) as own:
+        broken = study.run_study(loaded, folder, own, resume)
+        ranks.by_first(_report)(folder, trusted=True)
     _end(broken)
 
 
@@ -212,8 +215,12 @@ def _stoppable(line: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
+        if ranks.is_several():
+            ranks.end(line(), code)
         print(f"\n{line()}", file=sys.stderr)
         raise typer.Exit(code) from None
+    except ranks.LostError as error:
+        ranks.end(f"error: a process is lost or failed alone: {error}; {line()}", 1)
     finally:
         if is_main:
             signal.signal(signal.SIGTERM, before)
@@ -252,7 +259,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal may lack a letter of a name
-    sys.exit(bounded(lambda: app(standalone_mode=False)))
+    ranks.listen()
+    sys.exit(ranks.leave(bounded(lambda: app(standalone_mode=False))))
 
 
 def _nowhere() -> TextIO:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from .. import config
 from ..config import Run, Study
 from ..errors import RecordError, UserError, oneline
-from ..training import build, solving
+from ..training import build, ranks, solving
 from ..training.bars import Bar
 from ..training.data import Examples
 from ..training.files import sealed, unsealed, write
@@ -43,8 +43,8 @@ def run_study(study: Study, folder: Path, device: torch.device, resume: bool = F
     """
     known = check(study)
     broken = []
-    with open_study(study, folder, resume), Bar(study.name, len(study.runs), "run") as bar:
-        known.begin(folder)
+    with ranks.held_by_first(open_study(study, folder, resume)), Bar(study.name, len(study.runs), "run") as bar:
+        ranks.by_first(known.begin)(folder)
         for group in stacks.groups(study.runs):
             together = stacks.make_together(group, folder, device)
             if together:
@@ -72,9 +72,10 @@ def make_once(
     started = time.monotonic()
     try:
         return train(run, device, record, watch), True
-    except RecordError:
+    except (RecordError, ranks.LostError):
         raise
     except (Exception, SystemExit) as error:  # whatever a run raises is its own fault, and not that of the others
+        ranks.check_all_failed(error)
         for own, other in ((run.average, record.of_average(run)), (run, record)):
             if own is not None and other is not None:
                 result = other.fail(own, device, oneline(error), time.monotonic() - started)
@@ -133,7 +134,8 @@ def check(study: Study) -> Known:
 
 
 def _rehearse(run: Run) -> Examples:
-    """Builds the run and makes a step with its largest and its smallest batch."""
+    """Builds the run and makes a step with its largest and its smallest batch, or with a process's share of them."""
+    ranks.check(run)
     examples = build.examples(run, torch.device("cpu"))
     augment = build.augmentation(run.data, examples)
     torch.manual_seed(run.seed)
@@ -149,7 +151,8 @@ def _rehearse(run: Run) -> Examples:
     metrics = named_by(run.train.metrics, examples.task, torch.device("cpu"))
     size = run.train.batch_size
     try:
-        for count in {min(size, len(examples.train)), len(examples.train) % size or size}:
+        for whole in {min(size, len(examples.train)), len(examples.train) % size or size}:
+            count = max(1, whole // ranks.count())
             x, y = examples.train.x[:count].clone(), examples.train.y[:count]
             if augment is not None:
                 x, y = augment(x, y)

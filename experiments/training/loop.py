@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from itertools import islice
 
 import torch
@@ -14,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchreg import Regularizer, Stacked
 
 from ..config import Run
-from . import data
+from . import data, ranks
 from .activity import Activity
 from .averaging import Average
 from .bars import Bar
@@ -43,6 +44,7 @@ def train_epoch(
     clip: Clip | None = None,
     average: Average | None = None,
     activities: Sequence[Activity] = (),
+    gradients: ranks.Gradients | None = None,
 ) -> Tensor:
     """Makes a step for each batch of the examples, or for several; returns the losses, which are read after the epoch.
 
@@ -60,29 +62,38 @@ def train_epoch(
         clip: limits the gradient of the loss and of regularizers of mode "loss"; other modes act in the step.
         average: of the weights, if there is one.
         activities: penalties on the outputs of modules, which are means over a batch as its loss is.
+        gradients: averages those of several processes, each of which has its share of every batch.
 
     Returns:
-        The losses ``(steps,)``; of a stack ``(steps, members)``.
+        The losses ``(steps,)``; of a stack ``(steps, members)``; of several processes those whose mean is the loss.
     """
     model.train()
     forward = model.each if isinstance(model, Stacked) else model
     made: list[Tensor] = []
-    examples = split.batches(batches)
+
+    def loss_of(x: Tensor, y: Tensor, share: Tensor | float | None, size: int, is_first: bool) -> Tensor:
+        with nullcontext() if amp is None else amp.context():
+            loss = losses(model, task, forward(x), y)
+        for activity in activities:
+            loss = loss + activity.value(ranks.weight(size))
+        if share is not None:
+            loss = (share * loss).to(loss.dtype)
+        if is_first:  # a penalty counts once in a step
+            for regularizer in in_loss:
+                loss = loss + regularizer.value()
+        return loss
+
+    examples = split.batches(ranks.shares(batches))
+    sizes = iter([batch.shape[-1] for batch in batches])
     while group := list(islice(examples, accumulate)):
         optimizer.zero_grad()
         if augment is not None:
             group = [augment(x, y) for x, y in group]
         parts: list[Tensor] = []
-        for (x, y), share in zip(group, shares(model, task, group), strict=True):
-            with nullcontext() if amp is None else amp.context():
-                loss = losses(model, task, forward(x), y)
-            for activity in activities:
-                loss = loss + activity.value()
-            if share is not None:
-                loss = (share * loss).to(loss.dtype)
-            if not parts:  # a penalty counts once in a step
-                for regularizer in in_loss:
-                    loss = loss + regularizer.value()
+        whole = list(islice(sizes, accumulate))
+        for (x, y), share, size in zip(group, shares(model, task, group, whole), whole, strict=True):
+            compute = partial(loss_of, x, y, share, size, is_first=not parts)
+            loss = compute() if gradients is None else gradients.of(compute, is_last=len(parts) == len(group) - 1)
             (loss.sum() if amp is None else amp.scaler.scale(loss.sum())).backward()
             parts.append(loss.detach())  # not read: a step need not wait for the device
         if clip is not None:
@@ -123,6 +134,7 @@ def make_steps(setup: Setup, batches: Sequence[Tensor], epoch: int = 1) -> Tenso
         clip=setup.clip,
         average=setup.average,
         activities=setup.activities,
+        gradients=setup.gradients,
     )
 
 
@@ -158,14 +170,16 @@ def train_together(
     with Bar(name, total, "epoch", done=progress.epoch) as bar:
         while not progress.is_over:
             (first, *_) = progress.members
-            if watch is not None and first.last and watch(first.last):
+            if watch is not None and first.last and ranks.by_first(watch)(first.last):
                 progress.prune(described)
                 break
             found = []
             for epoch in range(progress.epoch + 1, progress.epoch + progress.next + 1):
-                made = make_steps(setup, setup.batches(), epoch)
+                setup.begin_epoch(epoch)
+                made = ranks.mean(make_steps(setup, setup.batches(), epoch))
                 found.append(made.view(len(made), -1))
                 setup.end_epoch(epoch)
+            ranks.equalize(setup.model)
             rows, averaged = measured(setup), None
             if setup.average is not None and setup.average.is_begun:
                 with setup.average.applied(setup.model):

@@ -27,18 +27,22 @@ import torchreg
 from .. import IS_INSTALLED
 from ..config import Run, Study
 from ..errors import RecordError, UserError
+from . import ranks
 from .files import append, checksum, content_of, damaged, parsed, sealed, unsealed, write
 from .forms import Environments, Event, Figures, Result, check_form
 from .loggers import Told
 
 Row = dict[str, Any]
-_FREE: Any = {"data": {"root"}, "train": {"checkpoint_seconds", "stack"}}  # what a run may change when it goes on
+_FREE: Any = {
+    "data": {"root"},
+    "train": {"checkpoint_seconds", "stack", "shard"},
+}  # what a run may change when it goes on
 _BESIDE = ("config.json", "environment.json", "history.jsonl", "checkpoint.pt")
 _SEAL = b"\nsha256 "  # at the end of a checkpoint, where torch.load does not look
 
 
 class Record:
-    """The folder of one run.
+    """The folder of one run. Of several processes that train it, the first one reads and writes for all.
 
     The result holds a checksum of every other file, and each checkpoint one of the history before it. Records of
     earlier versions have none: of these only the form is checked.
@@ -59,12 +63,14 @@ class Record:
         runs = self.folder.parents[len(Path(run.folder).parts) - 1]
         return Record(runs / average.folder, average)
 
+    @ranks.by_first
     def begin(self, run: Run, device: torch.device) -> Row | None:
         """Prepares the folder; returns the checkpoint to continue from, or None for a new run."""
         state = self._checkpoint(run)
         self.begin_at(run, device, 0 if state is None else _rows_in(state))
         return state
 
+    @ranks.by_first
     def begin_at(self, run: Run, device: torch.device, rows: int) -> None:
         """Prepares the folder of a run that goes on after so many rows of its history.
 
@@ -113,16 +119,19 @@ class Record:
             print(f"note: {self.folder} goes on in another environment: {', '.join(changes)}", file=sys.stderr)
         write(path, json.dumps([*before, now] if before[-1:] != [now] else before, indent=2))
 
+    @ranks.by_first
     def append(self, row: Row) -> None:
         """Adds an epoch to the history."""
         append(self.folder / "history.jsonl", row)
         self._told.row(row)
 
+    @ranks.by_first
     def save(self, run: Run, state: Row) -> None:
         """Replaces the checkpoint."""
         history = checksum(b"".join(self._lines()[: _rows_in(state)]))
         save_sealed(self.folder / "checkpoint.pt", {**state, "run": digest_of(run), "history": history})
 
+    @ranks.by_first
     def finish(self, result: Row) -> None:
         """Marks the run as done."""
         paths = [self.folder / name for name in _BESIDE if (self.folder / name).exists()]
@@ -130,6 +139,7 @@ class Record:
         write(self.folder / "result.json", sealed(json.dumps({**result, "files": files}, indent=2, allow_nan=False)))
         self._told.finish(result)
 
+    @ranks.by_first
     def fail(self, run: Run, device: torch.device, reason: str, seconds: float) -> Row:
         """Records that the run has raised an error, and which; ``--resume`` makes it again."""
         if not (self.folder / "history.jsonl").exists():  # before it has begun
@@ -140,6 +150,7 @@ class Record:
         return result
 
     @property
+    @ranks.by_first
     def result(self) -> Row | None:
         """The result, if the run has come to its end.
 
@@ -178,6 +189,7 @@ class Record:
         return found
 
     @property
+    @ranks.by_first
     def history(self) -> list[Row]:
         """The figures of each epoch."""
         return self._rows(self._lines())
@@ -365,6 +377,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
+        "processes": ranks.count(),
     }
 
 
