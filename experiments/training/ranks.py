@@ -235,12 +235,14 @@ def check(run: Run) -> None:
         return
     if run.train.batch_size % count():
         raise UserError(
-            f"train.batch_size: must be divisible by the {count()} processes of torchrun, got {run.train.batch_size}"
+            f"train.batch_size: must be a multiple of torchrun's {count()} processes, got {run.train.batch_size}: "
+            f"take {-(-run.train.batch_size // count()) * count()}, or another number of processes"
         )
     if run.train.shard is not None:
         for key, value in {
             "train.average": run.train.average,
             "train.solve": run.train.solve,
+            "optimizer.penalty": run.optimizer.penalty,
             "auto_strength": run.auto_strength,
         }.items():
             if value:
@@ -381,6 +383,9 @@ def whole(state: Any) -> Any:
     if isinstance(state, Mapping):
         made = {key: whole(value) for key, value in state.items()}
         return made if any(made[key] is not value for key, value in state.items()) else state
+    if type(state) in (list, tuple):
+        listed = type(state)(whole(value) for value in state)
+        return listed if any(new is not old for new, old in zip(listed, state, strict=True)) else state
     return state.full_tensor() if hasattr(state, "full_tensor") else state
 
 

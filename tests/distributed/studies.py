@@ -1,4 +1,4 @@
-"""The studies that torchrun's processes train as one process does: ``torchrun ... -m tests.distributed.studies FOLDER``.
+"""What torchrun's processes train as one process does: ``torchrun ... -m tests.distributed.studies FOLDER``.
 
 The folder holds the names of the cases, ``cases.json``; each is trained there, in the folder of its name.
 """
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from experiments import config
 from experiments.config import Run, resolve
 from experiments.errors import oneline
 from experiments.training import build, ranks
@@ -21,6 +22,7 @@ from experiments.training.setup import set_up
 from tests.cases import MODES
 from tests.integration.studies import CPU, stopped_after
 from torchreg import ProximalPenalty
+from torchreg.nn import Dropout
 
 LIMIT = 240  # seconds until a process ends itself, whoever has forgotten it
 SETTINGS: dict[str, Any] = {
@@ -69,7 +71,9 @@ LOOPS: dict[str, dict[str, Any]] = {
     "clipped": penalized("L1", "loss", train={"clip_norm": 0.2, "clip_value": 0.05}),
     "clipped and accumulated": penalized("L1", "prox", train={"accumulate": 2, "clip_norm": 0.2}),
     "a schedule in every mode": {
-        "regularizers": [{**L2, "penalty": "L1", "mode": mode, "schedule": {"name": "cosine", "steps": 9}} for mode in MODES]
+        "regularizers": [
+            {**L2, "penalty": "L1", "mode": mode, "schedule": {"name": "cosine", "steps": 9}} for mode in MODES
+        ]
     },
     "learning rates": {"scheduler": {"name": "CosineAnnealingLR", "T_max": 12, "interval": "step"}},
     "a target of zeros": {"optimizer": PROX, "sparsity": {"target": 0.8, "fix_at": 0.6}},
@@ -77,7 +81,10 @@ LOOPS: dict[str, dict[str, Any]] = {
         "regularizers": [{**L2, "mode": "decoupled"}],
         "auto_strength": {"lr": 0.2, "per": "parameter", "batch_size": 8},
     },
-    "early stopping": {"train": {"epochs": 9, "early_stopping": {"patience": 1}}, "optimizer": {"name": "SGD", "lr": 2.0}},
+    "early stopping": {
+        "train": {"epochs": 9, "early_stopping": {"patience": 1}},
+        "optimizer": {"name": "SGD", "lr": 2.0},
+    },
     "an exponential average": {"train": {"average": {"name": "ema", "decay": 0.9}}},
     "a stochastic average": {"train": {"average": {"name": "swa", "start": 1, "lr": 0.05}}},
     "activities": {"regularizers": [{"activity": "L1", "modules": "*", "strength": 0.01}], "data": {"train_size": 21}},
@@ -96,14 +103,16 @@ LOOPS: dict[str, dict[str, Any]] = {
     "a frozen layer": {"model": {"freeze": ["linear1.*"]}},
     "diverged": {"optimizer": {"name": "SGD", "lr": 1e200}},
 }
+NOT_SHARDED = {"tuned strengths", "solved", "a target of zeros", "an exponential average", "a stochastic average"}
 SHARDED = {
     f"{name}, sharded": {**changes, "train": {**changes.get("train", {}), "shard": "fsdp2"}}
     for name, changes in {**TABLE, **LOOPS}.items()
-    if name.endswith("AdamW") or name in LOOPS and "average" not in name and name not in ("tuned strengths", "solved")
+    if name not in NOT_SHARDED and (name in LOOPS or name.endswith("AdamW"))
 }
 STOPPED = {  # after their second epoch, to be gone on with by one process
-    name: {"data": {}, **penalized("L1", "prox", optimizer=OPTIMIZERS["AdamW"], train=train)}
-    for name, train in {"stopped": {}, "stopped, sharded": {"shard": "fsdp2"}}.items()
+    f"{kind} stopped{how}": penalized(kind, mode, optimizer=OPTIMIZERS["AdamW"], train=train)
+    for how, train in {"": {}, ", sharded": {"shard": "fsdp2"}}.items()
+    for kind, mode in {"L1": "prox", "L2SP": "grad"}.items()
 }
 CONTINUED = {f"{name}, continued": changes for name, changes in STOPPED.items()}  # of which one process made two epochs
 CASES = {**TABLE, **LOOPS, **SHARDED, **STOPPED, **CONTINUED}
@@ -131,19 +140,25 @@ def trained(name: str, folder: Path, stops: bool = False) -> str:
     return ""
 
 
-def draws() -> dict[str, list[list[float]]]:
+def drawn() -> dict[int, list[list[float]]]:
     """What each process draws in an epoch: from torch's generator, and for a dropout layer."""
     dropout = {"name": "mlp", "hidden": [6], "dropout": {"name": "Dropout", "p": 0.5}}
-    setup = set_up([run_of("stopped").model_copy(update={"model": build.config.Model(**dropout)})], CPU)
-    drawn = {}
-    for epoch in (1, 2, 1):
+    setup = set_up([run_of("L1 stopped").model_copy(update={"model": config.Model(**dropout)})], CPU)
+    numbers: dict[int, list[list[float]]] = {}
+    for epoch in (1, 2, 3):
         setup.begin_epoch(epoch)
-        masks = [torch.rand(5, generator=module.generator) for module in setup.model.modules() if hasattr(module, "p")]
-        own = torch.cat([torch.rand(5), *masks])
+        layers = [module for module in setup.model.modules() if isinstance(module, Dropout)]
+        own = torch.cat([torch.rand(5), *(torch.rand(5, generator=layer.generator) for layer in layers)])
         found = [torch.empty_like(own) for _ in range(ranks.count())]
         dist.all_gather(found, own)
-        drawn.setdefault(str(epoch), []).append(torch.stack(found).tolist())
-    return drawn
+        numbers[epoch] = torch.stack(found).tolist()
+    return numbers
+
+
+def held() -> tuple[int, int]:
+    """How many weights the first process holds of a sharded network, and how many there are."""
+    params = list(set_up([run_of("L1 stopped, sharded")], CPU).model.parameters())
+    return sum(param.to_local().numel() for param in params), sum(param.numel() for param in params)
 
 
 def main(folder: Path) -> None:
@@ -156,9 +171,9 @@ def main(folder: Path) -> None:
             if ranks.number() == 0:
                 with (folder / "results.jsonl").open("a") as file:
                     file.write(json.dumps({"case": name, "fault": fault}) + "\n")
-        drawn = draws()
+        facts = {"drawn": drawn(), "held": held()}
         if ranks.number() == 0:
-            (folder / "draws.json").write_text(json.dumps(drawn))
+            (folder / "facts.json").write_text(json.dumps(facts))
     ranks.leave(0)
 
 
