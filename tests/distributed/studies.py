@@ -57,12 +57,20 @@ def penalized(kind: str, mode: str, **changes: Any) -> dict[str, Any]:
     return {"regularizers": [{"penalty": kind, **KINDS[kind], **given}], **changes}
 
 
+ROW = ("kind", "mode", "optimizer", "is_sharded")
+
+
+def name_of(kind: str, mode: str, optimizer: str, is_sharded: bool) -> str:
+    return f"{kind}-{mode}-{optimizer}" + (", sharded" if is_sharded else "")
+
+
 TABLE = {
-    f"{kind}-{mode}-{optimizer}": penalized(kind, mode, optimizer=OPTIMIZERS[optimizer])
+    name_of(*row): row
     for kind in KINDS
     for mode in modes_of(kind)
-    for optimizer in OPTIMIZERS
+    for row in ((kind, mode, optimizer, is_sharded) for optimizer in OPTIMIZERS for is_sharded in (False, True))
 }
+SHARD = {"shard": "fsdp2"}
 L2: dict[str, Any] = {"penalty": "L2", "strength": 0.05}
 PROX: dict[str, Any] = {"name": "ProxAdam", "lr": 0.02, "penalty": {"name": "L1", "strength": 0.05}}
 LOOPS: dict[str, dict[str, Any]] = {
@@ -104,18 +112,26 @@ LOOPS: dict[str, dict[str, Any]] = {
     "diverged": {"optimizer": {"name": "SGD", "lr": 1e200}},
 }
 NOT_SHARDED = {"tuned strengths", "solved", "a target of zeros", "an exponential average", "a stochastic average"}
-SHARDED = {
-    f"{name}, sharded": {**changes, "train": {**changes.get("train", {}), "shard": "fsdp2"}}
-    for name, changes in {**TABLE, **LOOPS}.items()
-    if name not in NOT_SHARDED and (name in LOOPS or name.endswith("AdamW"))
-}
 STOPPED = {  # after their second epoch, to be gone on with by one process
     f"{kind} stopped{how}": penalized(kind, mode, optimizer=OPTIMIZERS["AdamW"], train=train)
-    for how, train in {"": {}, ", sharded": {"shard": "fsdp2"}}.items()
+    for how, train in {"": {}, ", sharded": SHARD}.items()
     for kind, mode in {"L1": "prox", "L2SP": "grad"}.items()
 }
 CONTINUED = {f"{name}, continued": changes for name, changes in STOPPED.items()}  # of which one process made two epochs
-CASES = {**TABLE, **LOOPS, **SHARDED, **STOPPED, **CONTINUED}
+CASES: dict[str, dict[str, Any]] = {
+    **{
+        name: penalized(kind, mode, optimizer=OPTIMIZERS[optimizer], train=SHARD if is_sharded else {})
+        for name, (kind, mode, optimizer, is_sharded) in TABLE.items()
+    },
+    **LOOPS,
+    **{
+        f"{name}, sharded": {**changes, "train": {**changes.get("train", {}), **SHARD}}
+        for name, changes in LOOPS.items()
+        if name not in NOT_SHARDED
+    },
+    **STOPPED,
+    **CONTINUED,
+}
 
 
 def run_of(name: str) -> Run:

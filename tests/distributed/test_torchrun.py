@@ -16,10 +16,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from experiments.config import load
+from experiments.running.study import run_study
 from experiments.training import ranks
 from experiments.training.record import Record, Row
 from tests.distributed import studies
-from tests.distributed.studies import CASES, CONTINUED, STOPPED, run_of, trained
+from tests.distributed.studies import CASES, CONTINUED, ROW, STOPPED, TABLE, name_of, run_of, trained
+from tests.integration.studies import CPU
 
 pytestmark = [
     pytest.mark.distributed,
@@ -40,7 +43,7 @@ train = { epochs = 4, batch_size = 30, dtype = "float64", stack = false, checkpo
 def torchrun(count: int, *args: object) -> list[str]:
     return [
         sys.executable,
-        *"-m torch.distributed.run --standalone --nproc-per-node".split(),
+        *["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"],
         str(count),
         *map(str, args),
     ]
@@ -76,8 +79,10 @@ def started(tmp_path_factory, request):
     """The results of so many processes."""
     chosen: dict[int, list[str]] = {2: [], 3: []}
     for item in request.session.items:
-        if item.path == request.path and "case" in getattr(item, "fixturenames", ()):
-            chosen[item.callspec.params["count"]].append(item.callspec.params["case"])
+        if item.path == request.path and "alone" in getattr(item, "fixturenames", ()):
+            given = item.callspec.params
+            case = given["case"] if "case" in given else name_of(*(given[key] for key in ROW))
+            chosen[given["count"]].append(case)
     made: dict[int, Results] = {}
 
     def results(count: int) -> Results:
@@ -93,10 +98,20 @@ def alone(tmp_path_factory):
     return tmp_path_factory.mktemp("alone")
 
 
-@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("count", [2, 3])
-def test_several_processes_train_as_one(count, case, started, alone):
-    results, run = started(count), run_of(case)
+@pytest.mark.parametrize(ROW, TABLE.values(), ids=TABLE)
+def test_several_processes_train_as_one(count, kind, mode, optimizer, is_sharded, started, alone):
+    check_trained_as_one(name_of(kind, mode, optimizer, is_sharded), count, started(count), alone)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("case", [name for name in CASES if name not in TABLE])
+def test_several_processes_make_the_steps_of_one(count, case, started, alone):
+    check_trained_as_one(case, count, started(count), alone)
+
+
+def check_trained_as_one(case: str, count: int, results: Results, alone: Path) -> None:
+    run = run_of(case)
     assert results.faults[case] == ""
     ours, theirs = (Record(folder / case / run.folder, run) for folder in (results.folder, alone))
     if case in STOPPED:
@@ -172,15 +187,14 @@ def records(folder: Path) -> dict[str, Record]:
     return {path.parent.parent.name: Record(path.parent) for path in sorted(folder.glob("runs/*/*/config.json"))}
 
 
-def said(done: subprocess.CompletedProcess, *beginnings: str) -> list[str]:
+def said(done: subprocess.CompletedProcess) -> list[str]:
     """The lines that our processes wrote to standard error; others are torchrun's."""
-    return [line for line in done.stderr.splitlines() if line.startswith(("error:", "note:", "stopped", *beginnings))]
+    return [line for line in done.stderr.splitlines() if line.startswith(("error:", "note:", "stopped"))]
 
 
-def test_a_study_is_that_of_one_process_and_goes_on_elsewhere(study, tmp_path):
-    run = ["-m", "experiments", "run", study, "--out"]
-    subprocess.run([sys.executable, *map(str, run), str(tmp_path / "one")], cwd=ROOT, env=ENV, check=True, timeout=120)
-    done = ended(2, *run, tmp_path / "two")
+def test_a_study_is_that_of_one_process(study, tmp_path):
+    assert run_study(load(study), tmp_path / "one", CPU) == []
+    done = ended(2, "-m", "experiments", "run", study, "--out", tmp_path / "two")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("sparse/seed0") == done.stdout.count("Report: ") == 1
     assert "Warning" not in done.stderr
@@ -193,7 +207,9 @@ FAULTS = {
     "an odd batch": (
         ["run", "small.toml", "--set", "train.batch_size=31"],
         r"arms\[plain\]\.train\.batch_size: must be a multiple of torchrun's 2 processes, got 31: take 32, or .*",
-    ),
+    )
+}
+MORE_FAULTS = {
     "an average of sharded weights": (
         ["run", "small.toml", "--set", "train.shard=fsdp2", "--set", 'train.average.name="ema"'],
         r"arms\[plain\]\.train\.average: needs whole weights in each process: remove it, or train\.shard",
@@ -203,7 +219,13 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize(("args", "line"), FAULTS.values(), ids=FAULTS)
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        *(pytest.param(*fault, id=name) for name, fault in FAULTS.items()),
+        *(pytest.param(*fault, id=name, marks=pytest.mark.slow) for name, fault in MORE_FAULTS.items()),
+    ],
+)
 def test_what_torchrun_cannot_do_is_said_once(args, line, study, tmp_path):
     done = ended(2, "-m", "experiments", *args, cwd=tmp_path)
     (found,) = said(done)
@@ -271,18 +293,19 @@ def same_bits(ours: Path, theirs: Path) -> bool:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
-def test_a_killed_process_ends_all_and_the_study_goes_on_with_the_same_bits(study, tmp_path):
-    study.write_text(LONG)
+def test_a_killed_process_ends_all_and_the_study_goes_on_in_one_process(study, tmp_path):
+    study.write_text(STUDY.replace("epochs = 4", "epochs = 40"))
     killed(2, study, tmp_path / "cut", 20, victim=1)
     for folder in ("cut", "whole"):
-        done = ended(2, "-m", "experiments", "run", study, "--out", tmp_path / folder, "--resume")
-        assert done.returncode == 0, done.stderr
-    assert same_bits(tmp_path / "cut", tmp_path / "whole")
+        assert run_study(load(study), tmp_path / folder, CPU, resume=True) == []
+    for name, ours in records(tmp_path / "cut").items():
+        assert difference(ours.result, records(tmp_path / "whole")[name].result) < 1e-6
+    assert [one["processes"] for one in records(tmp_path / "cut")["plain"].environments] == [2, 1]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
-def test_five_kills_and_then_another_number_of_processes(study, tmp_path):
+def test_a_study_that_was_killed_five_times_ends_with_the_same_bits(study, tmp_path):
     study.write_text(LONG)
     draw = random.Random(0)
     for rows in (0, *sorted(draw.sample(range(1, 75), 4))):
@@ -293,6 +316,7 @@ def test_five_kills_and_then_another_number_of_processes(study, tmp_path):
     assert same_bits(tmp_path / "cut", tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 def test_no_process_outlives_torchrun(study, tmp_path):
     study.write_text(LONG.replace("epochs = 40", "epochs = 4000"))
