@@ -271,9 +271,10 @@ def has_rows(folder: Path, count: int) -> Callable[[], bool]:
     return lambda: sum(path.read_text().count("\n") for path in folder.glob("runs/*/*/history.jsonl")) >= count
 
 
-def killed(count: int, study: Path, folder: Path, rows: int, victim: int) -> None:
+def killed(count: int, study: Path, folder: Path, rows: int, victim: int, later: float = 0.0) -> None:
     """Kills one of the processes after so many rows of the history; all end, and one line says so."""
     with running(count, study, folder, has_rows(folder, rows)) as (process, ours):
+        time.sleep(later)  # anywhere in an epoch, also while a file is being written
         os.kill(ours[victim], signal.SIGKILL)
         _, errors = process.communicate(timeout=60)
         assert process.returncode != 0
@@ -308,8 +309,8 @@ def test_a_killed_process_ends_all_and_the_study_goes_on_in_one_process(study, t
 def test_a_study_that_was_killed_five_times_ends_with_the_same_bits(study, tmp_path):
     study.write_text(LONG)
     draw = random.Random(0)
-    for rows in (0, *sorted(draw.sample(range(1, 75), 4))):
-        killed(3, study, tmp_path / "cut", rows, victim=draw.randrange(3))
+    for rows in sorted(draw.sample(range(1, 75), 5)):
+        killed(3, study, tmp_path / "cut", rows, victim=draw.randrange(3), later=0.05 * draw.random())
     for folder in ("cut", "whole"):
         done = ended(3, "-m", "experiments", "run", study, "--out", tmp_path / folder, "--resume")
         assert done.returncode == 0, done.stderr
