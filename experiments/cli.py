@@ -220,7 +220,7 @@ def _stoppable(line: Callable[[], str]) -> Iterator[None]:
         print(f"\n{line()}", file=sys.stderr)
         raise typer.Exit(code) from None
     except ranks.LostError as error:
-        ranks.end(f"error: a process is lost or failed alone: {error}; {line()}", 1)
+        ranks.end(f"error: a process was lost, or failed alone ({error}): {line()}", 1)
     finally:
         if is_main:
             signal.signal(signal.SIGTERM, before)

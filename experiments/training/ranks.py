@@ -20,7 +20,6 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -74,6 +73,8 @@ def listen() -> None:
     if not dist.is_available() or not dist.is_torchelastic_launched():
         return
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
     env = os.environ
     is_host = env["RANK"] == "0" and env.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     store = TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), int(env["WORLD_SIZE"]), is_host)
@@ -136,6 +137,7 @@ def end(line: str, code: int) -> NoReturn:
         is_spoken = _store.add("last word", 1) > 1
     if not is_spoken:
         with suppress(OSError, ValueError):
+            sys.stdout.flush()
             print(line, file=_errors, flush=True)
     os._exit(code)
 
@@ -282,7 +284,7 @@ def outputs(model: nn.Module, x: Tensor) -> Tensor:
     padded[: size_of(own)] = computed[: size_of(own)]
     found = [torch.empty_like(padded) for _ in range(count())]
     dist.all_gather(found, padded)
-    ends = [number * size // count() for number in range(count() + 1)]
+    ends = [other * size // count() for other in range(count() + 1)]
     return torch.cat([each[: end - start] for each, start, end in zip(found, ends, ends[1:], strict=False)])
 
 
