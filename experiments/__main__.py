@@ -9,6 +9,8 @@ from . import IS_INSTALLED
 def main() -> None:
     """Runs the command line."""
     os.environ.pop("MPLBACKEND", None)  # matplotlib, where another package imports it, would refuse a name it lacks
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torch would warn in each process of torchrun that all weights are used
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         from . import cli
     except ModuleNotFoundError as error:

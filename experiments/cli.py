@@ -28,7 +28,7 @@ from .errors import UserError, did_you_mean
 from .report import summarize
 from .running import catalog, engines, study, sweep
 from .running.outline import outline
-from .training import loggers
+from .training import loggers, ranks
 from .training.storage import place
 
 app = typer.Typer(
@@ -81,11 +81,14 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Shows the versions and exits.")
     ] = False,
 ) -> None:
     """Overfitting studies from configuration files."""
+    if ranks.is_launched() and context.invoked_subcommand != "run":
+        raise UserError(f"{context.invoked_subcommand}: is for one process, torchrun starts 'run' alone")
 
 
 @app.command("run")
@@ -110,10 +113,9 @@ def run(
         raise UserError(f"{path}: holds a search, in its table sweep: {COMMAND} sweep {path}")
     folder = out or Path("runs") / folder_name(slug(loaded.name))
     loggers.choose(log, loaded.name, folder)
-    with _resumable(folder):
-        with engines.choose(engine, jobs, on, for_ray) as chosen:
-            broken = study.run_study(loaded, folder, on, resume, chosen)
-        _report(folder, trusted=True)
+    with _resumable(folder), ranks.begun(on) as own, engines.choose(engine, jobs, own, for_ray) as chosen:
+        broken = study.run_study(loaded, folder, own, resume, chosen)
+        ranks.by_first(_report)(folder, trusted=True)
     _end(broken)
 
 
@@ -246,8 +248,12 @@ def _stoppable(line: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
+        if ranks.is_several():
+            ranks.end(line(), code)
         print(f"\n{line()}", file=sys.stderr)
         raise typer.Exit(code) from None
+    except ranks.LostError as error:
+        ranks.end(f"error: a process was lost, or failed alone ({error}): {line()}", 1)
     finally:
         if is_main:
             signal.signal(signal.SIGTERM, before)
@@ -286,7 +292,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal may lack a letter of a name
-    sys.exit(bounded(lambda: app(standalone_mode=False)))
+    ranks.listen()
+    sys.exit(ranks.leave(bounded(lambda: app(standalone_mode=False))))
 
 
 def _nowhere() -> TextIO:

@@ -78,6 +78,7 @@ class Train(Section):
     metrics: Annotated[tuple[Metric, ...], Field(strict=False)] = ()  # of torchmetrics, on validation and test
     evaluate_every: Size = 1  # epochs; the last one is always evaluated
     stack: Literal[True, False, "auto"] = "auto"  # whether runs that differ in seeds and strengths train as one model
+    shard: Literal["fsdp2"] | None = None  # whether torchrun's processes share the weights; None: each has them all
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 5.0  # least time between two checkpoints
 
     @model_validator(mode="after")

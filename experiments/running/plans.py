@@ -13,6 +13,7 @@ from torchreg import Stacked
 
 from ..config import Run
 from ..errors import oneline
+from ..training import ranks
 from ..training.cost import seconds_of_epoch
 from ..training.loop import make_steps
 from ..training.setup import Setup, set_up
@@ -62,6 +63,8 @@ def seconds_of_each(runs: Sequence[Run], device: torch.device) -> float:
 
 def obstacle(run: Run) -> str | None:
     """Why runs such as this one cannot be stacked, as far as their settings tell."""
+    if ranks.is_several():
+        return "torchrun: its processes train one network at a time"
     for key in ("augment", "mix"):
         if getattr(run.data, key):
             return f"data.{key}: draws from torch's generator, which all members would share"

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from .. import config
 from ..config import Run, Study
 from ..errors import UserError, oneline
-from ..training import build, graphs, solving
+from ..training import build, graphs, ranks, solving
 from ..training.data import Examples
 from ..training.files import sealed, unsealed, write
 from ..training.losses import check_loss
@@ -81,7 +81,8 @@ def check(study: Study) -> Known:
 
 
 def _rehearse(run: Run) -> Examples:
-    """Builds the run and makes a step with its largest and its smallest batch."""
+    """Builds the run and makes a step with its largest and its smallest batch, or with a process's share of them."""
+    ranks.check(run)
     examples = build.examples(run, torch.device("cpu"))
     augment = build.augmentation(run.data, examples)
     torch.manual_seed(run.seed)
@@ -98,7 +99,8 @@ def _rehearse(run: Run) -> Examples:
     metrics = named_by(run.train.metrics, examples.task, torch.device("cpu"))
     size = run.train.batch_size
     try:
-        for count in {min(size, len(examples.train)), len(examples.train) % size or size}:
+        for whole in {min(size, len(examples.train)), len(examples.train) % size or size}:
+            count = max(1, whole // ranks.count())
             x, y = examples.train.x[:count].clone(), examples.train.y[:count]
             if augment is not None:
                 x, y = augment(x, y)

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from ..config import Run
-from ..errors import RecordError, StorageError, oneline
+from ..errors import RecordError, StorageError, UserError, oneline
+from ..training import ranks
 from ..training.files import checksum
 from ..training.loop import train_together
 from ..training.record import Record, Row, digest_of, load_sealed, save_sealed
@@ -80,7 +81,9 @@ class StackStore:
 def make_together(group: Sequence[Run], folder: Path, device: torch.device) -> dict[str, Row]:
     """The results of those runs of a group that were trained as a stack, by their folders; none if they are not."""
     store = StackStore(folder, group)
-    is_begun = store.load() is not None or bool(store.runs)
+    is_begun = ranks.by_first(lambda: store.load() is not None or bool(store.runs))()
+    if is_begun and ranks.is_several():
+        raise UserError(f"{store.path}: holds runs that were begun as a stack: go on with them without torchrun")
     if not is_begun:
         store.runs = [run for run in group if not _is_begun(folder, run)]
         if len(store.runs) < 2 or group[0].train.stack is False or not is_stacked(store.runs, device):

@@ -11,6 +11,7 @@ import torch
 
 from ..config import Study
 from ..errors import UserError
+from ..training import ranks
 from ..training.bars import Bar
 from ..training.record import Row, open_study
 from . import stacks
@@ -40,11 +41,11 @@ def run_study(
     known = check(study)
     broken: dict[str, str] = {}
     with (
-        open_study(study, folder, resume),
+        ranks.held_by_first(open_study(study, folder, resume)),
         Bar(study.name, len(study.runs), "run") as bar,
         (engine or Local()).open(folder, device) as pool,
     ):
-        known.begin(folder)
+        ranks.by_first(known.begin)(folder)
         waiting = deque[Task](_tasks(study))
         for outcome in outcomes(pool, lambda: waiting.popleft() if waiting else None):
             made, others = _made(outcome)

@@ -12,6 +12,7 @@ import torch
 
 from ..config import Run
 from ..errors import RecordError, oneline
+from ..training import ranks
 from ..training.locks import lock
 from ..training.loop import train
 from ..training.record import Record, Row
@@ -117,9 +118,10 @@ def make_once(run: Run, folder: Path, device: torch.device, watch: Callable[[Row
     started = time.monotonic()
     try:
         return Made(train(run, device, record, watch), is_new=True)
-    except RecordError:
+    except (RecordError, ranks.LostError):
         raise
     except (Exception, SystemExit) as error:  # whatever a run raises is its own fault, and not that of the others
+        ranks.check_all_failed(error)
         for own, other in ((run.average, record.of_average(run)), (run, record)):
             if own is not None and other is not None:
                 result = other.fail(own, device, oneline(error), time.monotonic() - started)

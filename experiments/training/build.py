@@ -19,7 +19,7 @@ from torchreg.regularizer.compatibility import check_decay
 
 from .. import config
 from ..errors import UserError, oneline
-from . import data, losses, models, networks
+from . import data, losses, models, networks, ranks
 from .activity import Activity
 from .averaging import Average
 from .data import Augmentation, Examples, Stream
@@ -218,7 +218,7 @@ def optimizer(settings: config.Optimizer, net: nn.Module, like: nn.Module | None
     given: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
     is_on_cpu = all(param.device.type == "cpu" for param in net.parameters())
     fused = _FUSED | _FUSED_ON_CPU if is_on_cpu else _FUSED
-    if settings.name in fused and not settings.options.keys() & _IMPLEMENTATIONS:
+    if settings.name in fused and not settings.options.keys() & _IMPLEMENTATIONS and not ranks.is_sharded(net):
         given["fused"] = True  # one call for all weights
     if settings.penalty is not None:
         key, penalty = "optimizer.penalty", settings.penalty

@@ -10,19 +10,33 @@ from torch import Tensor, nn
 
 from torchreg import Stacked
 
+from . import ranks
 from .data import Task
 
 
-def shares(model: nn.Module, task: Task, batches: Sequence[tuple[Tensor, Tensor]]) -> Sequence[Tensor | float | None]:
+def shares(
+    model: nn.Module, task: Task, batches: Sequence[tuple[Tensor, Tensor]], sizes: Sequence[int]
+) -> Sequence[Tensor | float | None]:
     """What the mean loss of each batch counts for in the mean over the examples of all; None for a single batch.
 
-    The shares are those of each member, if the members of a stack have other ones.
+    The shares are those of each member, if the members of a stack have other ones. Of several processes each has a part
+    of every batch; ``sizes`` are those of the whole ones. Their mean over the processes is the mean over all examples.
     """
+    if ranks.is_several():
+        return _shares_of_process(task, [y for _, y in batches], sizes)
     if len(batches) == 1:
         return [None]
     weights = [task.weight(y, y.shape[1 if isinstance(model, Stacked) else 0]) for _, y in batches]
     whole = sum(weights)
     return [weight / whole for weight in weights]
+
+
+def _shares_of_process(task: Task, targets: Sequence[Tensor], sizes: Sequence[int]) -> Sequence[Tensor | float]:
+    has_some = [ranks.size_of(ranks.part(size)) > 0 for size in sizes]
+    weights = [task.weight(y, len(y)) * some for y, some in zip(targets, has_some, strict=True)]
+    own = sum(weights)
+    whole = ranks.total(own) if isinstance(own, Tensor) else sum(sizes)
+    return [ranks.count() * weight / whole for weight in weights]
 
 
 @dataclass(frozen=True)

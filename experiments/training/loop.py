@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from itertools import islice
 
 import torch
@@ -14,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchreg import Regularizer, Stacked
 
 from ..config import Run
-from . import data
+from . import data, ranks
 from .activity import Activity
 from .averaging import Average
 from .bars import Bar
@@ -45,6 +46,7 @@ def train_epoch(
     average: Average | None = None,
     activities: Sequence[Activity] = (),
     graphs: Graphs | None = None,
+    gradients: ranks.Gradients | None = None,
 ) -> Tensor:
     """Makes a step for each batch of the examples, or for several; returns the losses, which are read after the epoch.
 
@@ -63,26 +65,32 @@ def train_epoch(
         average: of the weights, if there is one.
         activities: penalties on the outputs of modules, which are means over a batch as its loss is.
         graphs: make the steps, if they are recorded.
+        gradients: averages those of several processes, each of which has its share of every batch.
 
     Returns:
-        The losses ``(steps,)``; of a stack ``(steps, members)``.
+        The losses ``(steps,)``; of a stack ``(steps, members)``; of several processes those whose mean is the loss.
     """
     model.train()
     forward = model.each if isinstance(model, Stacked) else model
 
-    def step(group: Batches) -> Tensor:
+    def loss_of(x: Tensor, y: Tensor, share: Tensor | float | None, size: int, is_first: bool) -> Tensor:
+        with nullcontext() if amp is None else amp.context():
+            loss = losses(model, task, forward(x), y)
+        for activity in activities:
+            loss = loss + activity.value(ranks.weight(size))
+        if share is not None:
+            loss = (share * loss).to(loss.dtype)
+        if is_first:  # a penalty counts once in a step
+            for regularizer in in_loss:
+                loss = loss + regularizer.value()
+        return loss
+
+    def step(group: Batches, whole: Sequence[int]) -> Tensor:
         optimizer.zero_grad()
         parts: list[Tensor] = []
-        for (x, y), share in zip(group, shares(model, task, group), strict=True):
-            with nullcontext() if amp is None else amp.context():
-                loss = losses(model, task, forward(x), y)
-            for activity in activities:
-                loss = loss + activity.value()
-            if share is not None:
-                loss = (share * loss).to(loss.dtype)
-            if not parts:  # a penalty counts once in a step
-                for regularizer in in_loss:
-                    loss = loss + regularizer.value()
+        for (x, y), share, size in zip(group, shares(model, task, group, whole), whole, strict=True):
+            compute = partial(loss_of, x, y, share, size, is_first=not parts)
+            loss = compute() if gradients is None else gradients.of(compute, is_last=len(parts) == len(group) - 1)
             (loss.sum() if amp is None else amp.scaler.scale(loss.sum())).backward()
             parts.append(loss.detach())  # not read: a step need not wait for the device
         if clip is not None:
@@ -97,11 +105,12 @@ def train_epoch(
         return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
     made: list[Tensor] = []
-    examples = split.batches(batches)
+    examples, sizes = split.batches(ranks.shares(batches)), iter([batch.shape[-1] for batch in batches])
     while group := list(islice(examples, accumulate)):
         if augment is not None:
             group = [augment(x, y) for x, y in group]
-        made.append(step(group) if graphs is None else graphs(step, group))
+        compute = partial(step, whole=list(islice(sizes, accumulate)))
+        made.append(compute(group) if graphs is None else graphs(compute, group))
         if average is not None:
             average.after_step(model)
         if each_step is not None:
@@ -131,6 +140,7 @@ def make_steps(setup: Setup, batches: Sequence[Tensor], epoch: int = 1) -> Tenso
         average=setup.average,
         activities=setup.activities,
         graphs=setup.graphs,
+        gradients=setup.gradients,
     )
 
 
@@ -166,14 +176,16 @@ def train_together(
     with Bar(name, total, "epoch", done=progress.epoch) as bar:
         while not progress.is_over:
             (first, *_) = progress.members
-            if watch is not None and first.last and watch(first.last):
+            if watch is not None and first.last and ranks.by_first(watch)(first.last):
                 progress.prune(described)
                 break
             found = []
             for epoch in range(progress.epoch + 1, progress.epoch + progress.next + 1):
-                made = make_steps(setup, setup.batches(), epoch)
+                setup.begin_epoch(epoch)
+                made = ranks.mean(make_steps(setup, setup.batches(), epoch))
                 found.append(made.view(len(made), -1))
                 setup.end_epoch(epoch)
+            ranks.equalize(setup.model)
             rows, averaged = measured(setup), None
             if setup.average is not None and setup.average.is_begun:
                 with setup.average.applied(setup.model):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import torchreg
 from torchreg import Stacked
 
-from . import build
+from . import build, ranks
 from .data import Examples, Split, Task
 from .metrics import Metrics
 from .record import Row
@@ -56,7 +56,7 @@ def _loss_and_error(model: nn.Module, split: Split, task: Task, metrics: Metrics
     totals = torch.zeros(members, 2, dtype=torch.float64, device=split.y.device)
     size = max(1, _EVALUATED_AT_ONCE // members)
     for x, y in split.in_order(size):
-        outputs = model(x)
+        outputs = ranks.outputs(model, x)
         each = outputs if isinstance(model, Stacked) else outputs.unsqueeze(0)
         totals += task.totals(each, y)
         if metrics is not None:

@@ -38,6 +38,9 @@ def named_by(settings: Sequence[Metric], task: Task, device: torch.device) -> Me
             raise UserError(f"{key}: must be another metric, got {name} twice: remove one")
         with warnings.catch_warnings(action="ignore"):  # of what they keep in memory
             made[name] = component(key, base, one, table, **given).to(device)
+        for module in made[name].modules():
+            if isinstance(module, base):
+                module.sync_on_compute = False  # each of several processes has all outputs
     return Metrics(made, task)
 
 

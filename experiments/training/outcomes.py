@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from . import ranks
 from .data import Examples, Split
 from .data.tasks import Regression
 from .files import compressed, decompressed
@@ -57,7 +58,7 @@ def outcomes(model: nn.Module, examples: Examples) -> Row:
 @torch.no_grad()
 def _outputs(model: nn.Module, split: Split) -> Tensor:
     model.eval()
-    return torch.cat([model(x) for x, _ in split.in_order(_EVALUATED_AT_ONCE)])
+    return torch.cat([ranks.outputs(model, x) for x, _ in split.in_order(_EVALUATED_AT_ONCE)])
 
 
 def packed(wrong: np.ndarray) -> Row:

@@ -16,6 +16,7 @@ from torchreg import Stacked
 
 from ..config import Run
 from ..errors import oneline
+from . import ranks
 from .files import damaged
 from .measure import are_finite
 from .record import Record, Row
@@ -128,7 +129,7 @@ class Progress:
 
     def _load(self, state: Row) -> None:
         for name, part in self.setup.parts.items():
-            part.load_state_dict(state[name])
+            ranks.load(part, state[name])
         self.epoch, self._seconds = state["epoch"], float(state["seconds"])
         self.rows = state.get("rows", self.epoch)
         bests, shuffles = state["best"], state["shuffle"]
@@ -145,7 +146,7 @@ class Progress:
 
     def save(self) -> None:
         """Writes a checkpoint."""
-        state: Row = {name: part.state_dict() for name, part in self.setup.parts.items()}
+        state: Row = {name: ranks.whole(part.state_dict()) for name, part in self.setup.parts.items()}
         state |= {"epoch": self.epoch, "rows": self.rows, "seconds": self._elapsed(), "rng": torch.get_rng_state()}
         bests = [member.best for member in self.members]
         shuffles = [shuffle.get_state() for shuffle in self.setup.shuffles]
@@ -198,7 +199,8 @@ class Progress:
                 self._note(number, member.average, averaged[number])
             if member.is_stopped(self.epoch):
                 self._finish(number, describe)
-        if not self.is_over and time.monotonic() - self._saved >= self.members[0].run.train.checkpoint_seconds:
+        is_due = time.monotonic() - self._saved >= self.members[0].run.train.checkpoint_seconds
+        if not self.is_over and ranks.told(is_due):
             self.save()
 
     def _note(self, number: int, one: Member, figures: Row) -> None:
@@ -226,7 +228,7 @@ class Progress:
         (member,) = self.members
         for one in _in_order(member):
             with self._weights_of(one):
-                self._conclude(one, "pruned", one.last, describe(self.setup.model))
+                self._conclude(one, "pruned", one.last, describe(self.setup.whole_model()))
 
     def _diverge(self, member: Member, reason: str) -> None:
         for one in filter(None, (member.average, member)):
@@ -250,17 +252,17 @@ class Progress:
 
     def _state_of(self, number: int) -> Row:
         model = self.setup.model
-        return model.state_of(number) if isinstance(model, Stacked) else deepcopy(model.state_dict())
+        return model.state_of(number) if isinstance(model, Stacked) else deepcopy(ranks.whole(model.state_dict()))
 
     def _model_of(self, number: int, one: Member) -> nn.Module:
         """The run's model, with the weights of the best epoch under early stopping."""
-        model = self.setup.model
+        model = self.setup.whole_model()
         if isinstance(model, Stacked):
             key = self.epoch, one.run.is_average
             if self._copies[0] != key:  # of all at once: several runs end after one epoch
                 self._copies = key, model.members()
             model = self._copies[1][number]
-        if model is not self.setup.model or one.run.is_average:
+        if isinstance(self.setup.model, Stacked) or one.run.is_average:
             kept = {
                 "epoch": self.epoch,
                 "rows": one.rows if one.run.is_average else self.rows,

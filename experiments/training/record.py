@@ -26,6 +26,7 @@ import torchreg
 from .. import IS_INSTALLED
 from ..config import Run, Study
 from ..errors import RecordError, StorageError, UserError
+from . import ranks
 from .files import append, checksum, content_of, damaged, line_of, parsed, sealed, unsealed, write
 from .forms import Environments, Event, Figures, Result, check_form
 from .locks import InUseError, is_lock, lock
@@ -35,13 +36,13 @@ from .storage import exists, files_below, is_local, make_folder, names_in, remov
 Row = dict[str, Any]
 # What a run may change when it goes on. Whether it is stacked or compiled may change the last bits, as another machine
 # may, and is chosen by what is fast there.
-_FREE: Any = {"data": {"root"}, "train": {"checkpoint_seconds", "compile", "stack"}}
+_FREE: Any = {"data": {"root"}, "train": {"checkpoint_seconds", "compile", "shard", "stack"}}
 _BESIDE = ("config.json", "environment.json", "history.jsonl", "checkpoint.pt")
 _SEAL = b"\nsha256 "  # at the end of a checkpoint, where torch.load does not look
 
 
 class Record:
-    """The folder of one run.
+    """The folder of one run. Of several processes that train it, the first one reads and writes for all.
 
     The result holds a checksum of every other file, and each checkpoint one of the history before it. Records of
     earlier versions have none: of these only the form is checked.
@@ -63,12 +64,14 @@ class Record:
         runs = self.folder.parents[len(Path(run.folder).parts) - 1]
         return Record(runs / average.folder, average)
 
+    @ranks.by_first
     def begin(self, run: Run, device: torch.device) -> Row | None:
         """Prepares the folder; returns the checkpoint to continue from, or None for a new run."""
         state = self._checkpoint(run)
         self.begin_at(run, device, 0 if state is None else _rows_in(state))
         return state
 
+    @ranks.by_first
     def begin_at(self, run: Run, device: torch.device, rows: int) -> None:
         """Prepares the folder of a run that goes on after so many rows of its history.
 
@@ -119,6 +122,7 @@ class Record:
             print(f"note: {self.folder} goes on in another environment: {', '.join(changes)}", file=sys.stderr)
         write(path, json.dumps([*before, now] if before[-1:] != [now] else before, indent=2))
 
+    @ranks.by_first
     def append(self, row: Row) -> None:
         """Adds an epoch to the history."""
         if is_local(self.folder):
@@ -127,17 +131,20 @@ class Record:
             self._unwritten.append(line_of(row))
         self._told.row(row)
 
+    @ranks.by_first
     def flush(self) -> None:
         """Puts the history, which nothing needs before the next checkpoint, where lines cannot be added to a file."""
         if self._unwritten:
             write(self.folder / "history.jsonl", b"".join(self._lines()))
             self._unwritten.clear()
 
+    @ranks.by_first
     def save(self, run: Run, state: Row) -> None:
         """Replaces the checkpoint."""
         history = checksum(b"".join(self._lines()[: _rows_in(state)]))
         save_sealed(self.folder / "checkpoint.pt", {**state, "run": digest_of(run), "history": history})
 
+    @ranks.by_first
     def finish(self, result: Row) -> None:
         """Marks the run as done."""
         self.flush()
@@ -146,6 +153,7 @@ class Record:
         write(self.folder / "result.json", sealed(json.dumps({**result, "files": files}, indent=2, allow_nan=False)))
         self._told.finish(result)
 
+    @ranks.by_first
     def fail(self, run: Run, device: torch.device, reason: str, seconds: float) -> Row:
         """Records that the run has raised an error, and which; ``--resume`` makes it again."""
         if not exists(self.folder / "history.jsonl"):  # before it has begun
@@ -157,6 +165,7 @@ class Record:
         return result
 
     @property
+    @ranks.by_first
     def result(self) -> Row | None:
         """The result, if the run has come to its end.
 
@@ -202,6 +211,7 @@ class Record:
         return found
 
     @property
+    @ranks.by_first
     def history(self) -> list[Row]:
         """The figures of each epoch."""
         return self._rows(self._lines())
@@ -409,6 +419,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
+        "processes": ranks.count(),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ from torchreg import Regularizer, Stacked
 
 from .. import config
 from ..config import Run
-from . import build, data, metrics, solving
+from . import build, data, metrics, ranks, solving
 from . import graphs as recorded
 from .activity import Activity
 from .averaging import Average
@@ -60,6 +61,9 @@ class Setup:
     average: Average | None = None
     metrics: Metrics | None = None
     graphs: Graphs | None = None
+    gradients: ranks.Gradients | None = None
+    unsharded: nn.Module | None = None  # a copy of a sharded model, for the weights of an epoch
+    seed: int = 0
     others: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -87,6 +91,20 @@ class Setup:
         batches: Sequence[Tensor] = order.to(device).split(self.batch_size, dim=-1)
         return batches
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Lets each of several processes draw its own numbers in that epoch, counted from 1."""
+        if ranks.is_several():
+            seed, device = ranks.seed_of(self.seed, epoch), self.examples.train.y.device
+            torch.manual_seed(seed)
+            build.seeded(self.model, seed, device)
+
+    def whole_model(self) -> nn.Module:
+        """The model; of a sharded one a copy in which all weights are whole."""
+        if self.unsharded is None:
+            return self.model
+        self.unsharded.load_state_dict(ranks.whole(self.model.state_dict()))
+        return self.unsharded
+
     def schedule_in(self, epoch: int) -> LRScheduler | None:
         """The schedule that counts the steps of that epoch, counted from 1, if any does."""
         is_ours = self.average is None or not self.average.sets_rate(epoch)
@@ -111,8 +129,9 @@ def set_up(runs: Sequence[Run], device: torch.device, stacked: bool = False) -> 
     for run in runs:
         torch.manual_seed(run.seed)
         models.append(build.seeded(build.network(run, examples).to(device), run.seed, device))
-    model = Stacked(models) if stacked else models[0]
-    optimizer = build.optimizer(first.optimizer, model, like=models[0])
+    unsharded = deepcopy(models[0]) if ranks.is_several() and first.train.shard else None
+    model = Stacked(models) if stacked else ranks.prepared(models[0], first)
+    optimizer = build.optimizer(first.optimizer, model, like=models[0] if stacked else model)
     scheduler, is_each_step = build.scheduler(first.scheduler, optimizer)
     average = build.average(first.train, model, optimizer, examples)  # of the model before anything is attached to it
     rows = side_by_side(runs)
@@ -137,6 +156,8 @@ def set_up(runs: Sequence[Run], device: torch.device, stacked: bool = False) -> 
     made.activities = build.activities(first, model)
     made.ridge = solving.strength(first, model, regularizers) if first.train.solve else None
     made.graphs = recorded.graphs(first, model, optimizer, device)
+    made.gradients = ranks.gradients_of(model) if made.ridge is None else None
+    made.unsharded, made.seed = unsharded, first.seed
     made.shuffles = [torch.Generator().manual_seed(run.seed) for run in runs]
     return made
 

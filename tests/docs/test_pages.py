@@ -87,6 +87,8 @@ class Page:
                 self.command(words, block)
 
     def command(self, words: list[str], block: Block) -> None:
+        if words[0] == "torchrun":  # its options, then those of python
+            words = ["python", *words[words.index("-m") :]]
         program, arguments = words[0], words[1:]
         if program in ("python", "python3", "py") and arguments[:1] == ["-m"]:
             program, arguments = arguments[1], arguments[2:]

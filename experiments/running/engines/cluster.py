@@ -165,7 +165,7 @@ class _Pool:
         except Exception as error:  # Ray's own: whatever a task raises is in its result
             return Outcome(task, None, f"its process died: {type(error).__name__}")
         sys.stderr.write(said)
-        if isinstance(result, RecordError):
+        if isinstance(result, UserError):
             raise result
         return Outcome(task, *result)
 
@@ -228,7 +228,7 @@ def _perform(place: _Place, task: Task) -> tuple[Any, str]:
         try:
             place.enter()
             found = task.perform(place.folder, place.device), None
-        except RecordError as error:
+        except UserError as error:
             found = error
         except Exception as error:  # whatever is wrong with a task is its own fault, and not that of the others
             found = None, oneline(error)

@@ -37,7 +37,7 @@ class Pool(Protocol):
         """Waits until a task has ended; the outcomes of those that have.
 
         Raises:
-            RecordError: a record is damaged or cannot be written.
+            UserError: the study cannot go on: a record is damaged or cannot be written.
         """
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from ...errors import RecordError, oneline
+from ...errors import UserError, oneline
+from ...training.ranks import LostError
 from ..tasks import Outcome, Task
 
 
@@ -43,7 +44,7 @@ class _Here:
         task = self._waiting.pop()
         try:
             return [Outcome(task, task.perform(self.folder, self.device))]
-        except RecordError:
+        except (UserError, LostError):
             raise
         except Exception as error:  # whatever is wrong with a task is its own fault, and not that of the others
             return [Outcome(task, None, oneline(error))]

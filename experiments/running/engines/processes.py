@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ...errors import RecordError, oneline
+from ...errors import UserError, oneline
 from ...training import bars, loggers
 from .. import orphans
 from ..tasks import Outcome, Task
@@ -64,7 +64,7 @@ class _Pool:
                 attempt = self._busy.pop(future)
                 try:
                     found.append(Outcome(attempt.task, future.result()))
-                except RecordError:
+                except UserError:
                     raise
                 except BrokenProcessPool:
                     code = attempt.worker.end()
