@@ -24,7 +24,7 @@ from tests.integration.studies import CPU, stopped_after
 from torchreg import ProximalPenalty
 from torchreg.nn import Dropout
 
-LIMIT = 240  # seconds until a process ends itself, whoever has forgotten it
+LIMIT = 240  # seconds, beside those of the cases, until a process ends itself, whoever has forgotten it
 SETTINGS: dict[str, Any] = {
     "data": {"name": "wine", "train_size": 20, "valid_size": 20},  # the last batch has 2: of 3 processes one has none
     "model": {"name": "mlp", "hidden": [6]},
@@ -134,6 +134,11 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+def limit_of(names: list[str]) -> float:
+    """The seconds until a process that trains these cases ends itself."""
+    return LIMIT + 2.0 * len(names)
+
+
 def run_of(name: str) -> Run:
     tree = {key: {**value, **CASES[name].get(key, {})} for key, value in SETTINGS.items()}
     if "name" in CASES[name].get("optimizer", {}):
@@ -178,11 +183,12 @@ def held() -> tuple[int, int]:
 
 
 def main(folder: Path) -> None:
-    faulthandler.dump_traceback_later(LIMIT, exit=True)
+    names = json.loads((folder / "cases.json").read_text())
+    faulthandler.dump_traceback_later(limit_of(names), exit=True)
     torch.set_num_threads(1)
     ranks.listen()
     with ranks.begun(CPU):
-        for name in json.loads((folder / "cases.json").read_text()):
+        for name in names:
             fault = trained(name, folder, stops=name in STOPPED)
             if ranks.number() == 0:
                 with (folder / "results.jsonl").open("a") as file:

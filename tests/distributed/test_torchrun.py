@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,10 +50,10 @@ def torchrun(count: int, *args: object) -> list[str]:
     ]
 
 
-def ended(count: int, *args: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        torchrun(count, *args), cwd=cwd, env=ENV, capture_output=True, text=True, timeout=studies.LIMIT + 60
-    )
+def ended(
+    count: int, *args: object, cwd: Path = ROOT, limit: float = studies.LIMIT + 60
+) -> subprocess.CompletedProcess:
+    return subprocess.run(torchrun(count, *args), cwd=cwd, env=ENV, capture_output=True, text=True, timeout=limit)
 
 
 # -- the table --------------------------------------------------------------------------------------------------------
@@ -67,11 +68,20 @@ class Results:
         for name in CONTINUED:
             if name in cases:
                 trained(name, folder, stops=True)
-        done = ended(count, "-m", "tests.distributed.studies", folder)
-        assert done.returncode == 0, done.stderr[-3000:]
-        lines = (folder / "results.jsonl").read_text().splitlines()
-        self.faults = {line["case"]: line["fault"] for line in map(json.loads, lines)}
-        self.facts = json.loads((folder / "facts.json").read_text())
+        done = ended(count, "-m", "tests.distributed.studies", folder, limit=studies.limit_of(cases) + 60)
+        self._errors = done.stderr[-3000:]
+        results, facts = folder / "results.jsonl", folder / "facts.json"
+        lines = results.read_text().splitlines() if results.exists() else []
+        self._faults = {line["case"]: line["fault"] for line in map(json.loads, lines)}
+        self._facts = json.loads(facts.read_text()) if facts.exists() else {}
+
+    def fault(self, case: str) -> str:
+        assert case in self._faults, f"the processes ended before this case:\n{self._errors}"
+        return self._faults[case]
+
+    def fact(self, name: str) -> Any:
+        assert name in self._facts, f"the processes ended before:\n{self._errors}"
+        return self._facts[name]
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +122,7 @@ def test_several_processes_make_the_steps_of_one(count, case, started, alone):
 
 def check_trained_as_one(case: str, count: int, results: Results, alone: Path) -> None:
     run = run_of(case)
-    assert results.faults[case] == ""
+    assert results.fault(case) == ""
     ours, theirs = (Record(folder / case / run.folder, run) for folder in (results.folder, alone))
     if case in STOPPED:
         assert ours.result is None
@@ -153,14 +163,14 @@ def test_a_difference_is_seen():
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_each_process_draws_its_own_numbers_in_each_epoch(count, started):
-    drawn = started(count).facts["drawn"]
+    drawn = started(count).fact("drawn")
     numbers = [number for epoch in drawn.values() for process in epoch for number in process]
     assert len(set(numbers)) == len(numbers) == 3 * count * 10
 
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_a_process_holds_its_part_of_a_sharded_network(count, started):
-    part, whole = started(count).facts["held"]
+    part, whole = started(count).fact("held")
     assert 1 / count <= part / whole < 1.3 / count  # the first process has the larger part of uneven ones
 
 
