@@ -108,6 +108,8 @@ def run(
 ) -> None:
     """Runs a study and writes its report."""
     on, for_ray = study.pick_device(device), engines.ForRay(address, cpus, gpus, memory)
+    if ranks.is_launched() and (engine or jobs):
+        raise UserError("--engine, --jobs: are for one process, not for those of torchrun: leave them out")
     loaded = config.load(path, overrides)
     if loaded.sweep is not None:
         raise UserError(f"{path}: holds a search, in its table sweep: {COMMAND} sweep {path}")

@@ -76,8 +76,6 @@ def graphs(run: Run, model: nn.Module, optimizer: Optimizer, device: torch.devic
     if device.type != "cuda":
         _note_other_device(device.type)
         return None
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        raise UserError(f"{KEY}: is for one process, got one of torch.distributed: set compile = false")
     check(run, optimizer)
     changes = run.scheduler is not None or (run.train.average is not None and run.train.average.lr is not None)
     return Graphs(model, optimizer, device, rate_changes=changes and _takes_tensor(optimizer))

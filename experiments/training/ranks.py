@@ -240,6 +240,8 @@ def check(run: Run) -> None:
             f"train.batch_size: must be a multiple of torchrun's {count()} processes, got {run.train.batch_size}: "
             f"take {-(-run.train.batch_size // count()) * count()}, or another number of processes"
         )
+    if run.train.compile:
+        raise UserError("train.compile: is for one process, whose steps a graph can hold: set compile = false")
     if run.train.shard is not None:
         for key, value in {
             "train.average": run.train.average,

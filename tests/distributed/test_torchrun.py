@@ -224,6 +224,14 @@ MORE_FAULTS = {
         ["run", "small.toml", "--set", "train.shard=fsdp2", "--set", 'train.average.name="ema"'],
         r"arms\[plain\]\.train\.average: needs whole weights in each process: remove it, or train\.shard",
     ),
+    "steps as graphs": (
+        ["run", "small.toml", "--set", "train.compile=true"],
+        r"arms\[plain\]\.train\.compile: is for one process, whose steps a graph can hold: set compile = false",
+    ),
+    "an engine": (
+        ["run", "small.toml", "--jobs", "2"],
+        "--engine, --jobs: are for one process, not for those of torchrun: leave them out",
+    ),
     "another command": (["report", "out"], "report: is for one process, torchrun starts 'run' alone"),
     "a folder in use": (["run", "small.toml", "--out", "."], r"--out: \. must be empty .*"),
 }
