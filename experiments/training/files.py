@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import sys
 import zlib
 from base64 import b64decode, b64encode
@@ -31,7 +32,7 @@ def damaged(path: Path, how: str = "is damaged") -> RecordError:
 def content_of(path: Path) -> bytes:
     """The bytes of a record's file."""
     try:
-        if path.exists() and not path.is_file():  # reading a pipe or a device may never end
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe or a device may never end
             raise damaged(path, "is not a file")
         return path.read_bytes()
     except FileNotFoundError:
