@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import sys
 import zlib
 from base64 import b64decode, b64encode
@@ -34,7 +35,7 @@ def content_of(path: Path) -> bytes:
     try:
         if not storage.is_local(path):
             return storage.get(path)
-        if path.exists() and not path.is_file():  # reading a pipe or a device may never end
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe or a device may never end
             raise damaged(path, "is not a file")
         return path.read_bytes()
     except FileNotFoundError:
