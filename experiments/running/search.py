@@ -182,7 +182,7 @@ class Judge:
 
 def address_of(storage: str | None, folder: Path) -> str:
     """The storage of the searches in a folder: the one that is given, or else a journal in the folder."""
-    return storage or str(folder / JOURNAL)
+    return storage or str(folder.resolve() / JOURNAL)
 
 
 def name_of(study: str, arm: str, storage: str | None, folder: Path) -> str:

@@ -13,6 +13,7 @@ from experiments.errors import UserError
 from experiments.report.summary import summarize
 from experiments.running.engines import Local, Needs, Processes, Ray
 from experiments.running.engines.cluster import _nodes as nodes_now
+from experiments.running.engines.guard import descendants
 from experiments.running.study import run_study
 from experiments.running.sweep import run_sweep
 from experiments.training.record import Record
@@ -156,35 +157,24 @@ def test_a_node_that_leaves_is_replaced_by_one_that_comes(cluster, tmp_path, mon
 def test_a_study_whose_driver_was_killed_goes_on_with_another_engine(engine, tmp_path):
     study = small(arms=ARMS, seeds=[0, 1], train={"epochs": 60, "batch_size": 10, "checkpoint_seconds": 0.0})
     run_study(study, tmp_path / "whole", CPU)
-    before, begun = set(processes_below(os.getpid())), []
+    before, begun = set(descendants(os.getpid())), []
 
     def in_the_third_run() -> bool:
         if len(results(tmp_path / "cut")) < 2:
             return False
         begun.extend(
-            pid for pid in processes_below(os.getpid()) if pid not in before and "multiprocessing" not in name_of(pid)
+            pid for pid in descendants(os.getpid()) if pid not in before and "multiprocessing" not in name_of(pid)
         )
         return True
 
     kill(partial(on_ray, run_study, None), study, tmp_path / "cut", in_the_third_run)
     ended = time.monotonic()
     assert len(begun) > 4
-    while (
-        left := [name for name in map(name_of, begun) if name and "Agent" not in name]
-    ) and time.monotonic() < ended + 5:
+    while (left := [name for name in map(name_of, begun) if name]) and time.monotonic() < ended + 5:
         time.sleep(0.05)
-    assert left == []  # two idle processes of Ray's wait a minute for its server
+    assert left == []
     assert run_study(study, tmp_path / "cut", CPU, resume=True, engine=engine) == []
     assert results(tmp_path / "cut") == results(tmp_path / "whole")
-
-
-def processes_below(pid):
-    """The processes that a process has started, and that these have."""
-    found = []
-    for file in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, file.read_text().split()):
-            found += [child, *processes_below(child)]
-    return found
 
 
 def name_of(pid):

@@ -6,10 +6,11 @@ import io
 import os
 import platform
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from ...training import bars, loggers
 from ...training.files import checksum, content_of
 from ...training.storage import exists, is_local
 from ..tasks import Outcome, Task
+from . import guard
 from .processes import TRIES
 
 _ANSWER = 5.0  # seconds in which a cluster must answer
@@ -80,11 +82,12 @@ class Ray:
         ray = _library()
         with _signals_kept():
             _connect(ray, self.address)
-        try:
-            _check_needs(self.needs, [node["Resources"] for node in _nodes(ray)])
-            yield self
-        finally:
-            ray.shutdown()
+        with _guarded() if self.address is None else nullcontext():
+            try:
+                _check_needs(self.needs, [node["Resources"] for node in _nodes(ray)])
+                yield self
+            finally:
+                ray.shutdown()
 
     @contextmanager
     def open(self, folder: Path, device: torch.device) -> Iterator[_Pool]:
@@ -305,6 +308,20 @@ def _nodes(ray: Any) -> list[dict[str, Any]]:
 def _cause(error: Exception) -> str:
     cause = getattr(error, "cause", None)
     return oneline(cause if isinstance(cause, Exception) else error)[:300]
+
+
+@contextmanager
+def _guarded() -> Iterator[None]:
+    """What is started within ends with this process, in whatever way that ends."""
+    if sys.platform != "linux":
+        yield
+        return
+    process = subprocess.Popen([sys.executable, guard.__file__, str(os.getpid())], start_new_session=True)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 @contextmanager
