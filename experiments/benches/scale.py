@@ -34,7 +34,7 @@ _STRENGTHS = (0.0, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 
 def tables() -> Iterator[Table]:
     """The commands on recorded studies of growing size, and first what importing torch alone takes."""
-    yield Table("import torch", (measured("python", ["-c", "import torch"]),), figure="GB")
+    yield Table("import torch", (measured("python", ["-c", "import torch"]),), figure="GiB")
     for size in SIZES:
         yield from recorded(size)
 
@@ -47,7 +47,7 @@ def recorded(size: int) -> Iterator[Table]:
         rows = (measured(name, arguments) for name, arguments in made.commands.items())
         for table in growing(f"{count:,} recorded runs: the peak of resident memory, and the time", rows):
             page = (made.folders[0] / "report.html").stat().st_size / 1e6
-            yield Table(table.title, table.rows, f"the page has {page:.1f} MB", figure="GB")
+            yield Table(table.title, table.rows, f"the page has {page:.1f} MB", figure="GiB")
 
 
 class Made(NamedTuple):
@@ -128,7 +128,7 @@ def _copy(original: Record, run: Run, record: Record) -> None:
 
 
 def measured(name: str, arguments: Sequence[str]) -> Row:
-    """Python in a process of its own: its peak of resident memory in GB, and its seconds.
+    """Python in a process of its own: its peak of resident memory in GiB, and its seconds.
 
     The peak is that of its largest process: a report draws in another one.
     """
@@ -141,5 +141,5 @@ def measured(name: str, arguments: Sequence[str]) -> Row:
         if process.returncode:
             output.seek(0)
             raise UserError(f"bench: {' '.join(arguments)} failed: {output.read().decode().strip()}")
-    peak = used.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+    peak = used.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
     return Row(name, peak, peak, peak, taken)

@@ -298,9 +298,24 @@ def open_study(study: Study, folder: Path, resume: bool) -> Iterator[None]:
         UserError: it holds another study, other files, or this study while ``resume`` was not asked for; or another
             process is at work in it.
     """
-    file = folder / "study.json"
-    if exists(file):
-        if not _are_same(read_study(folder), study):
+    is_written = _is_written(study, folder, resume)
+    if is_local(folder):
+        _check_links(folder)
+    make_folder(folder)
+    try:
+        with lock(folder, waits=False):
+            if not is_written:
+                write(folder / "study.json", sealed(study.model_dump_json(by_alias=True, indent=2)))
+            yield
+    except InUseError as error:
+        raise UserError(f"--out: {folder} is in use by {error}: wait for it, or choose another folder") from None
+
+
+def _is_written(study: Study, folder: Path, resume: bool) -> bool:
+    """Whether the folder holds this very study, which is then not written again; raises if it is not free."""
+    if exists(folder / "study.json"):
+        before = read_study(folder)
+        if not _are_same(before, study):
             raise UserError(
                 f"--out: {folder} must be empty or hold this study, it holds another: remove it or choose another"
             )
@@ -308,19 +323,12 @@ def open_study(study: Study, folder: Path, resume: bool) -> Iterator[None]:
             raise UserError(
                 f"--out: {folder} already holds this study: --resume continues it; or choose another folder"
             )
-    elif exists(folder) and not folder.is_dir():
+        return before == study
+    if exists(folder) and not folder.is_dir():
         raise UserError(f"--out: {folder} must be a folder, it is a file: choose another")
-    elif not all(map(_is_ours, names_in(folder))):
+    if not all(map(_is_ours, names_in(folder))):
         raise UserError(f"--out: {folder} must be empty or hold this study, it holds other files")
-    if is_local(folder):
-        _check_links(folder)
-    make_folder(folder)
-    try:
-        with lock(folder, waits=False):
-            write(file, sealed(study.model_dump_json(by_alias=True, indent=2)))
-            yield
-    except InUseError as error:
-        raise UserError(f"--out: {folder} is in use by {error}: wait for it, or choose another folder") from None
+    return False
 
 
 def read_study(folder: Path) -> Study:

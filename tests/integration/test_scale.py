@@ -10,7 +10,7 @@ from experiments.benches import scale
 from experiments.errors import UserError
 from experiments.report import datasets, page
 from experiments.report.summary import Cell, summarize
-from experiments.running import study
+from experiments.running import tasks
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def made(tmp_path_factory):
 
 
 def test_a_made_study_is_read_by_every_command_and_no_run_is_made(made, monkeypatch, experiments):
-    monkeypatch.setattr(study, "train", lambda *_: pytest.fail("makes a run"))
+    monkeypatch.setattr(tasks, "train", lambda *_: pytest.fail("makes a run"))
     assert len(made.study.runs) == 60
     before = {path: path.read_bytes() for path in made.folders[0].glob("runs/**/*.*")}
     assert Counter(path.name for path in before) == dict.fromkeys(
