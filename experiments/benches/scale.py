@@ -8,7 +8,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass
 from io import StringIO
 from itertools import product
 from pathlib import Path
@@ -21,12 +22,15 @@ from ..config import Run, Study
 from ..config.sections import Tree
 from ..config.toml import dumped
 from ..errors import UserError
+from ..running.engines import Engine, Local, Pool, Processes, Ray, outcomes
 from ..running.study import run_study
 from ..training.record import Record, load_sealed, open_study
 from .timing import Row, Table, growing
 
 SIZES = (1_000, 3_000, 10_000)  # runs
 ORIGINALS = 3  # seeds of each arm and strength that are really trained
+JOBS = (1, 2, 4)  # at a time
+_COMMAND = ("-m", str(__package__).rpartition(".")[0])
 _CPU = torch.device("cpu")
 _PENALTIES, _MODES = ("L1", "L2"), ("loss", "grad", "decoupled", "prox")
 _STRENGTHS = (0.0, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
@@ -34,9 +38,66 @@ _STRENGTHS = (0.0, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 
 def tables() -> Iterator[Table]:
     """The commands on recorded studies of growing size, and first what importing torch alone takes."""
+    yield from workers()
+    yield overhead()
     yield Table("import torch", (measured("python", ["-c", "import torch"]),), figure="GiB")
     for size in SIZES:
         yield from recorded(size)
+
+
+def workers(runs: int = 8, epochs: int = 1000) -> Iterator[Table]:
+    """A study of runs of some 10 s with one thread each, by several processes, and how much faster that is than by one.
+
+    The seconds are those of the whole command, with the start of Python, the rehearsal and the report.
+    """
+    tree = _tree([{"name": "none"}], runs)
+    train = {**tree["train"], "epochs": epochs, "evaluate_every": epochs}
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / "workers.toml"
+        file.write_text(dumped({**tree, "model": {"name": "mlp", "hidden": [512, 512]}, "train": train}))
+        rows: list[Row] = []
+        for jobs in JOBS:
+            given = ["run", str(file), "--out", f"{place}/{jobs}", "--jobs", str(jobs), "--device", "cpu"]
+            taken = measured("", [*_COMMAND, *given], OMP_NUM_THREADS="1").seconds
+            speedup = (rows[0].seconds if rows else taken) / taken
+            rows.append(Row(f"{jobs} at a time, ideal {min(jobs, _cores())}", speedup, speedup, speedup, taken))
+            title = f"{runs} runs of {rows[0].seconds / runs:.0f} s on {_cores()} cores, one thread each"
+            yield Table(title, tuple(rows), figure="speed-up")
+
+
+def overhead(tasks: int = 400) -> Table:
+    """What an engine takes for a task that does nothing, after its start."""
+    nothing, rows = _Nothing(config.resolve(_tree([{"name": "none"}], 1)).runs), []
+    with ExitStack() as stack:
+        engines: dict[str, Engine] = {"local": Local(), "processes, 2 at a time": Processes(2)}
+        with suppress(UserError):  # Ray is not installed
+            engines["ray, 2 at a time"] = stack.enter_context(Ray(jobs=2).connected())
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        (folder / "study.json").write_text("{}")  # which nodes look for
+        for name, engine in engines.items():
+            with engine.open(folder, _CPU) as pool:
+                taken = [_seconds(pool, [nothing] * count) / count for count in (4, tasks)]  # the first ones start it
+                rows.append(Row(name, 1e3 * taken[1], 1e3 * taken[1], 1e3 * taken[1], taken[1]))
+    return Table(f"a task that does nothing, of {tasks}", tuple(rows), figure="ms")
+
+
+@dataclass(frozen=True)
+class _Nothing:
+    runs: Sequence[Run]
+
+    def perform(self, folder: Path, device: torch.device) -> None:
+        """Does nothing."""
+
+
+def _seconds(pool: Pool, tasks: list[_Nothing]) -> float:
+    started = time.perf_counter()
+    for _ in outcomes(pool, lambda: tasks.pop() if tasks else None):
+        pass
+    return time.perf_counter() - started
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def recorded(size: int) -> Iterator[Table]:
@@ -66,7 +127,7 @@ class Made(NamedTuple):
             "compare": ["compare", one, two],
             "run --resume": ["run", str(self.file), "--resume", "--out", one],
         }
-        return {name: ["-m", __package__.rpartition(".")[0], *arguments] for name, arguments in given.items()}
+        return {name: [*_COMMAND, *arguments] for name, arguments in given.items()}
 
 
 def make(place: Path, runs: int, penalties: int = len(_PENALTIES), strengths: int = len(_STRENGTHS)) -> Made:
@@ -127,14 +188,15 @@ def _copy(original: Record, run: Run, record: Record) -> None:
     record.finish(result)
 
 
-def measured(name: str, arguments: Sequence[str]) -> Row:
-    """Python in a process of its own: its peak of resident memory in GiB, and its seconds.
+def measured(name: str, arguments: Sequence[str], **environment: str) -> Row:
+    """Python in a process of its own, with that in its environment: its peak of resident memory in GiB, and its seconds.
 
     The peak is that of its largest process: a report draws in another one.
     """
     started = time.perf_counter()
     with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen([sys.executable, *arguments], stdout=output, stderr=output)
+        env = {**os.environ, **environment}
+        process = subprocess.Popen([sys.executable, *arguments], stdout=output, stderr=output, env=env)
         _, status, used = os.wait4(process.pid, 0)
         taken = time.perf_counter() - started
         process.returncode = os.waitstatus_to_exitcode(status)
