@@ -189,7 +189,7 @@ def _copy(original: Record, run: Run, record: Record) -> None:
 
 
 def measured(name: str, arguments: Sequence[str], **environment: str) -> Row:
-    """Python in a process of its own, with that in its environment: its peak of resident memory in GiB, and its seconds.
+    """Python in a process of its own, with that in its environment: its peak of memory in GiB, and its seconds.
 
     The peak is that of its largest process: a report draws in another one.
     """
