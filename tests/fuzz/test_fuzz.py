@@ -36,7 +36,7 @@ def test_a_traceback_is_a_fault(tmp_path):
     assert "KeyError: 'name'" in found[1]
 
 
-def without_checksum(path: Path) -> dict[str, Any]:
+def without_checksum(path: Path, *_: Any) -> dict[str, Any]:
     tree = json.loads(path.read_bytes())
     return {key: value for key, value in tree.items() if key != "checksum"}
 

@@ -327,7 +327,8 @@ def test_a_study_runs_in_any_of_fsspecs_file_systems(tmp_path):
     run_study(study, folder, CPU)
     run_study(study, tmp_path, CPU)
     assert same(study, folder, tmp_path)
-    assert summarize(folder).cells[0].results == (Record(folder / "runs" / "none" / "seed0").result,)
+    ours, theirs = (summarize(one).cells[0].results[0]["sha256"] for one in (folder, tmp_path))
+    assert ours == theirs
 
 
 WRONG = {

@@ -9,9 +9,8 @@ from torch.testing import assert_close
 
 from experiments.config import Data
 from experiments.errors import UserError
-from experiments.running import study
 from experiments.running.study import run_study
-from experiments.training import data
+from experiments.training import build, data
 from tests.integration.studies import CPU, TREE, kill, outcome, small
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +23,7 @@ FLIP = {"name": "RandomHorizontalFlip", "p": 1.0}
 
 def augmented(**settings):
     found = data.load(Data(train_size=40, **settings), CPU)
-    return found, study.build.augmentation(Data(train_size=40, **settings), found)
+    return found, build.augmentation(Data(train_size=40, **settings), found)
 
 
 @pytest.mark.torchvision

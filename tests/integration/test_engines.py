@@ -202,11 +202,11 @@ def test_the_journal_in_a_searchs_folder_is_one_that_optuna_opens(tmp_path):
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        (("process", None), "--engine: unknown name 'process', valid: local, processes"),
+        (("process", None), "--engine: unknown name 'process', valid: local, processes, ray"),
         (("local", 2), "--jobs: must be 1 with --engine local, got 2: --engine processes has several"),
     ],
 )
 def test_an_engine_that_is_asked_for_in_vain_is_told(given, line):
-    with pytest.raises(UserError) as told:
-        engines.choose(*given)
+    with pytest.raises(UserError) as told, engines.choose(*given, CPU):
+        pass
     assert str(told.value) == line

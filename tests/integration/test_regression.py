@@ -9,9 +9,8 @@ from experiments import config, report
 from experiments.errors import UserError
 from experiments.report import summarize
 from experiments.report.summary import difference
-from experiments.running import study
 from experiments.running.study import run_study
-from experiments.training import data
+from experiments.training import build, data
 from experiments.training.loop import train_epoch
 from experiments.training.measure import evaluate
 from experiments.training.record import Record
@@ -130,7 +129,7 @@ class Told(nn.Linear):
 @pytest.mark.parametrize(("name", "sizes"), [("wine", (13, 3)), ("diabetes", (10, 1))])
 def test_a_model_class_is_told_the_shape_and_the_outputs(name, sizes):
     (run,) = small(data={"name": name}, model={"class": f"{HERE}:Told", "args": {"bias": False}}).runs
-    made = study.build.model(run.model, data.load(run.data, CPU))
+    made = build.model(run.model, data.load(run.data, CPU))
     assert (made.in_features, made.out_features, made.bias) == (*sizes, None)
 
 

@@ -247,9 +247,9 @@ MUTANTS = (
     ),
     Mutant(
         "experiments/running/search.py",
-        "if (number, step) not in self._verdicts:",
-        "if True:",
-        "a resumed search reports an epoch to its pruner again",
+        "elif step < last:",
+        "elif False:",
+        "a resumed search judges an epoch again, with what was reported later",
     ),
     Mutant(
         "experiments/benches/timing.py",
