@@ -16,7 +16,7 @@ import typer
 
 from experiments import cli, config
 from experiments.benches import command as benches
-from experiments.running import search, study
+from experiments.running import rehearsal, search
 from tests.docs.pages import PAGES, ROOT, Block, blocks, name_of
 
 HIDDEN = {"code", "code-block", "code-cell", "doctest", "parsed-literal", "prompt", "sourcecode", "testcode"}
@@ -77,7 +77,7 @@ class Page:
         resolved = config.resolve(deepcopy(tree))
         data = resolved.runs[0].data
         if data.name == "digits" or data.class_ or (data.path and Path(data.path).exists()):  # without a download
-            study.check(resolved)
+            rehearsal.check(resolved)
         if resolved.sweep is not None:
             search.check(resolved.sweep)
 

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from experiments.config import Data
 from experiments.errors import UserError
+from experiments.running import rehearsal
 from experiments.running.study import run_study
 from experiments.training import build, data
 from tests.integration.studies import CPU, TREE, kill, outcome, small
@@ -90,6 +91,6 @@ def has_begun(folder: Path) -> bool:
 )
 def test_an_augmentation_that_cannot_be_is_told(settings, line):
     with pytest.raises(UserError) as error:
-        study.check(small(data={"valid_size": 20, **settings}))
+        rehearsal.check(small(data={"valid_size": 20, **settings}))
     assert f"arms[none].{line}" in str(error.value)
     assert "\n" not in str(error.value)

@@ -8,7 +8,7 @@ from torch import nn
 
 from experiments import config
 from experiments.errors import UserError
-from experiments.running import study
+from experiments.running import rehearsal
 from experiments.training import build
 from experiments.training.together import side_by_side
 from tests.integration.studies import TREE, arm, small
@@ -48,7 +48,7 @@ CONFIGS = [
 def test_every_shipped_study_builds(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     digits = ["data.name=digits", "data.train_size=100", "data.valid_size=100"]  # so that no files are needed
-    study.check(config.load(path, digits if path.parent.name == "mnist" else []))
+    rehearsal.check(config.load(path, digits if path.parent.name == "mnist" else []))
 
 
 def test_an_arm_overrides_key_by_key():
@@ -285,5 +285,5 @@ BUILD_FAULTS = {
 @pytest.mark.parametrize(("changes", "line"), BUILD_FAULTS.values(), ids=BUILD_FAULTS)
 def test_a_fault_of_an_arm_shows_before_any_run(changes, line):
     with pytest.raises(UserError) as error:
-        study.check(arm("bad", **changes))
+        rehearsal.check(arm("bad", **changes))
     assert f"arms[bad].{line}" in str(error.value)

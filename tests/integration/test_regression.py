@@ -9,6 +9,7 @@ from experiments import config, report
 from experiments.errors import UserError
 from experiments.report import summarize
 from experiments.report.summary import difference
+from experiments.running import rehearsal
 from experiments.running.study import run_study
 from experiments.training import build, data
 from experiments.training.loop import train_epoch
@@ -111,12 +112,12 @@ def test_arms_of_two_tasks_are_refused():
     arms = [{"name": "a"}, {"name": "b", "data": {"name": "diabetes"}}]
     tree = {**TREE, "data": {"name": "wine"}, "arms": arms}
     with pytest.raises(UserError, match=r"same task in all arms.*arms\[a\] classes, arms\[b\] regression"):
-        study.check(config.resolve(tree))
+        rehearsal.check(config.resolve(tree))
 
 
 def test_vectors_are_no_images_for_a_cnn():
     with pytest.raises(UserError, match=r"model: cnn\(\) cannot be made: it needs images.*\(13,\): use mlp"):
-        study.check(small(data={"name": "wine"}, model={"name": "cnn"}))
+        rehearsal.check(small(data={"name": "wine"}, model={"name": "cnn"}))
 
 
 class Told(nn.Linear):

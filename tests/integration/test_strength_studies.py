@@ -6,7 +6,7 @@ from experiments.config import resolve
 from experiments.errors import UserError
 from experiments.report import summarize
 from experiments.report.page import row, table
-from experiments.running import study as studies
+from experiments.running import rehearsal
 from experiments.running.sweep import run_sweep
 from tests.integration.studies import CPU, TREE, arm, history, outcome
 
@@ -60,4 +60,4 @@ def test_a_search_shows_what_tuning_has_found_and_what_each_way_costs(tmp_path):
 )
 def test_a_mistake_is_told_before_anything_is_trained(changes, message):
     with pytest.raises(UserError, match=message):
-        studies.check(arm(**changes))
+        rehearsal.check(arm(**changes))
