@@ -188,20 +188,25 @@ def _copy(original: Record, run: Run, record: Record) -> None:
     record.finish(result)
 
 
+# A process begins with the peak of the one that started it: so this one, which is large, has a small one start it.
+_LAUNCHER = """
+import os, subprocess, sys, time
+started = time.perf_counter()
+process = subprocess.Popen([sys.executable, *sys.argv[1:]], stdout=sys.stderr)
+_, status, used = os.wait4(process.pid, 0)
+print(os.waitstatus_to_exitcode(status), time.perf_counter() - started, used.ru_maxrss)
+"""
+
+
 def measured(name: str, arguments: Sequence[str], **environment: str) -> Row:
     """Python in a process of its own, with that in its environment: its peak of memory in GiB, and its seconds.
 
     The peak is that of its largest process: a report draws in another one.
     """
-    started = time.perf_counter()
-    with tempfile.TemporaryFile() as output:
-        env = {**os.environ, **environment}
-        process = subprocess.Popen([sys.executable, *arguments], stdout=output, stderr=output, env=env)
-        _, status, used = os.wait4(process.pid, 0)
-        taken = time.perf_counter() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            output.seek(0)
-            raise UserError(f"bench: {' '.join(arguments)} failed: {output.read().decode().strip()}")
-    peak = used.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
+    command, env = [sys.executable, "-c", _LAUNCHER, *arguments], {**os.environ, **environment}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+    code, taken, most = map(float, done.stdout.split())
+    if code:
+        raise UserError(f"bench: {' '.join(arguments)} failed: {done.stderr.strip()}")
+    peak = most * (1 if sys.platform == "darwin" else 1024) / 2**30
     return Row(name, peak, peak, peak, taken)
