@@ -50,8 +50,9 @@ def choose(name: str | None, jobs: int | None, device: torch.device, for_ray: Fo
         if jobs and jobs > 1:
             raise UserError(f"--jobs: must be 1 with --engine local, got {jobs}: --engine processes has several")
         yield Local()
-    else:
-        yield Processes(jobs or 2)
+        return
+    with Processes(jobs or 2).begun() as engine:
+        yield engine
 
 
 def _needs(given: ForRay, device: torch.device) -> Needs:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing import active_children, get_context
 from multiprocessing.process import BaseProcess
@@ -23,26 +23,36 @@ from ..tasks import Outcome, Task
 TRIES = 3  # of a task whose process dies: killed by the system where memory is short, or by the task itself
 
 
-@dataclass(frozen=True)
 class Processes:
     """So many processes, each with its share of the threads, and of the GPUs if there are several."""
 
-    jobs: int
+    def __init__(self, jobs: int) -> None:
+        self.jobs = jobs
+        self._workers = [_Worker(number) for number in range(jobs)]
+
+    @contextmanager
+    def begun(self) -> Iterator[Processes]:
+        """The engine while its processes run, which import torch while this one does something else."""
+        threads = max(1, torch.get_num_threads() // self.jobs)
+        try:
+            for worker in self._workers:
+                worker.begin(threads)
+            yield self
+        finally:
+            with ExitStack() as stack:
+                for worker in self._workers:
+                    stack.callback(worker.end)
 
     @contextmanager
     def open(self, folder: Path, device: torch.device) -> Iterator[_Pool]:
-        """Starts a process with the first task that it gets."""
-        pool = _Pool(folder, device, self.jobs)
-        try:
-            yield pool
-        finally:
-            pool.end()
+        """Begins the processes, if they have not begun."""
+        with nullcontext() if self._workers[0].is_begun else self.begun():
+            yield _Pool(folder, device, self._workers)
 
 
 class _Pool:
-    def __init__(self, folder: Path, device: torch.device, jobs: int) -> None:
-        threads = max(1, torch.get_num_threads() // jobs)
-        self._free = [_Worker(folder, _of(device, number), threads) for number in range(jobs)][::-1]
+    def __init__(self, folder: Path, device: torch.device, workers: list[_Worker]) -> None:
+        self._folder, self._device, self._free = folder, device, workers[::-1]
         self._busy: dict[Future[Any], _Attempt] = {}
 
     @property
@@ -55,7 +65,8 @@ class _Pool:
 
     def submit(self, task: Task, worker: _Worker | None = None, number: int = 1) -> None:
         worker = worker or self._free.pop()
-        self._busy[worker.begin(task)] = _Attempt(task, worker, number)
+        future = worker.submit(_perform, task, self._folder, _of(self._device, worker.number))
+        self._busy[future] = _Attempt(task, worker, number)
 
     def ended(self) -> list[Outcome]:
         found: list[Outcome] = []
@@ -77,11 +88,6 @@ class _Pool:
                 self._free.append(attempt.worker)
         return found
 
-    def end(self) -> None:
-        with ExitStack() as stack:
-            for worker in [*self._free, *(attempt.worker for attempt in self._busy.values())]:
-                stack.callback(worker.end)
-
 
 @dataclass
 class _Worker:
@@ -90,23 +96,33 @@ class _Worker:
     Each is a pool of its own: a pool of several ends them all when one dies, and cannot tell whose task it was.
     """
 
-    folder: Path
-    device: torch.device
-    threads: int
+    number: int
+    _threads: int = 1
     _pool: ProcessPoolExecutor | None = None
     _process: BaseProcess | None = None
 
-    def begin(self, task: Task) -> Future[Any]:
+    @property
+    def is_begun(self) -> bool:
+        return self._pool is not None
+
+    def begin(self, threads: int) -> None:
+        """Starts the process."""
+        self._threads = threads
+        context = get_context("spawn")  # a fork would share the threads and the GPU of this process
+        started = __name__, _start.__name__, threads, *loggers.chosen()
+        self._pool = ProcessPoolExecutor(1, context, orphans.call, started)
+        self.submit(_nothing)
+
+    def submit(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
         if self._pool is None:
-            context = get_context("spawn")  # a fork would share the threads and the GPU of this process
-            started = __name__, _start.__name__, self.threads, *loggers.chosen()
-            self._pool = ProcessPoolExecutor(1, context, orphans.call, started)
+            self.begin(self._threads)
+        assert self._pool is not None
         before = active_children()
         try:
-            future = self._pool.submit(_perform, task, self.folder, self.device)
+            future = self._pool.submit(function, *args)
         except BrokenProcessPool:  # it was killed when it had nothing to do
             self.end()
-            return self.begin(task)
+            return self.submit(function, *args)
         self._process = next((process for process in active_children() if process not in before), self._process)
         return future
 
@@ -137,6 +153,10 @@ def _start(threads: int, log: str | None, project: str) -> None:
     torch.set_num_threads(threads)
     bars.silence()
     loggers.choose(log, project)
+
+
+def _nothing() -> None:
+    """What a process is given first, for which it imports all that tasks need."""
 
 
 def _perform(task: Task, folder: Path, device: torch.device) -> Any:
