@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from .. import SHIPPED, config
 from ..config import Run
+from ..running.engines import Engine, Processes
 from ..running.study import run_study
 from ..training import data
 from .timing import Table, race
@@ -41,11 +42,12 @@ def _quickstart() -> Table:
 
 
 def _overfit() -> Table:
-    """The study of MNIST, for fewer epochs, as it is and as it was made at first."""
+    """The study of MNIST, for fewer epochs, as it is, by two processes, and as it was made at first."""
     fewer = "train.epochs=10"
     study = config.load(OVERFIT, [fewer])
     contenders = {
-        "stacks, evaluated every 5th epoch": partial(made, study),
+        "evaluated every 5th epoch": partial(made, study),
+        "the same, two at a time": partial(made, study, engine=Processes(2)),
         "one run after another, each epoch": partial(
             made, config.load(OVERFIT, [fewer, "train.stack=false", "train.evaluate_every=1"])
         ),
@@ -53,10 +55,10 @@ def _overfit() -> Table:
     return race(f"mnist/overfit.toml: {len(study.runs)} runs of 10 epochs", contenders, 1, warmup=0)
 
 
-def made(study: config.Study, device: str = "cpu") -> None:
+def made(study: config.Study, device: str = "cpu", engine: Engine | None = None) -> None:
     """Makes the runs of the study in a folder that is then removed, and prints nothing."""
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-        run_study(study, Path(folder), torch.device(device))
+        run_study(study, Path(folder), torch.device(device), engine=engine)
 
 
 def plain_loop(run: Run) -> list[float]:
