@@ -141,7 +141,7 @@ arms = [{ name = "none" }, { name = "L2", optimizer.weight_decay = 0.1 }]
 @pytest.mark.parametrize("kills", [1, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("stack", [False, True])
 def test_a_killed_study_goes_on_with_the_same_bits(stack, kills, folder, tmp_path, hasty):
-    train = {"epochs": 2 + 3 * kills, "batch_size": 30, **OFTEN, "stack": stack}
+    train = {"epochs": 12 + 3 * kills, "batch_size": 30, **OFTEN, "stack": stack}
     study = small(seeds=[0, 1], train=train)
     run_study(study, tmp_path, CPU)
     history = folder / "runs" / study.runs[0].folder / "history.jsonl"
