@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import pytest
 import torch
@@ -146,13 +147,22 @@ def test_a_killed_study_goes_on_with_the_same_bits(stack, kills, folder, tmp_pat
     run_study(study, tmp_path, CPU)
     history = folder / "runs" / study.runs[0].folder / "history.jsonl"
     for number in range(kills):
-        kill(run_hastily, study, folder, lambda at=3 * number + 2: exists(history) and len(lines_of(history)) >= at)
+        kill(
+            partial(run_hastily, dict(os.environ)),
+            study,
+            folder,
+            lambda at=3 * number + 2: exists(history) and len(lines_of(history)) >= at,
+        )
     run_study(study, folder, CPU, resume=True)
     assert same(study, folder, tmp_path)
 
 
-def run_hastily(*args, **options):
-    """For another process, which does not wait a minute for the lock of the one killed before it."""
+def run_hastily(environment, *args, **options):
+    """For another process, which does not wait a minute for the lock of the one killed before it.
+
+    The server from which processes are forked may have begun before there were credentials.
+    """
+    os.environ.update(environment)
     locks.RENEWED, locks.LASTS = 0.1, 1.0
     run_study(*args, **options)
 
