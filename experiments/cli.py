@@ -115,8 +115,9 @@ def run(
         raise UserError(f"{path}: holds a search, in its table sweep: {COMMAND} sweep {path}")
     folder = out or Path("runs") / folder_name(slug(loaded.name))
     loggers.choose(log, loaded.name, folder)
-    with _resumable(folder), ranks.begun(on) as own, engines.choose(engine, jobs, own, for_ray) as chosen:
-        broken = study.run_study(loaded, folder, own, resume, chosen)
+    with _resumable(folder), ranks.begun(on) as own:
+        with engines.choose(engine, jobs, own, for_ray) as chosen:  # which ends before the report begins
+            broken = study.run_study(loaded, folder, own, resume, chosen)
         ranks.by_first(_report)(folder, trusted=True)
     _end(broken)
 
