@@ -5,16 +5,13 @@ This module imports nothing slow, so that a worker whose parent is killed while 
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import sys
 import threading
 from importlib import import_module
 from multiprocessing import parent_process
+from multiprocessing.connection import wait
 from typing import Any
-
-_PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 def call(module: str, function: str, *args: Any) -> None:
@@ -28,9 +25,16 @@ def _end_with_parent() -> None:
     parent = parent_process()
     assert parent is not None
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent.pid:  # it has ended before
+        import fcntl
+
+        # A pipe of which the parent has the other end. When that is closed, the kernel sends a signal (SIGIO) that ends
+        # a process. The signal for the death of a parent would not do: this process may be the child of a fork server.
+        pipe = parent.sentinel
+        fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
+        if wait([pipe], timeout=0):  # it has ended before
             os._exit(1)
+        return
 
     def watch() -> None:
         parent.join()

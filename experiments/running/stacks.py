@@ -20,6 +20,7 @@ from ..training.together import is_strength_0_of, kind_of
 from .plans import is_stacked
 
 LARGEST = 64  # members of one stack
+_FOLDER = "stacks"  # of their checkpoints
 
 
 def groups(runs: Sequence[Run]) -> list[list[Run]]:
@@ -40,12 +41,17 @@ def groups(runs: Sequence[Run]) -> list[list[Run]]:
     return [group[i : i + LARGEST] for group in found.values() for i in range(0, len(group), LARGEST)]
 
 
+def tidy(folder: Path) -> None:
+    """Removes what is left of the stacks of a study when all of them have ended."""
+    remove_folder_if_empty(folder / _FOLDER)
+
+
 class StackStore:
     """The checkpoint of a stack, in a file of the study's folder; it says which runs are in the stack."""
 
     def __init__(self, folder: Path, group: Sequence[Run]) -> None:
         name = checksum(json.dumps([run.folder for run in group]).encode())[:12]
-        self.path, self._group = folder / "stacks" / f"{name}.pt", group
+        self.path, self._group = folder / _FOLDER / f"{name}.pt", group
         self.runs: list[Run] = []
 
     def load(self) -> Row | None:
@@ -73,9 +79,8 @@ class StackStore:
         save_sealed(self.path, {**state, "runs": names, "digests": [digest_of(run) for run in self.runs]})
 
     def discard(self) -> None:
-        """Removes what nothing needs any more."""
+        """Removes what nothing needs any more. The folder stays: another stack may be about to write there."""
         remove(self.path)
-        remove_folder_if_empty(self.path.parent)
 
 
 def make_together(group: Sequence[Run], folder: Path, device: torch.device) -> dict[str, Row]:

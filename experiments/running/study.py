@@ -56,6 +56,7 @@ def run_study(
                     broken[run] = f"{result['status']}: {run}: {result['reason']}"
                 if is_new:
                     bar.write(f"{run:<32} {_summary(result)}")
+        ranks.by_first(stacks.tidy)(folder)
     return [broken[run.folder] for run in study.runs if run.folder in broken]
 
 

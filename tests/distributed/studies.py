@@ -1,11 +1,11 @@
-"""What torchrun's processes train as one process does: ``torchrun ... -m tests.distributed.studies FOLDER``.
-
-The folder holds the names of the cases, ``cases.json``; each is trained there, in the folder of its name.
-"""
+"""What several processes train as one process does; they are started as torchrun starts them, but as forks."""
 
 import faulthandler
 import json
+import os
+import socket
 import sys
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from experiments.training.loop import train
 from experiments.training.record import Record
 from experiments.training.setup import set_up
 from tests.cases import MODES
-from tests.integration.studies import CPU, stopped_after
+from tests.integration.studies import CPU, FORKS, stopped_after
 from torchreg import ProximalPenalty
 from torchreg.nn import Dropout
 
@@ -182,8 +182,27 @@ def held() -> tuple[int, int]:
     return sum(param.to_local().numel() for param in params), sum(param.numel() for param in params)
 
 
-def main(folder: Path) -> None:
-    names = json.loads((folder / "cases.json").read_text())
+def started(count: int, folder: Path, names: list[str]) -> list[BaseProcess]:
+    """So many processes, which train these cases, each in the folder of its name."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    of_all = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    made = []
+    for rank in range(count):
+        given = {"TORCHELASTIC_RUN_ID": "none", "RANK": rank, "LOCAL_RANK": rank, **of_all}
+        made.append(
+            FORKS.Process(target=_main, args=(folder, names, {key: str(value) for key, value in given.items()}))
+        )
+        made[-1].start()
+    return made
+
+
+def _main(folder: Path, names: list[str], environment: dict[str, object]) -> None:
+    os.environ.update({key: str(value) for key, value in environment.items()})
+    log = (folder / f"{environment['RANK']}.log").open("w")
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(log.fileno(), stream.fileno())
     faulthandler.dump_traceback_later(limit_of(names), exit=True)
     torch.set_num_threads(1)
     ranks.listen()
@@ -197,7 +216,3 @@ def main(folder: Path) -> None:
         if ranks.number() == 0:
             (folder / "facts.json").write_text(json.dumps(facts))
     ranks.leave(0)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -50,9 +50,8 @@ def torchrun(count: int, *args: object) -> list[str]:
     ]
 
 
-def ended(
-    count: int, *args: object, cwd: Path = ROOT, limit: float = studies.LIMIT + 60
-) -> subprocess.CompletedProcess:
+def ended(count: int, *args: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    limit = studies.LIMIT + 60
     return subprocess.run(torchrun(count, *args), cwd=cwd, env=ENV, capture_output=True, text=True, timeout=limit)
 
 
@@ -60,16 +59,16 @@ def ended(
 
 
 class Results:
-    """What one start of torchrun made of the cases that were chosen, in a folder of each."""
+    """What one start of so many processes made of the cases that were chosen, in a folder of each."""
 
     def __init__(self, count: int, folder: Path, cases: list[str]) -> None:
         self.folder = folder
-        (folder / "cases.json").write_text(json.dumps(cases))
         for name in CONTINUED:
             if name in cases:
                 trained(name, folder, stops=True)
-        done = ended(count, "-m", "tests.distributed.studies", folder, limit=studies.limit_of(cases) + 60)
-        self._errors = done.stderr[-3000:]
+        for process in studies.started(count, folder, cases):
+            process.join()
+        self._errors = "".join(log.read_text() for log in folder.glob("*.log"))[-3000:]
         results, facts = folder / "results.jsonl", folder / "facts.json"
         lines = results.read_text().splitlines() if results.exists() else []
         self._faults = {line["case"]: line["fault"] for line in map(json.loads, lines)}

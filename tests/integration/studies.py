@@ -18,7 +18,7 @@ from torch import nn
 from experiments.config import Study, resolve
 from experiments.running.study import run_study
 from experiments.training.progress import Progress
-from experiments.training.record import Record, Row
+from experiments.training.record import Log, Record, Row
 
 CPU = torch.device("cpu")
 
@@ -31,6 +31,11 @@ TREE: dict[str, Any] = {
     "train": {"epochs": 4, "batch_size": 30, "stack": False},  # so that no time decides over the last bits
     "arms": [{"name": "none"}],
 }
+
+
+QUICK = {"epochs": 1, "batch_size": 50}
+L1 = {"name": "L1", "regularizers": [{"penalty": "L1", "mode": "prox"}]}
+STRENGTH = "regularizers.0.strength"
 
 
 def small(**changes: Any) -> Study:
@@ -57,6 +62,31 @@ def history(study: Study, folder: Path) -> list[Row]:
     return Record(folder / "runs" / study.runs[0].folder).history
 
 
+def swept(
+    space: dict[str, Any],
+    arms: Any = None,
+    seeds: Any = (0,),
+    train: Any = None,
+    arms_searched: Any = None,
+    **table: Any,
+) -> Study:
+    """The small study with a search over ``space``."""
+    sweep = {"space": space, "arms": arms_searched, **table}
+    return small(arms=arms or [{"name": "arm"}], seeds=list(seeds), train=train or QUICK, sweep=sweep)
+
+
+def asked(folder: Path) -> list[dict[str, Any]]:
+    """The points that were tried, in their order."""
+    return [event["values"] for event in Log(folder / "trials.jsonl").events if event["event"] == "ask"]
+
+
+def results(folder: Path) -> dict[str, Row]:
+    """Every result below a folder, by the folders of the runs, without how long it took."""
+    paths = sorted(folder.glob("runs/**/result.json"))
+    found = {str(path.parent.relative_to(folder)): Record(path.parent).result for path in paths}
+    return {path: {**result, "seconds": 0} for path, result in found.items()}
+
+
 class Fragile(nn.Sequential):
     """Dies, or raises, as soon as it is trained in earnest."""
 
@@ -74,13 +104,13 @@ class Fragile(nn.Sequential):
 
 
 # Processes start as forks of one that has imported everything already.
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload([__name__])
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload([__name__, "torch._dynamo", "sklearn.datasets"])
 
 
 def kill(run: Callable[..., object], study: Study, folder: Path, moment: Callable[[], bool], **options: Any) -> None:
     """Runs the study in another process, which is killed at a moment before its end."""
-    process = _FORKS.Process(target=_alone, args=(partial(run, study, folder, CPU, resume=True, **options),))
+    process = FORKS.Process(target=_alone, args=(partial(run, study, folder, CPU, resume=True, **options),))
     process.start()
     while process.is_alive() and not moment():
         time.sleep(0.002)
@@ -89,10 +119,19 @@ def kill(run: Callable[..., object], study: Study, folder: Path, moment: Callabl
     assert process.exitcode == -signal.SIGKILL
 
 
+def workers_of(pid: int) -> list[int]:
+    """The processes of an engine that a process runs."""
+    return [number for server in servers_of(pid) for number in children_of(server)]
+
+
+def servers_of(pid: int) -> list[int]:
+    """The processes of which a process has forks made."""
+    return [number for number in children_of(pid) if "forkserver" in Path(f"/proc/{number}/cmdline").read_text()]
+
+
 def children_of(pid: int) -> list[int]:
-    """The worker processes of a process."""
-    numbers = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
-    return [number for number in numbers if "spawn_main" in Path(f"/proc/{number}/cmdline").read_text()]
+    """The processes that a process has started."""
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
 def lives(pid: int) -> bool:

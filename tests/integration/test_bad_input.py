@@ -17,7 +17,7 @@ from experiments.errors import did_you_mean
 from experiments.running.engines import Processes
 from experiments.running.sweep import run_sweep
 from experiments.training.loop import train
-from tests.integration.studies import _FORKS, CPU, children_of, lives, small
+from tests.integration.studies import CPU, FORKS, lives, small, workers_of
 
 STUDY = """
 name = "small"
@@ -314,11 +314,11 @@ def search(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("later", [0.2, 0.7, None], ids=["while it starts", "while it imports", "while it trains"])
+@pytest.mark.parametrize("later", [0.0, 0.2, None], ids=["at their start", "soon after it", "while they train"])
 def test_workers_end_within_a_second_of_their_parent(later, tmp_path):
-    parent = _FORKS.Process(target=search, args=(tmp_path,))
+    parent = FORKS.Process(target=search, args=(tmp_path,))
     parent.start()
-    while not (workers := children_of(parent.pid) if parent.is_alive() else [0]) or len(workers) < 2:
+    while not (workers := workers_of(parent.pid) if parent.is_alive() else [0]) or len(workers) < 2:
         time.sleep(0.01)
     if later is None:
         while len(list(tmp_path.glob("runs/**/history.jsonl"))) < 2:

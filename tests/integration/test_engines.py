@@ -1,10 +1,7 @@
 """Engines: each makes the same records; what dies goes on from its checkpoint, is counted once, and leaves nothing."""
 
 import os
-import random
 import signal
-import sys
-import time
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -14,20 +11,23 @@ import pytest
 from torch import nn
 
 from experiments.config import Study
-from experiments.errors import RecordError, UserError
+from experiments.errors import UserError
 from experiments.running import engines
 from experiments.running.engines import Local, Processes
 from experiments.running.search import opened
 from experiments.running.study import run_study
 from experiments.running.sweep import run_sweep
-from experiments.training.record import Record
-from tests.integration.studies import _FORKS, CPU, children_of, lives, small
+from tests.integration.studies import CPU, results, small
 
 DROPOUT = {"name": "mlp", "hidden": [64], "dropout": {"name": "Dropout", "p": 0.5}}
 TRAIN = {"epochs": 12, "batch_size": 10, "checkpoint_seconds": 0.0}
 L1 = {"name": "L1", "model": DROPOUT, "regularizers": [{"penalty": "L1", "mode": "prox"}]}
 RUNS = small(arms=[{"name": "none", "model": DROPOUT}, {**L1, "strengths": [0.1, 1.0]}], seeds=[0, 1], train=TRAIN)
-STACK = small(arms=[{**L1, "strengths": [0.0, 0.1, 1.0]}], seeds=[0, 1], train={**TRAIN, "epochs": 40, "stack": True})
+STACKS = [
+    {**L1, "strengths": [0.0, 0.1, 1.0]},
+    {"name": "L2", "strengths": [0.1, 1.0], "regularizers": [{"penalty": "L2"}]},
+]
+STACK = small(arms=STACKS, seeds=[0, 1], train={**TRAIN, "epochs": 40, "stack": True})
 SEARCH = small(
     arms=[{"name": "none"}, L1],
     seeds=[0, 1],
@@ -46,13 +46,6 @@ STUDIES = {"runs": RUNS, "stack": STACK, "search": SEARCH}
 def make(study: Study, folder: Path, **options: Any) -> list[str]:
     """Runs a study or a search."""
     return (run_study if study.sweep is None else run_sweep)(study, folder, CPU, **options)
-
-
-def results(folder: Path) -> dict[str, Any]:
-    """Every result below a folder, without how long it took."""
-    paths = sorted(folder.glob("runs/**/result.json"))
-    found = {str(path.parent.relative_to(folder)): Record(path.parent).result for path in paths}
-    return {path: {**result, "seconds": 0} for path, result in found.items()}
 
 
 @pytest.fixture(scope="module")
@@ -90,60 +83,6 @@ def test_a_study_that_one_engine_began_is_resumed_with_another(first, undisturbe
     other = Local() if isinstance(first, Processes) else Processes(2)
     assert make(RUNS, tmp_path, resume=True, engine=other) == []
     assert results(tmp_path) == undisturbed["runs"]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("attempt", range(3))
-@pytest.mark.parametrize("victim", ["a worker", "the driver", "both workers"])
-@pytest.mark.parametrize("name", STUDIES)
-def test_what_is_killed_goes_on_and_the_end_is_the_same(name, victim, attempt, undisturbed, tmp_path):
-    draw = random.Random(f"{name} {victim} {attempt}")
-    parent = _FORKS.Process(target=_alone, args=(name, tmp_path))
-    parent.start()
-    while parent.is_alive() and not list(tmp_path.glob("**/*.pt")):
-        time.sleep(0.01)
-    time.sleep(draw.uniform(0, 1.0))
-    workers = children_of(parent.pid)
-    assert workers
-    killed = {"a worker": workers[:1], "both workers": workers, "the driver": [parent.pid]}[victim]
-    for number in killed:
-        os.kill(number, signal.SIGKILL)
-    if victim == "the driver":
-        parent.join()
-        ended = time.monotonic()
-        while any(map(lives, workers)):
-            assert time.monotonic() - ended < 5.0
-            time.sleep(0.01)
-        assert make(STUDIES[name], tmp_path, resume=True, engine=Processes(2)) == []
-    parent.join()
-    assert parent.exitcode == (0 if victim != "the driver" else -signal.SIGKILL)
-    assert not any(map(lives, workers))
-    assert results(tmp_path) == undisturbed[name]
-
-
-def _alone(name: str, folder: Path) -> None:
-    import torch
-
-    torch.set_num_threads(1)  # as in the tests, or it would be another environment
-    assert make(STUDIES[name], folder, engine=Processes(2)) == []
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX only")
-@pytest.mark.parametrize("name", STUDIES)
-def test_a_disk_that_is_full_ends_a_study_in_a_line_and_resuming_goes_on(name, undisturbed, tmp_path):
-    import resource
-
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))  # checkpoints are larger; workers inherit it
-    try:
-        with pytest.raises(RecordError, match=r"\.pt: cannot be written: File too large"):
-            make(STUDIES[name], tmp_path, engine=Processes(2))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    assert make(STUDIES[name], tmp_path, resume=True, engine=Processes(2)) == []
-    assert results(tmp_path) == undisturbed[name]
 
 
 class Fragile(nn.Sequential):

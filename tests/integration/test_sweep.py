@@ -1,12 +1,9 @@
-"""Searches: their points, their pruning, being killed, several processes, and what the report makes of them."""
+"""Searches: their points, their pruning, being killed, several processes, and what they refuse."""
 
 import sys
 import time
 import tomllib
-from itertools import islice
-from pathlib import Path
 from typing import Any
-from unittest.mock import DEFAULT, Mock
 
 import numpy as np
 import optuna
@@ -14,46 +11,16 @@ import pytest
 from torch import nn
 
 from experiments.config import Study, resolve
-from experiments.config.sweep import Sweep
-from experiments.errors import RecordError, UserError
+from experiments.errors import UserError
 from experiments.report import page as report
-from experiments.report.summary import Cell, best_of, one_standard_error, summarize
+from experiments.report.summary import best_of, summarize
 from experiments.running.engines import Local, Processes
-from experiments.running.search import Search, _seed, _suggest, opened
+from experiments.running.search import _seed, opened
 from experiments.running.study import run_study
 from experiments.running.sweep import run_sweep
-from experiments.training.record import Log, Record, read_runs
+from experiments.training.record import Record, read_runs
 from tests.helpers import assert_close
-from tests.integration.studies import CPU, TREE, Fragile, kill, small
-
-QUICK = {"epochs": 1, "batch_size": 50}
-L1 = {"name": "L1", "regularizers": [{"penalty": "L1", "mode": "prox"}]}
-STRENGTH = "regularizers.0.strength"
-
-
-def swept(
-    space: dict[str, Any],
-    arms: Any = None,
-    seeds: Any = (0,),
-    train: Any = None,
-    arms_searched: Any = None,
-    **table: Any,
-) -> Study:
-    """The small study with a search over ``space``."""
-    sweep = {"space": space, "arms": arms_searched, **table}
-    return small(arms=arms or [{"name": "arm"}], seeds=list(seeds), train=train or QUICK, sweep=sweep)
-
-
-def asked(folder: Path) -> list[dict[str, Any]]:
-    """The points that were tried, in their order."""
-    return [event["values"] for event in Log(folder / "trials.jsonl").events if event["event"] == "ask"]
-
-
-def results(folder: Path) -> dict[str, Any]:
-    """Every result below a folder, without how long it took."""
-    paths = sorted(folder.glob("runs/**/result.json"))
-    found = {str(path.relative_to(folder)): Record(path.parent).result for path in paths}
-    return {path: {**result, "seconds": 0} for path, result in found.items()}
+from tests.integration.studies import CPU, L1, QUICK, STRENGTH, Fragile, asked, kill, results, small, swept
 
 
 def test_a_grid_is_the_product_of_its_values_each_tried_once_over_all_seeds(tmp_path):
@@ -166,75 +133,6 @@ def test_a_pruned_point_is_shown_and_never_chosen(pruned):
     assert sum("pruned" in row for row in report.points(summary)) == len(given_up)
 
 
-@pytest.fixture
-def new_search(tmp_path):
-    """Makes searches of one arm in a folder, each as in a process of its own."""
-
-    def make(sweep: Sweep, name: str) -> Search:
-        opened.cache_clear()
-        (tmp_path / name).mkdir(exist_ok=True)
-        return Search("arm", sweep, Log(tmp_path / name / "trials.jsonl"), str(tmp_path / name / "optuna.log"), "arm")
-
-    return make
-
-
-def made(search: Search, most: int = 1000) -> list[dict[str, Any]]:
-    """The points of a search of which so many more are made; the metric follows from the point."""
-    for trial in islice(search.trials(), most):
-        lr, judge = trial.values["optimizer.lr"], search.judge(trial.number)
-        verdicts = [judge is not None and judge(step, {"valid_error": abs(lr - 0.1) + 1 / step}) for step in (1, 2)]
-        status = "pruned" if any(verdicts) else "diverged" if lr > 0.9 else "done"
-        search.tell(trial.number, status, abs(lr - 0.1) if status == "done" else None)
-    return [(trial.values, *rest) for trial, *rest in search.told]
-
-
-SAMPLERS = ["TPESampler", "RandomSampler", "QMCSampler", "BruteForceSampler", "NSGAIISampler", "GridSampler"]
-LARGE = {"optimizer.lr": {"low": 1e-3, "high": 1.0, "log": True, "count": 10}, "model.hidden": [[4], [8], [16]]}
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_a_resumed_search_goes_on_with_the_points_it_would_have_had(name, new_search):
-    trials = None if name == "GridSampler" else 30
-    sweep = swept(LARGE, trials=trials, sampler={"name": name}, pruner={"name": "MedianPruner"}).sweep
-    whole = made(new_search(sweep, "whole"))
-    assert len(whole) == 30
-    assert len({status for _, status, _ in whole}) > 1
-    for count in (1, 15, 13, 1):
-        assert made(new_search(sweep, "cut"), count) == whole[: len(made(new_search(sweep, "cut"), 0))]
-    assert made(new_search(sweep, "cut")) == whole
-
-
-@pytest.mark.parametrize("name", ["TPESampler", "GridSampler"])
-def test_a_search_that_is_killed_within_a_question_to_optuna_asks_it_again(name, new_search, monkeypatch):
-    sweep = swept(LARGE, trials=None if name == "GridSampler" else 8, sampler={"name": name}).sweep
-    whole, cut = made(new_search(sweep, "whole"), 8), new_search(sweep, "cut")
-    made(cut, 3)
-    with monkeypatch.context() as patched:
-        stop = Mock(wraps=_suggest, side_effect=[DEFAULT, KeyboardInterrupt])
-        patched.setattr("experiments.running.search._suggest", stop)
-        with pytest.raises(KeyboardInterrupt):
-            cut.ask()  # a trial lacks one of its values
-    again = new_search(sweep, "cut")
-    with monkeypatch.context() as patched:
-        patched.setattr(Log, "append", Mock(side_effect=KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            again.ask()  # another one is not in the log
-    assert made(new_search(sweep, "cut"), 5) == whole
-
-
-def test_a_storage_that_is_lost_or_another_one_is_filled_from_the_log(new_search, tmp_path):
-    sweep = swept(LARGE, trials=12, sampler={"name": "RandomSampler"}).sweep
-    whole = made(new_search(sweep, "whole"))
-    made(new_search(sweep, "cut"), 5)
-    (tmp_path / "cut" / "optuna.log").unlink()
-    assert made(new_search(sweep, "cut")) == whole
-    again = Search("arm", sweep, Log(tmp_path / "cut" / "trials.jsonl"), f"sqlite:///{tmp_path}/other.db", "arm")
-    assert made(again) == whole
-    made(new_search(swept(LARGE, trials=12, sampler={"name": "RandomSampler"}, seed=1).sweep, "other"), 2)
-    with pytest.raises(RecordError, match="is damaged, or of another search than"):
-        Search("arm", sweep, Log(tmp_path / "other" / "trials.jsonl"), f"sqlite:///{tmp_path}/other.db", "arm")
-
-
 FILE = """
 name = "killed"
 seeds = [0, 1]
@@ -337,92 +235,6 @@ def test_points_that_diverge_are_shown_and_never_chosen(tmp_path):
     assert report.write_page(summarize(tmp_path / "all"), tmp_path / "all").exists()
 
 
-def cells(errors: dict[float, list[float]], valid_size: int = 100) -> list[Cell]:
-    """Made-up points: a strength and the validation errors of its seeds."""
-    found = []
-    for strength, values in errors.items():
-        arm = {"name": "L2", "strengths": [strength], "regularizers": [{"penalty": "L2"}]}
-        data = {**TREE["data"], "valid_size": valid_size}
-        runs = small(arms=[arm], seeds=list(range(len(values))), data=data).runs
-        found.append(Cell(runs, [{"status": "done", "valid_error": e, "valid_loss": e} for e in values]))
-    return found
-
-
-@pytest.mark.parametrize(
-    ("errors", "metric", "expected"),
-    [
-        # Seeds .10 .12 .14, on the same 100 images: mean .12, SE sqrt(.12 * .88 / 100) = .0325; the limit is .1525.
-        ({0.1: [0.2] * 3, 1.0: [0.10, 0.12, 0.14], 2.0: [0.152] * 3, 3.0: [0.153] * 3}, "valid_error", 2.0),
-        ({0.1: [0.121] * 3, 1.0: [0.10, 0.12, 0.14], 2.0: [0.2] * 3}, "valid_error", 1.0),  # never the weaker side
-        ({1.0: [0.10, 0.12, 0.14], 2.0: [0.2] * 3, 3.0: [0.13] * 3}, "valid_error", 3.0),  # nor the next one only
-        # One seed: sqrt(.1 * .9 / 100) = .03; the limit is .13.
-        ({1.0: [0.1], 2.0: [0.1299], 3.0: [0.1301]}, "valid_error", 2.0),
-        ({1.0: [0.1], 2.0: [0.1001]}, "valid_loss", 1.0),  # a loss of one seed has no known error
-        # Losses .10 .12 .14: SD .02, SE .02 / sqrt(3) = .0115; the limit is .1315.
-        ({1.0: [0.10, 0.12, 0.14], 2.0: [0.131] * 3, 3.0: [0.132] * 3}, "valid_loss", 2.0),
-    ],
-    ids=["seeds", "stronger", "strongest", "binomial", "loss", "losses"],
-)
-def test_the_strongest_within_one_standard_error_is_that_by_hand(errors, metric, expected):
-    tried = cells(errors)
-    assert one_standard_error(tried, best_of(tried, metric), metric).strength == expected
-
-
-STRENGTHS = swept(
-    {STRENGTH: {"low": 1e-3, "high": 10.0, "log": True, "count": 5}},
-    [{"name": "none"}, L1],
-    [0, 1],
-    arms_searched=["L1"],
-)
-
-
-@pytest.fixture(scope="module")
-def strengths(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("strengths")
-    run_sweep(STRENGTHS, folder, CPU)
-    return folder
-
-
-def test_a_search_over_a_strength_has_a_row_for_the_best_and_one_for_the_strongest_that_may_be_as_good(strengths):
-    summary = summarize(strengths)
-    path = summary.paths[0]
-    errors = np.array([[result["valid_error"] for result in cell.results] for cell in path])
-    best = max(i for i in range(5) if errors[i].mean() == errors.mean(axis=1).min())
-    lowest = errors[best].mean()
-    limit = lowest + np.sqrt(lowest * (1 - lowest) / STRENGTHS.runs[0].data.valid_size)
-    strongest = max(i for i in range(5) if errors[i].mean() <= limit)
-    expected = [path[best].strength] + ([path[strongest].strength] if strongest != best else [])
-    assert [cell.strength for cell in summary.chosen] == [None, *expected]
-    heads, _, *rows = report.table(summary).splitlines()
-    assert heads.split()[:5] == ["arm", "strength", "valid", "error", "%"]
-    assert rows[0].startswith("none")
-    assert ("L1, one SE" in report.table(summary)) == (strongest != best)
-
-
-def test_the_page_has_the_paths_of_a_single_number(strengths):
-    page = report.write_page(summarize(strengths), strengths).read_text()
-    assert "Along the strength" in page
-    for text in ("validation error", "norm of the weights", "exact zeros", "best: ", "linear1.weight", "All 5 points"):
-        assert f">{text}" in page
-
-
-def test_the_page_has_a_picture_for_each_of_several_keys(tmp_path):
-    space = {
-        "optimizer.lr": {"low": 1e-4, "high": 1e-1, "log": True},
-        "model.hidden": [[4], [8, 8]],
-        STRENGTH: [0.0, 1],
-    }
-    run_sweep(swept(space, [L1], trials=6, metric="valid_loss"), tmp_path, CPU)
-    summary = summarize(tmp_path)
-    page = report.write_page(summary, tmp_path).read_text()
-    assert "Every point that was tried" in page
-    assert "Along the" not in page
-    for text in ("lr", "hidden", "strength", "[8, 8]", "validation loss"):
-        assert f">{text}<" in page
-    lowest = min(summary.cells, key=lambda cell: cell.mean("valid_loss").mean)
-    assert [cell.point for cell in summary.chosen] == [lowest.point]
-
-
 FAULTS = {
     "no table": ({"sweep": None}, "sweep: is missing"),
     "no space": ({"sweep": {}}, "sweep.space: is missing"),
@@ -523,7 +335,7 @@ def test_a_sampler_that_cannot_sample_shows_before_anything_is_trained(tmp_path)
 def test_without_optuna_the_error_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UserError, match="sweep: needs optuna, which is not installed: pip install optuna"):
-        run_sweep(STRENGTHS, tmp_path / "out", CPU)
+        run_sweep(swept({"optimizer.lr": [0.1]}), tmp_path / "out", CPU)
 
 
 @pytest.fixture

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, forkserver, get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ...errors import UserError, oneline
 from ...training import bars, loggers
-from .. import orphans
+from .. import orphans, tasks
 from ..tasks import Outcome, Task
 
+# On Linux a process is a fork of one that has imported these modules and done nothing else. So it starts at once, and
+# shares the memory of what is imported. A fork of this process would share its threads and its GPU; elsewhere forks are
+# not safe.
+_IS_FORKED = sys.platform == "linux"
+_IMPORTED = "__main__", tasks.__name__, "torch._dynamo", "sklearn.datasets"  # torch's optimizers import the third
+_CONTEXT = get_context("forkserver" if _IS_FORKED else "spawn")
 TRIES = 3  # of a task whose process dies: killed by the system where memory is short, or by the task itself
 
 
@@ -32,8 +41,11 @@ class Processes:
 
     @contextmanager
     def begun(self) -> Iterator[Processes]:
-        """The engine while its processes run, which import torch while this one does something else."""
+        """The engine while its processes run; torch is imported there while this one does something else."""
         threads = max(1, torch.get_num_threads() // self.jobs)
+        if _IS_FORKED:
+            _CONTEXT.set_forkserver_preload(list(_IMPORTED))
+            forkserver.ensure_running()
         try:
             for worker in self._workers:
                 worker.begin(threads)
@@ -106,12 +118,12 @@ class _Worker:
         return self._pool is not None
 
     def begin(self, threads: int) -> None:
-        """Starts the process."""
+        """Starts the process, or lets its first task start it where that takes no time."""
         self._threads = threads
-        context = get_context("spawn")  # a fork would share the threads and the GPU of this process
-        started = __name__, _start.__name__, threads, *loggers.chosen()
-        self._pool = ProcessPoolExecutor(1, context, orphans.call, started)
-        self.submit(_nothing)
+        started = __name__, _start.__name__, dict(os.environ), threads, *loggers.chosen()
+        self._pool = ProcessPoolExecutor(1, _CONTEXT, orphans.call, started)
+        if not _IS_FORKED:
+            self.submit(_nothing)
 
     def submit(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
         if self._pool is None:
@@ -128,12 +140,12 @@ class _Worker:
 
     def end(self) -> int | None:
         """Ends the process at once, and returns its exit code; all files that it has written are complete."""
-        if self._pool is None or self._process is None:
-            return None
-        self._process.terminate()
-        self._pool.shutdown(cancel_futures=True)
-        code, self._pool, self._process = self._process.exitcode, None, None
-        return code
+        pool, process, self._pool, self._process = self._pool, self._process, None, None
+        if process is not None:
+            process.terminate()
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
+        return None if process is None else process.exitcode
 
 
 @dataclass(frozen=True)
@@ -148,7 +160,9 @@ def _of(device: torch.device, number: int) -> torch.device:
     return torch.device("cuda", number % torch.cuda.device_count()) if device.type == "cuda" else device
 
 
-def _start(threads: int, log: str | None, project: str) -> None:
+def _start(environment: dict[str, str], threads: int, log: str | None, project: str) -> None:
+    os.environ.update(environment)  # may have changed since the process was started of which this one is a fork
+    np.random.seed()  # else the same in each fork, for whatever the class of a user draws from it
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal: the first one ends us
     torch.set_num_threads(threads)
     bars.silence()
