@@ -58,6 +58,7 @@ def penalized(kind: str, mode: str, **changes: Any) -> dict[str, Any]:
 
 
 ROW = ("kind", "mode", "optimizer", "is_sharded")
+SHORT = {"epochs": 2, "checkpoint_seconds": 60.0}  # of which a table of hundreds of trainings is made
 
 
 def name_of(kind: str, mode: str, optimizer: str, is_sharded: bool) -> str:
@@ -120,7 +121,7 @@ STOPPED = {  # after their second epoch, to be gone on with by one process
 CONTINUED = {f"{name}, continued": changes for name, changes in STOPPED.items()}  # of which one process made two epochs
 CASES: dict[str, dict[str, Any]] = {
     **{
-        name: penalized(kind, mode, optimizer=OPTIMIZERS[optimizer], train=SHARD if is_sharded else {})
+        name: penalized(kind, mode, optimizer=OPTIMIZERS[optimizer], train=SHORT | (SHARD if is_sharded else {}))
         for name, (kind, mode, optimizer, is_sharded) in TABLE.items()
     },
     **LOOPS,
