@@ -4,7 +4,6 @@ import faulthandler
 import json
 import os
 import socket
-import sys
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from experiments.training.loop import train
 from experiments.training.record import Record
 from experiments.training.setup import set_up
 from tests.cases import MODES
-from tests.integration.studies import CPU, FORKS, stopped_after
+from tests.integration.studies import CPU, FORKS, speak_into, stopped_after
 from torchreg import ProximalPenalty
 from torchreg.nn import Dropout
 
@@ -201,9 +200,7 @@ def started(count: int, folder: Path, names: list[str]) -> list[BaseProcess]:
 
 def _main(folder: Path, names: list[str], environment: dict[str, object]) -> None:
     os.environ.update({key: str(value) for key, value in environment.items()})
-    log = (folder / f"{environment['RANK']}.log").open("w")
-    for stream in (sys.stdout, sys.stderr):
-        os.dup2(log.fileno(), stream.fileno())
+    speak_into(folder / f"{environment['RANK']}.log")
     faulthandler.dump_traceback_later(limit_of(names), exit=True)
     torch.set_num_threads(1)
     ranks.listen()

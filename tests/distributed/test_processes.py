@@ -2,10 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -14,28 +10,26 @@ import torch.distributed as dist
 
 from tests.distributed.table import CASES, EQUAL, REFUSED
 from tests.distributed.training import PROCESSES, difference
-from tests.distributed.worker import LIMIT, worst
+from tests.distributed.worker import main, worst
+from tests.integration.studies import FORKS
 
 pytestmark = [
     pytest.mark.distributed,
     pytest.mark.skipif(not dist.is_gloo_available(), reason="needs a torch with gloo"),
 ]
-ROOT = Path(__file__).parents[2]
 
 
 class Results:
     """What the processes wrote: a result for each case they came to, and what went wrong after it."""
 
     def __init__(self, folder: Path, cases: list[str]) -> None:
-        (folder / "cases.json").write_text(json.dumps(cases))
+        processes = [FORKS.Process(target=main, args=(folder, rank, cases)) for rank in range(PROCESSES)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        self.codes = [process.exitcode for process in processes]
         logs = [folder / f"{rank}.log" for rank in range(PROCESSES)]
-        with ExitStack() as stack:
-            processes = [stack.enter_context(_started(folder, rank, log)) for rank, log in enumerate(logs)]
-            try:
-                self.codes = [process.wait(timeout=LIMIT + 60) for process in processes]
-            finally:
-                for process in processes:
-                    process.kill()
         self.output = "".join(log.read_text() for log in logs)
         file = folder / "results.jsonl"
         lines = file.read_text().splitlines() if file.exists() else []
@@ -44,17 +38,6 @@ class Results:
     def __getitem__(self, case: str) -> float | str:
         assert case in self._results, f"the processes ended before this case:\n{self.output[-3000:]}"
         return self._results[case]
-
-
-def _started(folder: Path, rank: int, log: Path) -> subprocess.Popen:
-    with log.open("w") as output:
-        return subprocess.Popen(
-            [sys.executable, "-m", "tests.distributed.worker", str(folder), str(rank)],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
 
 
 @pytest.fixture(scope="module")

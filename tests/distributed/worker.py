@@ -1,12 +1,12 @@
-"""One of two processes, which run the same cases: ``python -m tests.distributed.worker FOLDER RANK``.
+"""One of two processes, which run the same cases.
 
-The folder holds the names of the cases, ``cases.json``. A case that was run is a line of JSON in ``results.jsonl``: its
-name, and how far two processes are from one, or the error.
+A case that was run is a line of JSON in ``results.jsonl``: its name, and how far two processes are from one, or the
+error.
 """
 
 import faulthandler
 import json
-import sys
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -16,11 +16,15 @@ import torch.distributed as dist
 
 from tests.distributed.table import CASES
 from tests.distributed.training import PROCESSES
+from tests.integration.studies import speak_into
 
 LIMIT = 240  # seconds until a process ends itself, whoever has forgotten it
 
 
-def main(folder: Path, rank: int) -> None:
+def main(folder: Path, rank: int, names: list[str]) -> None:
+    """Runs the cases; whatever the process says goes into its log."""
+    speak_into(folder / f"{rank}.log")
+    warnings.simplefilter("error")
     faulthandler.dump_traceback_later(LIMIT, exit=True)
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -30,7 +34,7 @@ def main(folder: Path, rank: int) -> None:
         world_size=PROCESSES,
         timeout=timedelta(seconds=30),
     )
-    for name in json.loads((folder / "cases.json").read_text()):
+    for name in names:
         results: list[float | str] = [0.0] * PROCESSES
         dist.all_gather_object(results, outcome(CASES[name]))
         if rank == 0:
@@ -51,7 +55,3 @@ def worst(results: list[float | str]) -> float | str:
     """The first error, or the largest difference; NaN if there is one."""
     errors = [result for result in results if isinstance(result, str)]
     return errors[0] if errors else max(results, key=lambda result: (result != result, result))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))

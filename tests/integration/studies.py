@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -117,6 +118,13 @@ def kill(run: Callable[..., object], study: Study, folder: Path, moment: Callabl
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL
+
+
+def speak_into(file: Path) -> None:
+    """Sends all that this process says into a file."""
+    with file.open("w") as log:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(log.fileno(), stream.fileno())
 
 
 def workers_of(pid: int) -> list[int]:

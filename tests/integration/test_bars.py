@@ -119,13 +119,14 @@ def test_lines_are_10_seconds_apart_and_later_more(clock, monkeypatch):
     waits = []
     with Bar("study", 3, "run") as bar:
         ended = SimpleNamespace(wait=lambda seconds: waits.append(seconds) or len(waits) > 3)
+        own = bar._ended
         monkeypatch.setattr(bar, "_ended", ended)
         for seconds in (0, 100, 1000):
             waits.clear()
             clock.seconds = 100.0 + seconds
             bar._tell(is_terminal=False)
             assert waits == [max(10, seconds / 20)] * 4
-        monkeypatch.setattr(bar, "_ended", bars.threading.Event())
+        monkeypatch.setattr(bar, "_ended", own)
 
 
 def test_in_a_terminal_there_are_bars(monkeypatch):
