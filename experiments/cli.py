@@ -118,7 +118,7 @@ def run(
     with _resumable(folder), ranks.begun(on) as own:
         with engines.choose(engine, jobs, own, for_ray) as chosen:  # which ends before the report begins
             broken = study.run_study(loaded, folder, own, resume, chosen)
-        ranks.by_first(_report)(folder, trusted=True)
+        ranks.by_first(_report)(folder, trusted=True, is_checked=True)
     _end(broken)
 
 
@@ -275,8 +275,8 @@ def _end(faults: list[str]) -> None:
         raise typer.Exit(1)
 
 
-def _report(folder: Path, trusted: bool = False) -> None:
-    summary = summarize(folder)
+def _report(folder: Path, trusted: bool = False, is_checked: bool = False) -> None:
+    summary = summarize(folder, is_checked)
     _print(report.table(summary))
     print(f"\nReport: {report.write_page(summary, folder, trusted).resolve()}")
 

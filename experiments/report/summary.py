@@ -483,8 +483,13 @@ def of_metric(cell: Cell, metric: str) -> Mean:
     return Mean(found.mean, own_error(cell, metric))
 
 
-def summarize(folder: Path) -> Summary:
+def summarize(folder: Path, is_checked: bool = False) -> Summary:
     """Reads the finished runs of a study.
+
+    Args:
+        folder: of the study.
+        is_checked: the records of its runs, but for averages, have been read or written a moment ago: then they are
+            not checked again.
 
     Raises:
         UserError: the folder holds no study, or none of its runs is finished.
@@ -495,7 +500,7 @@ def summarize(folder: Path) -> Summary:
     planned = len(runs) if study.sweep is None else _planned(study, study.sweep) - (len(asked) - len(runs))
     cells, environment = [], {}
     for _, group in groupby(runs, key=lambda run: run.place):
-        found = [(run, Record(folder / "runs" / run.folder, run)) for run in group]
+        found = [(run, _record(folder, run, is_checked)) for run in group]
         done = [(run, record, result) for run, record in found if (result := record.result) is not None]
         if done:
             ours, records, results = zip(*done, strict=True)
@@ -510,6 +515,10 @@ def summarize(folder: Path) -> Summary:
         command = "run" if study.sweep is None else "sweep"
         raise UserError(f"{folder}: no run of this study is finished yet: '{command} --resume' goes on with it")
     return Summary(study.name, cells, planned, environment, study.sweep)
+
+
+def _record(folder: Path, run: Run, is_checked: bool) -> Record:
+    return Record(folder / "runs" / run.folder, run, is_checked and not run.is_average)
 
 
 def _light(result: Row) -> Row:
