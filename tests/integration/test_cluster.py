@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
+from experiments.config import load
 from experiments.errors import UserError
 from experiments.report.summary import summarize
 from experiments.running.engines import Local, Needs, Processes, Ray
@@ -17,12 +18,14 @@ from experiments.running.engines.guard import descendants
 from experiments.running.study import run_study
 from experiments.running.sweep import run_sweep
 from experiments.training.record import Record
+from tests.integration import studies
 from tests.integration.studies import CPU, TREE, kill, small
 
 pytest.importorskip("ray")
 from ray.cluster_utils import Cluster
 
 HERE = __name__
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.toml"
 STORE = {"object_store_memory": 80_000_000}
 LITTLE, MUCH = 1_000_000_000, 4_000_000_000  # bytes of memory that a node says to have
 DROPOUT = {**TREE["model"], "dropout": {"name": "Dropout", "p": 0.5}}
@@ -52,9 +55,8 @@ def on_ray(run, address, study, folder, device, resume=False, needs=None, jobs=N
 
 def results(folder):
     """All that records hold of runs, without how long they took."""
-    paths = sorted(folder.glob("runs/**/result.json"))
-    found = {str(path.parent.relative_to(folder)): Record(path.parent) for path in paths}
-    return {path: ({**record.result, "seconds": 0}, record.history) for path, record in found.items()}
+    found = studies.results(folder)
+    return {path: (result, Record(folder / path).history) for path, result in found.items()}
 
 
 def test_every_engine_makes_the_same_records(cluster, tmp_path):
@@ -63,6 +65,17 @@ def test_every_engine_makes_the_same_records(cluster, tmp_path):
     assert run_study(study, tmp_path / "processes", CPU, engine=Processes(2)) == []
     assert on_ray(run_study, cluster.address, study, tmp_path / "ray", CPU) == []
     assert len(results(tmp_path / "local")) == 8
+    assert results(tmp_path / "processes") == results(tmp_path / "local")
+    assert results(tmp_path / "ray") == results(tmp_path / "local")
+
+
+@pytest.mark.slow
+def test_the_quickstart_is_the_same_by_each_engine(cluster, tmp_path):
+    study = load(QUICKSTART, ["train.epochs=10"])  # instead of 100, which take a minute
+    assert run_study(study, tmp_path / "local", CPU, engine=Local()) == []
+    assert run_study(study, tmp_path / "processes", CPU, engine=Processes(2)) == []
+    assert on_ray(run_study, cluster.address, study, tmp_path / "ray", CPU) == []
+    assert len(results(tmp_path / "local")) == len(study.runs) == 45
     assert results(tmp_path / "processes") == results(tmp_path / "local")
     assert results(tmp_path / "ray") == results(tmp_path / "local")
 
