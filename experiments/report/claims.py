@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from .cells import Cell, best_of, difference, own_error, same_test
 from .numbers import Unit
 from .statistics import LEVEL, Difference, holm, mcnemar
-from .summary import Cell, Summary, best_of, difference, own_error, same_test
+from .summary import Summary
 
 LEAST = 0.005  # half a point, or of an RMSE half a percent: a smaller difference is no claim, however certain
 

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 from ..errors import UserError
 from ..training.files import write
 from . import page
+from .cells import Cell, difference, same_test
 from .claims import Table, in_units, never, written
 from .datasets import Rows
 from .numbers import PERCENT, Unit
 from .page import aligned
 from .statistics import LEVEL, Difference, holm
-from .summary import Cell, Summary, difference, same_test, summarize
+from .summary import Summary, summarize
 from .vega import SOFT, TEST, TRAIN, VALID, Picture, Spec, shares_of
 
 _COLORS = (TRAIN, TEST, VALID, "var(--fourth)", SOFT)

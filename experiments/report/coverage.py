@@ -20,9 +20,10 @@ from scipy import stats
 from ..config import Run, resolve
 from ..training.files import write
 from ..training.outcomes import packed
+from .cells import Cell, difference
 from .claims import claims, shown_by
 from .statistics import bootstrap, paired
-from .summary import Cell, Summary, difference
+from .summary import Summary
 
 STUDIES = 1000  # of each kind
 STRENGTHS = [0.01, 0.03, 0.1, 0.3, 1.0]

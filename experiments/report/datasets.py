@@ -12,8 +12,9 @@ from typing import Any
 from ..config import Run
 from ..config.names import text_of
 from ..training.outcomes import Predicted, calibration_error, predictions
+from .cells import Cell
 from .numbers import rounded
-from .summary import Cell, Summary
+from .summary import Summary
 
 Rows = list[dict[str, Any]]
 

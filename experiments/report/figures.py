@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from . import paths
-from .summary import Cell, Summary
+from .cells import Cell
+from .summary import Summary
 from .vega import LINE, LIVE, SOFT, TEST, TRAIN, Picture, Spec, shares_of
 
 _ENDS = "Training {error} (circles) and test {error} (squares), {over}; between them the gap."

@@ -17,8 +17,9 @@ from ..training.data import Examples, Stream, load
 from ..training.data.vision import is_there
 from ..training.outcomes import Predicted
 from ..training.record import load_sealed
+from .cells import Cell
 from .datasets import MOST_ARMS, predicted
-from .summary import Cell, Summary
+from .summary import Summary
 
 MOST = 12  # images in a row
 MOST_UNITS = 24  # of a first layer

@@ -14,10 +14,11 @@ from ..config.names import short, text_of
 from ..training.data import Examples
 from ..training.files import write
 from . import datasets, figures, images, paths, predicting, settings, vega, weights
+from .cells import Cell, best_of
 from .claims import Table, claims, compared, single_runs
 from .datasets import Rows
 from .numbers import PERCENT, percent, plus_minus
-from .summary import Cell, Summary, best_of
+from .summary import Summary
 from .vega import Picture
 
 

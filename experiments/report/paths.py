@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..config.names import short, text_of
-from .summary import Cell, Summary, best_of, of_metric, one_standard_error
+from .cells import Cell, best_of, of_metric, one_standard_error
+from .summary import Summary
 from .vega import INK, SOFT, TEST, TRAIN, VALID, Picture, Spec, shares_of
 
 _PATHS = "Errors, the norm of each layer's weights, and the share of exact zeros, {over}."

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from .cells import Cell
 from .datasets import MOST_ARMS, Rows
 from .figures import facets, grid_of
-from .summary import Cell
 from .vega import INK, LINE, SOFT, TEST, TRAIN, VALID, Picture, Spec
 
 MOST_CLASSES = 20  # in a matrix; of more classes the most frequent errors are listed alone

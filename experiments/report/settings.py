@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .summary import Cell
+from .cells import Cell
 
 _OF_RUN = {"arm", "seed", "strength", "values"}
 

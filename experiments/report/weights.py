@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from .cells import Cell
 from .figures import averaged, facets, grid_of, label_axis, label_width, names_of, said
-from .summary import Cell, Summary
+from .summary import Summary
 from .vega import INK, LINE, TRAIN, Picture, Spec
 
 _HISTOGRAMS = "The sizes of all weights, on a logarithmic axis, all seeds together. The rest is written above."

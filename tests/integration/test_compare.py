@@ -9,7 +9,7 @@ from scipy import stats
 
 from experiments.errors import UserError
 from experiments.report import compare, summarize, text_of
-from experiments.report.summary import difference
+from experiments.report.cells import difference
 from experiments.report.vega import bundle
 from experiments.running.study import run_study
 from tests.integration.studies import CPU, TREE, small

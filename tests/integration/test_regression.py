@@ -8,7 +8,7 @@ from torch import nn
 from experiments import config, report
 from experiments.errors import UserError
 from experiments.report import summarize
-from experiments.report.summary import difference
+from experiments.report.cells import difference
 from experiments.running import rehearsal
 from experiments.running.study import run_study
 from experiments.training import build, data

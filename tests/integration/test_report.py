@@ -14,8 +14,9 @@ from torch import nn
 
 from experiments.errors import UserError
 from experiments.report import page as report
+from experiments.report.cells import Cell, difference
 from experiments.report.claims import compared, single_runs
-from experiments.report.summary import Cell, Summary, difference, summarize
+from experiments.report.summary import Summary, summarize
 from experiments.report.vega import bundle
 from experiments.running.study import run_study
 from experiments.training.outcomes import packed, unpacked

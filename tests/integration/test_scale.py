@@ -9,7 +9,8 @@ import pytest
 from experiments.benches import scale
 from experiments.errors import UserError
 from experiments.report import datasets, page
-from experiments.report.summary import Cell, summarize
+from experiments.report.cells import Cell
+from experiments.report.summary import summarize
 from experiments.running import tasks
 
 

@@ -13,7 +13,8 @@ from torch import nn
 from experiments.config import Study, resolve
 from experiments.errors import UserError
 from experiments.report import page as report
-from experiments.report.summary import best_of, summarize
+from experiments.report.cells import best_of
+from experiments.report.summary import summarize
 from experiments.running.engines import Local, Processes
 from experiments.running.search import _seed, opened
 from experiments.running.study import run_study

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from experiments.report import page as report
-from experiments.report.summary import Cell, best_of, one_standard_error, summarize
+from experiments.report.cells import Cell, best_of, one_standard_error
+from experiments.report.summary import summarize
 from experiments.running.sweep import run_sweep
 from tests.integration.studies import CPU, L1, STRENGTH, TREE, small, swept
 
