@@ -4,6 +4,8 @@ import faulthandler
 import json
 import os
 import socket
+from collections.abc import Iterator
+from itertools import cycle
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -64,12 +66,16 @@ def name_of(kind: str, mode: str, optimizer: str, is_sharded: bool) -> str:
     return f"{kind}-{mode}-{optimizer}" + (", sharded" if is_sharded else "")
 
 
-TABLE = {
-    name_of(*row): row
-    for kind in KINDS
-    for mode in modes_of(kind)
-    for row in ((kind, mode, optimizer, is_sharded) for optimizer in OPTIMIZERS for is_sharded in (False, True))
-}
+def rows() -> Iterator[tuple[str, str, str, bool]]:
+    """Each penalty, mode and optimizer; of the optimizers, sharded weights take one after another."""
+    turns = cycle(OPTIMIZERS)
+    for kind in KINDS:
+        for mode in modes_of(kind):
+            yield from ((kind, mode, optimizer, False) for optimizer in OPTIMIZERS)
+            yield kind, mode, next(turns), True
+
+
+TABLE = {name_of(*row): row for row in rows()}
 SHARD = {"shard": "fsdp2"}
 L2: dict[str, Any] = {"penalty": "L2", "strength": 0.05}
 PROX: dict[str, Any] = {"name": "ProxAdam", "lr": 0.02, "penalty": {"name": "L1", "strength": 0.05}}
