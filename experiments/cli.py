@@ -118,8 +118,10 @@ def run(
     with _resumable(folder), ranks.begun(on) as own:
         with engines.choose(engine, jobs, own, for_ray) as chosen:  # which ends before the report begins
             broken = study.run_study(loaded, folder, own, resume, chosen)
-        ranks.by_first(_report)(folder, trusted=True, is_checked=True)
-    _end(broken)
+        try:
+            ranks.by_first(_report)(folder, trusted=True, is_checked=True)
+        finally:
+            _end(broken)
 
 
 @app.command("sweep")

@@ -5,7 +5,9 @@ This module imports nothing slow, so that a worker whose parent is killed while 
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import sys
 import threading
 from importlib import import_module
@@ -13,11 +15,17 @@ from multiprocessing import parent_process
 from multiprocessing.connection import wait
 from typing import Any
 
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
 
 def call(module: str, function: str, *args: Any) -> None:
     """Imports a module, which may take seconds, and calls its function, in a process that ends when its parent does."""
     _end_with_parent()
     getattr(import_module(module), function)(*args)
+
+
+def nothing() -> None:
+    """What a process does that only shows that one can be started."""
 
 
 def _end_with_parent() -> None:
@@ -27,8 +35,9 @@ def _end_with_parent() -> None:
     if sys.platform == "linux":
         import fcntl
 
-        # A pipe of which the parent has the other end. When that is closed, the kernel sends a signal (SIGIO) that ends
-        # a process. The signal for the death of a parent would not do: this process may be the child of a fork server.
+        # The system's own parent is the process of which this one is a fork, and may outlive ours.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        # Ours has the other end of a pipe. When that is closed, the kernel sends a signal (SIGIO) that ends a process.
         pipe = parent.sentinel
         fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)

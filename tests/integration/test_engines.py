@@ -2,6 +2,7 @@
 
 import os
 import signal
+from multiprocessing import parent_process
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -85,6 +86,16 @@ def test_a_study_that_one_engine_began_is_resumed_with_another(first, undisturbe
     assert results(tmp_path) == undisturbed["runs"]
 
 
+DYING = """
+name = "dying"
+arms = [{ name = "none" }]
+data = { name = "digits", train_size = 100, valid_size = 100 }
+model = { class = "tests.integration.test_engines:Fragile", args = { mark = "" } }
+optimizer = { name = "AdamW", lr = 1e-2 }
+train = { epochs = 2, batch_size = 20 }
+"""
+
+
 class Fragile(nn.Sequential):
     """Kills its process in its third step, every time, or only the first time if it leaves a file."""
 
@@ -109,6 +120,35 @@ def test_a_run_whose_process_dies_is_tried_again_and_given_up_after_three_times(
     (line,) = run_study(study, tmp_path / "out", CPU, engine=Processes(2))
     assert line == "failed: always/seed0: its process died with exit code -9"
     assert sorted(results(tmp_path / "out")) == ["runs/none/seed0", "runs/once/seed0"]
+
+
+def test_a_command_whose_processes_all_die_ends_with_1_and_says_which(experiments, tmp_path):
+    (tmp_path / "study.toml").write_text(DYING)
+    code, _, err = experiments("run", "study.toml", "--jobs", "2", "--device", "cpu")
+    assert (code, err.splitlines()[-1]) == (1, "failed: none/seed0: its process died with exit code -9")
+
+
+class Told(nn.Sequential):
+    """Fails with what its process has in its environment."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(64, 10))
+
+    def forward(self, x):
+        if parent_process() is not None:
+            raise ValueError(f"{os.environ.get('TOLD')}, {Path.cwd().name}")
+        return super().forward(x)
+
+
+def test_processes_have_the_environment_and_the_folder_of_now(tmp_path, monkeypatch):
+    study = small(arms=[{"name": "none", "model": {"class": "tests.integration.test_engines:Told"}}])
+    said = []
+    for i, value in enumerate(("first", "second", None)):
+        monkeypatch.setenv("TOLD", value) if value else monkeypatch.delenv("TOLD")
+        (tmp_path / f"{i}").mkdir()
+        monkeypatch.chdir(tmp_path / f"{i}")
+        said += make(study, tmp_path / f"{i}" / "out", engine=Processes(1))
+    assert [line.split(": ")[2].split(" (")[0] for line in said] == ["first, 0", "second, 1", "None, 2"]
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -15,6 +16,16 @@ from experiments.running.engines import Processes
 from tests.integration.studies import FORKS, lives, results, servers_of, workers_of
 from tests.integration.test_engines import STUDIES, make, undisturbed  # noqa: F401
 
+ROOT = Path(__file__).parents[2]
+TOML = """
+name = "small"
+seeds = [0, 1]
+arms = [{ name = "none" }]
+data = { name = "digits", train_size = 100, valid_size = 100 }
+model = { name = "mlp", hidden = [16] }
+optimizer = { name = "AdamW", lr = 1e-2 }
+train = { epochs = 2, batch_size = 30, stack = false }
+"""
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
 
 
@@ -40,6 +51,19 @@ def test_workers_that_are_killed_are_replaced(name, victims, attempt, undisturbe
     assert len(killed) == victims
     assert workers_of(os.getpid()) == []
     assert results(tmp_path) == undisturbed[name]
+
+
+def test_the_process_of_which_the_others_are_forks_may_be_killed(undisturbed, tmp_path):  # noqa: F811
+    def killer() -> None:
+        while not list(tmp_path.glob("**/*.pt")):
+            time.sleep(0.002)
+        os.kill(servers_of(os.getpid())[0], signal.SIGKILL)
+
+    thread = threading.Thread(target=killer)
+    thread.start()
+    assert make(STUDIES["runs"], tmp_path, engine=Processes(2)) == []
+    thread.join()
+    assert results(tmp_path) == undisturbed["runs"]
 
 
 @pytest.mark.parametrize("attempt", range(3))
@@ -85,3 +109,51 @@ def test_a_disk_that_is_full_ends_a_study_in_a_line_and_resuming_goes_on(name, u
             resource.prlimit(server, resource.RLIMIT_FSIZE, limit)
     assert make(STUDIES[name], tmp_path, resume=True, engine=Processes(2)) == []
     assert results(tmp_path) == undisturbed[name]
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from experiments.cli import main
+sys.argv = ["studies", "run", "small.toml", "--jobs", "2", "--device", "cpu"]
+main()
+"""
+
+
+def started(folder, *arguments):
+    """A command in a folder with a study that is small, or very long."""
+    (folder / "small.toml").write_text(TOML)
+    around = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *arguments], cwd=folder, env=around, start_new_session=True, **pipes)
+
+
+def test_modules_in_the_current_folder_are_not_those_of_the_processes(tmp_path):
+    for name in ("experiments", "signal", "numpy"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError")
+    process = started(tmp_path, "-m", "experiments", "run", "small.toml", "--jobs", "2", "--device", "cpu")
+    _, errors = process.communicate()
+    assert (process.returncode, "rror" in errors) == (0, False), errors
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_is_stopped_while_its_processes_start_says_one_line(number, tmp_path):
+    process = started(tmp_path, "-m", "experiments", "run", "small.toml", "--jobs", "2", "--set", "train.epochs=100000")
+    while not (tmp_path / "runs" / "small" / "study.json").exists():
+        time.sleep(0.005)
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    _, errors = process.communicate()
+    assert process.returncode == 128 + number
+    assert errors.strip() == f"stopped; run it again with --resume --out {Path('runs/small')} to go on"
+
+
+def test_a_script_without_a_guard_is_told_before_the_first_run(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    process = started(tmp_path, "script.py")
+    out, errors = process.communicate()
+    assert (process.returncode, out) == (2, "")
+    assert errors.splitlines()[-1] == (
+        "error: --engine processes: a process ended at its start: a script must begin its study under "
+        "if __name__ == '__main__', and in a file"
+    )
+    assert not (tmp_path / "runs" / "small" / "runs").exists()

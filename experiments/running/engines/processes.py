@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -10,7 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from multiprocessing import active_children, forkserver, get_context
+from multiprocessing import active_children, forkserver, get_context, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ from ..tasks import Outcome, Task
 # shares the memory of what is imported. A fork of this process would share its threads and its GPU; elsewhere forks are
 # not safe.
 _IS_FORKED = sys.platform == "linux"
-_IMPORTED = "__main__", tasks.__name__, "torch._dynamo", "sklearn.datasets"  # torch's optimizers import the third
-_CONTEXT = get_context("forkserver" if _IS_FORKED else "spawn")
+_IMPORTED = tasks.__name__, "torch._dynamo", "sklearn.datasets"  # torch's optimizers import the second
+_CONTEXT: Any = get_context("forkserver" if _IS_FORKED else "spawn")
 TRIES = 3  # of a task whose process dies: killed by the system where memory is short, or by the task itself
 
 
@@ -37,29 +38,71 @@ class Processes:
 
     def __init__(self, jobs: int) -> None:
         self.jobs = jobs
-        self._workers = [_Worker(number) for number in range(jobs)]
+        self._workers = [_Worker(number, max(1, torch.get_num_threads() // jobs)) for number in range(jobs)]
+        self._is_begun = False
 
     @contextmanager
     def begun(self) -> Iterator[Processes]:
         """The engine while its processes run; torch is imported there while this one does something else."""
-        threads = max(1, torch.get_num_threads() // self.jobs)
-        if _IS_FORKED:
-            _CONTEXT.set_forkserver_preload(list(_IMPORTED))
-            forkserver.ensure_running()
+        self._is_begun = True
         try:
-            for worker in self._workers:
-                worker.begin(threads)
+            if _IS_FORKED:
+                _serve()
+            for worker in () if _IS_FORKED else self._workers:
+                worker.submit(_nothing)
             yield self
         finally:
+            self._is_begun = False
             with ExitStack() as stack:
                 for worker in self._workers:
                     stack.callback(worker.end)
 
     @contextmanager
     def open(self, folder: Path, device: torch.device) -> Iterator[_Pool]:
-        """Begins the processes, if they have not begun."""
-        with nullcontext() if self._workers[0].is_begun else self.begun():
+        """Begins the processes, if they have not begun.
+
+        Raises:
+            UserError: a process cannot start.
+        """
+        with nullcontext() if self._is_begun else self.begun():
+            if _IS_FORKED:
+                _try()
             yield _Pool(folder, device, self._workers)
+
+
+def _serve() -> None:
+    """Starts the process of which the others are forks, if it does not run."""
+    _CONTEXT.set_forkserver_preload(list(_IMPORTED))
+    # It imports from where this process does, and a Ctrl-C that reaches it while it imports says nothing.
+    path = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path)
+    given = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+    before = {key: os.environ.get(key) for key in given}
+    resource_tracker.ensure_running()  # which would end the mask
+    masked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    os.environ.update(given)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+        for key, value in before.items():
+            os.environ.pop(key)
+            if value is not None:
+                os.environ[key] = value
+
+
+def _try() -> None:
+    """Waits until forks can be made, and makes one that does nothing."""
+    process = _CONTEXT.Process(target=orphans.nothing)
+    try:
+        process.start()
+    except (EOFError, OSError) as error:
+        raise _cannot_start(error) from None
+    process.join()
+    if process.exitcode:
+        raise UserError(
+            "--engine processes: a process ended at its start: a script must begin its study under "
+            "if __name__ == '__main__', and in a file"
+        )
 
 
 class _Pool:
@@ -109,32 +152,29 @@ class _Worker:
     """
 
     number: int
-    _threads: int = 1
+    threads: int
     _pool: ProcessPoolExecutor | None = None
     _process: BaseProcess | None = None
 
-    @property
-    def is_begun(self) -> bool:
-        return self._pool is not None
+    def submit(self, function: Callable[..., Any], *args: Any, tries: int = TRIES) -> Future[Any]:
+        """Gives the process something to do, once it is started.
 
-    def begin(self, threads: int) -> None:
-        """Starts the process, or lets its first task start it where that takes no time."""
-        self._threads = threads
-        started = __name__, _start.__name__, dict(os.environ), threads, *loggers.chosen()
-        self._pool = ProcessPoolExecutor(1, _CONTEXT, orphans.call, started)
-        if not _IS_FORKED:
-            self.submit(_nothing)
-
-    def submit(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
-        if self._pool is None:
-            self.begin(self._threads)
-        assert self._pool is not None
-        before = active_children()
+        Raises:
+            UserError: it cannot be started.
+        """
         try:
+            if self._pool is None:
+                if _IS_FORKED:
+                    _serve()
+                started = __name__, _start.__name__, dict(os.environ), self.threads, *loggers.chosen()
+                self._pool = ProcessPoolExecutor(1, _CONTEXT, orphans.call, started)
+            before = active_children()
             future = self._pool.submit(function, *args)
-        except BrokenProcessPool:  # it was killed when it had nothing to do
+        except (BrokenProcessPool, EOFError, OSError) as error:  # killed with nothing to do, or whose fork it is was
             self.end()
-            return self.submit(function, *args)
+            if tries == 1 or getattr(error, "errno", None) == errno.EMFILE:
+                raise _cannot_start(error) from None
+            return self.submit(function, *args, tries=tries - 1)
         self._process = next((process for process in active_children() if process not in before), self._process)
         return future
 
@@ -146,6 +186,12 @@ class _Worker:
         if pool is not None:
             pool.shutdown(cancel_futures=True)
         return None if process is None else process.exitcode
+
+
+def _cannot_start(error: Exception) -> UserError:
+    if getattr(error, "errno", None) == errno.EMFILE:
+        return UserError("--jobs: needs more open files than ulimit -n allows: choose fewer")
+    return UserError(f"--engine processes: a process cannot start: {oneline(error)}")
 
 
 @dataclass(frozen=True)
@@ -161,7 +207,8 @@ def _of(device: torch.device, number: int) -> torch.device:
 
 
 def _start(environment: dict[str, str], threads: int, log: str | None, project: str) -> None:
-    os.environ.update(environment)  # may have changed since the process was started of which this one is a fork
+    os.environ.clear()  # it may have changed since the process was started of which this one is a fork
+    os.environ.update(environment)
     np.random.seed()  # else the same in each fork, for whatever the class of a user draws from it
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal: the first one ends us
     torch.set_num_threads(threads)
