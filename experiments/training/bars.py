@@ -35,14 +35,15 @@ class Bar:
         total: the number of units.
         unit: one of them, such as "run".
         done: the number of units that were done before; the time of the others tells the time that is left.
+        stands_for: the number of units of the bar around it, such as the runs of a stack.
     """
 
-    def __init__(self, name: str, total: int, unit: str, done: int = 0) -> None:
-        self.name, self.total, self.unit, self.done = name, total, unit, done
+    def __init__(self, name: str, total: int, unit: str, done: int = 0, stands_for: int = 1) -> None:
+        self.name, self.total, self.unit, self.done, self.stands_for = name, total, unit, done, stands_for
         self.note = ""
         self._outer: Bar | None = None
         self._known = float(done)
-        self._parts = 0  # parts of what is under way that have come to their end
+        self._parts = 0  # units of what is under way that have come to their end
         self._share = 0.0  # of the part that is under way
         self._started = self._shown = time.monotonic()
         self._bar: tqdm[Any] | None = None
@@ -55,8 +56,8 @@ class Bar:
         self._outer = _open[-1] if _open else None
         _open.append(self)
         if self._outer is not None:
-            self._outer._share = self.done / self.total
-            self._outer._known += self.done / self.total
+            self._outer._share = self._done_of_outer
+            self._outer._known += self._done_of_outer
         if is_terminal := sys.stderr is not None and sys.stderr.isatty():
             is_part = self._outer is not None
             text = f"{self.name}: {self}"
@@ -75,7 +76,7 @@ class Bar:
         if self in _open:
             _open.remove(self)
         if self._outer is not None:
-            self._outer._parts, self._outer._share = self._outer._parts + 1, 0.0
+            self._outer._parts, self._outer._share = self._outer._parts + self.stands_for, 0.0
         if self._bar is not None:
             self._show(at_once=True)
             self._bar.close()
@@ -86,13 +87,17 @@ class Bar:
         self._known += 0 if is_new else count
         self._parts, self._share = 0, 0.0
         if self._outer is not None:
-            self._outer._share = self.done / self.total
+            self._outer._share = self._done_of_outer
         self._show()
 
     def write(self, line: str) -> None:
         """Prints a line to standard output at once, above the bars."""
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
+
+    @property
+    def _done_of_outer(self) -> float:
+        return self.stands_for * self.done / self.total
 
     @property
     def left(self) -> float | None:

@@ -173,7 +173,7 @@ def train_together(
         return {**describe(model, examples), "outcomes": outcomes(model, examples)}
 
     total, name = runs[0].train.epochs, runs[0].folder if store is None else f"{len(runs)} runs"
-    with Bar(name, total, "epoch", done=progress.epoch) as bar:
+    with Bar(name, total, "epoch", progress.epoch, len(runs)) as bar:
         while not progress.is_over:
             (first, *_) = progress.members
             if watch is not None and first.last and ranks.by_first(watch)(first.last):

@@ -22,6 +22,8 @@ def place(text: str) -> Path:
     """
     if "://" not in text:
         return Path(text)
+    if text.startswith("file://") and not text.startswith("file:///"):
+        raise UserError(f"{text}: must be file:/// and an absolute path, or a path alone")
     if "::" in text:
         raise UserError(f"{text}: must be one address, is a chain: leave out what stands before the last ::")
     try:

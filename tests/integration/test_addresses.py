@@ -347,6 +347,7 @@ WRONG = {
     "bucket": (["run", "small.toml", "--out", "s3://absent/mine"], "cannot be written: The specified bucket does not"),
     "chain": (["report", "simplecache::s3://bucket/mine"], "must be one address, is a chain"),
     "memory": (["run", "small.toml", "--out", "memory://mine"], "ends with this process"),
+    "two slashes": (["run", "small.toml", "--out", "file://mine"], "must be file:/// and an absolute path"),
     "no listing": (["run", "small.toml", "--out", "{server}/absent/mine"], "cannot be written"),
     "study": (["run", "s3://bucket/small.toml"], "CONFIG: must be a file of this machine or a shipped study"),
     "report": (["report", "s3://absent/mine"], "holds no study (no study.json)"),

@@ -82,6 +82,21 @@ def test_a_unit_of_several_parts(clock):
         assert search.left == 20 * 6 / 3
 
 
+def test_a_stack_counts_for_all_of_its_runs(clock):
+    with Bar("study", 10, "run") as study:
+        with Bar("8 runs", 4, "epoch", stands_for=8) as stack:
+            clock.seconds += 10
+            stack.update()
+            assert study.left == 10 * 8 / 2
+            stack.update(3)
+        assert study.left == 10 * 2 / 8
+        study.update(8)
+        assert study.left == 10 * 2 / 8
+        with Bar("2 runs", 4, "epoch", done=2, stands_for=2) as stack:
+            stack.update()
+            assert study.left == 10 * 0.5 / 8.5
+
+
 def test_parts_are_no_more_than_the_whole(clock):
     with Bar("study", 1, "run") as study:
         for _ in range(3):
@@ -101,7 +116,7 @@ def test_in_a_pipe_there_is_a_line_now_and_then(names, monkeypatch):
             with Bar("run", 5, "epoch"):
                 wait_for(stream)
         wait_for(stream)
-    assert all(line.startswith("study: 1 of 3 runs, ") for line in stream.getvalue().splitlines())
+    assert all(re.match("study: [01] of 3 runs, ", line) for line in stream.getvalue().splitlines())
     count = stream.getvalue()
     bars.threading.Event().wait(0.02)
     assert stream.getvalue() == count  # it ends with the bar
