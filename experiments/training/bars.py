@@ -76,7 +76,9 @@ class Bar:
         if self in _open:
             _open.remove(self)
         if self._outer is not None:
-            self._outer._parts, self._outer._share = self._outer._parts + self.stands_for, 0.0
+            self._outer._share = 0.0
+            if kind is None:  # else its units are made in another way, or counted as failed
+                self._outer._parts += self.stands_for
         if self._bar is not None:
             self._show(at_once=True)
             self._bar.close()

@@ -3,6 +3,7 @@
 import io
 import re
 import sys
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -95,6 +96,15 @@ def test_a_stack_counts_for_all_of_its_runs(clock):
         with Bar("2 runs", 4, "epoch", done=2, stands_for=2) as stack:
             stack.update()
             assert study.left == 10 * 0.5 / 8.5
+
+
+def test_a_stack_that_failed_counts_for_nothing(clock):
+    with Bar("study", 10, "run") as study:
+        with suppress(ValueError), Bar("8 runs", 4, "epoch", stands_for=8) as stack:
+            clock.seconds += 10
+            stack.update()
+            raise ValueError
+        assert study.left is None
 
 
 def test_parts_are_no_more_than_the_whole(clock):

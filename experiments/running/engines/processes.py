@@ -43,7 +43,11 @@ class Processes:
 
     @contextmanager
     def begun(self) -> Iterator[Processes]:
-        """The engine while its processes run; torch is imported there while this one does something else."""
+        """The engine while its processes run; torch is imported there while this one does something else.
+
+        Raises:
+            UserError: a process cannot start.
+        """
         self._is_begun = True
         try:
             if _IS_FORKED:
@@ -82,6 +86,8 @@ def _serve() -> None:
     os.environ.update(given)
     try:
         forkserver.ensure_running()
+    except OSError as error:
+        raise _cannot_start(error) from None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, masked)
         for key, value in before.items():
