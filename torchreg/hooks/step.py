@@ -77,7 +77,7 @@ class StepHooks:
         if self._depth > 1:
             return None
         self.has_stepped = True
-        if not torch.compiler.is_compiling():
+        if self._watch is not None and not torch.compiler.is_compiling():
             self._end_watch()
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if not callable(closure):  # None, or another argument of an unusual optimizer
@@ -159,11 +159,13 @@ def _calls_in_a_step(optimizer: Optimizer) -> int:
 
 def is_no_step(optimizer: Optimizer) -> bool:
     """Whether every learning rate and every gradient is 0: such a step only lets the optimizer create its state."""
-    if torch.compiler.is_compiling():
-        return False
     for group in optimizer.param_groups:
         lr = group.get("lr")
-        if (isinstance(lr, Tensor) and lr.device.type != "cpu") or lr != 0:  # not to wait for a device in each step
+        if type(lr) is float and lr != 0:  # this is asked in each step
+            return False
+        if torch.compiler.is_compiling():
+            return False
+        if (isinstance(lr, Tensor) and lr.device.type != "cpu") or lr != 0:  # not to wait for a device
             return False
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     return bool(gradients) and all(_is_zero(gradient) for gradient in gradients)

@@ -117,8 +117,9 @@ def _value(penalty: Penalty, weights: Sequence[Tensor], compile: bool) -> Tensor
 def _gradients(penalty: Penalty, weights: Sequence[Tensor], scale: float | Tensor, compile: bool) -> Sequence[Tensor]:
     """``scale * dR(w)``; of half-precision weights in single precision, because a loss scale may be out of range."""
     if len(weights) > 1:
-        found = penalty._foreach_gradient_times(list(map(f.wide, weights)), scale)
-        return [gradient.to(w.dtype) for gradient, w in zip(found, weights, strict=True)]
+        flat = torch.cat([w.reshape(-1) for w in weights])
+        found = penalty._gradient_times(f.wide(flat), scale).to(flat.dtype).split([w.numel() for w in weights])
+        return [gradient.view(w.shape) for gradient, w in zip(found, weights, strict=True)]
     (w,) = weights
     local = penalty.is_separable
     own = as_plain(w, local)
