@@ -89,6 +89,11 @@ class Penalty(ABC):
         """The distance of minus the loss's ``gradient`` to R's subdifferential; where it is 0, ``w`` is stationary."""
         return f.l2_norm(gradient + self.gradient(w)).to(f.real_dtype(w))
 
+    @property
+    def _lasso_and_ridge(self) -> tuple[float, float] | None:
+        """``(a, b)`` if R(w) is ``a * |w|_1 + b/2 * |w|_2**2``, else None."""
+        return None
+
     def bind(self, place: ParamInfo) -> Penalty:
         """The penalty for one parameter of a model; most penalties return themselves."""
         return self
@@ -299,6 +304,12 @@ class Sum(Penalty):
     @property
     def terms(self) -> tuple[Penalty, ...]:
         return self._terms
+
+    @property
+    def _lasso_and_ridge(self) -> tuple[float, float] | None:
+        parts = [term._lasso_and_ridge for term in self._terms]
+        known = [part for part in parts if part is not None]
+        return (sum(a for a, _ in known), sum(b for _, b in known)) if len(known) == len(parts) else None
 
     def value(self, w: Tensor) -> Tensor:
         first, *others = self._terms

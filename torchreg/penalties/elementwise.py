@@ -60,6 +60,10 @@ class L1(Term, ProximalPenalty):
         return w.sgn(), self.strength
 
     @property
+    def _lasso_and_ridge(self) -> tuple[float, float]:
+        return self.strength, 0.0
+
+    @property
     def _curvature(self) -> float:
         return 0.0
 
@@ -128,6 +132,10 @@ class L2(Term, ProximalPenalty):
 
     def _descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
         return w.mul_(1 - step * self.strength)
+
+    @property
+    def _lasso_and_ridge(self) -> tuple[float, float]:
+        return 0.0, self.strength
 
     @property
     def _curvature(self) -> float:
@@ -203,6 +211,10 @@ class ElasticNet(L1Mixture, ProximalPenalty):
 
     def gradient(self, w: Tensor) -> Tensor:
         return f.scaled_sign(w, self._lasso).add_(w, alpha=self._rest)
+
+    @property
+    def _lasso_and_ridge(self) -> tuple[float, float]:
+        return self._lasso, self._rest
 
     @property
     def _curvature(self) -> float:

@@ -213,7 +213,8 @@ class Regularizer:
             ValueError: penalized parameters were replaced after the regularizer was created, as ``fully_shard`` does.
         """
         self._is_used = True
-        pairs = self._trained(self._check_parameters())
+        given = self._check_parameters()
+        pairs = self._trained(given)
         return self._scaled_total(pairs) if pairs else torch.zeros(())
 
     def terms(self) -> dict[str, Tensor]:
@@ -235,13 +236,15 @@ class Regularizer:
         return pairs + [(a.acting, a.param, a.key) for a in self._computed if a.acting is not None and a.is_penalized]
 
     def _scaled_total(self, pairs: Sequence[_Trained]) -> Tensor:
-        if not isinstance(self.scale, Mapping):
+        if not self._own_scales:
             penalties, weights, _ = zip(*pairs, strict=True)
-            total = penalty_value(penalties, weights, self.compile)
-            # Of a stack that was moved since, the scales of the members lie where it was.
-            return (self.scale.to(total.device) if isinstance(self.scale, Tensor) else self.scale) * total
+            if not isinstance(self._scale, Tensor):
+                return penalty_value(penalties, weights, self._scale, self.compile)
+            total = penalty_value(penalties, weights, compile=self.compile)
+            return self._scale.to(total.device) * total  # of a stack that was moved, they lie where it was
         first, *others = (
-            self._scale_of(key) * penalty_value([penalty], [weight], self.compile) for penalty, weight, key in pairs
+            self._scale_of(key) * penalty_value([penalty], [weight], compile=self.compile)
+            for penalty, weight, key in pairs
         )
         for other in others:
             first = first + other.to(first.device)
@@ -363,25 +366,30 @@ class Regularizer:
         return -self.value() if optimizer.param_groups[0].get("maximize") else self.value()
 
     def _on_gradients(self, optimizer: Optimizer, evaluation: int) -> None:
-        if not (is_compiled := torch.compiler.is_compiling()):
-            self._check_parameters()
-            if self._has_ridge:
+        is_compiled = torch.compiler.is_compiling()
+        if not is_compiled:
+            if self._unchecked or self._structure is None or not self._structure.is_unchanged():
+                self._check_parameters()
+            if self._has_ridge and _decays(optimizer) != self._decays[optimizer]:
                 self._check_decays(optimizer)
-        if self._listeners and evaluation == 0 and self.mode != "prox":
+        mode = self.mode
+        if self._listeners and evaluation == 0 and mode != "prox":
             self._tell(optimizer)
-        if self.mode == "grad":
-            add_gradients(*self._planned(optimizer, is_compiled), self._scale_of, self.compile)
+        if mode == "grad":
+            plan, gradients = self._planned(optimizer, is_compiled)
+            add_gradients(plan, gradients, self._scale_of, self.compile)
             for a in self._computed:
                 assert a.acting is not None
                 assert a.computed is not None
                 add_gradients_through(optimizer, a.acting, a.computed, self._scale_of(a.key))
-        elif self.mode == "decoupled" and evaluation == 0:
+        elif mode == "decoupled" and evaluation == 0:
             plan, _ = self._planned(optimizer, is_compiled)
             descend(plan, self._scale_of, self.compile)
 
     def _after_step(self, optimizer: Optimizer) -> None:
         if self.mode == "prox":
-            self._tell(optimizer)
+            if self._listeners:
+                self._tell(optimizer)
             plan, _ = self._planned(optimizer, torch.compiler.is_compiling())
             take_proximal_steps(plan, self._scale_of, self.compile)
         if optimizer is self._optimizers[-1]:
@@ -434,9 +442,8 @@ class Regularizer:
 
     def _check_decays(self, optimizer: Optimizer) -> None:
         """Raises ``ValueError`` if weight decay beside an L2 came after :meth:`attach`: a new group, a schedule."""
-        if (decays := _decays(optimizer)) != self._decays[optimizer]:
-            check_decay(optimizer, self.entries)
-            self._decays[optimizer] = decays
+        check_decay(optimizer, self.entries)
+        self._decays[optimizer] = _decays(optimizer)
 
     def _follow_schedule(self) -> None:
         if self.schedule is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,16 +16,17 @@ from torchreg.penalties import Penalty
 from torchreg.steps.plan import Gradients, Plan, ScaleOf
 
 
-def in_single(act: Callable[..., object], *tensors: Tensor) -> None:
-    """``act(*tensors)``, which changes the first tensor: half precision in single precision, and rounded once.
+def in_single(act: Callable[..., object], *tensors_and_number: Any) -> None:
+    """``act(*tensors, number)``, which changes the first tensor: half precision in single, and rounded once.
 
     Torch would first round a number that is a tensor to half precision, where a loss scale of 65,536 is infinite.
     """
+    *tensors, number = tensors_and_number
     if not any(map(f.is_half, tensors)):
-        act(*tensors)
+        act(*tensors, number)
         return
     wide = [f.wide(tensor) for tensor in tensors]
-    act(*wide)
+    act(*wide, number)
     tensors[0].copy_(wide[0])
 
 

@@ -65,7 +65,7 @@ class Plan:
 
     def gradients(self) -> Gradients | None:
         """The gradients of all parameters now; None if the plan holds no longer."""
-        if self.is_captured():
+        if self._is_on_cuda and self.is_captured():
             return None
         groups = self.optimizer.param_groups
         held = [param for group in groups for param in group["params"]]
@@ -108,16 +108,16 @@ class Bundle:
             parts = self._gradients.split([view.numel() for view in self._views])
             self._parts = tuple(part.view(param.shape) for part, param in zip(parts, params, strict=True))
 
-    def update(self, act: Callable[..., object], gradients: Gradients) -> None:
-        """Calls ``act(weights)``, which changes the weights; or ``act(gradients, weights)``, which changes those."""
+    def update(self, act: Callable[..., object], number: float | Tensor, gradients: Gradients) -> None:
+        """Calls ``act(weights, number)``, which changes the weights; or ``act(gradients, weights, number)``."""
         torch.cat(self._views, out=self._weights)
         if self._gradients is None:
-            act(self._weights)
+            act(self._weights, number)
             torch._foreach_copy_(self._views, self._parts)
         else:
             own = [gradients[i] for i in self._where]
             torch._foreach_copy_(self._parts, own)  # type: ignore[arg-type]  # the plan holds: none of them is None
-            act(self._gradients, self._weights)
+            act(self._gradients, self._weights, number)
             torch._foreach_copy_(own, self._parts)  # type: ignore[arg-type]
 
 

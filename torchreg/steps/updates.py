@@ -1,10 +1,11 @@
 """The updates that a penalty makes in an optimizer's step, in each mode."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchreg import functional as f
 from torchreg.functional.chunks import chunks_of
@@ -34,8 +35,8 @@ def add_gradients(plan: Plan, gradients: Gradients, scale_of: ScaleOf, compile: 
     with torch.no_grad():
         for batch in plan.batches:
             times = scale_of(batch.first) * (-unscaled if batch.group.get("maximize") else unscaled)
-            act = partial(batch.penalty._add_gradient_, scale=times)
-            _update(plan, batch, act, times, "add_gradient" if compile else None, gradients)
+            form: Form | None = "add_gradient" if compile else None
+            _update(plan.params, batch, batch.penalty._add_gradient_, times, form, gradients)
 
 
 def descend(plan: Plan, scale_of: ScaleOf, compile: bool = False) -> None:
@@ -43,7 +44,7 @@ def descend(plan: Plan, scale_of: ScaleOf, compile: bool = False) -> None:
     with torch.no_grad():
         for batch in plan.batches:
             step = step_size(plan.optimizer, batch.group) * scale_of(batch.first)
-            _update(plan, batch, partial(batch.penalty._descend_, step=step), step, "descend" if compile else None)
+            _update(plan.params, batch, batch.penalty._descend_, step, "descend" if compile else None)
 
 
 def take_proximal_steps(plan: Plan, scale_of: ScaleOf, compile: bool = False) -> None:
@@ -52,50 +53,56 @@ def take_proximal_steps(plan: Plan, scale_of: ScaleOf, compile: bool = False) ->
         for batch in plan.batches:
             step = step_size(plan.optimizer, batch.group) * scale_of(batch.first)
             assert isinstance(batch.penalty, ProximalPenalty)
-            _update(plan, batch, partial(batch.penalty._prox_, step=step), step, "prox" if compile else None)
+            _update(plan.params, batch, batch.penalty._prox_, step, "prox" if compile else None)
 
 
 def _update(
-    plan: Plan,
+    params: Sequence[nn.Parameter],
     batch: Batch,
     act: Callable[..., object],
     number: float | Tensor,
     form: Form | None,
     gradients: Gradients = (),
 ) -> None:
-    """Calls ``act`` with each weight of a batch, or with its gradient and the weight; it changes the first of them.
+    """Calls ``act`` with each weight of a batch and a number, or with gradient, weight and number.
 
     Args:
-        plan: the batch's plan.
-        batch: the weights.
-        act: an update of the penalty.
-        number: the scale or step in it.
-        form: the kernels that do the same in one pass; None for torch's own calls.
-        gradients: those of all parameters of the plan, if they are changed.
+        params: all parameters of the plan.
+        batch: which of them.
+        act: an update of the penalty; it changes its first argument.
+        number: the scale or step.
+        form: that of the kernels that do the same in one pass; None for torch's own calls.
+        gradients: those of all parameters, if they are changed.
     """
     if isinstance(number, Tensor):
         act = partial(in_single, act)
     for bundle in batch.bundles:
-        bundle.update(act, gradients)
-    params = plan.params
-    for i in batch.whole:
-        if gradients:
-            act(gradients[i], params[i])
-        else:
-            act(params[i])
+        bundle.update(act, number, gradients)
+    if gradients:
+        for i in batch.whole:
+            act(gradients[i], params[i], number)
+    else:
+        for i in batch.whole:
+            act(params[i], number)
+    if batch.others:
+        others = [(gradients[i], params[i]) if gradients else (params[i],) for i in batch.others]
+        _update_large(batch.penalty, act, number, form, others)
+
+
+def _update_large(
+    penalty: Penalty, act: Callable[..., object], number: float | Tensor, form: Form | None, others: Sequence[Any]
+) -> None:
     kernels: dict[torch.device, Kernel | None] = {}
-    for i in batch.others:
-        tensors = (gradients[i], params[i]) if gradients else (params[i],)
-        kernel = None
-        if form is not None and batch.penalty.is_uniform and fits(*tensors):
-            device = params[i].device
+    for tensors in others:
+        device, kernel = tensors[0].device, None
+        if form is not None and penalty.is_uniform and fits(*tensors):
             if device not in kernels:
-                kernels[device] = kernel_on(device, batch.penalty, form, number)
+                kernels[device] = kernel_on(device, penalty, form, number)
             kernel = kernels[device]
         if kernel is not None:
             kernel(*tensors)
         else:
-            update_(batch.penalty, act, *tensors)
+            update_(penalty, lambda *some: act(*some, number), *tensors)
 
 
 def update_(penalty: Penalty, act: Callable[..., object], *tensors: Tensor) -> None:
