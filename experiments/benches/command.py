@@ -113,7 +113,7 @@ class _Shown:
 def machine(clock: Clock) -> dict[str, str]:
     """The machine and the versions that the figures depend on, and what else tells them from others."""
     return {
-        **({"quick": "yes, with few rounds"} if clock.is_quick else {}),
+        **({"quick": "yes"} if clock.is_quick else {}),
         "date": date.today().isoformat(),
         **({"device": torch.cuda.get_device_name()} if clock.is_cuda else {}),
         "processor": _processor(),

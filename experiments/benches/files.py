@@ -49,10 +49,12 @@ def earlier(file: Path, machine: Mapping[str, str]) -> Found:
         held, found = load(file)
     except ValueError:
         raise UserError(f"bench: --json must name a new file, or one that bench wrote, got {file}") from None
-    for kind in ("quick", "device"):
-        if held.get(kind) != machine.get(kind):
-            had, has = (f"{kind} {of[kind]}" if kind in of else f"no {kind}" for of in (held, machine))
-            raise UserError(f"bench: {file} has figures with {had}, and these have {has}: name another file")
+    for kind, usual in (("quick", "no"), ("device", "cpu")):
+        had, has = held.get(kind, usual), machine.get(kind, usual)
+        if had != has:
+            raise UserError(
+                f"bench: {file} holds figures with {kind} {had}, these have {kind} {has}: name another file"
+            )
     return found if held == machine else {}
 
 
