@@ -14,7 +14,7 @@ from torchreg import L1, L2, ElasticNet, GroupLasso, Huber, LogSum, Nuclear, Pen
 from torchreg.regularizer import Mode
 
 from .steps import CHECKED, Step, deep, l1_l2, mlp, step
-from .timing import Clock, Row, Table, Work, growing, spread
+from .timing import Clock, Row, Table, Work, spread
 
 MODES: tuple[Mode, ...] = ("loss", "grad", "decoupled", "prox")
 _Net = Callable[[], nn.Module]
@@ -36,12 +36,12 @@ def tables(clock: Clock) -> Iterator[Table]:
 
 def small(clock: Clock) -> Iterator[Table]:
     """A network so small that what a step costs is Python's calls."""
-    yield from _by_mode("64-64-10", partial(mlp, (64, 64, 10)), clock, 400)
+    yield from _by_mode("64-64-10", partial(mlp, (64, 64, 10)), clock, 1200)
 
 
 def thin(clock: Clock) -> Iterator[Table]:
     """Many small layers."""
-    yield from _by_mode("20 layers of 32", partial(deep, 20, 20 * 32 * 32), clock, 200)
+    yield from _by_mode("20 layers of 32", partial(deep, 20, 20 * 32 * 32), clock, 400)
 
 
 def modes(clock: Clock) -> Iterator[Table]:
@@ -114,17 +114,16 @@ def _by_mode(
 
 def slope(clock: Clock) -> Iterator[Table]:
     """The seconds that a regularizer takes for each further tensor of 64 weights, from 550 tensors against 50."""
-
-    def rows() -> Iterator[Row]:
-        for mode, name in names.items():
-            few, many = (_act_alone(mode, count, clock.device) for count in (50, 550))
-            for taken, stopped in clock.laps(name, {"few": few, "many": many}, 280, 20, repeat=1):
-                each = [1e6 * (more - less) / 500 for less, more in taken]
-                yield Row(f"{name}, {stopped}" if stopped else name, *spread(each), 0.0)
-
     names: dict[Mode | None, str] = {None: "by hand in the loss", **{mode: f"mode {mode!r}" for mode in MODES}}
+    works = {f"{name}, {n}": _act_alone(mode, n, clock.device) for mode, name in names.items() for n in (50, 550)}
     title = "what L1 + L2 alone take for each further tensor of 64 weights, in microseconds"
-    yield from growing(title, rows(), names.values(), figure="us")
+    yield Table(title, figure="us", width=max(map(len, names.values())))
+    for taken, stopped in clock.laps(title, works, 200, 10, repeat=1):
+        rows = []
+        for i, name in enumerate(names.values()):
+            each = [1e6 * (lap[2 * i + 1] - lap[2 * i]) / 500 for lap in taken]
+            rows.append(Row(name, *spread(each), 0.0))
+        yield Table(title, tuple(rows), stopped, "us")
 
 
 def _act_alone(mode: Mode | None, count: int, device: str) -> Work:

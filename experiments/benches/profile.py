@@ -22,7 +22,7 @@ from .timing import Clock, Row, Table, spread
 
 _STEPS = 200
 _ROUNDS = 9
-_PARTS = {
+PARTS = {
     "matrix products": ("aten::mm", "aten::addmm"),
     "AdamW's kernel": ("aten::_fused_adamw_",),
     "ReLU, loss, bias gradients": (
@@ -34,7 +34,7 @@ _PARTS = {
     "dropout's masks and products": ("aten::ge", "aten::lt", "aten::mul", "aten::mul_", "aten::copy_"),
     "the penalty": ("aten::sgn", "aten::sign", "aten::softshrink", "aten::div_", "aten::add_"),
 }
-_REST = "Python, autograd and dispatch"
+REST = "Python, autograd and dispatch"
 
 
 def tables(clock: Clock) -> Iterator[Table]:
@@ -55,7 +55,7 @@ def tables(clock: Clock) -> Iterator[Table]:
 
 def _shares(name: str, loop: Loop, clock: Clock) -> Iterator[Table]:
     title = f"a step of {name}, 784-512-512-10, batch 128"
-    yield Table(title, figure="share", width=max(map(len, (*_PARTS, _REST))))
+    yield Table(title, figure="share", width=max(map(len, (*PARTS, REST))))
     for rounds, stopped in clock.repeated(name, lambda _: _round(loop), _ROUNDS):
         taken = [sum(parts.values()) for parts in rounds]
         rows = []
@@ -74,5 +74,5 @@ def _round(loop: Loop) -> dict[str, float]:
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         loop()
     spent = {event.key: event.self_cpu_time_total * 1e-6 / _STEPS for event in seen.key_averages()}
-    parts = {part: sum(spent.get(key, 0.0) for key in keys) for part, keys in _PARTS.items()}
-    return {**parts, _REST: max(0.0, taken - sum(parts.values()))}
+    parts = {part: sum(spent.get(key, 0.0) for key in keys) for part, keys in PARTS.items()}
+    return {**parts, REST: max(0.0, taken - sum(parts.values()))}
