@@ -191,6 +191,6 @@ def tabulate(title: str, names: Sequence[str], taken: Sequence[Sequence[float]],
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """The median, and the lower and the upper quartile."""
-    low, middle, high = quantiles(values, n=4) if len(values) > 1 else [*values] * 3
+    """The median, and the quartiles, which lie among the values even if these are two."""
+    low, middle, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else [*values] * 3
     return middle, low, high
