@@ -14,7 +14,7 @@ from torchreg import L1, L2, ElasticNet, GroupLasso, Huber, LogSum, Nuclear, Pen
 from torchreg.regularizer import Mode
 
 from .steps import CHECKED, Step, deep, l1_l2, mlp, step
-from .timing import Clock, Row, Table, Work, spread
+from .timing import Clock, Row, Table, Work, growing, spread
 
 MODES: tuple[Mode, ...] = ("loss", "grad", "decoupled", "prox")
 _Net = Callable[[], nn.Module]
@@ -122,15 +122,16 @@ def _by_mode(
 def slope(clock: Clock) -> Iterator[Table]:
     """The seconds that a regularizer takes for each further tensor of 64 weights, from 550 tensors against 50."""
     names: dict[Mode | None, str] = {None: "by hand in the loss", **{mode: f"mode {mode!r}" for mode in MODES}}
-    works = {f"{name}, {n}": _act_alone(mode, n, clock.device) for mode, name in names.items() for n in (50, 550)}
+
+    def rows() -> Iterator[Row]:
+        for mode, name in names.items():  # one after another, since each finds its own tensors in the caches
+            works = {str(count): _act_alone(mode, count, clock.device) for count in (50, 550)}
+            for taken, stopped in clock.laps(name, works, 280, 20, repeat=1):
+                each = [1e6 * (many - few) / 500 for few, many in taken]
+                yield Row(f"{name}, {stopped}" if stopped else name, *spread(each), 0.0)
+
     title = "what L1 + L2 alone take for each further tensor of 64 weights, in microseconds"
-    yield Table(title, figure="us", width=max(map(len, names.values())))
-    for taken, stopped in clock.laps(title, works, 200, 10, repeat=1):
-        rows = []
-        for i, name in enumerate(names.values()):
-            each = [1e6 * (lap[2 * i + 1] - lap[2 * i]) / 500 for lap in taken]
-            rows.append(Row(name, *spread(each), 0.0))
-        yield Table(title, tuple(rows), stopped, "us")
+    yield from growing(title, rows(), names.values(), figure="us")
 
 
 def _act_alone(mode: Mode | None, count: int, device: str) -> Work:
