@@ -23,8 +23,10 @@ import torchreg
 
 from . import COMMAND, config, report
 from .benches import command as benches
+from .benches import comparing
+from .benches.timing import Clock
 from .config.names import folder_name, slug
-from .errors import UserError, did_you_mean
+from .errors import UserError
 from .report import summarize
 from .running import catalog, engines, study, sweep
 from .running.outline import outline
@@ -46,7 +48,10 @@ _EXAMPLES = {
     "new": "mine",
     "show": "quickstart",
 }
-_BENCHES = f"Which: {', '.join(benches.BENCHES)}; all of them by default."
+_BENCHES = (
+    f"Which: {', '.join(benches.BENCHES)}; on CUDA {', '.join(benches.ON_CUDA)}; all of them by default. "
+    "Or: compare A.json B.json."
+)
 
 
 def _locate(text: str) -> Path:
@@ -223,15 +228,22 @@ def measure(
     into: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also writes the figures there, and as .md.")
     ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help=f"A first look in two minutes: {', '.join(benches.QUICK)}.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="cpu, or cuda with the benches that there are for it.")] = "cpu",
 ) -> None:
-    """Times torchreg, plain torch and other libraries side by side on the CPU."""
-    for name in names or []:
-        if name not in benches.BENCHES:
-            raise UserError(f"bench: unknown name {name!r}, {did_you_mean(name, benches.BENCHES)}")
+    """Times torchreg, plain torch and other libraries side by side; 'compare A.json B.json' compares two such files."""
+    if names and names[0] == "compare":
+        if into is not None or quick or device != "cpu":
+            raise UserError("bench compare: takes two files, and no options")
+        print(comparing.compare(names[1:]))
+        return
     if into is not None and into.suffix != ".json":
         raise UserError(f"bench: --json must name a .json file, beside which a .md is written, got {into}")
+    clock = Clock(study.pick_device(device).type, quick)
     with _stoppable(lambda: f"stopped; what was measured is in {into}" if into and into.exists() else "stopped"):
-        benches.run(names or list(benches.BENCHES), into)
+        benches.run(names or (), into, clock)
 
 
 def _resumable(folder: Path) -> AbstractContextManager[None]:

@@ -89,16 +89,20 @@ def _processes() -> list[str]:
 def benches(into: Path, found: dict[str, Any]) -> None:
     """The tables of ``experiments/benches/cuda.py``, written as they are measured."""
     from experiments.benches import cuda
+    from experiments.benches.timing import Clock
 
-    for part in cuda.parts():
+    for part in cuda.parts(Clock("cuda")):
+        tables = {}
         try:
-            table = part()
+            for table in part():
+                tables[table.title] = table  # which grows
         except Exception as error:  # the other results must not be lost
             traceback.print_exc()
             found["faults"].append(f"{type(error).__name__}: {error}".partition("\n")[0])
-        else:
-            print(f"{table}\n", flush=True)
-            found["tables"].append({**table.as_json(), "shown": str(table)})
+        for table in tables.values():
+            if table.rows:
+                print(f"{table}\n", flush=True)
+                found["tables"].append({**table.as_json(), "shown": str(table)})
         write(into, found)
 
 

@@ -18,27 +18,33 @@ from torchreg.tuning.path.executors import Executor, fastest, train_all
 from torchreg.tuning.path.fit import fit
 from torchreg.tuning.path.problem import Problem
 
-from .timing import Table, race
+from .timing import Clock, Table
 
 _ADAM = partial(torch.optim.Adam, lr=1e-3)
 
 
-def stack() -> Iterator[Table]:
+def stack(clock: Clock) -> Iterator[Table]:
     """Sixteen small and four large networks, each at another strength: stacked, in processes, one after another."""
-    yield _race("16 x 64-64-64-10, 400 steps of 100", 16, (64, 64, 64, 10), examples=1000, epochs=40, rounds=5)
-    yield _race("4 x 784-1024-1024-10, 80 steps of 128", 4, (784, 1024, 1024, 10), examples=1024, epochs=10, rounds=3)
+    yield from _race(
+        clock, "16 x 64-64-64-10, 400 steps of 100", 16, (64, 64, 64, 10), examples=1000, epochs=40, rounds=5
+    )
+    yield from _race(
+        clock, "4 x 784-1024-1024-10, 80 steps of 128", 4, (784, 1024, 1024, 10), examples=1024, epochs=10, rounds=3
+    )
 
 
-def auto_strength() -> Iterator[Table]:
+def auto_strength(clock: Clock) -> Iterator[Table]:
     """A training step with a tuned strength, against the same step with a fixed strength."""
     cases: list[tuple[Penalty, Mode]] = [(L2(1.0), "decoupled"), (L1(0.1), "prox"), (L2(1e-2), "grad")]
     for penalty, mode in cases:
         steps = {name: _step(penalty, mode, name == "tuned") for name in ("fixed", "tuned")}
         title = f"training step, 784-256-256-10, batch 100, Adam, {penalty!r}, mode {mode!r}"
-        yield race(title, steps, rounds=180, warmup=20)
+        yield from clock.race(title, steps, rounds=180, warmup=20)
 
 
-def _race(title: str, members: int, widths: Sequence[int], examples: int, epochs: int, rounds: int) -> Table:
+def _race(
+    clock: Clock, title: str, members: int, widths: Sequence[int], examples: int, epochs: int, rounds: int
+) -> Iterator[Table]:
     """The seconds to train all members with each executor, and the ratio to ordinary loops one after another."""
     batch = 100 if members > 4 else 128
     problem, models, strengths = members_of(members, widths, examples, epochs, batch)
@@ -50,7 +56,7 @@ def _race(title: str, members: int, widths: Sequence[int], examples: int, epochs
     for executor in get_args(Executor):
         contenders[executor] = partial(train_all, models, strengths, job, executor, jobs)
     chosen, _ = fastest(models, strengths, lambda s, at: fit(s, at, problem, steps=1), jobs)
-    return race(title, contenders, rounds, warmup=1, note=f"strength_path takes: {chosen}")
+    yield from clock.race(title, contenders, rounds, warmup=1, note=f"strength_path takes: {chosen}")
 
 
 def members_of(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,12 +11,11 @@ from pathlib import Path
 
 import torch
 
-from ..errors import UserError
-from ..training.files import write
-from . import choosing, dropout, epoch, memory, optimizer, overhead, profile, scale, studies
-from .timing import Table
+from ..errors import UserError, did_you_mean
+from . import choosing, cuda, dropout, epoch, files, memory, optimizer, overhead, profile, scale, studies
+from .timing import Clock, Table
 
-BENCHES: Mapping[str, Callable[[], Iterable[Table]]] = {
+BENCHES: Mapping[str, Callable[[Clock], Iterable[Table]]] = {
     "overhead": overhead.tables,
     "optimizer": optimizer.tables,
     "dropout": dropout.tables,
@@ -29,72 +27,95 @@ BENCHES: Mapping[str, Callable[[], Iterable[Table]]] = {
     "profile": profile.tables,
     "scale": scale.tables,
 }
+ON_CUDA: Mapping[str, Callable[[Clock], Iterable[Table]]] = {
+    "overhead": overhead.tables,
+    "optimizer": optimizer.tables,
+    "dropout": dropout.tables,
+    "memory": cuda.memory,
+    "networks": cuda.networks,
+    "graphs": cuda.graphs,
+    "stack": cuda.stack,
+    "studies": cuda.study,
+}
+QUICK = ("overhead", "optimizer", "dropout", "epoch", "memory")
 
-_READING = (
-    "Each round times all contenders of a table, one after another; a ratio is the median over the rounds of a "
-    "contender's time to that of the one with ratio 1, with its quartiles."
-)
+
+def chosen(names: Sequence[str], clock: Clock) -> dict[str, Callable[[Clock], Iterable[Table]]]:
+    """The benches of these names, or without names all that there are for such a clock.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    known = ON_CUDA if clock.is_cuda else BENCHES
+    those = {name: bench for name, bench in known.items() if name in QUICK or not clock.is_quick}
+    how = "".join([", --device cuda" * clock.is_cuda, ", --quick" * clock.is_quick])
+    for name in names:
+        if name in those:
+            continue
+        if name in {*BENCHES, *ON_CUDA}:
+            raise UserError(f"bench{how}: {name} is not among these benches, valid: {', '.join(those)}")
+        raise UserError(f"bench{how}: unknown name {name!r}, {did_you_mean(name, those)}")
+    return {name: those[name] for name in names or those}
 
 
-def run(names: Sequence[str], into: Path | None = None) -> None:
-    """Prints the tables of the benches named; writes them into the file, if any, and beside it as Markdown.
+def run(names: Sequence[str], into: Path | None = None, clock: Clock = Clock()) -> None:  # noqa: B008
+    """Prints the tables of the benches named, row by row; writes them into the file, if any, and beside it as Markdown.
 
     What the file holds of other benches stays, if it was measured on such a machine, with such versions, on that day.
     """
-    on = machine()
-    found = {} if into is None else _found_before(into, on)
+    benches, on = chosen(names, clock), machine(clock)
+    found = {} if into is None else files.earlier(into, on)
     print("\n".join(f"{key}: {value}" for key, value in on.items()), flush=True)
-    for name in names:
+    for name, bench in benches.items():
         print(f"measuring {name}", file=sys.stderr, flush=True)
         tables: list[Table] = []
+        shown = _Shown()
         try:
-            for table in BENCHES[name]():
+            for table in bench(clock):
+                shown.show(table)
+                if not table.rows:
+                    continue
                 if tables and tables[-1].title == table.title:  # with another row
                     tables.pop()
-                elif tables:
-                    print(f"\n{tables[-1]}", flush=True)
                 tables.append(table)
                 found[name] = tables
                 if into is not None:  # after each row or table, so that nothing is lost
-                    _write(into, on, found)
+                    files.save(into, on, {known: found[known] for known in {**BENCHES, **ON_CUDA} if known in found})
         finally:  # also if it is stopped
-            if tables:
-                print(f"\n{tables[-1]}", flush=True)
+            shown.end()
 
 
-def _write(into: Path, on: Mapping[str, str], found: Mapping[str, Sequence[Table]]) -> None:
-    ordered = {known: found[known] for known in BENCHES if known in found}
-    figures = {known: [each.as_json() for each in some] for known, some in ordered.items()}
-    write(into, json.dumps({"machine": on, "benches": figures}, indent=1) + "\n")
-    write(into.with_suffix(".md"), _markdown(on, ordered))
+class _Shown:
+    """Tables in a terminal, each line as soon as it is known, and once."""
+
+    def __init__(self) -> None:
+        self.table: Table | None = None
+
+    def show(self, table: Table) -> None:
+        """Prints what is new in a table: its head, or further rows."""
+        count = 0
+        if self.table is not None and self.table.title == table.title:
+            count = len(self.table.rows)
+        else:
+            self.end()
+            print("", *table.head, sep="\n", flush=True)
+        for line in table.lines[count:]:
+            print(line, flush=True)
+        self.table = table
+
+    def end(self) -> None:
+        """Prints the note of the last table, which may change with each row."""
+        for line in self.table.foot if self.table is not None else []:
+            print(line, flush=True)
+        self.table = None
 
 
-def _found_before(file: Path, on: Mapping[str, str]) -> dict[str, list[Table]]:
-    """The file's results of this machine; raises UserError before the first timing if it cannot be written."""
-    if not file.parent.is_dir():
-        raise UserError(f"bench: --json must name a file in a folder that exists, got {file}")
-    if not file.exists():
-        return {}
-    try:
-        held = json.loads(file.read_text())
-        tables = {name: [Table.from_json(table) for table in some] for name, some in held["benches"].items()}
-        return tables if held["machine"] == on else {}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"bench: --json must name a new file, or one that bench wrote, got {file}") from None
-
-
-def _markdown(on: Mapping[str, str], found: Mapping[str, Sequence[Table]]) -> str:
-    lines = ["# Benchmarks", "", "Written by `python -m experiments bench --json FILE`.", _READING, ""]
-    lines.append(", ".join(f"{key} {value}" for key, value in on.items()) + ".")
-    for name, tables in found.items():
-        lines += ["", f"## {name}", "", "```text", "\n\n".join(map(str, tables)), "```"]
-    return "\n".join(lines) + "\n"
-
-
-def machine() -> dict[str, str]:
-    """The machine and the versions that the figures depend on."""
+def machine(clock: Clock) -> dict[str, str]:
+    """The machine and the versions that the figures depend on, and what else tells them from others."""
     return {
+        **({"quick": "yes"} if clock.is_quick else {}),
         "date": date.today().isoformat(),
+        **({"device": torch.cuda.get_device_name()} if clock.is_cuda else {}),
         "processor": _processor(),
         "threads": str(torch.get_num_threads()),
         "python": platform.python_version(),

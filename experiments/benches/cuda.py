@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -15,72 +14,65 @@ from torchreg.regularizer import Mode
 from torchreg.tuning.path.executors import train_all
 from torchreg.tuning.path.fit import fit
 
+from . import dropout, optimizer, overhead
 from .choosing import alone, members_of
-from .dropout import with_dropout
 from .overhead import MODES
-from .steps import BATCH, Step, mlp, step
-from .timing import Row, Table, Work, race
+from .steps import BATCH, Step, l1_l2, mlp, step
+from .timing import Clock, Row, Table, Work
 
 
-def parts() -> list[Callable[[], Table]]:
-    """What makes each table; each work is repeated before the clock waits for the device."""
-    dropouts, epochs = (partial(dropout, p) for p in (0.5, 0.1)), (partial(epoch, members) for members in (1, 64))
-    return [perceptron, resnet, gpt, whole_step, *epochs, *dropouts, stack, study, memory]
+def parts(clock: Clock) -> list[Callable[[], Iterable[Table]]]:
+    """What makes the tables of ``tests/gpu_check.py``, each by itself: if one fails, the others are made."""
+    made: list[Callable[[Clock], Iterable[Table]]] = [
+        *(overhead.small, overhead.thin, overhead.slope, overhead.modes, resnet, gpt, whole_step),
+        *(partial(epoch, members) for members in (1, 64)),
+        *(optimizer.tables, dropout.in_step),
+        *(partial(dropout.alone, p, torch.float32) for p in (0.5, 0.1)),
+        *(partial(dropout.alone, 0.5, torch.float32, own=True), stack, study, memory),
+    ]
+    return [partial(part, clock) for part in made]
 
 
-def cuda(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-    return lambda: make().to("cuda")
+def networks(clock: Clock) -> Iterator[Table]:
+    """Penalties in large networks."""
+    yield from resnet(clock)
+    yield from gpt(clock)
 
 
-def waited(work: Work, repeat: int) -> Work:
-    """The work so many times, and the wait for the device."""
-
-    def block() -> None:
-        for _ in range(repeat):
-            work()
-        torch.cuda.synchronize()
-
-    return block
+def graphs(clock: Clock) -> Iterator[Table]:
+    """Steps as graphs."""
+    yield from whole_step(clock)
+    yield from epoch(1, clock)
+    yield from epoch(64, clock)
 
 
 # -- steps --------------------------------------------------------------------------------------------------------
 
 
-def overhead(
-    title: str,
-    net: Callable[[], nn.Module],
-    repeat: int,
-    rounds: int = 20,
-    batch: tuple[Tensor, Tensor] | None = None,
-) -> Table:
-    """L1 + L2 in each mode, with and without compile, against the bare step; with a batch, in bfloat16 by autocast."""
-    half = None if batch is None else torch.bfloat16
+def _by_mode(title: str, net: Callable[[], nn.Module], clock: Clock, batch: tuple[Tensor, Tensor]) -> Iterator[Table]:
+    """L1 + L2 in each mode, with and without compile, against the bare step, in bfloat16 by autocast."""
 
-    def made(mode: Mode | None = None, **options: bool) -> Work:
-        return waited(step(net, mode, batch=batch, half=half, **options), repeat)
+    def made(mode: Mode | None = None, **options: object) -> Work:
+        return step(net, mode, device=clock.device, batch=batch, half=torch.bfloat16, **options)
 
-    contenders = {"bare": made(), "naive penalty in the loss": made(naive=True)}
+    contenders = {"bare": made(), "naive penalty in the loss": made(by_hand=l1_l2)}
     for compile in (False, True):
         for mode in MODES:
             contenders[f"mode {mode!r}{', compile=True' * compile}"] = made(mode=mode, compile=compile)
-    return race(f"{repeat} training steps, {title}, fused AdamW, L1 + L2", contenders, rounds)
+    yield from clock.race(f"training step, {title}, fused AdamW, L1 + L2", contenders, 15, repeat=8)
 
 
-def perceptron() -> Table:
-    return overhead("784-1024-1024-2048-10, batch 128", cuda(mlp), repeat=20)
-
-
-def resnet() -> Table:
+def resnet(clock: Clock) -> Iterator[Table]:
     from torchvision.models import resnet50
 
-    images = torch.randn(64, 3, 224, 224, device="cuda"), torch.randint(1000, (64,), device="cuda")
-    return overhead("ResNet-50, batch 64 of 224 x 224, bfloat16 by autocast", cuda(resnet50), 8, 15, images)
+    images = torch.randn(64, 3, 224, 224, device=clock.device), torch.randint(1000, (64,), device=clock.device)
+    return _by_mode("ResNet-50, batch 64 of 224 x 224, bfloat16 by autocast", resnet50, clock, images)
 
 
-def gpt() -> Table:
-    words = torch.randint(GPT.words, (8, 512), device="cuda")
-    batch = words, torch.randint(GPT.words, (8 * 512,), device="cuda")
-    return overhead("GPT-2 of 124M weights, 8 x 512 words, bfloat16 by autocast", cuda(GPT), 8, 15, batch)
+def gpt(clock: Clock) -> Iterator[Table]:
+    words = torch.randint(GPT.words, (8, 512), device=clock.device)
+    batch = words, torch.randint(GPT.words, (8 * 512,), device=clock.device)
+    return _by_mode("GPT-2 of 124M weights, 8 x 512 words, bfloat16 by autocast", GPT, clock, batch)
 
 
 class GPT(nn.Module):
@@ -107,12 +99,12 @@ class GPT(nn.Module):
         return scores.flatten(0, 1)
 
 
-def whole_step() -> Table:
+def whole_step(clock: Clock) -> Iterator[Table]:
     """Model, loss, penalty, dropout and optimizer: eager, compiled as one, and captured as one CUDA graph."""
-    net = cuda(partial(with_dropout, mlp, torchreg.nn.Dropout))
+    net = partial(dropout.with_dropout, mlp, torchreg.nn.Dropout)
 
     def made() -> Step:
-        return step(net, mode="grad", capturable=True)
+        return step(net, mode="grad", device=clock.device, capturable=True)
 
     contenders: dict[str, Work] = {
         "eager": made(),
@@ -120,8 +112,8 @@ def whole_step() -> Table:
         'torch.compile, mode="reduce-overhead"': torch.compile(_one(made()), mode="reduce-overhead"),
         "torch.cuda.graph": _captured(made()),
     }
-    works = {name: waited(work, 100) for name, work in contenders.items()}
-    return race("100 whole steps, 784-1024-1024-2048-10, batch 128, dropout, mode 'grad'", works, 10)
+    title = "whole step, 784-1024-1024-2048-10, batch 128, dropout, mode 'grad'"
+    yield from clock.race(title, contenders, 10, repeat=100)
 
 
 def _one(work: Step) -> Work:
@@ -153,7 +145,7 @@ def _captured(work: Step) -> Work:
     return replay
 
 
-def epoch(members: int) -> Table:
+def epoch(members: int, clock: Clock) -> Iterator[Table]:
     """An epoch of a study as it is, and with ``train.compile``: of a run alone, or of a stack."""
     from .. import config  # needs pydantic, which a machine for GPU checks may lack
     from ..training.loop import make_steps
@@ -174,12 +166,13 @@ def epoch(members: int) -> Table:
                 "arms": [{"name": "arm"}],
             }
         )
-        setup = set_up(study.runs, torch.device("cuda"), stacked=members > 1)
-        return waited(lambda: make_steps(setup, setup.batches()), 1)
+        setup = set_up(study.runs, torch.device(clock.device), stacked=members > 1)
+        return lambda: make_steps(setup, setup.batches())
 
     works = {"eager": made(False), "train.compile = true": made(True)}
     net = f"{'-'.join(map(str, (784, *hidden, 10)))}, batch {BATCH}, dropout, L1 + L2 in mode 'grad'"
-    return race(f"an epoch of 50 steps of {'a run' if members == 1 else f'{members} runs as a stack'}, {net}", works, 8)
+    runs = "a run" if members == 1 else f"{members} runs as a stack"
+    yield from clock.race(f"an epoch of 50 steps of {runs}, {net}", works, 8, repeat=1)
 
 
 def noise() -> tuple[Tensor, Tensor]:
@@ -187,30 +180,12 @@ def noise() -> tuple[Tensor, Tensor]:
     return torch.randn(80 * BATCH, 784), torch.randint(10, (80 * BATCH,))
 
 
-# -- dropout, stacks, memory ----------------------------------------------------------------------------------------
+# -- stacks, memory ---------------------------------------------------------------------------------------------------
 
 
-def dropout(p: float) -> Table:
-    """torchreg's dropout to torch's, forward and backward, by the number of elements."""
-    rows = []
-    for power in (14, 18, 22, 26):
-        x = torch.randn(1 << power, device="cuda", requires_grad=True)
-        gradient = torch.randn_like(x)
-
-        def work(layer: nn.Module, x: Tensor = x, gradient: Tensor = gradient) -> None:
-            x.grad = None
-            layer(x).backward(gradient)
-
-        layers = {"torch": nn.Dropout(p), "torchreg": torchreg.nn.Dropout(p)}
-        layers["a generator"] = torchreg.nn.Dropout(p, generator=torch.Generator("cuda"))
-        found = race("", {name: waited(partial(work, layer), 50) for name, layer in layers.items()}, 20)
-        rows += [replace(found[name], name=f"2^{power}, {name}") for name in layers if name != "torch"]
-    return Table(f"torchreg.nn.Dropout / torch.nn.Dropout, forward + backward, p = {p}, elements", tuple(rows))
-
-
-def stack() -> Table:
+def stack(clock: Clock) -> Iterator[Table]:
     """64 networks at 64 strengths: stacked, and one after another."""
-    problem, models, strengths = members_of(64, (64, 64, 64, 10), examples=1000, epochs=5, batch=100, device="cuda")
+    problem, models, strengths = members_of(64, (64, 64, 64, 10), 1000, 5, 100, clock.device)
 
     def job(stacked: torchreg.Stacked, strengths: Sequence[float]) -> None:
         fit(stacked, strengths, problem)
@@ -219,11 +194,10 @@ def stack() -> Table:
         "stacked": lambda: train_all(models, strengths, job, "stacked", 1),
         "ordinary loops": lambda: list(map(partial(alone, problem), models, strengths)),
     }
-    works = {name: waited(work, 1) for name, work in contenders.items()}
-    return race("64 x 64-64-64-10, 50 steps of 100", works, 3, warmup=1)
+    yield from clock.race("64 x 64-64-64-10, 50 steps of 100", contenders, 3, warmup=1, repeat=1)
 
 
-def study() -> Table:
+def study(clock: Clock) -> Iterator[Table]:
     """64 runs of the quickstart with all that a study does beside the steps: as one stack, and one after another."""
     from .. import config  # needs pydantic, which a machine for GPU checks may lack
     from .studies import QUICKSTART, made
@@ -237,16 +211,17 @@ def study() -> Table:
         "in a stack": config.resolve({**tree, "train": {**tree["train"], "stack": True}}),
         "one run after another": config.resolve({**tree, "train": {**tree["train"], "stack": False}}),
     }
-    works = {name: partial(made, study, "cuda") for name, study in studies.items()}
-    return race("a study of 64 runs of 64-128-128-10, 120 steps of 50, 4 evaluations", works, 1, warmup=1)
+    works = {name: partial(made, study, clock.device) for name, study in studies.items()}
+    title = "a study of 64 runs of 64-128-128-10, 120 steps of 50, 4 evaluations"
+    yield from clock.race(title, works, 1, warmup=1, repeat=1)
 
 
-def memory() -> Table:
+def memory(clock: Clock) -> list[Table]:
     """The peak of memory of a step beyond the bare step's, relative to the largest parameter."""
     largest = max(p.numel() * p.element_size() for p in mlp().parameters())
     peaks = {}
     for mode in (None, *MODES):
-        work = step(cuda(mlp), mode)
+        work = step(mlp, mode, device=clock.device)
         for _ in range(3):
             work()
         torch.cuda.reset_peak_memory_stats()
@@ -256,4 +231,5 @@ def memory() -> Table:
     bare = peaks.pop(None)
     shares = {mode: (peak - bare) / largest for mode, peak in peaks.items()}
     rows = [Row(f"mode {mode!r}", share, share, share, 0.0) for mode, share in shares.items()]
-    return Table("peak memory beyond the bare step's, 784-1024-1024-2048-10, to the largest parameter's", tuple(rows))
+    title = "peak memory beyond the bare step's, 784-1024-1024-2048-10, to the largest parameter's"
+    return [Table(title, tuple(rows))]

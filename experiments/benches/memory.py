@@ -10,10 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .overhead import MODES
 from .steps import Step, mlp, step
-from .timing import Row, Table
+from .timing import Clock, Row, Table
 
 
-def tables() -> list[Table]:
+def tables(clock: Clock) -> list[Table]:
     """The maximal memory of the regularizer in each mode, relative to the largest parameter."""
     largest = max(p.numel() * p.element_size() for p in mlp().parameters())
     rows = []

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from itertools import product
 from pathlib import Path
@@ -25,7 +25,7 @@ from ..errors import UserError
 from ..running.engines import Engine, Local, Pool, Processes, Ray, outcomes
 from ..running.study import run_study
 from ..training.record import Record, load_sealed, open_study
-from .timing import Row, Table, growing
+from .timing import Clock, Row, Table, growing
 
 SIZES = (1_000, 3_000, 10_000)  # runs
 ORIGINALS = 3  # seeds of each arm and strength that are really trained
@@ -36,7 +36,7 @@ _PENALTIES, _MODES = ("L1", "L2"), ("loss", "grad", "decoupled", "prox")
 _STRENGTHS = (0.0, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 
 
-def tables() -> Iterator[Table]:
+def tables(clock: Clock) -> Iterator[Table]:
     """The commands on recorded studies of growing size, and first what importing torch alone takes."""
     yield from workers()
     yield overhead()
@@ -106,9 +106,11 @@ def recorded(size: int) -> Iterator[Table]:
         made = make(Path(place), size)
         count = len(made.study.runs)
         rows = (measured(name, arguments) for name, arguments in made.commands.items())
-        for table in growing(f"{count:,} recorded runs: the peak of resident memory, and the time", rows):
-            page = (made.folders[0] / "report.html").stat().st_size / 1e6
-            yield Table(table.title, table.rows, f"the page has {page:.1f} MB", figure="GiB")
+        title = f"{count:,} recorded runs: the peak of resident memory, and the time"
+        for table in growing(title, rows, made.commands, figure="GiB"):
+            yield table
+        page = (made.folders[0] / "report.html").stat().st_size / 1e6
+        yield replace(table, note=f"the page has {page:.1f} MB")
 
 
 class Made(NamedTuple):

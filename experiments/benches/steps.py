@@ -19,6 +19,11 @@ CHECKED = 4  # steps whose losses are kept, before the batch is memorized
 L1_STRENGTH, L2_STRENGTH = 1e-6, 1e-5
 
 
+def l1_l2(w: Tensor) -> Tensor:
+    """L1 + L2 of a weight, as written by hand."""
+    return L1_STRENGTH * w.abs().sum() + 0.5 * L2_STRENGTH * (w**2).sum()
+
+
 def mlp(widths: Sequence[int] = (784, 1024, 1024, 2048, 10)) -> nn.Sequential:
     """A perceptron with ReLUs, by default with four million weights."""
     layers: list[nn.Module] = []
@@ -47,15 +52,16 @@ class _Residual(nn.Module):
 class Step:
     """A training step of the network: fused AdamW on a batch of noise, always the same, and its first losses.
 
-    ``mode`` is that of a regularizer; ``naive`` adds L1 + L2 to the loss as one does by hand. ``batch`` holds inputs
-    and classes for networks that take others than rows of numbers, ``half`` the precision for autocast.
+    ``mode`` is that of a regularizer; ``by_hand`` gives what is added to the loss for each weight, as one does without
+    torchreg. ``batch`` holds inputs and classes for networks that take others than rows of numbers, ``half`` the
+    precision for autocast.
     """
 
     net: nn.Module
     mode: Mode | None = None
     penalty: Penalty = field(default_factory=lambda: L1(L1_STRENGTH) + L2(L2_STRENGTH))
     compile: bool = False
-    naive: bool = False
+    by_hand: Callable[[Tensor], Tensor] | None = None
     batch: tuple[Tensor, Tensor] | None = None
     half: torch.dtype | None = None
     capturable: bool = False
@@ -86,14 +92,14 @@ class Step:
             self.losses.append(loss.detach())
         if self.regularizer is not None and self.mode == "loss":
             loss = loss + self.regularizer.value()
-        if self.naive:
+        if self.by_hand is not None:
             for w in self.weights:
-                loss = loss + L1_STRENGTH * w.abs().sum() + 0.5 * L2_STRENGTH * (w**2).sum()
+                loss = loss + self.by_hand(w)
         loss.backward()
         self.optimizer.step()
 
 
-def step(make_net: Callable[[], nn.Module], mode: Mode | None = None, **options: object) -> Step:
+def step(make_net: Callable[[], nn.Module], mode: Mode | None = None, device: str = "cpu", **options: object) -> Step:
     """A step of a new network with the same initial weights each time."""
     torch.manual_seed(0)
-    return Step(make_net(), mode, **options)  # type: ignore[arg-type]
+    return Step(make_net().to(device), mode, **options)  # type: ignore[arg-type]

@@ -20,28 +20,30 @@ from ..config import Run
 from ..running.engines import Engine, Processes
 from ..running.study import run_study
 from ..training import data
-from .timing import Table, race
+from .timing import Clock, Table
 
 OVERFIT = Path(__file__).parents[2] / "configs" / "mnist" / "overfit.toml"
 QUICKSTART = SHIPPED / "quickstart.toml"
 
 
-def tables() -> Iterator[Table]:
+def tables(clock: Clock) -> Iterator[Table]:
     """The seconds of all runs without the start of the process and the report, and the ratio to plain loops."""
-    yield _quickstart()
+    yield from _quickstart(clock)
     if (root := os.environ.get("TORCHREG_DATA")) and Path(root).is_dir():  # else MNIST would be downloaded first
-        yield _overfit()
+        yield from _overfit(clock)
 
 
-def _quickstart() -> Table:
+def _quickstart(clock: Clock) -> Iterator[Table]:
     study = config.load(QUICKSTART)
     contenders: dict[str, Callable[[], object]] = {"plain loops": lambda: list(map(plain_loop, study.runs))}
     for name, stack in (("the study, in stacks", "true"), ("the study, one run after another", "false")):
         contenders[name] = partial(made, config.load(QUICKSTART, [f"train.stack={stack}"]))
-    return race(f"quickstart: {len(study.runs)} runs with the same steps and evaluations", contenders, 2, warmup=0)
+    yield from clock.race(
+        f"quickstart: {len(study.runs)} runs with the same steps and evaluations", contenders, 2, warmup=0
+    )
 
 
-def _overfit() -> Table:
+def _overfit(clock: Clock) -> Iterator[Table]:
     """The study of MNIST, for fewer epochs, as it is, by two processes, and as it was made at first."""
     fewer = "train.epochs=10"
     study = config.load(OVERFIT, [fewer])
@@ -52,7 +54,7 @@ def _overfit() -> Table:
             made, config.load(OVERFIT, [fewer, "train.stack=false", "train.evaluate_every=1"])
         ),
     }
-    return race(f"mnist/overfit.toml: {len(study.runs)} runs of 10 epochs", contenders, 1, warmup=0)
+    yield from clock.race(f"mnist/overfit.toml: {len(study.runs)} runs of 10 epochs", contenders, 1, warmup=0)
 
 
 def made(study: config.Study, device: str = "cpu", engine: Engine | None = None) -> None:

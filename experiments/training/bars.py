@@ -36,10 +36,14 @@ class Bar:
         unit: one of them, such as "run".
         done: the number of units that were done before; the time of the others tells the time that is left.
         stands_for: the number of units of the bar around it, such as the runs of a stack.
+        stays: whether a terminal keeps it at its end; a bar within another one goes anyway.
     """
 
-    def __init__(self, name: str, total: int, unit: str, done: int = 0, stands_for: int = 1) -> None:
+    def __init__(
+        self, name: str, total: int, unit: str, done: int = 0, stands_for: int = 1, stays: bool = True
+    ) -> None:
         self.name, self.total, self.unit, self.done, self.stands_for = name, total, unit, done, stands_for
+        self.stays = stays
         self.note = ""
         self._outer: Bar | None = None
         self._known = float(done)
@@ -59,9 +63,9 @@ class Bar:
             self._outer._share = self._done_of_outer
             self._outer._known += self._done_of_outer
         if is_terminal := sys.stderr is not None and sys.stderr.isatty():
-            is_part = self._outer is not None
+            stays = self.stays and self._outer is None
             text = f"{self.name}: {self}"
-            self._bar = tqdm(total=self.total, desc=text, leave=not is_part, bar_format=_BAR, dynamic_ncols=True)
+            self._bar = tqdm(total=self.total, desc=text, leave=stays, bar_format=_BAR, dynamic_ncols=True)
         if self._outer is None:
             self._thread = threading.Thread(target=self._tell, args=(is_terminal,), daemon=True)
             self._thread.start()

@@ -16,6 +16,7 @@ import typer
 
 from experiments import cli, config
 from experiments.benches import command as benches
+from experiments.benches.timing import Clock
 from experiments.running import rehearsal, search
 from tests.docs.pages import PAGES, ROOT, Block, blocks, name_of
 
@@ -122,7 +123,8 @@ class Page:
         assert name in known, f"{block.place}: unknown command {name}"
         parsed = known[name].make_context(name, rest).params
         if name == "bench":
-            assert set(parsed["names"] or ()) <= benches.BENCHES.keys(), f"{block.place}: unknown bench"
+            names = parsed["names"] or ["compare"]
+            assert names[0] == "compare" or benches.chosen(names, Clock(parsed["device"], parsed["quick"])), block.place
         if "path" not in parsed:
             return
         path = str(parsed["path"])
