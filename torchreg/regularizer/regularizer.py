@@ -236,12 +236,13 @@ class Regularizer:
         return pairs + [(a.acting, a.param, a.key) for a in self._computed if a.acting is not None and a.is_penalized]
 
     def _scaled_total(self, pairs: Sequence[_Trained]) -> Tensor:
-        if not self._own_scales:
+        scale = self._scale
+        if not isinstance(scale, Mapping):
             penalties, weights, _ = zip(*pairs, strict=True)
-            if not isinstance(self._scale, Tensor):
-                return penalty_value(penalties, weights, self._scale, self.compile)
+            if not isinstance(scale, Tensor):
+                return penalty_value(penalties, weights, scale, self.compile)
             total = penalty_value(penalties, weights, compile=self.compile)
-            return self._scale.to(total.device) * total  # of a stack that was moved, they lie where it was
+            return scale.to(total.device) * total  # those of a stack that was moved lie where it was
         first, *others = (
             self._scale_of(key) * penalty_value([penalty], [weight], compile=self.compile)
             for penalty, weight, key in pairs
@@ -482,7 +483,15 @@ class Regularizer:
     def __getstate__(self) -> dict[str, Any]:
         self._is_used = True  # in the copy
         select = self._select if can_be_pickled(self._select) else None  # a lambda cannot
-        left = {"_hooks": (), "_listeners": [], "_decays": {}, "_plans": {}, "_is_used": True, "_structure": None, "_select": select}
+        left = {
+            "_hooks": (),
+            "_listeners": [],
+            "_decays": {},
+            "_plans": {},
+            "_is_used": True,
+            "_structure": None,
+            "_select": select,
+        }
         return self.__dict__ | left
 
     @property
@@ -516,7 +525,9 @@ class Regularizer:
     def __copy__(self) -> Self:
         """The copy is detached: two regularizers on one optimizer would apply the penalty twice."""
         twin = type(self).__new__(type(self))
-        twin.__dict__.update(self.__dict__, _optimizers=(), _hooks=(), _listeners=[], _decays={}, _plans={}, _is_used=True)
+        twin.__dict__.update(
+            self.__dict__, _optimizers=(), _hooks=(), _listeners=[], _decays={}, _plans={}, _is_used=True
+        )
         return twin
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -48,7 +48,7 @@ def _scaled(value: Tensor, scale: float) -> Tensor:
 
 def _are_few(penalties: Sequence[Penalty], params: Sequence[Tensor]) -> bool:
     """Whether it is one penalty of few values, so that the calls cost more than the passes over the values."""
-    if sum([w.numel() for w in params]) > _FEW or any([p is not penalties[0] for p in penalties]):
+    if sum([w.numel() for w in params]) > _FEW or any(p is not penalties[0] for p in penalties):
         return False
     kinds = {(type(w), w.dtype, w.get_device()) for w in params}
     return len(kinds) == 1 and type(params[0]) in PLAIN and params[0].dtype in (torch.float32, torch.float64)

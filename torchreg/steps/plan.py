@@ -17,7 +17,7 @@ from torchreg.penalties import Penalty
 
 Penalties = Mapping[nn.Parameter, Penalty]
 ScaleOf = Callable[[nn.Parameter], float | Tensor]
-Gradients = Sequence[Tensor | None]
+Gradients = Sequence[Any]  # a tensor for each parameter; of one that the step does not change, perhaps None
 
 PLAIN = (nn.Parameter, Tensor)
 _SMALL = 1 << 14  # elements: of larger weights the calls cost less than two more copies
@@ -116,9 +116,9 @@ class Bundle:
             torch._foreach_copy_(self._views, self._parts)
         else:
             own = [gradients[i] for i in self._where]
-            torch._foreach_copy_(self._parts, own)  # type: ignore[arg-type]  # the plan holds: none of them is None
+            torch._foreach_copy_(self._parts, own)
             act(self._gradients, self._weights, number)
-            torch._foreach_copy_(own, self._parts)  # type: ignore[arg-type]
+            torch._foreach_copy_(own, self._parts)
 
 
 def _batch(rows: Sequence[tuple[int, Group, nn.Parameter, Penalty]], takes_gradients: bool) -> Batch:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchreg import functional as f
 from torchreg.functional.chunks import chunks_of
 from torchreg.functional.sharding import on_plain_
 from torchreg.hooks import gradient_scale, step_size
