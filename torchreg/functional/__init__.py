@@ -33,6 +33,7 @@ from torchreg.functional.measures import (
     magnitude,
     nan_of,
     real_dtype,
+    row_lengths,
     row_norms,
     wide,
 )
@@ -45,6 +46,7 @@ from torchreg.functional.shrinkage import (
     foreach_axpy_,
     foreach_scale_,
     group_soft_threshold,
+    kept_share,
     scaled_sign,
     shrink,
     singular_value_threshold,
@@ -53,6 +55,7 @@ from torchreg.functional.shrinkage import (
     soft_threshold_towards,
 )
 from torchreg.functional.singular import singular_values, svd
+from torchreg.functional.tracking import leading_triples
 from torchreg.functional.variants import (
     alpha_dropout,
     drop_blocks,
@@ -94,9 +97,11 @@ __all__ = [
     "is_transformed",
     "keep",
     "keep_mask",
+    "kept_share",
     "l1_norm",
     "l2_norm",
     "largest",
+    "leading_triples",
     "losses_at_once",
     "magnitude",
     "mask_shape",
@@ -109,6 +114,7 @@ __all__ = [
     "real_dtype",
     "replaying",
     "representable",
+    "row_lengths",
     "row_norms",
     "scaled_sign",
     "shrink",
