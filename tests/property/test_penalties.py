@@ -148,7 +148,7 @@ def test_a_step_given_as_tensor_is_the_number(case, w, step):
 @pytest.mark.shows("gradient")
 @each(every, pair=pairs, scale=scales, enabled=st.booleans())
 def test_the_in_place_forms_are_their_definitions(case, pair, scale, enabled):
-    grad, w = pair
+    grad, w = pair[0], case.sane(pair[1])
     before, expected = w.clone(), grad + scale * case.penalty.gradient(w)
     target = grad.clone()
     with torch.set_grad_enabled(enabled):

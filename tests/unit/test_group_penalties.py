@@ -200,7 +200,7 @@ def test_images_channels_last_are_kernels_like_any_other(penalty):
 
 @each_penalty
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)
-@pytest.mark.parametrize("weight", [0.0, 1e-30, 1e30, torch.inf, torch.nan])
+@pytest.mark.parametrize("weight", [0.0, 1e-39, 1e-30, 1e30, torch.inf, torch.nan])
 def test_in_a_step_groups_are_as_outside_of_one(penalty, dtype, weight):
     w = sparse_weight(torch.float32).to(dtype)
     w[0] = weight

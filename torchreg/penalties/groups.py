@@ -104,7 +104,9 @@ class Grouped(ByGroup, Term, ProximalPenalty):
             return into.addcmul_(w, self._slopes(w, strength) * scale)
         rows, own = parts
         lengths = f.row_lengths(own.rows)
-        lengths.masked_fill_(lengths == 0, math.inf)
+        precision = torch.finfo(lengths.dtype)
+        vanishing = (precision.tiny * precision.eps) ** 0.5  # its square is 0, so that everywhere else it counts as 0
+        lengths.masked_fill_(lengths < vanishing, math.inf)
         rows.rows.addcmul_(own.rows, strength * _root(own) / lengths * scale)
         return into
 
