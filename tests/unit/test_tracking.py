@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tests.helpers import assert_bit_equal, assert_close
-from torchreg.functional import leading_triples
+from torchreg.functional import leading_triples, low_rank_threshold, singular_value_threshold, tracking
 from torchreg.functional.tracking import _starts
-from torchreg.penalties import SpectralNorm
+from torchreg.penalties import Nuclear, SpectralNorm
 
 ROWS, COLUMNS = 150, 140
 BULK = [1.0 - 0.004 * i for i in range(COLUMNS - 4)]
@@ -120,3 +120,65 @@ def test_what_is_kept_is_in_no_copy_and_dies_with_the_weight():
     del w
     gc.collect()
     assert len(_starts) == before - 1
+
+
+# -- the singular value threshold -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def decompositions(monkeypatch):
+    """A list that grows by one for each decomposition of a whole matrix."""
+    made = []
+    monkeypatch.setattr(tracking, "svd", lambda matrix: made.append(1) or torch.linalg.svd(matrix, full_matrices=False))
+    return made
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64], ids=str)
+def test_a_low_rank_is_thresholded_without_a_decomposition(dtype, decompositions):
+    w = matrix_with(5.0, 4.0, 3.0, dtype=dtype)
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    for _ in range(20):
+        expected = singular_value_threshold(w.to(wide), 1.2)
+        w.copy_(low_rank_threshold(w, w, 1.2))
+        largest = torch.linalg.matrix_norm(expected, 2)
+        assert (w - expected).norm() <= 16 * torch.finfo(dtype).eps * largest
+        w.mul_(1.5).add_(1e-3 * torch.randn_like(w))
+    assert len(decompositions) == 1
+
+
+@pytest.mark.parametrize("growth", [0.02, 0.2])
+def test_a_direction_that_rises_above_the_threshold_is_kept(growth, decompositions):
+    left, right = (
+        torch.linalg.qr(torch.randn(ROWS, 60).double()).Q,
+        torch.linalg.qr(torch.randn(COLUMNS, 60).double()).Q,
+    )
+    sigma = torch.cat([torch.tensor([5.0, 4.0]), torch.linspace(0.9, 0.1, 57), torch.zeros(1)]).double()
+    w = torch.empty(ROWS, COLUMNS, dtype=torch.float64)
+    for _ in range(20):
+        w.copy_((left * sigma) @ right.T)
+        assert_close(low_rank_threshold(w, w, 1.0), (left * (sigma - 1).clamp(min=0)) @ right.T, tolerance=1e-9)
+        sigma[-1] += growth
+    assert len(decompositions) < 5
+
+
+@pytest.mark.parametrize("kind", [torch.nan, torch.inf])
+def test_the_threshold_of_what_is_not_finite_is_left_to_others(kind):
+    w = matrix_with(5.0)
+    low_rank_threshold(w, w, 1.2)
+    w[2, 3] = kind
+    assert low_rank_threshold(w, w, 1.2) is None
+    with torch.no_grad():
+        assert not Nuclear(1.0)._prox_(w, 1.2).isfinite().any()
+
+
+@pytest.mark.parametrize("shape", [(ROWS, COLUMNS), (140, 75, 2)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("step", [0.0, 0.6, torch.tensor(0.6), 6.0], ids=repr)
+def test_in_a_step_the_prox_of_the_nuclear_norm_is_as_outside_of_one(shape, dtype, step):
+    w = matrix_with(5.0, 4.0)
+    w = (w if shape[0] == ROWS else w.T.reshape(shape)).to(dtype)
+    with torch.no_grad():
+        for _ in range(3):
+            expected = Nuclear(2.0).prox(w.double(), step)
+            assert_close(Nuclear(2.0)._prox_(w, step).double(), expected, 8 * torch.finfo(dtype).eps)
+            w.mul_(1.4)

@@ -55,7 +55,7 @@ from torchreg.functional.shrinkage import (
     soft_threshold_towards,
 )
 from torchreg.functional.singular import singular_values, svd
-from torchreg.functional.tracking import leading_triples
+from torchreg.functional.tracking import leading_triples, low_rank_threshold
 from torchreg.functional.variants import (
     alpha_dropout,
     drop_blocks,
@@ -103,6 +103,7 @@ __all__ = [
     "largest",
     "leading_triples",
     "losses_at_once",
+    "low_rank_threshold",
     "magnitude",
     "mask_shape",
     "mixed",

@@ -1,4 +1,4 @@
-"""The largest singular values of a matrix that changes little from call to call, as a weight in training does."""
+"""Singular values of a matrix that changes little from call to call, as a weight in training does."""
 
 from typing import NamedTuple
 
@@ -6,9 +6,13 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from torchreg.functional.singular import svd
+
 _SMALL = 128  # up to this side a decomposition takes no longer
 _BLOCK = 16  # vectors that are followed; fewer take as long to multiply
 _CHANCE = 4  # of these, which are there by chance: a new one in each call, and what became of the last ones
+_SPARE = 12  # vectors that are followed beyond the rank
+_FEW = 10  # rounds in which a low rank is found; it has changed if they do not suffice
 _ROUNDS = 100  # twice as many take as long as a decomposition
 
 
@@ -17,7 +21,9 @@ class _Start(NamedTuple):
     draw: torch.Generator
 
 
-_starts = WeakTensorKeyDictionary()  # for each weight what the last call found; it is in no copy and in no checkpoint
+# For each weight what the last call found. It is in no copy and in no checkpoint.
+_starts = WeakTensorKeyDictionary()
+_ranges = WeakTensorKeyDictionary()
 
 
 def leading_triples(w: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -94,6 +100,79 @@ def _iterate(matrix: Tensor, basis: Tensor) -> tuple[tuple[Tensor, Tensor, Tenso
             return (left, length.squeeze(1) * (size / ritz[-many:]).sqrt(), right / length), block
         basis = _orthonormal(block)
     return None, block
+
+
+def low_rank_threshold(w: Tensor, matrix: Tensor, threshold: float) -> Tensor | None:
+    r""":func:`~torchreg.functional.singular_value_threshold`, by what is above the threshold alone if that is little.
+
+    The right vectors of the last result for ``w`` and some by chance are multiplied by the matrix and its adjoint,
+    until the triples above the threshold, :math:`X = U (\Sigma - t) V^H`, are certified. The problem is strongly
+    convex, so that :math:`X` is as near to its minimum as its subdifferential is to 0:
+
+    .. math:: \|X - X^*\|_F \le \|W V - U \Sigma\|_F + \|(\Sigma' - t)_+\|_F
+
+    where :math:`\Sigma'` are the singular values of what is left, :math:`W - U \Sigma V^H`. The first term is computed
+    and must vanish in rounding; that no :math:`\sigma'` is above :math:`t` is certified as in :func:`leading_triples`.
+
+    Args:
+        w: the weight; what was found is kept as long as it lives.
+        matrix: what the weight is as a matrix.
+        threshold: ``t > 0``.
+
+    Returns:
+        The matrix. None if the matrix is small, not finite, or not on the CPU.
+
+    Example:
+        >>> w = torch.diag(torch.tensor([3.0, 2.0] + [0.1] * 198))
+        >>> low_rank_threshold(w, w, 0.5).diagonal()[:3]
+        tensor([2.5000, 1.5000, 0.0000])
+
+    References:
+        Nathan Halko, Per-Gunnar Martinsson, Joel A. Tropp, "Finding Structure with Randomness: Probabilistic
+        Algorithms for Constructing Approximate Matrix Decompositions", SIAM Review, 2011.
+    """
+    if min(matrix.shape) <= _SMALL or not matrix.is_cpu or torch.compiler.is_compiling():
+        return None
+    start = _ranges.get(w)
+    triples = None
+    if start is not None and start.basis.dtype == matrix.dtype and len(start.basis) == matrix.shape[1]:
+        triples = _above(matrix, start.basis, threshold)
+    draw = torch.Generator().manual_seed(0) if start is None else start.draw
+    left, sigma, right = svd(matrix) if triples is None else triples
+    if not bool(sigma.isfinite().all()):
+        return None
+    rank = int((sigma > threshold).sum())
+    if rank + _SPARE <= min(matrix.shape) // 8:
+        kept = torch.cat([right[: rank + _SPARE - 1], _noise(matrix, 1, draw).mH])
+        _ranges[w] = _Start(_orthonormal(kept), draw)
+    else:
+        _ranges.pop(w, None)
+    return (left[:, :rank] * (sigma[:rank] - threshold)) @ right[:rank]
+
+
+def _above(matrix: Tensor, basis: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The triples of the block in descending order, if those above the threshold are certified."""
+    precision = torch.finfo(matrix.dtype)
+    image = matrix @ basis
+    for _ in range(_FEW):
+        if not bool(image.isfinite().all()):
+            return None
+        span = torch.linalg.qr(image).Q
+        back = torch.linalg.qr(matrix.mH @ span)
+        right, sigma, left = torch.linalg.svd(back.R)
+        left, right = span @ left.mH, back.Q @ right
+        image = matrix @ right
+        values = sigma.tolist()
+        rank = sum(value > threshold for value in values)
+        if rank > len(values) - _SPARE // 2:
+            return None
+        residual = torch.linalg.vector_norm(image - left * sigma, dim=0)
+        below, rest = sigma[rank:] / threshold, residual[rank:] / threshold
+        gap = 1 - float(below[-1]) ** 2
+        is_exact = float(residual[:rank].square().sum()) ** 0.5 <= 16 * precision.eps * values[0]
+        if is_exact and gap > 0 and float((below.square() + rest.square() / gap).amax()) <= 1:
+            return left, sigma, right.mH
+    return None
 
 
 def _orthonormal(rows: Tensor) -> Tensor:
