@@ -44,19 +44,23 @@ def add_gradients(optimizer: Optimizer, penalties: Penalties, scales: Scales, co
 
 
 @torch.no_grad()
-def descend(optimizer: Optimizer, penalties: Penalties, scales: Scales, compile: bool = False) -> None:
-    """Mode "decoupled", before the update: ``w -= lr * dR(w)``."""
+def descend(
+    optimizer: Optimizer, penalties: Penalties, scales: Scales, compile: bool = False, times: int = 1
+) -> None:
+    """Mode "decoupled", before the update: ``w -= lr * dR(w)``, ``times`` as far."""
     for batch in param_batches(optimizer, penalties, scales):
-        penalty, step = batch.penalty, step_size(optimizer, batch.group) * batch.scale
+        penalty, step = batch.penalty, step_size(optimizer, batch.group) * batch.scale * times
         one, many = partial(penalty._descend_, step=step), partial(penalty._foreach_descend_, step=step)
         _update_all(penalty, one, many, (batch.params,), step, "descend" if compile else None)
 
 
 @torch.no_grad()
-def take_proximal_steps(optimizer: Optimizer, penalties: Penalties, scales: Scales, compile: bool = False) -> None:
-    """Mode "prox", after the update: ``w = prox(w, lr)``."""
+def take_proximal_steps(
+    optimizer: Optimizer, penalties: Penalties, scales: Scales, compile: bool = False, times: int = 1
+) -> None:
+    """Mode "prox", after the update: ``w = prox(w, lr)``, ``times`` as far."""
     for batch in param_batches(optimizer, penalties, scales):
-        penalty, step = batch.penalty, step_size(optimizer, batch.group) * batch.scale
+        penalty, step = batch.penalty, step_size(optimizer, batch.group) * batch.scale * times
         assert isinstance(penalty, ProximalPenalty)
         one, many = partial(penalty._prox_, step=step), partial(penalty._foreach_prox_, step=step)
         _update_all(penalty, one, many, (batch.params,), step, "prox" if compile else None)
