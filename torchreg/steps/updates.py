@@ -44,9 +44,7 @@ def add_gradients(optimizer: Optimizer, penalties: Penalties, scales: Scales, co
 
 
 @torch.no_grad()
-def descend(
-    optimizer: Optimizer, penalties: Penalties, scales: Scales, compile: bool = False, times: int = 1
-) -> None:
+def descend(optimizer: Optimizer, penalties: Penalties, scales: Scales, compile: bool = False, times: int = 1) -> None:
     """Mode "decoupled", before the update: ``w -= lr * dR(w)``, ``times`` as far."""
     for batch in param_batches(optimizer, penalties, scales):
         penalty, step = batch.penalty, step_size(optimizer, batch.group) * batch.scale * times
