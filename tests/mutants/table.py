@@ -159,8 +159,8 @@ MUTANTS = (
     ),
     Mutant(
         "torchreg/regularizer/regularizer.py",
-        'elif self.mode == "decoupled" and evaluation == 0:',
-        'elif self.mode == "decoupled":',
+        'elif self.mode == "decoupled" and evaluation == 0 and self._is_due:',
+        'elif self.mode == "decoupled" and self._is_due:',
         "mode 'decoupled' acts at each evaluation of a closure, not once a step",
     ),
     Mutant(

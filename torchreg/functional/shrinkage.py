@@ -121,10 +121,19 @@ def group_soft_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:
     """
     if isinstance(threshold, Tensor) and threshold.ndim and threshold.shape[-1] > 1:
         return _group_soft_threshold_in_metric(w, threshold)
-    norms = row_norms(w)
+    return (w * kept_share(row_norms(w), threshold)).to(w.dtype)
+
+
+def kept_share(norms: Tensor, threshold: float | Tensor) -> Tensor:
+    """What :func:`group_soft_threshold` multiplies vectors of these norms by: ``max(1 - threshold / norms, 0)``.
+
+    Example:
+        >>> kept_share(torch.tensor([4.0, 0.5, 0.0]), 1.0)
+        tensor([0.7500, 0.0000, 0.0000])
+    """
     threshold = as_tensor(threshold, norms)
     above = torch.maximum(norms, threshold).clamp(min=torch.finfo(norms.dtype).tiny)  # so that 0 / 0 is 0
-    return (w * (1 - threshold / above)).to(w.dtype)
+    return 1 - threshold / above
 
 
 def _group_soft_threshold_in_metric(w: Tensor, threshold: Tensor) -> Tensor:

@@ -71,6 +71,10 @@ class Regularizer:
         mode: ``"loss"``, ``"grad"``, ``"decoupled"`` or ``"prox"``.
         select: which parameters; by default :data:`~torchreg.weights`: no biases, no parameters of normalization.
         schedule: a function from the number of steps made to ``scale``; see :mod:`torchreg.schedules`.
+        every: the penalty acts in each ``every``-th step only, and then as strongly as in all of them together: for
+            modes "decoupled" and "prox" of penalties that cost more than a step, such as
+            :class:`~torchreg.Nuclear`. With a small learning rate the result is nearly the same. A compiled or captured
+            step must be one with ``every=1``.
         compile: whether :func:`torch.compile` makes a kernel of an elementwise penalty, which takes one pass over a
             large weight instead of several. It pays for networks whose steps take ten milliseconds or more. Compiling
             takes some seconds at the first step, once for all strengths, and needs a C++ compiler. Without a compiler
@@ -109,11 +113,17 @@ class Regularizer:
         mode: Mode = "loss",
         select: Selector | Callable[[ParamInfo], bool] = weights,
         schedule: Schedule | None = None,
+        every: int = 1,
         compile: bool = False,
     ) -> None:
         check_model("Regularizer", model)
         if mode not in get_args(Mode):
             raise ValueError(f"Regularizer: mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise ValueError(f"Regularizer: every must be a whole number >= 1, got {every!r}")
+        if every > 1 and mode not in ("decoupled", "prox"):
+            raise ValueError(f"Regularizer: every={every} needs mode 'decoupled' or 'prox', got {mode!r}")
+        self.every = every
         self.model = model
         if schedule is not None:
             check_schedule("Regularizer", schedule)
@@ -383,18 +393,24 @@ class Regularizer:
                 assert a.acting is not None
                 assert a.computed is not None
                 add_gradients_through(optimizer, a.acting, a.computed, self._scale_of(a.key))
-        elif mode == "decoupled" and evaluation == 0:
+        elif mode == "decoupled" and evaluation == 0 and self._is_due:
             plan, _ = self._planned(optimizer, is_compiled)
-            descend(plan, self._scale_of, self.compile)
+            descend(plan, self._scale_of, self.compile, self.every)
 
     def _after_step(self, optimizer: Optimizer) -> None:
         if self.mode == "prox":
             if self._listeners:
                 self._tell(optimizer)
-            plan, _ = self._planned(optimizer, torch.compiler.is_compiling())
-            take_proximal_steps(plan, self._scale_of, self.compile)
+            if self._is_due:
+                plan, _ = self._planned(optimizer, torch.compiler.is_compiling())
+                take_proximal_steps(plan, self._scale_of, self.compile, self.every)
         if optimizer is self._optimizers[-1]:
             self._advance()
+
+    @property
+    def _is_due(self) -> bool:
+        """Whether the penalty acts in this step."""
+        return self.every == 1 or (self._steps + 1) % self.every == 0
 
     def _planned(self, optimizer: Optimizer, is_compiled: bool) -> tuple[Plan, Gradients]:
         """What a step of the optimizer changes, and the gradients of these parameters now.
@@ -496,7 +512,7 @@ class Regularizer:
 
     @property
     def _is_counting(self) -> bool:
-        return self.schedule is not None
+        return self.schedule is not None or self.every > 1
 
     @property
     def _carried_name(self) -> str:

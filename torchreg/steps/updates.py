@@ -38,19 +38,19 @@ def add_gradients(plan: Plan, gradients: Gradients, scale_of: ScaleOf, compile: 
             _update(plan.params, batch, batch.penalty._add_gradient_, times, form, gradients)
 
 
-def descend(plan: Plan, scale_of: ScaleOf, compile: bool = False) -> None:
-    """Mode "decoupled", before the update: ``w -= lr * dR(w)``."""
+def descend(plan: Plan, scale_of: ScaleOf, compile: bool = False, times: int = 1) -> None:
+    """Mode "decoupled", before the update: ``w -= lr * dR(w)``, ``times`` as far."""
     with torch.no_grad():
         for batch in plan.batches:
-            step = step_size(plan.optimizer, batch.group) * scale_of(batch.first)
+            step = step_size(plan.optimizer, batch.group) * scale_of(batch.first) * times
             _update(plan.params, batch, batch.penalty._descend_, step, "descend" if compile else None)
 
 
-def take_proximal_steps(plan: Plan, scale_of: ScaleOf, compile: bool = False) -> None:
-    """Mode "prox", after the update: ``w = prox(w, lr)``."""
+def take_proximal_steps(plan: Plan, scale_of: ScaleOf, compile: bool = False, times: int = 1) -> None:
+    """Mode "prox", after the update: ``w = prox(w, lr)``, ``times`` as far."""
     with torch.no_grad():
         for batch in plan.batches:
-            step = step_size(plan.optimizer, batch.group) * scale_of(batch.first)
+            step = step_size(plan.optimizer, batch.group) * scale_of(batch.first) * times
             assert isinstance(batch.penalty, ProximalPenalty)
             _update(plan.params, batch, batch.penalty._prox_, step, "prox" if compile else None)
 
