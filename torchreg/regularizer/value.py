@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchreg import functional as f
-from torchreg.functional.chunks import bundles, chunks_of
+from torchreg.functional.chunks import bundles, chunks_of, keep_freed_memory
 from torchreg.functional.sharding import Layout, as_plain, layout_of_sum, reduced, sharded_like
 from torchreg.penalties import Penalty
 from torchreg.steps.kernels import kernel_for
@@ -74,6 +74,7 @@ class PenaltySum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, penalties: Sequence[Penalty], compile: bool, *params: Tensor) -> Tensor:
+        keep_freed_memory()
         ctx.penalties, ctx.compile = penalties, compile
         ctx.save_for_backward(*params)
         return _sum(penalties, params, compile)

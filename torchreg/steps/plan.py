@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
 from operator import is_
 from typing import Any, NamedTuple
 
@@ -18,6 +17,8 @@ from torchreg.penalties import Penalty
 Penalties = Mapping[nn.Parameter, Penalty]
 ScaleOf = Callable[[nn.Parameter], float | Tensor]
 Gradients = Sequence[Any]  # a tensor for each parameter; of one that the step does not change, perhaps None
+
+Row = tuple[int, Group, nn.Parameter, Penalty]  # the parameter's position among those of a plan
 
 PLAIN = (nn.Parameter, Tensor)
 _SMALL = 1 << 14  # elements: of larger weights the calls cost less than two more copies
@@ -60,8 +61,7 @@ class Plan:
             for i, (param, group) in enumerate(pairs)
             if param.grad is not None and param.requires_grad
         ]
-        shared = groupby(self.changed, lambda row: (id(row[1]), id(row[3]), id(scale_of(row[2]))))
-        self.batches = [_batch(list(rows), takes_gradients) for _, rows in shared]
+        self.batches = [_batch(rows, takes_gradients) for rows in _alike(self.changed, scale_of)]
 
     def gradients(self) -> Gradients | None:
         """The gradients of all parameters now; None if the plan holds no longer."""
@@ -121,7 +121,21 @@ class Bundle:
             torch._foreach_copy_(own, self._parts)
 
 
-def _batch(rows: Sequence[tuple[int, Group, nn.Parameter, Penalty]], takes_gradients: bool) -> Batch:
+def _alike(rows: Sequence[Row], scale_of: ScaleOf) -> list[list[Row]]:
+    """Consecutive rows with the same group, penalty and scale."""
+    found: list[list[Row]] = []
+    last: tuple[object, ...] = ()
+    for row in rows:
+        _, group, param, penalty = row
+        scale = scale_of(param)
+        if not last or last[0] is not group or last[1] is not penalty or last[2] is not scale:
+            found.append([])
+            last = group, penalty, scale
+        found[-1].append(row)
+    return found
+
+
+def _batch(rows: Sequence[Row], takes_gradients: bool) -> Batch:
     _, group, first, penalty = rows[0]
     batch = Batch(group, penalty, first, [], [], [])
     small: dict[object, list[tuple[int, nn.Parameter]]] = {}
