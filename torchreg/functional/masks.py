@@ -68,7 +68,7 @@ def is_plain(x: Tensor) -> bool:
     """Whether ``x`` is a dense tensor on the CPU, outside of compilers and transforms of ``torch.func``."""
     return (
         type(x) in (Tensor, Parameter)
-        and x.device.type == "cpu"
+        and x.is_cpu
         and x.is_floating_point()
         and x.layout == torch.strided
         and not torch.compiler.is_compiling()
@@ -130,16 +130,19 @@ def _kept_by_bytes(count: int, p: float, source: Generator | None) -> Tensor:
     inverse = p > 0.5  # then kept elements are compared, so that all thresholds are in the range of a signed byte
     level, rest = divmod(round(float(1 - p if inverse else p) * (1 << 16)), 1 << 8)
     compare = torch.lt if inverse else torch.ge
-    keep = torch.empty(-(-count // _SHARING) * _SHARING, dtype=torch.uint8, device="cpu")
-    for part in keep.split(CHUNK) if count > CHUNK else (keep,):
-        columns = len(part) // _SHARING
-        bits = _bits(len(part) + (columns if rest else 0), source).view(torch.int8)
+    parts = []
+    for start in range(0, max(count, 1), CHUNK):  # the results take the place of the bits, because new memory is slow
+        size = min(CHUNK, count - start)
+        columns = -(-size // _SHARING)
+        bits = _bits((_SHARING + bool(rest)) * columns, source).view(torch.int8)
+        own = bits.as_strided((_SHARING, columns), (columns, 1))
         threshold: int | Tensor = level - 128
         if rest:
-            threshold = torch.empty(columns, dtype=torch.int8, device="cpu")
-            torch.lt(bits[len(part) : len(part) + columns], rest - 128, out=threshold).add_(level - 128)
-        compare(bits[: len(part)].view(_SHARING, columns), threshold, out=part.view(_SHARING, columns))
-    return keep[:count]
+            shared = bits.as_strided((columns,), (1,), _SHARING * columns)
+            threshold = shared.lt_(rest - 128).add_(level - 128)
+        compare(own, threshold, out=own)
+        parts.append(bits[:size])
+    return (torch.cat(parts) if count > CHUNK else parts[0]).view(torch.uint8)
 
 
 def _rarely_zero(count: int, p: float, source: Generator | None) -> Tensor:
