@@ -132,7 +132,7 @@ def keep(x: Tensor, mask: Tensor, scale: float, inplace: bool = False) -> Tensor
     Masks of up to ``CHUNK`` elements are stored in ``x``'s dtype, because a product of one dtype is faster. They hold
     the scale too, except in half precision, where it would be rounded.
     """
-    if mask.dtype == torch.uint8 and (mask.numel() < x.numel() or x.numel() <= CHUNK):
+    if mask.dtype == torch.int8 and (mask.numel() < x.numel() or x.numel() <= CHUNK):
         mask = mask.to(x.dtype)
         if x.dtype in (torch.float32, torch.float64):
             mask, scale = mask.mul_(scale), 1.0

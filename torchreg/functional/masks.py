@@ -89,7 +89,7 @@ def draws_bits(x: Tensor, generator: Source) -> bool:
 
 
 def keep_mask(x: Tensor, p: float, shape: Sequence[int], generator: Source, is_rare: bool = False) -> Tensor:
-    """A mask of ones, with zeros with probability ``p``: uint8 if ``x`` is plain, else in ``x``'s dtype.
+    """A mask of ones, with zeros with probability ``p``: int8 if ``x`` is plain, else in ``x``'s dtype.
 
     For a plain ``x`` one 64-bit random number decides about eight elements (two if zeros are rare), which is many times
     faster than ``Tensor.bernoulli_``. If ``shape`` is ``x``'s shape, the mask has the strides of ``empty_like(x)``.
@@ -99,11 +99,11 @@ def keep_mask(x: Tensor, p: float, shape: Sequence[int], generator: Source, is_r
         return generator.draw(lambda own: keep_mask(like, p, shape, own, is_rare))
     if not is_plain(x):  # out of place, so that torch.func.vmap can draw one for each example
         return (drawn(torch.rand, shape, x.device, generator) >= p).to(x.dtype)
-    source, count = _source(generator), torch.Size(shape).numel()
-    keep = (_rarely_zero if is_rare else _kept_by_bytes)(count, p, source)
-    if x.is_contiguous() or x.shape != shape:
-        return keep.view(shape)
-    return keep.as_strided(shape, torch.empty_like(x, device="meta").stride())
+    count = torch.Size(shape).numel()
+    keep = (_rarely_zero if is_rare else _kept_by_bytes)(count, p, _source(generator))
+    if x.shape != shape:
+        return keep[:count].view(shape)
+    return keep.as_strided(shape, x.stride() if x.is_contiguous() else torch.empty_like(x, device="meta").stride())
 
 
 def drawn(
@@ -122,32 +122,31 @@ def drawn(
 
 
 def _kept_by_bytes(count: int, p: float, source: Generator | None) -> Tensor:
-    """Eight random bits for each element, and eight more that :data:`_SHARING` elements share.
+    """At least ``count`` elements, each by eight random bits, and eight more that :data:`_SHARING` elements share.
 
     The shared bits decide if the first eight are at the border, so that the rate is ``p`` to ``2**-16``. Elements are
     nearly independent: their correlation is at most ``2**-18 / p / (1 - p)``, and 0 unless they share bits.
     """
+    if count > CHUNK:
+        sizes = [min(CHUNK, count - start) for start in range(0, count, CHUNK)]
+        return torch.cat([_kept_by_bytes(size, p, source)[:size] for size in sizes])
     inverse = p > 0.5  # then kept elements are compared, so that all thresholds are in the range of a signed byte
     level, rest = divmod(round(float(1 - p if inverse else p) * (1 << 16)), 1 << 8)
     compare = torch.lt if inverse else torch.ge
-    parts = []
-    for start in range(0, max(count, 1), CHUNK):  # the results take the place of the bits, because new memory is slow
-        size = min(CHUNK, count - start)
-        columns = -(-size // _SHARING)
-        bits = _bits((_SHARING + bool(rest)) * columns, source).view(torch.int8)
-        own = bits.as_strided((_SHARING, columns), (columns, 1))
-        threshold: int | Tensor = level - 128
-        if rest:
-            shared = bits.as_strided((columns,), (1,), _SHARING * columns)
-            threshold = shared.lt_(rest - 128).add_(level - 128)
-        compare(own, threshold, out=own)
-        parts.append(bits[:size])
-    return (torch.cat(parts) if count > CHUNK else parts[0]).view(torch.uint8)
+    columns = -(-count // _SHARING)
+    bits = _bits((_SHARING + bool(rest)) * columns, source).view(torch.int8)
+    own = bits.as_strided((_SHARING, columns), (columns, 1))
+    threshold: int | Tensor = level - 128
+    if rest:
+        shared = bits.as_strided((columns,), (1,), _SHARING * columns)
+        threshold = shared.lt_(rest - 128).add_(level - 128)
+    compare(own, threshold, out=own)  # in place, because new memory is slow
+    return bits
 
 
 def _rarely_zero(count: int, p: float, source: Generator | None) -> Tensor:
     """32 random bits for each element."""
-    keep = torch.empty(count, dtype=torch.uint8, device="cpu")
+    keep = torch.empty(count, dtype=torch.int8, device="cpu")
     bits = _bits(4 * count, source).view(torch.int32)[:count]
     return torch.ge(bits, round(float(p) * (1 << 32)) - (1 << 31), out=keep)
 
