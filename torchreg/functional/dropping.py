@@ -15,6 +15,7 @@ from torchreg.functional.masks import (
     draws_bits,
     is_plain,
     keep_mask,
+    plain_mask,
     representable,
 )
 from torchreg.functional.members import Generators, Source
@@ -71,7 +72,9 @@ def dropout(
     check_probability("dropout", p)
     if not training or p == 0:
         return x
-    if generator is None and noise_shape is None and (is_small(x.numel()) or not is_plain(x)):
+    if generator is None and noise_shape is None:
+        if not is_small(x.numel()) and is_plain(x):
+            return _drop_plain(x, p, x.shape, inplace, None)
         return torch.dropout_(x, p, True) if inplace else torch.dropout(x, p, True)
     if generator is not None:
         check_generator("dropout", generator, x.device)
@@ -88,10 +91,19 @@ def is_small(draws: int) -> bool:
 
 def drop(x: Tensor, p: float, shape: Sequence[int], inplace: bool = False, generator: Source = None) -> Tensor:
     """``x`` times a mask of that shape, whose elements are 0 with probability ``p``, divided by ``1 - p``."""
+    if not isinstance(generator, Generators) and is_plain(x):
+        return _drop_plain(x, p, shape, inplace, generator)
     p = drawn_rate(x, p, generator)
     if p in (0, 1) or x.numel() == 0:
         return all_or_none(x, p if x.numel() else 0, inplace)
     return keep(x, keep_mask(x, p, shape, generator), 1 / (1 - p), inplace)
+
+
+def _drop_plain(x: Tensor, p: float, shape: Sequence[int], inplace: bool, generator: Generator | None) -> Tensor:
+    p = representable(p)
+    if p in (0, 1) or x.numel() == 0:
+        return all_or_none(x, p if x.numel() else 0, inplace)
+    return keep(x, plain_mask(x, p, shape, generator), 1 / (1 - p), inplace)
 
 
 def drop_by_member(x: Tensor, p: float, generators: Generators) -> Tensor:

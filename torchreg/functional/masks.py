@@ -99,10 +99,15 @@ def keep_mask(x: Tensor, p: float, shape: Sequence[int], generator: Source, is_r
         return generator.draw(lambda own: keep_mask(like, p, shape, own, is_rare))
     if not is_plain(x):  # out of place, so that torch.func.vmap can draw one for each example
         return (drawn(torch.rand, shape, x.device, generator) >= p).to(x.dtype)
+    return plain_mask(x, p, shape, generator, is_rare)
+
+
+def plain_mask(x: Tensor, p: float, shape: Sequence[int], generator: Generator | None, is_rare: bool = False) -> Tensor:
+    """:func:`keep_mask` of a plain ``x``."""
     count = torch.Size(shape).numel()
     keep = (_rarely_zero if is_rare else _kept_by_bytes)(count, p, _source(generator))
     if x.shape != shape:
-        return keep[:count].view(shape)
+        return keep.view(-1)[:count].view(shape)
     return keep.as_strided(shape, x.stride() if x.is_contiguous() else torch.empty_like(x, device="meta").stride())
 
 
@@ -122,26 +127,28 @@ def drawn(
 
 
 def _kept_by_bytes(count: int, p: float, source: Generator | None) -> Tensor:
-    """At least ``count`` elements, each by eight random bits, and eight more that :data:`_SHARING` elements share.
+    """Eight random bits for each element, and eight more that :data:`_SHARING` elements share; in memory they are a row.
 
     The shared bits decide if the first eight are at the border, so that the rate is ``p`` to ``2**-16``. Elements are
     nearly independent: their correlation is at most ``2**-18 / p / (1 - p)``, and 0 unless they share bits.
     """
-    if count > CHUNK:
-        sizes = [min(CHUNK, count - start) for start in range(0, count, CHUNK)]
-        return torch.cat([_kept_by_bytes(size, p, source)[:size] for size in sizes])
+    chunks, left = divmod(count, CHUNK)
+    if chunks and left:
+        parts = [_kept_by_bytes(size, p, source).view(-1)[:size] for size in (count - left, left)]
+        return torch.cat(parts)
+    columns = -(-(CHUNK if chunks else count) // _SHARING)
     inverse = p > 0.5  # then kept elements are compared, so that all thresholds are in the range of a signed byte
     level, rest = divmod(round(float(1 - p if inverse else p) * (1 << 16)), 1 << 8)
-    compare = torch.lt if inverse else torch.ge
-    columns = -(-count // _SHARING)
-    bits = _bits((_SHARING + bool(rest)) * columns, source).view(torch.int8)
-    own = bits.as_strided((_SHARING, columns), (columns, 1))
+    rows = _SHARING + bool(rest)
+    bits = _bits(max(chunks, 1) * rows * columns, source).view(torch.int8)
+    own = bits.as_strided((max(chunks, 1), _SHARING, columns), (rows * columns, columns, 1))
     threshold: int | Tensor = level - 128
     if rest:
-        shared = bits.as_strided((columns,), (1,), _SHARING * columns)
+        shared = own.as_strided((max(chunks, 1), 1, columns), own.stride(), _SHARING * columns)
         threshold = shared.lt_(rest - 128).add_(level - 128)
-    compare(own, threshold, out=own)  # in place, because new memory is slow
-    return bits
+    keep = own if own.is_contiguous() else torch.empty(own.shape, dtype=torch.int8, device="cpu")
+    compare = torch.lt if inverse else torch.ge
+    return compare(own, threshold, out=keep)  # in place where it can be, because new memory is slow
 
 
 def _rarely_zero(count: int, p: float, source: Generator | None) -> Tensor:
