@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from torchreg.functional.chunks import CHUNK
 from torchreg.functional.masks import (
@@ -38,9 +38,9 @@ def dropout(
     .. math:: y_i = \frac{m_i}{1 - p} x_i, \qquad m_i \sim \operatorname{Bernoulli}(1 - p)
 
     On the CPU one 64-bit random number decides about eight elements. This is several times faster than
-    :func:`torch.nn.functional.dropout`, and stores one byte for each element for the backward pass. Tensors of fewer
-    than 24,576 elements, other devices, tensor subclasses, ``torch.compile`` and transforms of ``torch.func`` use
-    torch's own kernels.
+    :func:`torch.nn.functional.dropout`. For the backward pass it stores a mask in ``x``'s dtype, as torch does; for
+    more than 262,144 elements one byte for each. Tensors of fewer than 24,576 elements, other devices, tensor
+    subclasses, ``torch.compile`` and transforms of ``torch.func`` use torch's own kernels.
 
     Args:
         x: floating-point tensor of any shape; dtype and memory format are preserved.
@@ -142,16 +142,18 @@ def keep(x: Tensor, mask: Tensor, scale: float, inplace: bool = False) -> Tensor
     """``x * mask * scale``; for the backward pass it stores the mask, one byte for each element.
 
     Masks of up to ``CHUNK`` elements are stored in ``x``'s dtype, because a product of one dtype is faster. They hold
-    the scale too, except in half precision, where it would be rounded.
+    the scale too, except where half precision would round it.
     """
     if mask.dtype == torch.int8 and (mask.numel() < x.numel() or x.numel() <= CHUNK):
         mask = mask.to(x.dtype)
-        if x.dtype in (torch.float32, torch.float64):
+        if x.dtype in (torch.float32, torch.float64) or (scale.is_integer() and scale < 256):
             mask, scale = mask.mul_(scale), 1.0
     if inplace:
         return _times_(x.mul_(mask), scale)
     is_large = x.numel() > CHUNK
     if (is_large or scale != 1) and is_plain(x) and mask.shape == x.shape and mask.stride() == x.stride():
+        if x.numel() <= _PIECE and not torch.is_grad_enabled():
+            return _product(x, mask, scale)
         result: Tensor = _Masked.apply(x, mask, scale)
         return result
     return _times_(x.mul(mask), scale)
@@ -159,6 +161,11 @@ def keep(x: Tensor, mask: Tensor, scale: float, inplace: bool = False) -> Tensor
 
 def _times_(x: Tensor, scale: float) -> Tensor:
     return x if scale == 1 else x.mul_(scale)
+
+
+def _product(x: Tensor, mask: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
+    nothing = x.new_full((), -0.0)  # added to anything it changes no bit
+    return torch.addcmul(nothing, mask, x, value=scale, out=out)
 
 
 class _Masked(torch.autograd.Function):
@@ -169,13 +176,12 @@ class _Masked(torch.autograd.Function):
         ctx.save_for_backward(mask)
         ctx.save_for_forward(mask)
         ctx.scale = scale
-        nothing = x.new_full((), -0.0)  # added to anything it changes no bit
         if x.numel() <= _PIECE:
-            return torch.addcmul(nothing, mask, x, value=scale)
+            return _product(x, mask, scale)
         out, piece = torch.empty_like(x), x.new_empty(_PIECE)
         flat = (tensor.as_strided((x.numel(),), (1,)) for tensor in (x, mask, out))
         for some, kept, result in zip(*(tensor.split(_PIECE) for tensor in flat), strict=True):
-            torch.addcmul(nothing, piece[: len(kept)].copy_(kept), some, value=scale, out=result)
+            _product(some, piece[: len(kept)].copy_(kept), scale, out=result)
         return out
 
     @staticmethod

@@ -127,7 +127,7 @@ def drawn(
 
 
 def _kept_by_bytes(count: int, p: float, source: Generator | None) -> Tensor:
-    """Eight random bits for each element, and eight more that :data:`_SHARING` elements share; in memory they are a row.
+    """At least ``count`` elements in a row: eight random bits for each, eight more that :data:`_SHARING` of them share.
 
     The shared bits decide if the first eight are at the border, so that the rate is ``p`` to ``2**-16``. Elements are
     nearly independent: their correlation is at most ``2**-18 / p / (1 - p)``, and 0 unless they share bits.
