@@ -22,8 +22,8 @@ MUTANTS = (
     ),
     Mutant(
         "torchreg/functional/masks.py",
-        "        if rest:\n            threshold = torch.empty(",
-        "        if False:\n            threshold = torch.empty(",
+        "    if rest:\n        shared = ",
+        "    if False:\n        shared = ",
         "dropout rates are rounded to 1/256",
     ),
     Mutant(
