@@ -195,6 +195,70 @@ def test_a_bundle_changes_the_versions_of_its_weights():
     assert w.tolist() == [2.0, 2.0]
 
 
+# -- the value, which few weights have by one formula -----------------------------------------------------------------
+
+FEW = {L1(0.3): (0.3, 0.0), L2(0.7): (0.0, 0.7), ElasticNet(0.5): (0.25, 0.25), L1(0.3) + L2(0.7): (0.3, 0.7)}
+each_few = pytest.mark.parametrize(("penalty", "parts"), FEW.items(), ids=map(repr, FEW))
+
+
+def expected_value(params, parts):
+    lasso, ridge = parts
+    return sum(lasso * p.abs().sum() + ridge / 2 * p.square().sum() for p in params if p.requires_grad)
+
+
+@each_few
+def test_the_value_follows_what_happens_to_the_weights(penalty, parts):
+    params = weights_of(MANY)
+    regularizer = Regularizer(params, penalty, select=everything)
+
+    def check(scale=1.0, tolerance=1e-13):
+        value, theirs = regularizer.value(), scale * expected_value(params, parts)
+        torch.testing.assert_close(value, theirs.to(value.dtype), rtol=tolerance, atol=0)
+        trained = [p for p in params if p.requires_grad]
+        for ours, other in zip(torch.autograd.grad(value, trained), torch.autograd.grad(theirs, trained), strict=True):
+            torch.testing.assert_close(ours, other.to(ours.dtype), rtol=tolerance, atol=tolerance)
+
+    check()
+    regularizer.scale = 0.25
+    check(scale=0.25)
+    params[1].requires_grad_(False)
+    check(scale=0.25)
+    params[1].requires_grad_(True)
+    with torch.no_grad():
+        for param in params:
+            param.mul_(-2).view(-1)[0] = 0.0
+    check(scale=0.25)
+    params[0].data = torch.full((400, 400), 0.5, dtype=torch.float64)  # no longer few
+    check(scale=0.25)
+    regularizer.scale = torch.tensor(0.5)
+    check(scale=0.5)
+    params.float()
+    check(scale=0.5, tolerance=1e-6)
+    params[0].data = params[0].data[:2, :2].clone()
+    params.half()
+    check(scale=0.5, tolerance=2e-3)
+
+
+@each_few
+def test_the_value_of_few_weights_has_second_derivatives(penalty, parts):
+    params = weights_of(MANY[:2])
+    regularizer = Regularizer(params, penalty, select=everything)
+    first = torch.autograd.grad(regularizer.value(), list(params), create_graph=True)
+    second = torch.autograd.grad(sum(g.square().sum() for g in first), list(params), allow_unused=True)
+    for param, own in zip(params, second, strict=True):
+        expected = 2 * parts[1] * (parts[0] * param.sgn() + parts[1] * param)
+        torch.testing.assert_close(torch.zeros_like(param) if own is None else own, expected)
+
+
+@each_few
+def test_few_weights_that_are_not_finite_stay_visible(penalty, parts):
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        params = weights_of(MANY)
+        params[0].data[0, 0] = bad
+        value = Regularizer(params, penalty, select=everything).value()
+        assert not value.isfinite()
+
+
 @pytest.mark.cuda
 @each_mode
 def test_a_captured_step_uses_no_memory_of_a_plan_that_may_go(mode):

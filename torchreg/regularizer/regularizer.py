@@ -23,7 +23,7 @@ from torchreg.regularizer.penalized_loss import PenalizedLoss
 from torchreg.regularizer.rounding import RoundingCheck
 from torchreg.regularizer.structure import Structure, can_be_pickled, looked_again
 from torchreg.regularizer.summary import table
-from torchreg.regularizer.value import penalty_value, warn_of_constants
+from torchreg.regularizer.value import FewValues, penalty_value, warn_of_constants
 from torchreg.schedules import Schedule, check_scale, check_schedule
 from torchreg.selection.modules import check_model, listed
 from torchreg.selection.parameters import ParamInfo, unwrapped
@@ -169,6 +169,9 @@ class Regularizer:
             masked = [a for a in self._computed if a.is_penalized]
             self._unchecked = tuple(a for a in self._computed if not a.is_penalized)
             self._acting = self._penalties | {p: a.acting for a in masked if a.acting is not None for p in a.stored}
+        trained = [(p, a) for p, a in self._penalties.items() if p.requires_grad]
+        is_all = trained and len(trained) == len(self._penalties) and not self._computed
+        self._few = FewValues.of([a for _, a in trained], [p for p, _ in trained]) if is_all else None
         self._own_scales: Mapping[Any, float | Tensor] = {}
         self._plans = {}
         self.scale = self._scale
@@ -224,6 +227,8 @@ class Regularizer:
         """
         self._is_used = True
         given = self._check_parameters()
+        if self._few is not None and type(self._scale) is float and not given and self._few.is_current():
+            return self._few.value(self._scale)
         pairs = self._trained(given)
         return self._scaled_total(pairs) if pairs else torch.zeros(())
 

@@ -37,8 +37,8 @@ def penalty_value(
             return penalty_value(penalties, params, scale, compile)
     if torch.compiler.is_compiling() or f.is_transformed():
         return _scaled(_sum(penalties, params), scale)  # a compiler or transform traces the formulas themselves
-    if _are_few(penalties, params) and (parts := penalties[0]._lasso_and_ridge) is not None:
-        return _of_few(params, scale * parts[0], scale * parts[1])
+    if (few := FewValues.of(penalties, params)) is not None:
+        return few.value(scale)
     return _scaled(PenaltySum.apply(penalties, compile, *params), scale)
 
 
@@ -46,27 +46,48 @@ def _scaled(value: Tensor, scale: float) -> Tensor:
     return value if scale == 1 else scale * value
 
 
-def _are_few(penalties: Sequence[Penalty], params: Sequence[Tensor]) -> bool:
-    """Whether it is one penalty of few values, so that the calls cost more than the passes over the values."""
-    if sum([w.numel() for w in params]) > _FEW or any(p is not penalties[0] for p in penalties):
-        return False
-    kinds = {(type(w), w.dtype, w.get_device()) for w in params}
-    return len(kinds) == 1 and type(params[0]) in PLAIN and params[0].dtype in (torch.float32, torch.float64)
+class FewValues:
+    """L1, L2 or their sum on few values, where the calls cost more than the passes over the values.
 
-
-def _of_few(params: Sequence[Tensor], lasso: float, ridge: float) -> Tensor:
-    """``lasso * |w|_1 + ridge/2 * |w|_2**2`` by torch's own differentiable calls.
-
-    They cost a tenth of a node in Python. It is the product of w and ``lasso * sign(w) + ridge/2 * w``, whose sign is a
-    constant.
+    It is computed by torch's own differentiable calls, which cost a tenth of a node in Python.
     """
-    w = torch.cat([param.reshape(-1) for param in params]) if len(params) > 1 else params[0]
-    if not lasso:
-        return (w * w).sum() * (ridge / 2)
-    half_slope = w.detach().sign().mul_(lasso)
-    if ridge:
-        half_slope = half_slope.add(w, alpha=ridge / 2)
-    return (w * half_slope).sum()
+
+    def __init__(self, params: Sequence[Tensor], lasso: float, ridge: float) -> None:
+        self._params, self._lasso, self._ridge = params, lasso, ridge
+        self._device, self._state = params[0].device.type, self._present()
+
+    @classmethod
+    def of(cls, penalties: Sequence[Penalty], params: Sequence[Tensor]) -> FewValues | None:
+        """None if there are many values, or several penalties, or kinds of tensors, or another penalty."""
+        if sum([w.numel() for w in params]) > _FEW or any(p is not penalties[0] for p in penalties):
+            return None
+        kinds = {(type(w), w.dtype, w.get_device()) for w in params}
+        parts = penalties[0]._lasso_and_ridge
+        if parts is None or len(kinds) > 1 or type(params[0]) not in PLAIN:
+            return None
+        return cls(params, *parts) if params[0].dtype in (torch.float32, torch.float64) else None
+
+    def is_current(self) -> bool:
+        """Whether the weights are as they were, and nothing traces, transforms or casts the calls."""
+        if torch.compiler.is_compiling() or f.is_transformed() or torch.is_autocast_enabled(self._device):
+            return False
+        return self._present() == self._state
+
+    def _present(self) -> list[object]:
+        return [(w.requires_grad, w.numel(), w.dtype, w.get_device()) for w in self._params]
+
+    def value(self, scale: float) -> Tensor:
+        """``scale * (lasso * |w|_1 + ridge/2 * |w|_2**2)``.
+
+        It is the product of w and ``lasso * sign(w) + ridge/2 * w``, whose sign is a constant.
+        """
+        params, lasso, half_ridge = self._params, scale * self._lasso, scale * self._ridge / 2
+        w = torch.cat([param.reshape(-1) for param in params]) if len(params) > 1 else params[0]
+        if not lasso:
+            return (w * w).sum() * half_ridge
+        if not half_ridge:
+            return w.abs().sum() * lasso
+        return (w * w.detach().sign().mul_(lasso).add(w, alpha=half_ridge)).sum()
 
 
 class PenaltySum(torch.autograd.Function):
