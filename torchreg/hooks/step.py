@@ -13,7 +13,7 @@ The hooks of ``torch.optim`` need care in these cases; each is tested:
 import inspect
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -196,6 +196,13 @@ def step_share(optimizer: Optimizer) -> float | Tensor:
 def scalar(value: Any) -> Any:
     """The number itself, or a one-element tensor as a 0-d tensor: torch accepts a learning rate of shape (1,)."""
     return value.reshape(()) if isinstance(value, Tensor) and value.ndim else value
+
+
+def numbers_on_cpu(values: Sequence[float | Tensor]) -> list[float] | None:
+    """The values as numbers; None if to read one of them would be to wait for its device."""
+    if torch.compiler.is_compiling() or any(isinstance(value, Tensor) and not value.is_cpu for value in values):
+        return None
+    return [float(value) for value in values]
 
 
 def gradient_scale(optimizer: Optimizer) -> float | Tensor:

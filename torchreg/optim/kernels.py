@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchreg.hooks import Group
+from torchreg.hooks import Group, numbers_on_cpu
 from torchreg.penalties import ProximalPenalty
 from torchreg.steps.kernels import compiled
 
@@ -54,19 +54,19 @@ def adam_numbers(
     """
     sign = -1.0 if group["maximize"] else 1.0
     own = sign, *group["betas"], *(group[key] for key in ("lr", "eps", "weight_decay", "scale"))
-    if device.type == "cpu" and all(t.is_cpu for t in (*steps, *own) if isinstance(t, Tensor)):  # reading them is free
+    most = [0.0 if each is None else each for each in largest]
+    known, counts, sizes = map(numbers_on_cpu, (own, steps, most))
+    if known is not None and counts is not None and sizes is not None:
         rows = []
-        for made, most in zip(steps, largest, strict=True):
-            row = _columns(float(made), *map(float, own))
-            spare = math.sqrt(most) * row[_ROOT] + row[_EPS] if most else math.inf
-            rows.append((*row, spare))
-        return torch.tensor(rows, dtype=torch.float64, device=device)
+        for count, size in zip(counts, sizes, strict=True):
+            row = _columns(count, *known)
+            rows.append((*row, math.sqrt(size) * row[_ROOT] + row[_EPS] if size else math.inf))
+        return torch.tensor(rows, dtype=torch.float64, device="cpu").to(device, non_blocking=True)
     made = torch.stack(list(steps)).double()
     columns = _columns(made, *(torch.as_tensor(number, dtype=made.dtype, device=made.device) for number in own))
     numbers = torch.stack([column.expand_as(made) for column in columns], dim=1).to(device, non_blocking=True)
-    none = torch.zeros((), dtype=torch.float64, device=device)
-    most = torch.stack([none if each is None else each.double() for each in largest])
-    spare = torch.where(most > 0, most.sqrt() * numbers[:, _ROOT] + numbers[:, _EPS], math.inf)
+    before = torch.stack([torch.as_tensor(each, dtype=torch.float64, device=device) for each in most])
+    spare = torch.where(before > 0, before.sqrt() * numbers[:, _ROOT] + numbers[:, _EPS], math.inf)
     return torch.cat([numbers, spare[:, None]], dim=1)
 
 
