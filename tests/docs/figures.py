@@ -78,6 +78,8 @@ def _costs(cpu: Tables) -> Iterator[Quote]:
         [prox, max(grad, decoupled), loss],
     )
 
+    for net in ("64-64-10", "20 layers of 32"):
+        yield f"| {net} | # | # | # | # | # |", cpu.ratios(f"step, {net},", "naive", *_BY_MODE)
     for weights in ("10,000", "100,000", "1,000,000", "10,000,000", "100,000,000"):
         yield f"| {weights} | # | # | # | # | # |", cpu.ratios(f"step, {weights} weights", "naive", *_BY_MODE)
     for count, tensors in ((1, "tensor"), (20, "tensors"), (100, "tensors"), (500, "tensors")):

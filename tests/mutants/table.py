@@ -22,8 +22,8 @@ MUTANTS = (
     ),
     Mutant(
         "torchreg/functional/masks.py",
-        "        if rest:\n            threshold = torch.empty(",
-        "        if False:\n            threshold = torch.empty(",
+        "    if rest:\n        shared = ",
+        "    if False:\n        shared = ",
         "dropout rates are rounded to 1/256",
     ),
     Mutant(
@@ -152,15 +152,15 @@ MUTANTS = (
         "an optimizer that maximizes is paid for large weights in mode 'grad'",
     ),
     Mutant(
-        "torchreg/steps/updates.py",
-        "small, left = tuple([] for _ in lists), CHUNK\n            left",
-        "left = CHUNK\n            left",
-        "weights of many small parameters are penalized again with each bundle",
+        "torchreg/steps/plan.py",
+        "return gradients if is_same and self._present(gradients) == self._state else None",
+        "return gradients if is_same else None",
+        "a plan is kept although a weight was frozen, lost its gradient, or got other memory",
     ),
     Mutant(
         "torchreg/regularizer/regularizer.py",
-        'elif self.mode == "decoupled" and evaluation == 0:',
-        'elif self.mode == "decoupled":',
+        'elif mode == "decoupled" and evaluation == 0 and self._is_due:',
+        'elif mode == "decoupled" and self._is_due:',
         "mode 'decoupled' acts at each evaluation of a closure, not once a step",
     ),
     Mutant(

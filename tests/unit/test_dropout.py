@@ -162,12 +162,14 @@ def test_inplace_on_a_leaf_that_requires_grad_is_refused_as_everywhere():
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
-@pytest.mark.parametrize("count", [3 << 13, 100_000, 1_000_016])
-def test_the_mask_is_saved_in_one_byte_an_element(count, p):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [3 << 13, 1 << 18, (1 << 18) + 1, 1_000_016])
+def test_the_mask_is_saved_in_one_byte_an_element_of_a_large_tensor(count, p, dtype):
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        dropout(torch.ones(count, requires_grad=True), p)
-    assert sum(tensor.untyped_storage().nbytes() for tensor in saved) <= count
+        dropout(torch.ones(count, dtype=dtype, requires_grad=True), p)
+    size = 1 if count > 1 << 18 else dtype.itemsize
+    assert sum(tensor.untyped_storage().nbytes() for tensor in saved) == count * size
 
 
 # -- the layer ----------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.helpers import assert_bit_equal, assert_close
-from torchreg.functional import axpy_, half_square, l1_norm, shrink, soft_threshold
+from torchreg.functional import axpy_, half_square, l1_norm, row_lengths, shrink, soft_threshold
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 SPECIAL = torch.tensor([-3.0, -1.0, -0.5, -0.0, 0.0, 1e-30, 0.5, 1.0, 1.0 + 1e-7, 3.0, torch.inf, -torch.inf])
@@ -68,6 +68,19 @@ def test_norms_of_complex_weights_are_those_of_their_magnitudes():
     w = torch.randn(5, 4, dtype=torch.complex128)
     assert_close(l1_norm(w), torch.linalg.vector_norm(w, ord=1))
     assert_close(half_square(w), torch.linalg.vector_norm(w) ** 2 / 2)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (2, 3000), (1, 2_200_000), (600, 1000), (0, 3), (3, 0)], ids=str)
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)
+def test_lengths_in_one_pass_are_those_of_linalg(shape, turned, dtype):
+    rows = torch.full(shape, 0.3).to(dtype)  # equal, so that what rounding loses is not made up for elsewhere
+    if turned:
+        rows = rows.t().contiguous().t()
+    exact = rows.to(torch.complex128 if dtype.is_complex else torch.float64)
+    lengths = row_lengths(rows)
+    assert lengths.dtype == torch.float32
+    assert_close(lengths.double(), torch.linalg.vector_norm(exact, dim=1, keepdim=True), tolerance=3e-6)
 
 
 @pytest.mark.parametrize("norm", [l1_norm, half_square])

@@ -198,6 +198,33 @@ def test_images_channels_last_are_kernels_like_any_other(penalty):
     assert_close(penalty.prox(last, 0.5), penalty.prox(w, 0.5))
 
 
+@each_penalty
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)
+@pytest.mark.parametrize("weight", [0.0, 1e-39, 1e-30, 1e30, torch.inf, torch.nan])
+def test_in_a_step_groups_are_as_outside_of_one(penalty, dtype, weight):
+    w = sparse_weight(torch.float32).to(dtype)
+    w[0] = weight
+    grad, tolerance = torch.randn(4, 3).to(dtype), 4 * torch.finfo(dtype).eps
+    expected = grad + 0.3 * penalty.gradient(w), w - 0.3 * penalty.gradient(w), penalty.prox(w, 0.3)
+    with torch.no_grad():
+        found = (
+            penalty._add_gradient_(grad.clone(), w, 0.3),
+            penalty._descend_(w.clone(), 0.3),
+            penalty._prox_(w.clone(), 0.3),
+        )
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+@pytest.mark.parametrize("groups", ["output", "input", "tensor"])
+def test_a_step_writes_the_groups_where_they_are(groups, monkeypatch):
+    w, penalty = torch.randn(6, 4), GroupLasso(0.3, groups=groups)
+    expected = penalty.prox(w, 0.5)
+    monkeypatch.setattr(GroupLasso, "prox", None)  # which takes new memory
+    with torch.no_grad():
+        assert_close(penalty._prox_(w, 0.5), expected, tolerance=1e-6)
+
+
 @each_kind
 def test_a_transposed_convolution_has_its_outputs_on_the_second_dimension(penalty):
     module = nn.ConvTranspose2d(3, 4, 2, dtype=torch.float64)

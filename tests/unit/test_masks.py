@@ -148,14 +148,16 @@ def test_large_tensors_have_the_same_statistics_and_no_seams(p, count):
         assert abs(part.sum().item() - p * len(part)) < SIGMAS * math.sqrt(len(part) * p * (1 - p))
 
 
+@pytest.mark.parametrize("piece", [100, 10_000])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_in_pieces_it_is_the_written_out_product(monkeypatch, layout):
+def test_in_pieces_it_is_the_written_out_product(monkeypatch, layout, piece):
     monkeypatch.setattr(dropping, "CHUNK", 100)
+    monkeypatch.setattr(dropping, "_PIECE", piece)
     x = torch.randn(5, 6, 7, 8, dtype=torch.float64).to(memory_format=layout).requires_grad_()
     mask = f.keep_mask(x, 0.3, x.shape, seeded(3))
     outward = torch.randn(x.shape, dtype=torch.float64)
     y = dropping.keep(x, mask, 1.5)
-    assert y.grad_fn.name().startswith("_MaskedInChunks")
+    assert y.grad_fn.name().startswith("_Masked")
     assert y.stride() == x.stride()
     assert_bit_equal(y, x * mask * 1.5)
     (gradient,) = torch.autograd.grad(y, x, outward)
@@ -164,9 +166,27 @@ def test_in_pieces_it_is_the_written_out_product(monkeypatch, layout):
     assert_bit_equal(expanded, torch.ones_like(x) * mask * 1.5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("chunk", [100, 10_000])
+@pytest.mark.parametrize("scale", [1.5, 1 / 0.9])
+def test_in_each_precision_it_is_the_written_out_product(monkeypatch, dtype, chunk, scale):
+    """In half precision the scale itself is not rounded; signs of zeros, infinities and NaN stay as in the product."""
+    monkeypatch.setattr(dropping, "CHUNK", chunk)
+    x = torch.randn(3000).to(dtype) * torch.logspace(-6, 6, 3000).to(dtype)
+    x[:6] = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, torch.finfo(dtype).max])
+    for kept in (0, 1):  # also of the special values
+        mask = f.keep_mask(x, 0.3, x.shape, seeded(3))
+        mask[:6] = kept
+        leaf = x.clone().requires_grad_()
+        y = dropping.keep(leaf, mask, scale)
+        assert_bit_equal(y, x * mask * scale)
+        assert_bit_equal(torch.autograd.grad(y, leaf, x)[0], x * mask * scale)
+
+
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own, when it loads its derivatives
 def test_in_pieces_it_has_all_derivatives(monkeypatch):
     monkeypatch.setattr(dropping, "CHUNK", 4)
+    monkeypatch.setattr(dropping, "_PIECE", 4)
     x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     mask = f.keep_mask(x, 0.3, x.shape, seeded(4))
     assert torch.autograd.gradcheck(lambda x: dropping.keep(x, mask, 1.5).square(), x)

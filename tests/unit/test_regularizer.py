@@ -128,6 +128,27 @@ def test_a_scheduled_run_is_a_run_with_the_scale_set_by_hand(mode, steps):
     assert_bit_equal(train(ours, scheduled, steps), weights_of(byhand))
 
 
+@pytest.mark.parametrize("mode", ["decoupled", "prox"])
+def test_every_third_step_acts_three_times_as_far(mode):
+    model = nn.Linear(2, 1, bias=False)
+    start = model.weight.detach().clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    Regularizer(model, L2(0.5), mode=mode, every=3).attach(optimizer)
+    seen = []
+    for _ in range(7):
+        model.weight.grad = torch.zeros_like(model.weight)
+        optimizer.step()
+        seen.append(model.weight.detach().clone())
+    once = 1 - 0.3 * 0.5 if mode == "decoupled" else 1 / (1 + 0.3 * 0.5)
+    assert_close(torch.stack(seen), torch.stack([start * once**n for n in (0, 0, 1, 1, 1, 2, 2)]), tolerance=1e-6)
+
+
+@pytest.mark.parametrize(("every", "mode"), [(0, "prox"), (True, "prox"), (2.0, "prox"), (2, "grad"), (2, "loss")])
+def test_an_every_that_cannot_be_is_refused(every, mode):
+    with pytest.raises(ValueError, match="Regularizer: every"):
+        Regularizer(nn.Linear(2, 1), L2(0.5), mode=mode, every=every)
+
+
 def test_step_drives_the_schedule_by_hand():
     regularizer = Regularizer(make_model(), L2(0.5), schedule=linear(4))
     regularizer.step()

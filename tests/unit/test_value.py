@@ -26,12 +26,26 @@ def nodes_of(tensor):
 
 
 @pytest.mark.parametrize("count", [1, 5, 500])
-def test_there_is_one_node_however_many_parameters_there_are(count):
-    assert nodes_of(penalty_value([L1(0.1) + L2(0.2)] * count, parameters(count))) == ["PenaltySumBackward"]
+def test_many_values_are_one_node_however_many_parameters_there_are(count):
+    params = [nn.Parameter(torch.randn(70_000 // count + 1)) for _ in range(count)]
+    assert nodes_of(penalty_value([L1(0.1) + L2(0.2)] * count, params)) == ["PenaltySumBackward"]
+    assert nodes_of(penalty_value([GroupLasso(0.1)] * count, parameters(count))) == ["PenaltySumBackward"]
 
 
-def test_the_value_of_a_model_adds_a_node_for_the_scale_only():
-    assert len(nodes_of(Regularizer(make_model(), L1(0.1) + L2(0.2)).value())) == 2
+def test_few_values_need_no_node_in_python():
+    nodes = nodes_of(penalty_value([L1(0.1) + L2(0.2)] * 5, parameters(5), scale=0.5))
+    views = nodes.count("ViewBackward0")
+    assert views == 5
+    assert len(nodes) == views + 4  # their concatenation, a slope, a product, a sum
+    assert "PenaltySumBackward" not in nodes
+
+
+def test_the_value_of_a_model_adds_a_node_for_its_scale_only():
+    model = nn.Linear(300, 300)
+    regularizer = Regularizer(model, L1(0.1) + L2(0.2))
+    assert nodes_of(regularizer.value()) == ["PenaltySumBackward"]
+    regularizer.scale = 0.5
+    assert sorted(nodes_of(regularizer.value())) == ["MulBackward0", "PenaltySumBackward"]
 
 
 @pytest.mark.shows("loss")

@@ -33,6 +33,7 @@ from torchreg.functional.measures import (
     magnitude,
     nan_of,
     real_dtype,
+    row_lengths,
     row_norms,
     wide,
 )
@@ -42,9 +43,8 @@ from torchreg.functional.shrinkage import (
     axpy_,
     clip,
     exclusive_threshold,
-    foreach_axpy_,
-    foreach_scale_,
     group_soft_threshold,
+    kept_share,
     scaled_sign,
     shrink,
     singular_value_threshold,
@@ -53,6 +53,7 @@ from torchreg.functional.shrinkage import (
     soft_threshold_towards,
 )
 from torchreg.functional.singular import singular_values, svd
+from torchreg.functional.tracking import leading_triples, low_rank_threshold
 from torchreg.functional.variants import (
     alpha_dropout,
     drop_blocks,
@@ -81,8 +82,6 @@ __all__ = [
     "drop_paths",
     "dropout",
     "exclusive_threshold",
-    "foreach_axpy_",
-    "foreach_scale_",
     "gaussian_dropout",
     "group_soft_threshold",
     "half_square",
@@ -94,10 +93,13 @@ __all__ = [
     "is_transformed",
     "keep",
     "keep_mask",
+    "kept_share",
     "l1_norm",
     "l2_norm",
     "largest",
+    "leading_triples",
     "losses_at_once",
+    "low_rank_threshold",
     "magnitude",
     "mask_shape",
     "mixed",
@@ -109,6 +111,7 @@ __all__ = [
     "real_dtype",
     "replaying",
     "representable",
+    "row_lengths",
     "row_norms",
     "scaled_sign",
     "shrink",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from torchreg.functional.chunks import CHUNK
 from torchreg.functional.masks import (
@@ -15,11 +15,13 @@ from torchreg.functional.masks import (
     draws_bits,
     is_plain,
     keep_mask,
+    plain_mask,
     representable,
 )
 from torchreg.functional.members import Generators, Source
 
 _SMALL = 3 << 13  # elements; for fewer, one call of torch is faster than several calls that draw bits
+_PIECE = 1 << 20  # elements whose mask, converted, stays in the cache
 
 
 def dropout(
@@ -36,9 +38,9 @@ def dropout(
     .. math:: y_i = \frac{m_i}{1 - p} x_i, \qquad m_i \sim \operatorname{Bernoulli}(1 - p)
 
     On the CPU one 64-bit random number decides about eight elements. This is several times faster than
-    :func:`torch.nn.functional.dropout`, and stores one byte for each element for the backward pass. Tensors of fewer
-    than 24,576 elements, other devices, tensor subclasses, ``torch.compile`` and transforms of ``torch.func`` use
-    torch's own kernels.
+    :func:`torch.nn.functional.dropout`. For the backward pass it stores a mask in ``x``'s dtype, as torch does; for
+    more than 262,144 elements one byte for each. Tensors of fewer than 24,576 elements, other devices, tensor
+    subclasses, ``torch.compile`` and transforms of ``torch.func`` use torch's own kernels.
 
     Args:
         x: floating-point tensor of any shape; dtype and memory format are preserved.
@@ -70,7 +72,9 @@ def dropout(
     check_probability("dropout", p)
     if not training or p == 0:
         return x
-    if generator is None and noise_shape is None and (is_small(x.numel()) or not is_plain(x)):
+    if generator is None and noise_shape is None:
+        if not is_small(x.numel()) and is_plain(x):
+            return _drop_plain(x, p, x.shape, inplace, None)
         return torch.dropout_(x, p, True) if inplace else torch.dropout(x, p, True)
     if generator is not None:
         check_generator("dropout", generator, x.device)
@@ -87,10 +91,19 @@ def is_small(draws: int) -> bool:
 
 def drop(x: Tensor, p: float, shape: Sequence[int], inplace: bool = False, generator: Source = None) -> Tensor:
     """``x`` times a mask of that shape, whose elements are 0 with probability ``p``, divided by ``1 - p``."""
+    if not isinstance(generator, Generators) and is_plain(x):
+        return _drop_plain(x, p, shape, inplace, generator)
     p = drawn_rate(x, p, generator)
     if p in (0, 1) or x.numel() == 0:
         return all_or_none(x, p if x.numel() else 0, inplace)
-    return _kept(x, keep_mask(x, p, shape, generator), p, inplace)
+    return keep(x, keep_mask(x, p, shape, generator), 1 / (1 - p), inplace)
+
+
+def _drop_plain(x: Tensor, p: float, shape: Sequence[int], inplace: bool, generator: Generator | None) -> Tensor:
+    p = representable(p)
+    if p in (0, 1) or x.numel() == 0:
+        return all_or_none(x, p if x.numel() else 0, inplace)
+    return keep(x, plain_mask(x, p, shape, generator), 1 / (1 - p), inplace)
 
 
 def drop_by_member(x: Tensor, p: float, generators: Generators) -> Tensor:
@@ -100,14 +113,7 @@ def drop_by_member(x: Tensor, p: float, generators: Generators) -> Tensor:
         return all_or_none(x, p if x.numel() else 0, inplace=False)
     parts = x.detach().unbind()
     masks = [keep_mask(part, p, part.shape, own) for part, own in zip(parts, generators.each, strict=True)]
-    return _kept(x, torch.stack(masks), p, inplace=False)
-
-
-def _kept(x: Tensor, mask: Tensor, p: float, inplace: bool) -> Tensor:
-    scale = 1 / (1 - p)
-    if mask.dtype == torch.uint8 and scale.is_integer() and scale < 256:  # such as p = 0.5: one product instead of two
-        mask, scale = mask.mul_(int(scale)), 1.0
-    return keep(x, mask, scale, inplace)
+    return keep(x, torch.stack(masks), 1 / (1 - p))
 
 
 def _drop_nested(x: Tensor, p: float, inplace: bool, generator: Source) -> Tensor:
@@ -133,16 +139,22 @@ def all_or_none(x: Tensor, p: float, inplace: bool) -> Tensor:
 
 
 def keep(x: Tensor, mask: Tensor, scale: float, inplace: bool = False) -> Tensor:
-    """``x * mask * scale``; it stores the mask for the backward pass, one byte for each element.
+    """``x * mask * scale``; for the backward pass it stores the mask, one byte for each element.
 
-    The scale comes last, as a number, so that half-precision tensors are scaled in float32.
+    Masks of up to ``CHUNK`` elements are stored in ``x``'s dtype, because a product of one dtype is faster. They hold
+    the scale too, except where half precision would round it.
     """
-    if mask.numel() < x.numel():
-        mask = mask.to(x.dtype)  # it is small, and a product of one dtype is faster
+    if mask.dtype == torch.int8 and (mask.numel() < x.numel() or x.numel() <= CHUNK):
+        mask = mask.to(x.dtype)
+        if x.dtype in (torch.float32, torch.float64) or (scale.is_integer() and scale < 256):
+            mask, scale = mask.mul_(scale), 1.0
     if inplace:
         return _times_(x.mul_(mask), scale)
-    if x.numel() > CHUNK and is_plain(x) and mask.shape == x.shape and mask.stride() == x.stride():
-        result: Tensor = _MaskedInChunks.apply(x, mask, scale)
+    is_large = x.numel() > CHUNK
+    if (is_large or scale != 1) and is_plain(x) and mask.shape == x.shape and mask.stride() == x.stride():
+        if x.numel() <= _PIECE and not torch.is_grad_enabled():
+            return _product(x, mask, scale)
+        result: Tensor = _Masked.apply(x, mask, scale)
         return result
     return _times_(x.mul(mask), scale)
 
@@ -151,18 +163,25 @@ def _times_(x: Tensor, scale: float) -> Tensor:
     return x if scale == 1 else x.mul_(scale)
 
 
-class _MaskedInChunks(torch.autograd.Function):
-    """``x * mask * scale`` of large tensors; it allocates only the result, because new memory is slow."""
+def _product(x: Tensor, mask: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
+    nothing = x.new_full((), -0.0)  # added to anything it changes no bit
+    return torch.addcmul(nothing, mask, x, value=scale, out=out)
+
+
+class _Masked(torch.autograd.Function):
+    """``x * mask * scale`` in one pass; a large mask is converted in pieces, because new memory is slow."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, mask: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(mask)
         ctx.save_for_forward(mask)
         ctx.scale = scale
-        out = torch.empty_like(x)
+        if x.numel() <= _PIECE:
+            return _product(x, mask, scale)
+        out, piece = torch.empty_like(x), x.new_empty(_PIECE)
         flat = (tensor.as_strided((x.numel(),), (1,)) for tensor in (x, mask, out))
-        for some, kept, result in zip(*(tensor.split(CHUNK) for tensor in flat), strict=True):
-            _times_(torch.mul(some, kept, out=result), scale)
+        for some, kept, result in zip(*(tensor.split(_PIECE) for tensor in flat), strict=True):
+            _product(some, piece[: len(kept)].copy_(kept), scale, out=result)
         return out
 
     @staticmethod
@@ -193,11 +212,4 @@ def mask_shape(owner: str, noise_shape: Sequence[int | None], x: Tensor) -> tupl
 def channel_dropout(x: Tensor, p: float, batched: bool, inplace: bool = False, generator: Source = None) -> Tensor:
     """Drops whole channels: ``x`` is ``(N, C, ...)`` if ``batched``, else ``(C, ...)``."""
     leading = 2 if batched else 1
-    shape = (*x.shape[:leading], *[1] * (x.ndim - leading))
-    if not is_plain(x) or x.dtype not in (torch.float32, torch.float64) or x.numel() == 0:
-        return drop(x, p, shape, inplace, generator)
-    p = representable(p)
-    if p in (0, 1):
-        return drop(x, p, shape, inplace, generator)
-    noise = keep_mask(x, p, shape, generator).to(x.dtype).mul_(1 / (1 - p))  # in one pass over x
-    return x.mul_(noise) if inplace else x * noise
+    return drop(x, p, (*x.shape[:leading], *[1] * (x.ndim - leading)), inplace, generator)

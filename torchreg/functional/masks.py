@@ -68,7 +68,7 @@ def is_plain(x: Tensor) -> bool:
     """Whether ``x`` is a dense tensor on the CPU, outside of compilers and transforms of ``torch.func``."""
     return (
         type(x) in (Tensor, Parameter)
-        and x.device.type == "cpu"
+        and x.is_cpu
         and x.is_floating_point()
         and x.layout == torch.strided
         and not torch.compiler.is_compiling()
@@ -89,7 +89,7 @@ def draws_bits(x: Tensor, generator: Source) -> bool:
 
 
 def keep_mask(x: Tensor, p: float, shape: Sequence[int], generator: Source, is_rare: bool = False) -> Tensor:
-    """A mask of ones, with zeros with probability ``p``: uint8 if ``x`` is plain, else in ``x``'s dtype.
+    """A mask of ones, with zeros with probability ``p``: int8 if ``x`` is plain, else in ``x``'s dtype.
 
     For a plain ``x`` one 64-bit random number decides about eight elements (two if zeros are rare), which is many times
     faster than ``Tensor.bernoulli_``. If ``shape`` is ``x``'s shape, the mask has the strides of ``empty_like(x)``.
@@ -99,11 +99,16 @@ def keep_mask(x: Tensor, p: float, shape: Sequence[int], generator: Source, is_r
         return generator.draw(lambda own: keep_mask(like, p, shape, own, is_rare))
     if not is_plain(x):  # out of place, so that torch.func.vmap can draw one for each example
         return (drawn(torch.rand, shape, x.device, generator) >= p).to(x.dtype)
-    source, count = _source(generator), torch.Size(shape).numel()
-    keep = (_rarely_zero if is_rare else _kept_by_bytes)(count, p, source)
-    if x.is_contiguous() or x.shape != shape:
-        return keep.view(shape)
-    return keep.as_strided(shape, torch.empty_like(x, device="meta").stride())
+    return plain_mask(x, p, shape, generator, is_rare)
+
+
+def plain_mask(x: Tensor, p: float, shape: Sequence[int], generator: Generator | None, is_rare: bool = False) -> Tensor:
+    """:func:`keep_mask` of a plain ``x``."""
+    count = torch.Size(shape).numel()
+    keep = (_rarely_zero if is_rare else _kept_by_bytes)(count, p, _source(generator))
+    if x.shape != shape:
+        return keep.view(-1)[:count].view(shape)
+    return keep.as_strided(shape, x.stride() if x.is_contiguous() else torch.empty_like(x, device="meta").stride())
 
 
 def drawn(
@@ -122,29 +127,33 @@ def drawn(
 
 
 def _kept_by_bytes(count: int, p: float, source: Generator | None) -> Tensor:
-    """Eight random bits for each element, and eight more that :data:`_SHARING` elements share.
+    """At least ``count`` elements in a row: eight random bits for each, eight more that :data:`_SHARING` of them share.
 
     The shared bits decide if the first eight are at the border, so that the rate is ``p`` to ``2**-16``. Elements are
     nearly independent: their correlation is at most ``2**-18 / p / (1 - p)``, and 0 unless they share bits.
     """
+    chunks, left = divmod(count, CHUNK)
+    if chunks and left:
+        parts = [_kept_by_bytes(size, p, source).view(-1)[:size] for size in (count - left, left)]
+        return torch.cat(parts)
+    columns = -(-(CHUNK if chunks else count) // _SHARING)
     inverse = p > 0.5  # then kept elements are compared, so that all thresholds are in the range of a signed byte
     level, rest = divmod(round(float(1 - p if inverse else p) * (1 << 16)), 1 << 8)
+    rows = _SHARING + bool(rest)
+    bits = _bits(max(chunks, 1) * rows * columns, source).view(torch.int8)
+    own = bits.as_strided((max(chunks, 1), _SHARING, columns), (rows * columns, columns, 1))
+    threshold: int | Tensor = level - 128
+    if rest:
+        shared = own.as_strided((max(chunks, 1), 1, columns), own.stride(), _SHARING * columns)
+        threshold = shared.lt_(rest - 128).add_(level - 128)
+    keep = own if own.is_contiguous() else torch.empty(own.shape, dtype=torch.int8, device="cpu")
     compare = torch.lt if inverse else torch.ge
-    keep = torch.empty(-(-count // _SHARING) * _SHARING, dtype=torch.uint8, device="cpu")
-    for part in keep.split(CHUNK) if count > CHUNK else (keep,):
-        columns = len(part) // _SHARING
-        bits = _bits(len(part) + (columns if rest else 0), source).view(torch.int8)
-        threshold: int | Tensor = level - 128
-        if rest:
-            threshold = torch.empty(columns, dtype=torch.int8, device="cpu")
-            torch.lt(bits[len(part) : len(part) + columns], rest - 128, out=threshold).add_(level - 128)
-        compare(bits[: len(part)].view(_SHARING, columns), threshold, out=part.view(_SHARING, columns))
-    return keep[:count]
+    return compare(own, threshold, out=keep)  # in place where it can be, because new memory is slow
 
 
 def _rarely_zero(count: int, p: float, source: Generator | None) -> Tensor:
     """32 random bits for each element."""
-    keep = torch.empty(count, dtype=torch.uint8, device="cpu")
+    keep = torch.empty(count, dtype=torch.int8, device="cpu")
     bits = _bits(4 * count, source).view(torch.int32)[:count]
     return torch.ge(bits, round(float(p) * (1 << 32)) - (1 << 31), out=keep)
 

@@ -1,7 +1,6 @@
 """Thresholds, shrinkage, signs and in-place updates."""
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -122,10 +121,19 @@ def group_soft_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:
     """
     if isinstance(threshold, Tensor) and threshold.ndim and threshold.shape[-1] > 1:
         return _group_soft_threshold_in_metric(w, threshold)
-    norms = row_norms(w)
+    return (w * kept_share(row_norms(w), threshold)).to(w.dtype)
+
+
+def kept_share(norms: Tensor, threshold: float | Tensor) -> Tensor:
+    """What :func:`group_soft_threshold` multiplies vectors of these norms by: ``max(1 - threshold / norms, 0)``.
+
+    Example:
+        >>> kept_share(torch.tensor([4.0, 0.5, 0.0]), 1.0)
+        tensor([0.7500, 0.0000, 0.0000])
+    """
     threshold = as_tensor(threshold, norms)
     above = torch.maximum(norms, threshold).clamp(min=torch.finfo(norms.dtype).tiny)  # so that 0 / 0 is 0
-    return (w * (1 - threshold / above)).to(w.dtype)
+    return 1 - threshold / above
 
 
 def _group_soft_threshold_in_metric(w: Tensor, threshold: Tensor) -> Tensor:
@@ -206,45 +214,3 @@ def axpy_(y: Tensor, x: Tensor, a: float | Tensor) -> Tensor:
         tensor([1.5000, 1.5000])
     """
     return y.addcmul_(x, a) if isinstance(a, Tensor) else y.add_(x, alpha=a)
-
-
-def foreach_axpy_(ys: list[Tensor], xs: list[Tensor], a: float | Tensor) -> None:
-    """:func:`axpy_` for each pair, in one call.
-
-    Example:
-        >>> ys = [torch.ones(2), torch.ones(1)]
-        >>> foreach_axpy_(ys, [torch.ones(2), torch.ones(1)], 0.5)
-        >>> ys
-        [tensor([1.5000, 1.5000]), tensor([1.5000])]
-    """
-    if isinstance(a, Tensor):
-        for y, x in zip(ys, xs, strict=True):
-            y.addcmul_(x, a)
-    else:
-        torch._foreach_add_(ys, xs, alpha=a)
-
-
-def foreach_scale_(ws: list[Tensor], factor: float | Tensor = 1.0, divisor: float | Tensor = 1.0) -> None:
-    """``w = w * factor / divisor`` for each ``w``, in one call; a factor or divisor of 1 costs nothing.
-
-    Example:
-        >>> ws = [torch.ones(2), torch.ones(1)]
-        >>> foreach_scale_(ws, 0.5)
-        >>> ws
-        [tensor([0.5000, 0.5000]), tensor([0.5000])]
-    """
-    if isinstance(factor, Tensor) or factor != 1:
-        torch._foreach_mul_(ws, _scalar_for(ws, factor))
-    if isinstance(divisor, Tensor) or divisor != 1:
-        torch._foreach_div_(ws, _scalar_for(ws, divisor))
-
-
-def _scalar_for(ws: list[Tensor], number: float | Tensor) -> Any:
-    """The number as a tensor, because torch would convert it again for each weight on the CPU.
-
-    It has the precision of the arithmetic, at least single precision.
-    """
-    if isinstance(number, Tensor) or any(w.device.type != "cpu" for w in ws) or torch.compiler.is_compiling():
-        return number
-    is_single = all(w.dtype not in (torch.float64, torch.complex128) for w in ws)
-    return torch.tensor(number, dtype=torch.float32 if is_single else torch.float64, device="cpu")

@@ -13,7 +13,7 @@ The hooks of ``torch.optim`` need care in these cases; each is tested:
 import inspect
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -77,7 +77,7 @@ class StepHooks:
         if self._depth > 1:
             return None
         self.has_stepped = True
-        if not torch.compiler.is_compiling():
+        if self._watch is not None and not torch.compiler.is_compiling():
             self._end_watch()
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if not callable(closure):  # None, or another argument of an unusual optimizer
@@ -159,11 +159,13 @@ def _calls_in_a_step(optimizer: Optimizer) -> int:
 
 def is_no_step(optimizer: Optimizer) -> bool:
     """Whether every learning rate and every gradient is 0: such a step only lets the optimizer create its state."""
-    if torch.compiler.is_compiling():
-        return False
     for group in optimizer.param_groups:
         lr = group.get("lr")
-        if (isinstance(lr, Tensor) and lr.device.type != "cpu") or lr != 0:  # not to wait for a device in each step
+        if type(lr) is float and lr != 0:  # this is asked in each step
+            return False
+        if torch.compiler.is_compiling():
+            return False
+        if (isinstance(lr, Tensor) and lr.device.type != "cpu") or lr != 0:  # not to wait for a device
             return False
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     return bool(gradients) and all(_is_zero(gradient) for gradient in gradients)
@@ -194,6 +196,13 @@ def step_share(optimizer: Optimizer) -> float | Tensor:
 def scalar(value: Any) -> Any:
     """The number itself, or a one-element tensor as a 0-d tensor: torch accepts a learning rate of shape (1,)."""
     return value.reshape(()) if isinstance(value, Tensor) and value.ndim else value
+
+
+def numbers_on_cpu(values: Sequence[float | Tensor]) -> list[float] | None:
+    """The values as numbers; None if to read one of them would be to wait for its device."""
+    if torch.compiler.is_compiling() or any(isinstance(value, Tensor) and not value.is_cpu for value in values):
+        return None
+    return [float(value) for value in values]
 
 
 def gradient_scale(optimizer: Optimizer) -> float | Tensor:

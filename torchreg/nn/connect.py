@@ -200,7 +200,7 @@ def _linear_by_example(layer: nn.Linear, x: Tensor, masks: Tensor, scale: float)
     """``(masks[i] * weight * scale) @ x[i] + bias`` for each example; dimensions between are positions in one."""
     weight, rows = layer.weight, x.reshape(len(x), math.prod(x.shape[1:-1]), x.shape[-1])
     is_plain = weight.dtype == x.dtype and f.is_plain(x) and not torch.is_autocast_enabled("cpu")
-    if masks.dtype == torch.uint8 and is_plain:
+    if masks.dtype == torch.int8 and is_plain:
         y: Tensor = _MaskedProducts.apply(rows, weight, masks)
     else:
         y = torch.bmm(rows, (weight * masks).transpose(1, 2))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from torchreg.hooks import Group
+from torchreg.hooks import Group, numbers_on_cpu
 from torchreg.penalties import ProximalPenalty
 from torchreg.steps.kernels import compiled
 
@@ -40,25 +41,41 @@ def adam_kernel(penalty: ProximalPenalty) -> AdamKernel | None:
     return compiled("ProxAdam", kernel, torch.ones(10, device="cpu"), 4, repr(penalty))
 
 
-def adam_numbers(steps: Tensor, group: Group, largest: Tensor) -> Tensor:
+def adam_numbers(
+    steps: Sequence[Tensor], group: Group, largest: Sequence[Tensor | None], device: torch.device
+) -> Tensor:
     """The numbers that the kernel needs, in double precision: a row for each parameter.
 
     Args:
         steps: the number of steps of each parameter, including this one.
         group: the parameters' group, with the ``weight_decay`` for the kernel.
-        largest: the largest second moment of each parameter before this step, on the parameters' device.
+        largest: the largest second moment of each parameter before this step; None if no second moment is 0.
+        device: that of the parameters.
     """
-    beta1, beta2 = (_number(beta, steps) for beta in group["betas"])
-    lr, eps = _number(group["lr"], steps), _number(group["eps"], steps)
-    sign = _number(-1.0 if group["maximize"] else 1.0, steps)
-    kept, reach = 1 - lr * _number(group["weight_decay"], steps), lr * _number(group["scale"], steps)
-    root, step = (1 - beta2**steps).rsqrt(), lr / (1 - beta1**steps)
-    columns = (sign, kept, 1 - beta1, beta2, 1 - beta2, root, eps, step, reach)
-    numbers = torch.stack([column.expand_as(steps) for column in columns], dim=1).to(largest.device, non_blocking=True)
-    root, eps = numbers[:, 5], numbers[:, 6]
-    spare = torch.where(largest > 0, largest.sqrt() * root + eps, math.inf)  # for weights without a second moment
+    sign = -1.0 if group["maximize"] else 1.0
+    own = sign, *group["betas"], *(group[key] for key in ("lr", "eps", "weight_decay", "scale"))
+    most = [0.0 if each is None else each for each in largest]
+    known, counts, sizes = map(numbers_on_cpu, (own, steps, most))
+    if known is not None and counts is not None and sizes is not None:
+        rows = []
+        for count, size in zip(counts, sizes, strict=True):
+            row = _columns(count, *known)
+            rows.append((*row, math.sqrt(size) * row[_ROOT] + row[_EPS] if size else math.inf))
+        return torch.tensor(rows, dtype=torch.float64, device="cpu").to(device, non_blocking=True)
+    made = torch.stack(list(steps)).double()
+    columns = _columns(made, *(torch.as_tensor(number, dtype=made.dtype, device=made.device) for number in own))
+    numbers = torch.stack([column.expand_as(made) for column in columns], dim=1).to(device, non_blocking=True)
+    before = torch.stack([torch.as_tensor(each, dtype=torch.float64, device=device) for each in most])
+    spare = torch.where(before > 0, before.sqrt() * numbers[:, _ROOT] + numbers[:, _EPS], math.inf)
     return torch.cat([numbers, spare[:, None]], dim=1)
 
 
-def _number(value: float | Tensor, like: Tensor) -> Tensor:
-    return torch.as_tensor(value, dtype=like.dtype, device=like.device)
+_ROOT, _EPS = 5, 6  # of the columns, for weights without a second moment
+
+
+def _columns(
+    steps: Any, sign: Any, beta1: Any, beta2: Any, lr: Any, eps: Any, decay: Any, scale: Any
+) -> tuple[Any, ...]:
+    """The numbers of a row but the last, of numbers or of tensors with one for each parameter."""
+    root, step = (1 - beta2**steps) ** -0.5, lr / (1 - beta1**steps)
+    return sign, 1 - lr * decay, 1 - beta1, beta2, 1 - beta2, root, eps, step, lr * scale

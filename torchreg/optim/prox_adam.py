@@ -178,9 +178,7 @@ class ProxAdam(Proximal, DecoupledDecay, torch.optim.Adam):
         params, grads, first, second, largest, steps = ([] for _ in range(6))  # type: ignore[var-annotated]
         self._init_group(group, params, grads, first, second, largest, steps)  # type: ignore[no-untyped-call]
         torch._foreach_add_(steps, 1)
-        none = torch.zeros((), dtype=torch.float64, device=params[0].device)
-        largest_before = torch.stack([self._largest.get(p, none).double() for p in params])
-        numbers = adam_numbers(torch.stack(steps).double(), group, largest_before)
+        numbers = adam_numbers(steps, group, list(map(self._largest.get, params)), params[0].device)
         for i, param in enumerate(params):
             tensors = [param, grads[i], first[i], second[i], *largest[i : i + 1]]
             if all(tensor.is_contiguous() for tensor in tensors):  # so that one kernel serves all shapes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import ClassVar, Self
 
@@ -78,27 +78,21 @@ class Penalty(ABC):
 
     def _descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
         """``w -= step * dR(w)``, in place."""
-        return f.axpy_(w, self.gradient(w), -step)
+        slope, factor = self._slope_and_factor(w)
+        return f.axpy_(w, slope, -(factor * step))
 
-    # The same for many weights, in few calls.
-
-    def _foreach_gradient_times(self, weights: list[Tensor], scale: float | Tensor) -> list[Tensor]:
-        """:meth:`_gradient_times` of each weight."""
-        return [self._gradient_times(w, scale) for w in weights]
-
-    def _foreach_add_gradient_(self, grads: list[Tensor], weights: list[Tensor], scale: float | Tensor = 1.0) -> None:
-        """:meth:`_add_gradient_` for each weight."""
-        for grad, w in zip(grads, weights, strict=True):
-            self._add_gradient_(grad, w, scale)
-
-    def _foreach_descend_(self, weights: list[Tensor], step: float | Tensor) -> None:
-        """:meth:`_descend_` for each weight."""
-        for w in weights:
-            self._descend_(w, step)
+    def _slope_and_factor(self, w: Tensor) -> tuple[Tensor, float]:
+        """A tensor and a number with ``dR(w)`` as their product, in few passes."""
+        return self.gradient(w), 1.0
 
     def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
         """The distance of minus the loss's ``gradient`` to R's subdifferential; where it is 0, ``w`` is stationary."""
         return f.l2_norm(gradient + self.gradient(w)).to(f.real_dtype(w))
+
+    @property
+    def _lasso_and_ridge(self) -> tuple[float, float] | None:
+        """``(a, b)`` if R(w) is ``a * |w|_1 + b/2 * |w|_2**2``, else None."""
+        return None
 
     def bind(self, place: ParamInfo) -> Penalty:
         """The penalty for one parameter of a model; most penalties return themselves."""
@@ -178,11 +172,6 @@ class ProximalPenalty(Penalty):
     def _prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
         """``w = prox(w, step)``, in place."""
         return w.copy_(self.prox(w, step))
-
-    def _foreach_prox_(self, weights: list[Tensor], step: float | Tensor) -> None:
-        """:meth:`_prox_` for each weight."""
-        for w in weights:
-            self._prox_(w, step)
 
     def _times(self, factor: float) -> Penalty:
         return ProximalScaled(factor, self)
@@ -297,6 +286,12 @@ class Sum(Penalty):
     """The sum of several penalties; ``+`` makes it."""
 
     _terms: tuple[Penalty, ...]
+    _ridges: tuple[Term, ...] = field(init=False, compare=False)
+    _rest: tuple[Penalty, ...] = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:  # once, because each step needs them
+        object.__setattr__(self, "_ridges", tuple(filter(_is_ridge, self._terms)))
+        object.__setattr__(self, "_rest", tuple(term for term in self._terms if not _is_ridge(term)))
 
     @property
     def is_uniform(self) -> bool:  # type: ignore[override]
@@ -309,6 +304,12 @@ class Sum(Penalty):
     @property
     def terms(self) -> tuple[Penalty, ...]:
         return self._terms
+
+    @property
+    def _lasso_and_ridge(self) -> tuple[float, float] | None:
+        parts = [term._lasso_and_ridge for term in self._terms]
+        known = [part for part in parts if part is not None]
+        return (sum(a for a, _ in known), sum(b for _, b in known)) if len(known) == len(parts) else None
 
     def value(self, w: Tensor) -> Tensor:
         first, *others = self._terms
@@ -333,32 +334,12 @@ class Sum(Penalty):
         return grad
 
     def _descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
-        gradients = [term._gradient_times(w, 1.0) for term in self._terms if not _is_ridge(term)]  # before w moves
-        for term in self._terms:
-            if _is_ridge(term):
-                term._descend_(w, step)
-        for gradient in gradients:
-            f.axpy_(w, gradient, -step)
+        found = [term._slope_and_factor(w) for term in self._rest]  # before w moves
+        for ridge in self._ridges:
+            ridge._descend_(w, step)
+        for slope, factor in found:
+            f.axpy_(w, slope, -(factor * step))
         return w
-
-    def _foreach_add_gradient_(self, grads: list[Tensor], weights: list[Tensor], scale: float | Tensor = 1.0) -> None:
-        for term in self._terms:
-            term._foreach_add_gradient_(grads, weights, scale)
-
-    def _foreach_gradient_times(self, weights: list[Tensor], scale: float | Tensor) -> list[Tensor]:
-        first, *others = self._terms
-        totals = first._foreach_gradient_times(weights, scale)
-        for term in others:
-            term._foreach_add_gradient_(totals, weights, scale)
-        return totals
-
-    def _foreach_descend_(self, weights: list[Tensor], step: float | Tensor) -> None:
-        gradients = [term._foreach_gradient_times(weights, 1.0) for term in self._terms if not _is_ridge(term)]
-        for term in self._terms:
-            if _is_ridge(term):
-                term._foreach_descend_(weights, step)
-        for gradient in gradients:
-            f.foreach_axpy_(weights, gradient, -step)
 
     def bind(self, place: ParamInfo) -> Self:
         bound = tuple(term.bind(place) for term in self._terms)
@@ -383,13 +364,13 @@ class ProximalSum(Sum, ProximalPenalty):
         Neal Parikh, Stephen Boyd, "Proximal Algorithms", Foundations and Trends in Optimization, 2014, section 2.2.
     """
 
-    @property
-    def _ridge(self) -> float:
-        return sum(t.strength for t in self._terms if isinstance(t, Term) and t._is_ridge)
+    _ridge: float
+    _curved: ProximalPenalty | None
 
-    @property
-    def _curved(self) -> ProximalPenalty | None:
-        return next((t for t in self._terms if isinstance(t, ProximalPenalty) and not _is_ridge(t)), None)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "_ridge", sum(term.strength for term in self._ridges))
+        object.__setattr__(self, "_curved", next(iter(self._rest), None))
 
     @property
     def _takes_steps(self) -> bool:
@@ -409,15 +390,6 @@ class ProximalSum(Sum, ProximalPenalty):
         curvature = step * self._ridge
         w.div_(1 + curvature)
         return w if self._curved is None else self._curved._prox_(w, step / (1 + curvature))
-
-    def _foreach_prox_(self, weights: list[Tensor], step: float | Tensor) -> None:
-        if isinstance(step, Tensor):
-            super()._foreach_prox_(weights, step)
-        else:
-            curvature = step * self._ridge
-            f.foreach_scale_(weights, divisor=1 + curvature)
-            if self._curved is not None:
-                self._curved._foreach_prox_(weights, step / (1 + curvature))
 
     def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
         smooth = gradient + self._ridge * w

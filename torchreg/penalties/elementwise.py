@@ -56,24 +56,12 @@ class L1(Term, ProximalPenalty):
     def _add_gradient_(self, grad: Tensor, w: Tensor, scale: float | Tensor = 1.0) -> Tensor:
         return f.axpy_(grad, w.sgn(), self.strength * scale)
 
-    def _descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
-        return f.axpy_(w, w.sgn(), -(self.strength * step))
+    def _slope_and_factor(self, w: Tensor) -> tuple[Tensor, float]:
+        return w.sgn(), self.strength
 
-    def _foreach_gradient_times(self, weights: list[Tensor], scale: float | Tensor) -> list[Tensor]:
-        if isinstance(scale, Tensor) or any(w.is_complex() for w in weights):
-            return super()._foreach_gradient_times(weights, scale)
-        signs = list(torch._foreach_sign(weights))
-        f.foreach_scale_(signs, self.strength * scale)
-        return signs
-
-    def _foreach_add_gradient_(self, grads: list[Tensor], weights: list[Tensor], scale: float | Tensor = 1.0) -> None:
-        if any(w.is_complex() for w in weights):
-            super()._foreach_add_gradient_(grads, weights, scale)
-        else:
-            f.foreach_axpy_(grads, list(torch._foreach_sign(weights)), self.strength * scale)
-
-    def _foreach_descend_(self, weights: list[Tensor], step: float | Tensor) -> None:
-        self._foreach_add_gradient_(weights, weights, -step)
+    @property
+    def _lasso_and_ridge(self) -> tuple[float, float]:
+        return self.strength, 0.0
 
     @property
     def _curvature(self) -> float:
@@ -145,14 +133,9 @@ class L2(Term, ProximalPenalty):
     def _descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
         return w.mul_(1 - step * self.strength)
 
-    def _foreach_add_gradient_(self, grads: list[Tensor], weights: list[Tensor], scale: float | Tensor = 1.0) -> None:
-        f.foreach_axpy_(grads, weights, self.strength * scale)
-
-    def _foreach_descend_(self, weights: list[Tensor], step: float | Tensor) -> None:
-        if isinstance(step, Tensor):
-            super()._foreach_descend_(weights, step)
-        else:
-            f.foreach_scale_(weights, 1 - step * self.strength)
+    @property
+    def _lasso_and_ridge(self) -> tuple[float, float]:
+        return 0.0, self.strength
 
     @property
     def _curvature(self) -> float:
@@ -163,12 +146,6 @@ class L2(Term, ProximalPenalty):
 
     def _prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
         return w.div_(1 + step * self.strength)
-
-    def _foreach_prox_(self, weights: list[Tensor], step: float | Tensor) -> None:
-        if isinstance(step, Tensor):
-            super()._foreach_prox_(weights, step)
-        else:
-            f.foreach_scale_(weights, divisor=1 + step * self.strength)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -234,6 +211,10 @@ class ElasticNet(L1Mixture, ProximalPenalty):
 
     def gradient(self, w: Tensor) -> Tensor:
         return f.scaled_sign(w, self._lasso).add_(w, alpha=self._rest)
+
+    @property
+    def _lasso_and_ridge(self) -> tuple[float, float]:
+        return self._lasso, self._rest
 
     @property
     def _curvature(self) -> float:

@@ -78,6 +78,16 @@ class Grouped(ByGroup, Term, ProximalPenalty):
         steps = iter(self._split(step).parts)
         return self._split(w).map(lambda part: act(part, next(steps).rows))
 
+    def _in_place(self, number: float | Tensor, *tensors: Tensor) -> list[Part] | None:
+        """The groups as rows in the tensors' own memory; None if they lie elsewhere, or if that would be wrong.
+
+        It is wrong where derivatives need what was there before, and with a ``number`` that differs within a group.
+        """
+        if torch.is_grad_enabled() or (isinstance(number, Tensor) and number.ndim):
+            return None
+        found = [self._split(tensor) for tensor in tensors]
+        return [each.parts[0] for each in found] if all(each.is_view for each in found) else None
+
     def _slopes(self, w: Tensor, strength: float) -> Tensor:
         """``strength * sqrt(size) / norm`` of the group of each element of ``w``; 0 in a group of zeros."""
 
@@ -86,6 +96,29 @@ class Grouped(ByGroup, Term, ProximalPenalty):
             return (strength * _root(part) / norms.masked_fill(norms == 0, math.inf)).expand_as(part.rows)
 
         return self._split(w).map(slopes)
+
+    def _add_group_gradient_(self, into: Tensor, w: Tensor, strength: float, scale: float | Tensor) -> Tensor:
+        """``into += scale * strength * sqrt(size) * w / norm``, in place."""
+        parts = self._in_place(scale, into, w)
+        if parts is None:
+            return into.addcmul_(w, self._slopes(w, strength) * scale)
+        rows, own = parts
+        lengths = f.row_lengths(own.rows)
+        precision = torch.finfo(lengths.dtype)
+        vanishing = (precision.tiny * precision.eps) ** 0.5  # its square is 0, so that everywhere else it counts as 0
+        lengths.masked_fill_(lengths < vanishing, math.inf)
+        rows.rows.addcmul_(own.rows, strength * _root(own) / lengths * scale)
+        return into
+
+    def _shrink_groups_(self, w: Tensor, strength: float, step: float | Tensor) -> Tensor | None:
+        """The proximal operator of ``strength * sqrt(size) * norm``, in place; None if that cannot be."""
+        parts = self._in_place(step, w)
+        if parts is None:
+            return None
+        (own,) = parts
+        lengths = f.row_lengths(own.rows)
+        own.rows.mul_(f.kept_share(lengths, step * strength * _root(own)))
+        return w
 
     def _distance(self, residual: Tensor, w: Tensor, lasso: float, strength: float) -> Tensor:
         """The length of ``residual`` less the subgradients at zero elements (``lasso``) and at zero groups."""
@@ -146,10 +179,10 @@ class GroupLasso(Grouped):
         return (w * self._slopes(w, self.strength)).to(w.dtype)
 
     def _add_gradient_(self, grad: Tensor, w: Tensor, scale: float | Tensor = 1.0) -> Tensor:
-        return grad.addcmul_(w, self._slopes(w, self.strength) * scale)
+        return self._add_group_gradient_(grad, w, self.strength, scale)
 
     def _descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
-        return w.addcmul_(w, self._slopes(w, self.strength) * -step)
+        return self._add_group_gradient_(w, w, self.strength, -step)
 
     @property
     def _curvature(self) -> float:
@@ -159,6 +192,10 @@ class GroupLasso(Grouped):
         return self._with_steps(
             w, step, lambda part, own: f.group_soft_threshold(part.rows, own * self.strength * _root(part))
         )
+
+    def _prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
+        shrunk = self._shrink_groups_(w, self.strength, step)
+        return super()._prox_(w, step) if shrunk is None else shrunk
 
     def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
         return self._distance(gradient + self.gradient(w), w, 0.0, self.strength)
@@ -207,11 +244,22 @@ class SparseGroupLasso(Grouped, L1Mixture):
     def gradient(self, w: Tensor) -> Tensor:
         return f.scaled_sign(w, self._lasso).addcmul_(w, self._slopes(w, self._rest))
 
+    def _add_gradient_(self, grad: Tensor, w: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+        f.axpy_(grad, w.sgn(), self._lasso * scale)
+        return self._add_group_gradient_(grad, w, self._rest, scale)
+
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         thresholded = f.soft_threshold(w, step * self._lasso)
         return self._with_steps(
             thresholded, step, lambda part, own: f.group_soft_threshold(part.rows, own * self._rest * _root(part))
         )
+
+    def _prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
+        if self._in_place(step, w) is None:
+            return super()._prox_(w, step)
+        f.soft_threshold_(w, step * self._lasso)
+        self._shrink_groups_(w, self._rest, step)
+        return w
 
     def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
         return self._distance(gradient + self.gradient(w), w, self._lasso, self._rest)

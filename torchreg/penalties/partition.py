@@ -141,6 +141,7 @@ class Partition:
 
     parts: Sequence[Part]
     join: Callable[[Sequence[Tensor]], Tensor]  # the parts' rows back to the weight's shape
+    is_view: bool = False  # whether the rows surely lie in the weight's own memory
 
     def map(self, act: Callable[[Part], Tensor]) -> Tensor:
         """The weight with each part's rows replaced by ``act(part)``."""
@@ -234,7 +235,9 @@ def split(w: Tensor, spec: Spec, owner: str) -> Partition:
     if isinstance(spec, Index):
         return _by_index(w, spec.over(w, owner))
     if spec == "tensor":
-        return Partition([Part(w.reshape(1, -1), max(w.numel(), 1))], lambda rows: rows[0].reshape(w.shape))
+        return Partition(
+            [Part(w.reshape(1, -1), max(w.numel(), 1))], lambda rows: rows[0].reshape(w.shape), w.is_contiguous()
+        )
     number, side = (spec.number, spec.side) if isinstance(spec, Heads) else (0, spec)
     dim = side if isinstance(side, int) else int(side == "input")
     if not -max(w.ndim, 1) <= dim < max(w.ndim, 1):
@@ -246,7 +249,9 @@ def split(w: Tensor, spec: Spec, owner: str) -> Partition:
     rows = moved.reshape(count, moved.shape[1:].numel() * (moved.shape[0] // number if number > 0 else 1))
     shape = moved.shape
     return Partition(
-        [Part(rows, max(rows.shape[1], 1))], lambda rows: rows[0].reshape(shape).movedim(0, dim).reshape(w.shape)
+        [Part(rows, max(rows.shape[1], 1))],
+        lambda rows: rows[0].reshape(shape).movedim(0, dim).reshape(w.shape),
+        moved.is_contiguous() or rows.shape == shape,
     )
 
 

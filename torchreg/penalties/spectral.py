@@ -1,6 +1,7 @@
 """Penalties on the singular values of a weight as a matrix; see :mod:`torchreg.penalties.matrices`.
 
-Each step decomposes the matrix. For sides of more than a thousand that costs more than the step of most models.
+Each step decomposes the matrix. For sides of more than a thousand that costs more than the step of most models. The
+gradient of :class:`SpectralNorm` needs no decomposition in a step, on the CPU.
 """
 
 from __future__ import annotations
@@ -69,6 +70,12 @@ class Nuclear(Matrix, Spectral, ProximalPenalty):
     zero. A singular value counts as zero up to :math:`\sigma_1` times the larger side of the matrix times the rounding
     unit.
 
+    In the steps of mode "prox" on the CPU, a weight with more than 128 rows and columns is decomposed while its rank is
+    high. Once at most an eighth of its singular values are above ``ts``, these are followed from step to step, with a
+    certificate that they are all. For 1,000 x 1,000 and a low rank that takes 4 ms instead of 200. The result is right
+    up to the rounding of the largest one. Pass ``every=k`` to the :class:`~torchreg.Regularizer` for one such step
+    in ``k``.
+
     Args:
         strength: ``s``, finite and not negative.
         dim: the dimension of the output units in the weight, if not the module's own.
@@ -103,6 +110,13 @@ class Nuclear(Matrix, Spectral, ProximalPenalty):
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         return self._split(w).map(lambda matrix: f.singular_value_threshold(matrix.rows, step * self.strength))
+
+    def _prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
+        threshold = step * self.strength
+        if torch.is_grad_enabled() or not w.is_cpu or not threshold > 0:
+            return super()._prox_(w, step)
+        shrunk = f.low_rank_threshold(w, self._matrix(w), float(threshold))
+        return super()._prox_(w, step) if shrunk is None else w.copy_(self._weight(shrunk, w))
 
     def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
         matrix, residual = self._matrix(w), self._matrix(gradient)
@@ -141,9 +155,15 @@ class SpectralNorm(Matrix, Largest, ProximalPenalty):
               = U \min(\Sigma, \tau) V^H
 
     with :math:`\tau = \max_k (\sigma_1 + \dots + \sigma_k) / (k + ts)`. If several singular values are the largest, the
-    gradient is the mean of theirs. The authors approximate :math:`\sigma_1` by one power iteration; here it is exact.
-    For a convolution this is the norm of the kernel as a matrix; the norm of the operator on images is
+    gradient is the mean of theirs. The authors approximate :math:`\sigma_1` by one power iteration; here it is exact up
+    to rounding. For a convolution this is the norm of the kernel as a matrix; the norm of the operator on images is
     :class:`ConvolutionNorm`.
+
+    In the steps of modes "grad" and "decoupled" on the CPU, a weight with more than 128 rows and columns is not
+    decomposed. Its leading vectors are followed from step to step: mostly by one iteration on a block of 16, and by as
+    many as R needs to be right up to rounding; where 100 are too few, a decomposition follows. The vectors are then
+    right up to the root of that, about 1e-3 in single precision, which makes the gradient a subgradient of R up to
+    rounding. A run that is resumed from a checkpoint may differ by as much.
 
     Args:
         strength, dim: as for :class:`Nuclear`.
@@ -161,6 +181,27 @@ class SpectralNorm(Matrix, Largest, ProximalPenalty):
         Yuichi Yoshida, Takeru Miyato, "Spectral Norm Regularization for Improving the Generalizability of Deep
         Learning", arXiv:1705.10941, 2017.
     """
+
+    def _add_gradient_(self, grad: Tensor, w: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+        if torch.is_grad_enabled() or (isinstance(scale, Tensor) and scale.ndim):
+            return super()._add_gradient_(grad, w, scale)
+        matrix = self._matrix(w)
+        leading = f.leading_triples(w, matrix)
+        if leading is None:
+            return super()._add_gradient_(grad, w, scale)
+        left, sigma, right = leading
+        left = left * (sigma * (self.strength / len(sigma)) * scale)
+        into = self._split(grad)
+        if into.is_view and grad.dtype == matrix.dtype:
+            rows = into.parts[0].rows
+            rows.addcmul_(left, right) if len(right) == 1 else rows.addmm_(
+                left, right
+            )  # addmm_ would take four times as long
+            return grad
+        return grad.add_(self._weight(left @ right, w))
+
+    def _descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
+        return self._add_gradient_(w, w, -step)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         matrix = self._matrix(w)

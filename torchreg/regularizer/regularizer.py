@@ -23,13 +23,13 @@ from torchreg.regularizer.penalized_loss import PenalizedLoss
 from torchreg.regularizer.rounding import RoundingCheck
 from torchreg.regularizer.structure import Structure, can_be_pickled, looked_again
 from torchreg.regularizer.summary import table
-from torchreg.regularizer.value import penalty_value, warn_of_constants
+from torchreg.regularizer.value import FewValues, penalty_value, warn_of_constants
 from torchreg.schedules import Schedule, check_scale, check_schedule
 from torchreg.selection.modules import check_model, listed
 from torchreg.selection.parameters import ParamInfo, unwrapped
 from torchreg.selection.selectors import Selector, as_selector, weights
-from torchreg.steps.batches import stepped
 from torchreg.steps.computed import add_gradients_through
+from torchreg.steps.plan import Gradients, Plan
 from torchreg.steps.updates import add_gradients, descend, take_proximal_steps
 
 Mode = Literal["loss", "grad", "decoupled", "prox"]
@@ -71,6 +71,10 @@ class Regularizer:
         mode: ``"loss"``, ``"grad"``, ``"decoupled"`` or ``"prox"``.
         select: which parameters; by default :data:`~torchreg.weights`: no biases, no parameters of normalization.
         schedule: a function from the number of steps made to ``scale``; see :mod:`torchreg.schedules`.
+        every: the penalty acts in each ``every``-th step only, and then as strongly as in all of them together: for
+            modes "decoupled" and "prox" of penalties that cost more than a step, such as
+            :class:`~torchreg.Nuclear`. With a small learning rate the result is nearly the same. A compiled or captured
+            step must be one with ``every=1``.
         compile: whether :func:`torch.compile` makes a kernel of an elementwise penalty, which takes one pass over a
             large weight instead of several. It pays for networks whose steps take ten milliseconds or more. Compiling
             takes some seconds at the first step, once for all strengths, and needs a C++ compiler. Without a compiler
@@ -109,11 +113,17 @@ class Regularizer:
         mode: Mode = "loss",
         select: Selector | Callable[[ParamInfo], bool] = weights,
         schedule: Schedule | None = None,
+        every: int = 1,
         compile: bool = False,
     ) -> None:
         check_model("Regularizer", model)
         if mode not in get_args(Mode):
             raise ValueError(f"Regularizer: mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise ValueError(f"Regularizer: every must be a whole number >= 1, got {every!r}")
+        if every > 1 and mode not in ("decoupled", "prox"):
+            raise ValueError(f"Regularizer: every={every} needs mode 'decoupled' or 'prox', got {mode!r}")
+        self.every = every
         self.model = model
         if schedule is not None:
             check_schedule("Regularizer", schedule)
@@ -134,6 +144,7 @@ class Regularizer:
         self._optimizers: tuple[Optimizer, ...] = ()
         self._hooks: tuple[StepHooks | Carried, ...] = ()
         self._decays: dict[Optimizer, list[float | Tensor]] = {}
+        self._plans: dict[Optimizer, Plan] = {}
         self._follow_schedule()
         self._is_used = False
 
@@ -158,6 +169,11 @@ class Regularizer:
             masked = [a for a in self._computed if a.is_penalized]
             self._unchecked = tuple(a for a in self._computed if not a.is_penalized)
             self._acting = self._penalties | {p: a.acting for a in masked if a.acting is not None for p in a.stored}
+        trained = [(p, a) for p, a in self._penalties.items() if p.requires_grad]
+        is_all = trained and len(trained) == len(self._penalties) and not self._computed
+        self._few = FewValues.of([a for _, a in trained], [p for p, _ in trained]) if is_all else None
+        self._own_scales: Mapping[Any, float | Tensor] = {}
+        self._plans = {}
         self.scale = self._scale
 
     @property
@@ -167,20 +183,24 @@ class Regularizer:
 
     @scale.setter
     def scale(self, scale: Scale) -> None:
-        if isinstance(scale, Mapping):
-            names = {a.name: a.key for a in self.entries if a.acting is not None}
-            if scale.keys() != names.keys():
-                raise ValueError(
-                    f"Regularizer: scale must name each penalized parameter, {listed(list(names))}, "
-                    f"got {listed(list(scale)) or 'none'}"
-                )
-            self._scale = {name: self._checked_scale(own) for name, own in scale.items()}
-            self._scales: dict[Any, float | Tensor] = {names[name]: own for name, own in self._scale.items()}
-        else:
+        if not isinstance(scale, Mapping):
             self._scale = self._checked_scale(scale)
-            self._scales = dict.fromkeys([*self._penalties, *(a.key for a in self._computed)], self._scale)
-        if self._acting is not self._penalties:
-            self._scales |= {param: self._scales[a.key] for a in self._computed for param in a.stored}
+            if self._own_scales:
+                self._own_scales, self._plans = {}, {}
+            return
+        names = {a.name: a for a in self.entries if a.acting is not None}
+        if scale.keys() != names.keys():
+            raise ValueError(
+                f"Regularizer: scale must name each penalized parameter, {listed(list(names))}, "
+                f"got {listed(list(scale)) or 'none'}"
+            )
+        self._scale = {name: self._checked_scale(own) for name, own in scale.items()}
+        self._own_scales = {key: self._scale[a.name] for a in names.values() for key in (a.key, *a.stored)}
+        self._plans = {}
+
+    def _scale_of(self, key: nn.Parameter | str) -> float | Tensor:
+        """The scale of a parameter, or of a weight that its layer computes, by its name."""
+        return self._own_scales[key] if self._own_scales else self._scale  # type: ignore[return-value]
 
     def _checked_scale(self, scale: float | Tensor) -> float | Tensor:
         """The scale; one for each member of a stack lies on the stack's device."""
@@ -206,7 +226,10 @@ class Regularizer:
             ValueError: penalized parameters were replaced after the regularizer was created, as ``fully_shard`` does.
         """
         self._is_used = True
-        pairs = self._trained(self._check_parameters())
+        given = self._check_parameters()
+        if self._few is not None and type(self._scale) is float and not given and self._few.is_current():
+            return self._few.value(self._scale)
+        pairs = self._trained(given)
         return self._scaled_total(pairs) if pairs else torch.zeros(())
 
     def terms(self) -> dict[str, Tensor]:
@@ -228,13 +251,16 @@ class Regularizer:
         return pairs + [(a.acting, a.param, a.key) for a in self._computed if a.acting is not None and a.is_penalized]
 
     def _scaled_total(self, pairs: Sequence[_Trained]) -> Tensor:
-        if not isinstance(self.scale, Mapping):
+        scale = self._scale
+        if not isinstance(scale, Mapping):
             penalties, weights, _ = zip(*pairs, strict=True)
-            total = penalty_value(penalties, weights, self.compile)
-            # Of a stack that was moved since, the scales of the members lie where it was.
-            return (self.scale.to(total.device) if isinstance(self.scale, Tensor) else self.scale) * total
+            if not isinstance(scale, Tensor):
+                return penalty_value(penalties, weights, scale, self.compile)
+            total = penalty_value(penalties, weights, compile=self.compile)
+            return scale.to(total.device) * total  # those of a stack that was moved lie where it was
         first, *others = (
-            self._scales[key] * penalty_value([penalty], [weight], self.compile) for penalty, weight, key in pairs
+            self._scale_of(key) * penalty_value([penalty], [weight], compile=self.compile)
+            for penalty, weight, key in pairs
         )
         for other in others:
             first = first + other.to(first.device)
@@ -318,6 +344,7 @@ class Regularizer:
         for hooks in self._hooks:
             hooks.remove()
         self._hooks = self._optimizers = ()
+        self._plans = {}
 
     def step(self) -> None:
         """Advances the schedule by one step, if the regularizer is not attached.
@@ -355,30 +382,58 @@ class Regularizer:
         return -self.value() if optimizer.param_groups[0].get("maximize") else self.value()
 
     def _on_gradients(self, optimizer: Optimizer, evaluation: int) -> None:
-        self._check_parameters()
-        self._check_decays(optimizer)
-        if evaluation == 0 and self.mode != "prox":
+        is_compiled = torch.compiler.is_compiling()
+        if not is_compiled:
+            if self._unchecked or self._structure is None or not self._structure.is_unchanged():
+                self._check_parameters()
+            if self._has_ridge and _decays(optimizer) != self._decays[optimizer]:
+                self._check_decays(optimizer)
+        mode = self.mode
+        if self._listeners and evaluation == 0 and mode != "prox":
             self._tell(optimizer)
-        if self.mode == "grad":
-            add_gradients(optimizer, self._penalties, self._scales, self.compile)
+        if mode == "grad":
+            plan, gradients = self._planned(optimizer, is_compiled)
+            add_gradients(plan, gradients, self._scale_of, self.compile)
             for a in self._computed:
                 assert a.acting is not None
                 assert a.computed is not None
-                add_gradients_through(optimizer, a.acting, a.computed, self._scales[a.key])
-        elif self.mode == "decoupled" and evaluation == 0:
-            descend(optimizer, self._acting, self._scales, self.compile)
+                add_gradients_through(optimizer, a.acting, a.computed, self._scale_of(a.key))
+        elif mode == "decoupled" and evaluation == 0 and self._is_due:
+            plan, _ = self._planned(optimizer, is_compiled)
+            descend(plan, self._scale_of, self.compile, self.every)
 
     def _after_step(self, optimizer: Optimizer) -> None:
         if self.mode == "prox":
-            self._tell(optimizer)
-            take_proximal_steps(optimizer, self._acting, self._scales, self.compile)
+            if self._listeners:
+                self._tell(optimizer)
+            if self._is_due:
+                plan, _ = self._planned(optimizer, torch.compiler.is_compiling())
+                take_proximal_steps(plan, self._scale_of, self.compile, self.every)
         if optimizer is self._optimizers[-1]:
             self._advance()
 
+    @property
+    def _is_due(self) -> bool:
+        """Whether the penalty acts in this step."""
+        return self.every == 1 or (self._steps + 1) % self.every == 0
+
+    def _planned(self, optimizer: Optimizer, is_compiled: bool) -> tuple[Plan, Gradients]:
+        """What a step of the optimizer changes, and the gradients of these parameters now.
+
+        A plan is kept, unless a compiler or a CUDA graph records the step: what they record has memory of its own.
+        """
+        plan = None if is_compiled else self._plans.get(optimizer)
+        if plan is not None and (gradients := plan.gradients()) is not None:
+            return plan, gradients
+        plan = Plan(optimizer, self._acting, self._scale_of, takes_gradients=self.mode == "grad")
+        if not (is_compiled or plan.is_captured()):
+            self._plans[optimizer] = plan
+        return plan, [param.grad for param in plan.params]
+
     def _acting_in(self, optimizer: Optimizer) -> Iterator[tuple[Group, nn.Parameter, Penalty, float | Tensor]]:
         """The weights that the coming step changes: their group, their bound penalty, and its scale."""
-        for param, _, penalty, group in stepped(optimizer, self._acting):
-            yield group, param, penalty, self._scales[param]
+        for _, group, param, penalty in self._planned(optimizer, torch.compiler.is_compiling())[0].changed:
+            yield group, param, penalty, self._scale_of(param)
 
     def _tell(self, optimizer: Optimizer) -> None:
         for listener in self._listeners:
@@ -409,11 +464,8 @@ class Regularizer:
 
     def _check_decays(self, optimizer: Optimizer) -> None:
         """Raises ``ValueError`` if weight decay beside an L2 came after :meth:`attach`: a new group, a schedule."""
-        if torch.compiler.is_compiling() or not self._has_ridge:
-            return
-        if (decays := _decays(optimizer)) != self._decays[optimizer]:
-            check_decay(optimizer, self.entries)
-            self._decays[optimizer] = decays
+        check_decay(optimizer, self.entries)
+        self._decays[optimizer] = _decays(optimizer)
 
     def _follow_schedule(self) -> None:
         if self.schedule is not None:
@@ -452,12 +504,20 @@ class Regularizer:
     def __getstate__(self) -> dict[str, Any]:
         self._is_used = True  # in the copy
         select = self._select if can_be_pickled(self._select) else None  # a lambda cannot
-        left = {"_hooks": (), "_listeners": [], "_decays": {}, "_is_used": True, "_structure": None, "_select": select}
+        left = {
+            "_hooks": (),
+            "_listeners": [],
+            "_decays": {},
+            "_plans": {},
+            "_is_used": True,
+            "_structure": None,
+            "_select": select,
+        }
         return self.__dict__ | left
 
     @property
     def _is_counting(self) -> bool:
-        return self.schedule is not None
+        return self.schedule is not None or self.every > 1
 
     @property
     def _carried_name(self) -> str:
@@ -486,7 +546,9 @@ class Regularizer:
     def __copy__(self) -> Self:
         """The copy is detached: two regularizers on one optimizer would apply the penalty twice."""
         twin = type(self).__new__(type(self))
-        twin.__dict__.update(self.__dict__, _optimizers=(), _hooks=(), _listeners=[], _decays={}, _is_used=True)
+        twin.__dict__.update(
+            self.__dict__, _optimizers=(), _hooks=(), _listeners=[], _decays={}, _plans={}, _is_used=True
+        )
         return twin
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -1,105 +1,107 @@
 """The updates that a penalty makes in an optimizer's step, in each mode."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from torchreg import functional as f
-from torchreg.functional.chunks import CHUNK, chunks_of
+from torchreg.functional.chunks import chunks_of
 from torchreg.functional.sharding import on_plain_
 from torchreg.hooks import gradient_scale, step_size
 from torchreg.penalties import Penalty, ProximalPenalty
-from torchreg.steps.batches import Penalties, Scales, param_batches
 from torchreg.steps.half import in_single, make_room
 from torchreg.steps.kernels import Form, Kernel, fits, kernel_on
+from torchreg.steps.plan import Batch, Gradients, Plan, ScaleOf
 
-_PLAIN = (nn.Parameter, Tensor)
 
-
-@torch.no_grad()
-def add_gradients(optimizer: Optimizer, penalties: Penalties, scales: Scales, compile: bool = False) -> None:
+def add_gradients(plan: Plan, gradients: Gradients, scale_of: ScaleOf, compile: bool = False) -> None:
     """Mode "grad", before the update: ``grad += dR(w)``.
 
     Raises:
         ValueError: a gradient is sparse, but the penalty's gradient is dense.
     """
-    batches = param_batches(optimizer, penalties, scales)
-    for batch in batches:
-        for param, grad in zip(batch.params, batch.grads, strict=True):
-            if grad.layout != torch.strided:
-                raise ValueError(
-                    "Regularizer: mode 'grad' needs dense gradients, got a sparse one for the parameter of shape "
-                    f"{tuple(param.shape)}: use mode 'decoupled' or 'prox'"
-                )
-    make_room(optimizer, batches)
-    unscaled = gradient_scale(optimizer)
-    for batch in batches:
-        penalty = batch.penalty
-        times = batch.scale * (-unscaled if batch.group.get("maximize") else unscaled)
-        one, many = partial(penalty._add_gradient_, scale=times), partial(penalty._foreach_add_gradient_, scale=times)
-        _update_all(penalty, one, many, (batch.grads, batch.params), times, "add_gradient" if compile else None)
+    for i, _, param, _ in plan.changed:
+        if gradients[i].layout != torch.strided:
+            raise ValueError(
+                "Regularizer: mode 'grad' needs dense gradients, got a sparse one for the parameter of shape "
+                f"{tuple(param.shape)}: use mode 'decoupled' or 'prox'"
+            )
+    unscaled = gradient_scale(plan.optimizer)
+    if isinstance(unscaled, Tensor):
+        unscaled = make_room(plan, gradients, scale_of)
+    with torch.no_grad():
+        for batch in plan.batches:
+            times = scale_of(batch.first) * (-unscaled if batch.group.get("maximize") else unscaled)
+            form: Form | None = "add_gradient" if compile else None
+            _update(plan.params, batch, batch.penalty._add_gradient_, times, form, gradients)
 
 
-@torch.no_grad()
-def descend(optimizer: Optimizer, penalties: Penalties, scales: Scales, compile: bool = False) -> None:
-    """Mode "decoupled", before the update: ``w -= lr * dR(w)``."""
-    for batch in param_batches(optimizer, penalties, scales):
-        penalty, step = batch.penalty, step_size(optimizer, batch.group) * batch.scale
-        one, many = partial(penalty._descend_, step=step), partial(penalty._foreach_descend_, step=step)
-        _update_all(penalty, one, many, (batch.params,), step, "descend" if compile else None)
+def descend(plan: Plan, scale_of: ScaleOf, compile: bool = False, times: int = 1) -> None:
+    """Mode "decoupled", before the update: ``w -= lr * dR(w)``, ``times`` as far."""
+    with torch.no_grad():
+        for batch in plan.batches:
+            step = step_size(plan.optimizer, batch.group) * scale_of(batch.first) * times
+            _update(plan.params, batch, batch.penalty._descend_, step, "descend" if compile else None)
 
 
-@torch.no_grad()
-def take_proximal_steps(optimizer: Optimizer, penalties: Penalties, scales: Scales, compile: bool = False) -> None:
-    """Mode "prox", after the update: ``w = prox(w, lr)``."""
-    for batch in param_batches(optimizer, penalties, scales):
-        penalty, step = batch.penalty, step_size(optimizer, batch.group) * batch.scale
-        assert isinstance(penalty, ProximalPenalty)
-        one, many = partial(penalty._prox_, step=step), partial(penalty._foreach_prox_, step=step)
-        _update_all(penalty, one, many, (batch.params,), step, "prox" if compile else None)
+def take_proximal_steps(plan: Plan, scale_of: ScaleOf, compile: bool = False, times: int = 1) -> None:
+    """Mode "prox", after the update: ``w = prox(w, lr)``, ``times`` as far."""
+    with torch.no_grad():
+        for batch in plan.batches:
+            step = step_size(plan.optimizer, batch.group) * scale_of(batch.first) * times
+            assert isinstance(batch.penalty, ProximalPenalty)
+            _update(plan.params, batch, batch.penalty._prox_, step, "prox" if compile else None)
 
 
-def _update_all(
-    penalty: Penalty,
-    one: Callable[..., object],
-    many: Callable[..., object],
-    lists: tuple[list[Tensor], ...],
+def _update(
+    params: Sequence[nn.Parameter],
+    batch: Batch,
+    act: Callable[..., object],
     number: float | Tensor,
-    in_one_pass: Form | None,
+    form: Form | None,
+    gradients: Gradients = (),
 ) -> None:
-    """Calls ``one(*tensors)`` for each large weight, and ``many(*lists)`` for small weights together.
+    """Calls ``act`` with each weight of a batch and a number, or with gradient, weight and number.
 
-    Both take the number; ``in_one_pass`` is the form of kernels that do the same.
+    Args:
+        params: all parameters of the plan.
+        batch: which of them.
+        act: an update of the penalty; it changes its first argument.
+        number: the scale or step.
+        form: that of the kernels that do the same in one pass; None for torch's own calls.
+        gradients: those of all parameters, if they are changed.
     """
-    is_uniform = penalty.is_uniform
+    if isinstance(number, Tensor):
+        act = partial(in_single, act)
+    for bundle in batch.bundles:
+        bundle.update(act, number, gradients)
+    if gradients:
+        for i in batch.whole:
+            act(gradients[i], params[i], number)
+    else:
+        for i in batch.whole:
+            act(params[i], number)
+    if batch.others:
+        others = [(gradients[i], params[i]) if gradients else (params[i],) for i in batch.others]
+        _update_large(batch.penalty, act, number, form, others)
+
+
+def _update_large(
+    penalty: Penalty, act: Callable[..., object], number: float | Tensor, form: Form | None, others: Sequence[Any]
+) -> None:
     kernels: dict[torch.device, Kernel | None] = {}
-    small: tuple[list[Tensor], ...] = tuple([] for _ in lists)
-    left = CHUNK
-    for tensors in zip(*lists, strict=True):
-        w = tensors[0]
-        kernel = None
-        if in_one_pass is not None and is_uniform and fits(*tensors):
-            if w.device not in kernels:
-                kernels[w.device] = kernel_on(w.device, penalty, in_one_pass, number)
-            kernel = kernels[w.device]
+    for tensors in others:
+        device, kernel = tensors[0].device, None
+        if form is not None and penalty.is_uniform and fits(*tensors):
+            if device not in kernels:
+                kernels[device] = kernel_on(device, penalty, form, number)
+            kernel = kernels[device]
         if kernel is not None:
             kernel(*tensors)
-        elif isinstance(number, Tensor) and any(map(f.is_half, tensors)):
-            update_(penalty, partial(in_single, one), *tensors)
-        elif is_uniform and type(w) in _PLAIN and w.numel() < CHUNK:
-            if w.numel() > left:
-                many(*small)
-                small, left = tuple([] for _ in lists), CHUNK
-            left -= w.numel()
-            for some, tensor in zip(small, tensors, strict=True):
-                some.append(tensor)
         else:
-            update_(penalty, one, *tensors)
-    if small[0]:
-        many(*small)
+            update_(penalty, lambda *some: act(*some, number), *tensors)
 
 
 def update_(penalty: Penalty, act: Callable[..., object], *tensors: Tensor) -> None:
