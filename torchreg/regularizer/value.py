@@ -188,5 +188,20 @@ def _gradients(penalty: Penalty, weights: Sequence[Tensor], scale: float | Tenso
         return [sharded_like(kernel(own).view(own.shape), w, local)]
     result = torch.empty_like(own)
     for part, some in chunks_of(result, own):
-        part.copy_(penalty._gradient_times(f.wide(some), scale))
+        _write_gradient_(part, penalty, some, scale)
     return [sharded_like(result, w, local)]
+
+
+def _write_gradient_(out: Tensor, penalty: Penalty, w: Tensor, scale: float) -> None:
+    """``out = scale * dR(w)``, if possible without further memory."""
+    parts = penalty._lasso_and_ridge
+    if parts is None or w.dtype not in (torch.float32, torch.float64):
+        out.copy_(penalty._gradient_times(f.wide(w), scale))
+        return
+    lasso, ridge = parts
+    if not lasso:
+        torch.mul(w, ridge * scale, out=out)
+        return
+    torch.sign(w, out=out).mul_(lasso * scale)
+    if ridge:
+        out.add_(w, alpha=ridge * scale)
