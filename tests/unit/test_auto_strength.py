@@ -322,6 +322,9 @@ class Refused:
             ),
             "at least one": lambda: AutoStrength(decay, (X[:0], Y[:0]), nn.MSELoss()),
             "as many targets": lambda: AutoStrength(decay, (X, Y[:3]), nn.MSELoss()),
+            "act in each step": lambda: AutoStrength(
+                Regularizer(self.model, L2(0.1), mode="prox", every=2), HELD_OUT, nn.MSELoss()
+            ),
             "no schedule": lambda: AutoStrength(
                 Regularizer(self.model, L2(0.1), mode="prox", schedule=linear(3)), HELD_OUT, nn.MSELoss()
             ),

@@ -365,6 +365,8 @@ def _check(regularizers: Sequence[Regularizer], lr: float, every: int, per: Per,
             raise ValueError("AutoStrength: mode must be 'grad', 'decoupled' or 'prox', got 'loss'")
         if each.schedule is not None:
             raise ValueError("AutoStrength: the regularizer must have no schedule, because both would set its scale")
+        if each.every > 1:
+            raise ValueError(f"AutoStrength: the regularizer must act in each step, every=1, got every={each.every}")
         computed = [a.name for a in each.entries if a.acting is not None and a.computed is not None]
         if computed:
             raise ValueError(
