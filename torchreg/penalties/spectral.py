@@ -194,9 +194,10 @@ class SpectralNorm(Matrix, Largest, ProximalPenalty):
         into = self._split(grad)
         if into.is_view and grad.dtype == matrix.dtype:
             rows = into.parts[0].rows
-            rows.addcmul_(left, right) if len(right) == 1 else rows.addmm_(
-                left, right
-            )  # addmm_ would take four times as long
+            if len(right) == 1:
+                rows.addcmul_(left, right)  # addmm_ takes four times as long
+            else:
+                rows.addmm_(left, right)
             return grad
         return grad.add_(self._weight(left @ right, w))
 

@@ -21,9 +21,9 @@ Gradients = Sequence[Any]  # a tensor for each parameter; of one that the step d
 Row = tuple[int, Group, nn.Parameter, Penalty]  # the parameter's position among those of a plan
 
 PLAIN = (nn.Parameter, Tensor)
-_SMALL = 1 << 14  # elements: of larger weights the calls cost less than two more copies
-_BUNDLE = 1 << 16  # elements of a bundle, so that it stays in the cache
-_FEW = 4  # for fewer weights the calls cost less
+_FEW = 4  # for fewer weights the calls cost less than a bundle
+_SMALL = 1 << 14, CHUNK  # elements, on the CPU and elsewhere: of larger weights the calls cost less than more copies
+_BUNDLE = 1 << 16, 1 << 22  # elements of a bundle: on the CPU it stays in the cache, elsewhere each call has its price
 
 
 class Batch(NamedTuple):
@@ -142,7 +142,7 @@ def _batch(rows: Sequence[Row], takes_gradients: bool) -> Batch:
     for i, _, param, _ in rows:
         if type(param) not in PLAIN or param.numel() >= CHUNK:
             batch.others.append(i)
-        elif penalty.is_uniform and param.numel() <= _SMALL and param.is_contiguous():
+        elif penalty.is_uniform and param.numel() <= _SMALL[not param.is_cpu] and param.is_contiguous():
             small.setdefault((param.dtype, param.device), []).append((i, param))
         else:
             batch.whole.append(i)
@@ -157,12 +157,14 @@ def _batch(rows: Sequence[Row], takes_gradients: bool) -> Batch:
 
 
 def _parts(small: Sequence[tuple[int, nn.Parameter]]) -> list[list[tuple[int, nn.Parameter]]]:
-    """The weights in parts of about ``_BUNDLE`` elements."""
-    parts, left = [[small[0]]], _BUNDLE - small[0][1].numel()
+    """The weights, all on one device, in parts of at most ``_BUNDLE`` elements."""
+    first = small[0][1]
+    most = _BUNDLE[not first.is_cpu]
+    parts, left = [[small[0]]], most - first.numel()
     for i, param in small[1:]:
         if param.numel() > left:
             parts.append([])
-            left = _BUNDLE
+            left = most
         parts[-1].append((i, param))
         left -= param.numel()
     return parts

@@ -31,10 +31,10 @@ def add_gradients(plan: Plan, gradients: Gradients, scale_of: ScaleOf, compile: 
     unscaled = gradient_scale(plan.optimizer)
     if isinstance(unscaled, Tensor):
         unscaled = make_room(plan, gradients, scale_of)
+    form: Form | None = "add_gradient" if compile else None
     with torch.no_grad():
         for batch in plan.batches:
             times = scale_of(batch.first) * (-unscaled if batch.group.get("maximize") else unscaled)
-            form: Form | None = "add_gradient" if compile else None
             _update(plan.params, batch, batch.penalty._add_gradient_, times, form, gradients)
 
 
