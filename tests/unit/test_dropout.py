@@ -180,3 +180,11 @@ def test_the_layer_is_the_function():
     assert_bit_equal(layer(x), dropout(x, 0.3, generator=seeded(12)))
     assert Dropout(0.3).state_dict() == {}
     assert repr(layer) == "Dropout(p=0.3, inplace=False)"
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_large_nested_tensors_are_dropped_part_by_part():
+    x = torch.nested.nested_tensor([torch.ones(200, 200), torch.ones(100, 200)])
+    y = dropout(x, 0.5)
+    assert [part.shape for part in y.unbind()] == [(200, 200), (100, 200)]
+    assert all(set(part.unique().tolist()) == {0.0, 2.0} for part in y.unbind())

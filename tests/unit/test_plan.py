@@ -1,5 +1,6 @@
 """A regularizer keeps a plan of what a step changes; whatever changes meanwhile is seen in the next step."""
 
+import contextlib
 import copy
 
 import pytest
@@ -102,6 +103,63 @@ def test_weights_whose_memory_is_replaced_are_followed(mode):
     for param, old in zip(params, before, strict=True):
         assert param.dtype == torch.float32
         torch.testing.assert_close(param.detach(), shrunk(mode, old))
+
+
+@each_mode
+def test_another_shape_or_other_strides_at_the_same_place_are_seen(mode):
+    shapes = [(4, 4)] * 6
+    whole = torch.randn(32, dtype=torch.float64)
+    changes = {
+        "transposed": lambda w: w.t(),
+        "fewer rows": lambda w: w[:2],
+        "viewed": lambda w: w.view(2, 8),
+        "more rows": lambda w: whole.view(8, 4),
+    }
+    for change in changes.values():
+        params, optimizer, _ = attached(mode, shapes)
+        params[0].data = whole[:16].view(4, 4)
+        step(optimizer, params)
+        params[0].grad = None
+        params[0].data = change(params[0].data)
+        assert_shrunk(mode, params, step(optimizer, params))
+
+
+@pytest.mark.parametrize("mode", ["decoupled", "prox"])
+def test_weights_in_the_same_memory_take_a_step_each(mode):
+    params, optimizer, _ = attached(mode, [(4, 4)] * 6)
+    whole = torch.ones(24, dtype=torch.float64)
+    params[0].data, params[1].data = whole[:16].view(4, 4), whole[8:].view(4, 4)
+    step(optimizer, params)
+    once = shrunk(mode, torch.ones(8, dtype=torch.float64))
+    torch.testing.assert_close(whole, torch.cat([once, shrunk(mode, once), once]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_that_are_kept_in_single_precision_are_not_rounded(dtype):
+    params = weights_of([(3, 4)] * 5, dtype)
+    optimizer = torch.optim.SGD(params, lr=LR)
+    Regularizer(params, L2(STRENGTH), mode="grad", select=everything).attach(optimizer)
+    step(optimizer, params)  # its plan has bundles
+    for param in params:
+        param.grad, param.grad_dtype = None, torch.float32
+        param.grad = torch.full(param.shape, 1e6 + 0.25)  # float16 could not hold it
+    before = [p.detach().float() for p in params]
+    with contextlib.suppress(RuntimeError):  # SGD itself may refuse two dtypes, after the penalty
+        optimizer.step()
+    for param, old in zip(params, before, strict=True):
+        torch.testing.assert_close(param.grad, 1e6 + 0.25 + STRENGTH * old, rtol=1e-7, atol=0)
+
+
+@each_mode
+def test_a_step_in_inference_mode_can_come_before_others(mode):
+    params, optimizer, _ = attached(mode)
+    with torch.inference_mode():
+        before = [p.detach().clone() for p in params]
+        for param in params:
+            param.grad = torch.zeros_like(param)
+        optimizer.step()
+    assert_shrunk(mode, params, before)
+    assert_shrunk(mode, params, step(optimizer, params))
 
 
 @each_mode
@@ -248,6 +306,15 @@ def test_the_value_of_few_weights_has_second_derivatives(penalty, parts):
     for param, own in zip(params, second, strict=True):
         expected = 2 * parts[1] * (parts[0] * param.sgn() + parts[1] * param)
         torch.testing.assert_close(torch.zeros_like(param) if own is None else own, expected)
+
+
+@each_few
+def test_at_scale_0_the_value_of_large_weights_is_0(penalty, parts):
+    params = weights_of(MANY, torch.float32)
+    params[0].data[0, 0] = 1e30 if parts[1] == 0 else 1.0  # its square is infinite, but it is not in R
+    regularizer = Regularizer(params, penalty, select=everything)
+    regularizer.scale = 0.0
+    assert regularizer.value() == 0
 
 
 @each_few

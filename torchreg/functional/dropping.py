@@ -73,9 +73,10 @@ def dropout(
     if not training or p == 0:
         return x
     if generator is None and noise_shape is None:
-        if not is_small(x.numel()) and is_plain(x):
+        if is_small(x.numel()) or not is_plain(x):
+            return torch.dropout_(x, p, True) if inplace else torch.dropout(x, p, True)
+        if not x.is_nested:
             return _drop_plain(x, p, x.shape, inplace, None)
-        return torch.dropout_(x, p, True) if inplace else torch.dropout(x, p, True)
     if generator is not None:
         check_generator("dropout", generator, x.device)
     if x.is_nested and noise_shape is None:

@@ -83,9 +83,9 @@ class FewValues:
         """
         params, lasso, half_ridge = self._params, scale * self._lasso, scale * self._ridge / 2
         w = torch.cat([param.reshape(-1) for param in params]) if len(params) > 1 else params[0]
-        if not lasso:
+        if not self._lasso:
             return (w * w).sum() * half_ridge
-        if not half_ridge:
+        if not self._ridge:
             return w.abs().sum() * lasso
         return (w * w.detach().sign().mul_(lasso).add(w, alpha=half_ridge)).sum()
 

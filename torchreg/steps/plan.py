@@ -48,20 +48,26 @@ class Plan:
     """
 
     def __init__(self, optimizer: Optimizer, penalties: Penalties, scale_of: ScaleOf, takes_gradients: bool) -> None:
+        is_compiling = torch.compiler.is_compiling()
         self.optimizer = optimizer
         self._groups = list(optimizer.param_groups)
         self._held = [param for group in self._groups for param in group["params"]]
         pairs = [(param, group) for group in self._groups for param in group["params"] if param in penalties]
         self.params: list[nn.Parameter] = [param for param, _ in pairs]
         self._is_on_cuda = any(param.is_cuda for param in self.params)
-        self._plain = [param for param in self.params if type(param) in PLAIN and not torch.compiler.is_compiling()]
-        self._state = self._present([param.grad for param in self.params])
+        self._takes_gradients = takes_gradients
         self.changed = [
             (i, group, param, penalties[param])
             for i, (param, group) in enumerate(pairs)
             if param.grad is not None and param.requires_grad
         ]
         self.batches = [_batch(rows, takes_gradients) for rows in _alike(self.changed, scale_of)]
+        bundles = [bundle for batch in self.batches for bundle in batch.bundles]
+        self._bundled = [self.params[i] for bundle in bundles for i in bundle.where]
+        self._kept = [param.detach() for param in self._bundled]
+        bundled = set(self._bundled)
+        self._plain = [p for p in self.params if p not in bundled and type(p) in PLAIN and not is_compiling]
+        self._state = self._present([param.grad for param in self.params])
 
     def gradients(self) -> Gradients | None:
         """The gradients of all parameters now; None if the plan holds no longer."""
@@ -73,6 +79,7 @@ class Plan:
             return None
         gradients = [param.grad for param in self.params]
         is_same = all(map(is_, groups, self._groups)) and all(map(is_, held, self._held))
+        is_same = is_same and all(map(Tensor.is_set_to, self._bundled, self._kept))
         return gradients if is_same and self._present(gradients) == self._state else None
 
     def is_captured(self) -> bool:
@@ -82,10 +89,13 @@ class Plan:
     def _present(self, gradients: Gradients) -> Any:
         """What a plan depends on: which parameters have a gradient, which are frozen, and where their values are.
 
-        A bundle keeps the memory that it was made for, so that another tensor cannot lie there.
+        What is bundled must also have the shape and strides that it had, which :meth:`gradients` looks at.
         """
-        is_none = [gradient is None for gradient in gradients]
-        return is_none, [p.requires_grad for p in self.params], [p.data_ptr() for p in self._plain]
+        if self._takes_gradients:
+            kinds: list[object] = [None if gradient is None else gradient.dtype for gradient in gradients]
+        else:
+            kinds = [gradient is None for gradient in gradients]
+        return kinds, [p.requires_grad for p in self.params], [p.data_ptr() for p in self._plain]
 
 
 class Bundle:
@@ -93,12 +103,12 @@ class Bundle:
 
     Args:
         where: their positions among the plan's parameters.
-        params: the weights, of one dtype, on one device.
+        params: the weights, of one dtype, on one device, none in the memory of another.
         takes_gradients: whether gradients are changed.
     """
 
     def __init__(self, where: Sequence[int], params: Sequence[nn.Parameter], takes_gradients: bool) -> None:
-        self._where = where
+        self.where = where
         self._views = [param.detach().view(-1) for param in params]
         self._weights = torch.cat(self._views)
         self._parts = self._weights.split([view.numel() for view in self._views])
@@ -115,7 +125,7 @@ class Bundle:
             act(self._weights, number)
             torch._foreach_copy_(self._views, self._parts)
         else:
-            own = [gradients[i] for i in self._where]
+            own = [gradients[i] for i in self.where]
             torch._foreach_copy_(self._parts, own)
             act(self._gradients, self._weights, number)
             torch._foreach_copy_(own, self._parts)
@@ -142,18 +152,42 @@ def _batch(rows: Sequence[Row], takes_gradients: bool) -> Batch:
     for i, _, param, _ in rows:
         if type(param) not in PLAIN or param.numel() >= CHUNK:
             batch.others.append(i)
-        elif penalty.is_uniform and param.numel() <= _SMALL[not param.is_cpu] and param.is_contiguous():
+        elif penalty.is_uniform and _is_small(param) and not (takes_gradients and _has_other_gradient(param)):
             small.setdefault((param.dtype, param.device), []).append((i, param))
         else:
             batch.whole.append(i)
     for some in small.values():
-        for part in _parts(some):
+        apart = _apart(some)
+        batch.whole.extend({i for i, _ in some}.difference(i for i, _ in apart))
+        for part in _parts(apart):
             where, params = zip(*part, strict=True)
             if len(part) < _FEW or torch.compiler.is_compiling():
                 batch.whole.extend(where)
             else:
-                batch.bundles.append(Bundle(where, params, takes_gradients))
+                with torch.inference_mode(False):  # its memory is for later steps too
+                    batch.bundles.append(Bundle(where, params, takes_gradients))
     return batch
+
+
+def _is_small(param: nn.Parameter) -> bool:
+    return param.numel() <= _SMALL[not param.is_cpu] and param.is_contiguous() and not param.is_meta
+
+
+def _has_other_gradient(param: nn.Parameter) -> bool:
+    """Whether the gradient has another dtype, in which it must stay: a bundle would round it."""
+    return param.grad is not None and param.grad.dtype != param.dtype
+
+
+def _apart(small: Sequence[tuple[int, nn.Parameter]]) -> list[tuple[int, nn.Parameter]]:
+    """The weights without those that lie in the memory of another one: what is shared must take a step for each."""
+    if torch.compiler.is_compiling():
+        return list(small)
+    kept, end = set(), 0
+    for i, param in sorted(small, key=lambda pair: pair[1].data_ptr()):
+        if param.data_ptr() >= end:
+            kept.add(i)
+            end = param.data_ptr() + param.numel() * param.element_size()
+    return [(i, param) for i, param in small if i in kept]
 
 
 def _parts(small: Sequence[tuple[int, nn.Parameter]]) -> list[list[tuple[int, nn.Parameter]]]:
