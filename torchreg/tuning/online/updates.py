@@ -61,16 +61,25 @@ class Update:
         """The derivative of ``-step * m / (sqrt(v) + eps)``."""
         state: dict[str, Any] = self.optimizer.state[self.param]
         beta1, beta2 = map(scalar, self.group["betas"])
-        steps = state["step"].double() if isinstance(state["step"], Tensor) else state["step"]  # stored in float32
-        first, second = (1 - beta**steps for beta in (beta1, beta2))
-        mean, largest = state["exp_avg"] / first, state.get("max_exp_avg_sq", state["exp_avg_sq"])
-        root = (largest / second).sqrt()
+        first, second = (1 - beta ** _in_double(state["step"]) for beta in (beta1, beta2))
+        squares = state["exp_avg_sq"]
+        largest = state.get("max_exp_avg_sq", squares)
+        root = (largest / second).sqrt_()
         denominator = root + self.group["eps"]
-        d_mean = (1 - beta1) / first * direction
-        d_square = 2 * (1 - beta2) / second * gradient * direction * (largest == state["exp_avg_sq"])
-        d_root = d_square / (2 * root).masked_fill(root == 0, torch.inf)
-        response: Tensor = -self.step * (d_mean - mean * d_root / denominator) / denominator
-        return response
+        is_zero = root.clone().eq_(0)  # the gradient is 0 there too; a mask of booleans would take ten times as long
+        response = (gradient / root.add_(is_zero)).mul_(state["exp_avg"]).div_(denominator)
+        response.mul_(-(1 - beta2) / (first * second))  # what the second moment changes; next, what the first does
+        if largest is not squares:
+            response.mul_(largest == squares)
+        response.add_((1 - beta1) / first).mul_(-self.step).div_(denominator)
+        return response.mul_(direction)
+
+
+def _in_double(steps: Any) -> Any:
+    """The count of steps, which torch keeps in single precision; a number unless that had to wait for a device."""
+    if not isinstance(steps, Tensor):
+        return steps
+    return steps.item() if steps.device.type == "cpu" else steps.double()
 
 
 def updates_of(optimizer: Optimizer) -> Iterator[Update]:
