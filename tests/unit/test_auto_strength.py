@@ -171,7 +171,7 @@ def test_it_takes_most_of_what_the_best_strength_brings_wherever_it_starts(mode,
         assert_close(auto.strengths, ends[0][0].strengths, 0.3)
 
 
-@pytest.mark.parametrize(("mode", "penalty"), [("decoupled", L2), ("prox", L1)])
+@pytest.mark.parametrize(("mode", "penalty"), [("decoupled", L2), ("grad", L2), ("prox", L1)])
 def test_half_of_the_looks_find_the_same_strength(mode, penalty):
     (seldom, loss), (often, expected) = (
         ridge(1e-4, mode, penalty=penalty, **options) for options in ({}, {"lr": 0.05, "every": 1})

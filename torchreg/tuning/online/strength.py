@@ -314,7 +314,6 @@ class _TunedStrength:
     def strength(self) -> float:
         return self.unit * self.scale
 
-    @torch.no_grad()
     def move(self, slope: float, lr: float, bounds: tuple[float, float]) -> None:
         if slope == 0 and not any(bool(param.any()) for param in self.params):
             move = -1.0  # all weights are zero: the slope would stay 0

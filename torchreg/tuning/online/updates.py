@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -64,15 +65,15 @@ class Update:
         first, second = (1 - beta ** _in_double(state["step"]) for beta in (beta1, beta2))
         squares = state["exp_avg_sq"]
         largest = state.get("max_exp_avg_sq", squares)
-        root = (largest / second).sqrt_()
-        denominator = root + self.group["eps"]
-        is_zero = root.clone().eq_(0)  # the gradient is 0 there too; a mask of booleans would take ten times as long
-        response = (gradient / root.add_(is_zero)).mul_(state["exp_avg"]).div_(denominator)
-        response.mul_(-(1 - beta2) / (first * second))  # what the second moment changes; next, what the first does
+        root = largest.sqrt()
+        denominator = root + second**0.5 * self.group["eps"]
+        info = torch.finfo(root.dtype)
+        root.clamp_(min=math.sqrt(info.tiny * info.eps))  # where it is 0, the gradient is 0 too, but for rounding
+        response = torch.div(gradient, root, out=root).mul_(state["exp_avg"]).div_(denominator)  # of the root, ...
         if largest is not squares:
             response.mul_(largest == squares)
-        response.add_((1 - beta1) / first).mul_(-self.step).div_(denominator)
-        return response.mul_(direction)
+        response.sub_((1 - beta1) / (1 - beta2)).div_(denominator)  # ... and of the mean
+        return response.mul_(self.step * second**0.5 / first * (1 - beta2)).mul_(direction)
 
 
 def _in_double(steps: Any) -> Any:
