@@ -126,6 +126,7 @@ def _before_update(update: PenaltyUpdate, gradient: Tensor, carried: Tensor, fur
     ``gradient`` is by the weight after the optimizer's update, ``carried`` by the weight after the penalty's.
     """
     direction = update.penalty.gradient(update.before)
+    factor: float | Tensor
     if update.mode == "grad":  # each element depends on its own gradient alone
         factor, pulled = 1.0, update.response(update.before, gradient)
     else:
