@@ -14,6 +14,7 @@ from tests.helpers import assert_bit_equal, assert_close, assert_differs, make_d
 from torchreg import L1, L2, ElasticNet, GroupLasso, Huber, MaxNorm, Regularizer, Stacked, linear
 from torchreg.optim import SGDW, ProxAdam, RMSpropW
 from torchreg.tuning import AutoStrength
+from torchreg.tuning.online.descent import NO_MOMENTS, normalized
 from torchreg.tuning.online.hypergradient import hypergradients, penalty_updates_of
 from torchreg.tuning.online.updates import updates_of
 
@@ -171,12 +172,19 @@ def test_it_takes_most_of_what_the_best_strength_brings_wherever_it_starts(mode,
         assert_close(auto.strengths, ends[0][0].strengths, 0.3)
 
 
+def test_a_slope_that_is_taken_every_third_step_counts_as_three():
+    seldom = often = NO_MOMENTS
+    for slope in (0.3, -0.2, 0.7):
+        seldom, step_of_three = normalized(seldom, slope, every=3)
+        for _ in range(3):
+            often, each = normalized(often, slope)
+        assert_close(step_of_three, each)
+
+
 @pytest.mark.parametrize(("mode", "penalty"), [("decoupled", L2), ("grad", L2), ("prox", L1)])
-def test_half_of_the_looks_find_the_same_strength(mode, penalty):
-    (seldom, loss), (often, expected) = (
-        ridge(1e-4, mode, penalty=penalty, **options) for options in ({}, {"lr": 0.05, "every": 1})
-    )
-    assert (seldom._batches.count, often._batches.count) == (200, 400)
+def test_a_quarter_of_the_looks_finds_the_same_strength(mode, penalty):
+    (seldom, loss), (often, expected) = (ridge(1e-4, mode, penalty=penalty, every=every) for every in (4, 1))
+    assert (seldom._batches.count, often._batches.count) == (100, 400)
     assert_close(seldom.strengths, often.strengths, 0.1)
     assert_close(loss, expected, 0.01)
 

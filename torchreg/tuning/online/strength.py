@@ -34,9 +34,9 @@ class AutoStrength:
     where :math:`w'(c)` are the weights after a step of the optimizer with the scale :math:`c`, and bars are running
     averages, as in Adam. A step changes the strength by a factor of at most about :math:`e^{\eta_c}`; the initial
     strength matters little; it is that of the penalty times the regularizer's ``scale``. This replaces a search over a
-    grid; a step of the strength costs about one more forward and backward pass. It looks one step ahead only, so it
-    favors strengths with an early benefit: use it with modes "decoupled" and "prox", not with L1 in mode "grad" under
-    Adam.
+    grid. It costs about one more forward and backward pass in every fourth step, in which the strength moves as far as
+    in four. It looks one step ahead only, so it favors strengths with an early benefit: use it with modes "decoupled"
+    and "prox", not with L1 in mode "grad" under Adam.
 
     Args:
         regularizer: a regularizer in mode ``"grad"``, ``"decoupled"`` or ``"prox"``, or several that share the held-out
@@ -45,9 +45,8 @@ class AutoStrength:
         validation: held-out examples: two tensors (inputs and targets), or any iterable of such pairs, such as a data
             loader, which is repeated.
         criterion: the loss of outputs and targets on the held-out examples.
-        lr: :math:`\eta_c`, the size of a step of the log-strength.
-        every: the number of steps of the optimizer for one step of the strength. ``lr=0.05, every=1`` moves the
-            strength as fast as the defaults, at a higher cost.
+        lr: :math:`\eta_c`, the size of a step of the log-strength, for each step of the optimizer.
+        every: the number of steps of the optimizer after which the strength moves, then by ``every`` steps at once.
         per: ``"regularizer"``: one strength for each regularizer; ``"parameter"``: one for each parameter. With L1 and
             ``"parameter"`` the strength of the first layer becomes too large.
         bounds: the smallest and the largest strength. For a sum, or for several penalties by patterns, they bound the
@@ -89,8 +88,8 @@ class AutoStrength:
         validation: tuple[Tensor, Tensor] | Iterable[tuple[Any, Any]],
         criterion: Callable[[Any, Any], Tensor],
         *,
-        lr: float = 0.1,
-        every: int = 2,
+        lr: float = 0.05,
+        every: int = 4,
         per: Per = "regularizer",
         bounds: tuple[float, float] = (1e-8, 1e4),
         batch_size: int = 128,
@@ -207,7 +206,7 @@ class AutoStrength:
         for item in self._tuned:
             parts = [slopes[item.regularizer, param] for param in item.params if (item.regularizer, param) in slopes]
             if parts:
-                item.move(sum(parts), self.lr, self.bounds)
+                item.move(sum(parts), self.lr, self.bounds, self.every)
         self._set_scales()
 
     def _gradients(self, params: list[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
@@ -314,7 +313,7 @@ class _TunedStrength:
     def strength(self) -> float:
         return self.unit * self.scale
 
-    def move(self, slope: float, lr: float, bounds: tuple[float, float]) -> None:
+    def move(self, slope: float, lr: float, bounds: tuple[float, float], every: int) -> None:
         if slope == 0 and not any(bool(param.any()) for param in self.params):
             move = -1.0  # all weights are zero: the slope would stay 0
         elif not math.isfinite(slope):
@@ -324,10 +323,10 @@ class _TunedStrength:
             )
             return
         else:
-            self.moments, unit = normalized(self.moments, slope)
+            self.moments, unit = normalized(self.moments, slope, every)
             move = -unit
         least, largest = (math.log(bound / self.unit) for bound in bounds)
-        self.log_scale = min(max(self.log_scale + lr * move, least), largest)
+        self.log_scale = min(max(self.log_scale + lr * every * move, least), largest)
 
 
 def _numbers(slopes: list[Tensor]) -> list[float]:
