@@ -150,8 +150,8 @@ class Scheduler(Component):
 class AutoStrength(Section):
     """Tunes the strengths of the run's regularizers during training, by the validation images."""
 
-    lr: Annotated[float, Field(gt=0)] = 0.05  # of the log-strength
-    every: Size = 1  # steps
+    lr: Annotated[float, Field(gt=0)] = 0.05  # of the log-strength, for each step of the optimizer
+    every: Size = 4  # steps
     per: Literal["regularizer", "parameter"] = "regularizer"
     bounds: Annotated[tuple[float, float], Field(strict=False)] = (1e-8, 1e4)
     batch_size: Size = 128  # validation images a step

@@ -14,7 +14,9 @@ from tests.helpers import assert_bit_equal, assert_close, assert_differs, make_d
 from torchreg import L1, L2, ElasticNet, GroupLasso, Huber, MaxNorm, Regularizer, Stacked, linear
 from torchreg.optim import SGDW, ProxAdam, RMSpropW
 from torchreg.tuning import AutoStrength
+from torchreg.tuning.online.descent import NO_MOMENTS, normalized
 from torchreg.tuning.online.hypergradient import hypergradients, penalty_updates_of
+from torchreg.tuning.online.updates import updates_of
 
 X, Y = make_data()
 HELD_OUT = X.flip(0) + 0.3, Y.flip(0) - 0.2
@@ -124,6 +126,21 @@ def test_a_first_step_with_dampening_takes_the_whole_gradient():
     assert_slopes_agree(*measured([(L2(0.5), "grad")], OPTIMIZERS["SGD-dampening"], steps=1))
 
 
+def test_a_weight_that_never_had_a_gradient_responds_as_adam_would():
+    direction = torch.tensor([2.0, -1.0, 0.5], dtype=torch.float64)
+
+    def stepped(h):
+        weight = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+        weight.grad = torch.tensor([0.0, 0.0, 1e-3], dtype=torch.float64) + h * direction
+        optimizer = torch.optim.Adam([weight], lr=0.01)
+        (update,) = updates_of(optimizer)
+        optimizer.step()
+        return weight.detach(), update.response(weight.detach(), direction)
+
+    h = 1e-13  # small next to Adam's eps
+    assert_close(stepped(0.0)[1], (stepped(h)[0] - stepped(-h)[0]) / (2 * h), 1e-4)
+
+
 # -- tuning ---------------------------------------------------------------------------------------------------------
 
 
@@ -153,6 +170,23 @@ def test_it_takes_most_of_what_the_best_strength_brings_wherever_it_starts(mode,
     for auto, loss in ends:
         assert loss < (min(grid) + grid[0]) / 2  # it sees one step ahead, so it need not be the very best
         assert_close(auto.strengths, ends[0][0].strengths, 0.3)
+
+
+def test_a_slope_that_is_taken_every_third_step_counts_as_three():
+    seldom = often = NO_MOMENTS
+    for slope in (0.3, -0.2, 0.7):
+        seldom, step_of_three = normalized(seldom, slope, every=3)
+        for _ in range(3):
+            often, each = normalized(often, slope)
+        assert_close(step_of_three, each)
+
+
+@pytest.mark.parametrize(("mode", "penalty"), [("decoupled", L2), ("grad", L2), ("prox", L1)])
+def test_a_quarter_of_the_looks_finds_the_same_strength(mode, penalty):
+    (seldom, loss), (often, expected) = (ridge(1e-4, mode, penalty=penalty, every=every) for every in (4, 1))
+    assert (seldom._batches.count, often._batches.count) == (100, 400)
+    assert_close(seldom.strengths, often.strengths, 0.1)
+    assert_close(loss, expected, 0.01)
 
 
 def test_it_only_looks_the_training_is_that_of_the_strengths_it_sets():
@@ -223,7 +257,8 @@ def test_strengths_stay_in_their_bounds_and_what_is_all_zero_is_let_go():
         for param in model.parameters():
             param.zero_()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    auto = AutoStrength(Regularizer(model, L1(1e3), mode="prox"), HELD_OUT, nn.MSELoss(), lr=0.1).attach(optimizer)
+    regularizer = Regularizer(model, L1(1e3), mode="prox")
+    auto = AutoStrength(regularizer, HELD_OUT, nn.MSELoss(), lr=0.1, every=1).attach(optimizer)
     step(model, optimizer, slice(0, 32))
     assert_close(auto.strengths["L1"], 1e3 * math.exp(-0.1))
 
@@ -257,7 +292,7 @@ def test_it_starts_from_the_scale_that_the_regularizer_has(scale, per, when):
     scale = scale([a.name for a in regularizer.entries if a.is_penalized])
     if when == "before":
         regularizer.scale = scale
-    auto = AutoStrength(regularizer, HELD_OUT, nn.MSELoss(), per=per, lr=0.01)
+    auto = AutoStrength(regularizer, HELD_OUT, nn.MSELoss(), per=per, lr=0.01, every=1)
     if when == "after":
         regularizer.scale = scale
     auto.attach(optimizer)
@@ -363,7 +398,7 @@ def test_a_mistake_is_one_clear_line(message):
 def test_a_loader_that_has_run_dry_is_told():
     model = make_model()
     optimizer = RMSpropW(model.parameters(), lr=0.01)
-    auto = AutoStrength(Regularizer(model, L2(0.1), mode="prox"), iter([]), nn.MSELoss()).attach(optimizer)
+    auto = AutoStrength(Regularizer(model, L2(0.1), mode="prox"), iter([]), nn.MSELoss(), every=1).attach(optimizer)
     with pytest.raises(ValueError, match="at least one batch"):
         step(model, optimizer, slice(0, 8))
     auto.remove()
@@ -433,7 +468,8 @@ def test_a_held_out_loss_that_is_not_finite_is_told():
     model = make_model()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     held_out = HELD_OUT[0] * math.nan, HELD_OUT[1]
-    auto = AutoStrength(Regularizer(model, L2(0.1), mode="decoupled"), held_out, nn.MSELoss()).attach(optimizer)
+    regularizer = Regularizer(model, L2(0.1), mode="decoupled")
+    auto = AutoStrength(regularizer, held_out, nn.MSELoss(), every=1).attach(optimizer)
     with pytest.warns(UserWarning, match="must have a finite gradient, got nan: L2 stays as it is"):
         step(model, optimizer, slice(0, 16))
     assert_close(auto.strengths["L2"], 0.1)
@@ -443,7 +479,7 @@ def test_of_an_optimizer_that_steps_more_often_the_last_step_counts():
     model = make_model()
     often, seldom = (torch.optim.SGD(model[i].parameters(), lr=0.1) for i in (0, 2))
     regularizer = Regularizer(model, L2(0.1), mode="decoupled")
-    auto = AutoStrength(regularizer, HELD_OUT, nn.MSELoss()).attach(often, seldom)
+    auto = AutoStrength(regularizer, HELD_OUT, nn.MSELoss(), every=1).attach(often, seldom)
     F.mse_loss(model(X), Y).backward()
     for _ in range(3):
         often.step()

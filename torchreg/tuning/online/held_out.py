@@ -52,7 +52,7 @@ class Batches(Iterator[tuple[Any, Any]]):
             order = torch.randperm(len(inputs), generator=draw, device="cpu")
             self._order = a_pass, order.to(inputs.device)
         chosen = self._order[1][place * self.size : (place + 1) * self.size]
-        return inputs[chosen], targets[chosen]
+        return inputs.index_select(0, chosen), targets.index_select(0, chosen)
 
     def _from_iterable(self) -> tuple[Any, Any]:
         with torch.random.fork_rng():  # a loader that shuffles must not draw the training's random numbers

@@ -65,6 +65,7 @@ def check_differentiable(regularizer: Regularizer, optimizer: Optimizer) -> None
         raise ValueError(f"{owner}: a constraint has no strength to tune: make a separate Regularizer for it")
 
 
+@torch.no_grad()
 def hypergradients(updates: Sequence[PenaltyUpdate], gradient: Tensor) -> list[Tensor]:
     r"""The derivatives of the loss after the step by the scales of the updates of one weight, in their order.
 
@@ -108,7 +109,6 @@ def hypergradients(updates: Sequence[PenaltyUpdate], gradient: Tensor) -> list[T
     return found[::-1]
 
 
-@torch.no_grad()
 def _through_update(update: PenaltyUpdate, gradient: Tensor) -> Tensor:
     """The derivative of ``<gradient, w'>`` by the weight before the optimizer's update, with its gradient fixed."""
     if not update.group.get("weight_decay", 0):
@@ -120,19 +120,20 @@ def _through_update(update: PenaltyUpdate, gradient: Tensor) -> Tensor:
     return gradient * update.through(weight)
 
 
-@torch.no_grad()
 def _before_update(update: PenaltyUpdate, gradient: Tensor, carried: Tensor, further: bool) -> tuple[Tensor, Tensor]:
     """The derivative by the scale of an update in mode "grad" or "decoupled", and by the weight before it.
 
     ``gradient`` is by the weight after the optimizer's update, ``carried`` by the weight after the penalty's.
     """
     direction = update.penalty.gradient(update.before)
-    if update.mode == "grad":
-        response = update.response(update.before, gradient)  # each element depends on its own gradient alone
-        slope, along = _inner(response, direction), update.scale * response
+    factor: float | Tensor
+    if update.mode == "grad":  # each element depends on its own gradient alone
+        factor, pulled = 1.0, update.response(update.before, gradient)
     else:
-        slope, along = -update.step * _inner(carried, direction), -update.step * update.scale * carried
-    return slope, carried + _curved(update.penalty, update.before, along) if further else carried
+        factor, pulled = -update.step, carried
+    if further:
+        carried = carried + _curved(update.penalty, update.before, factor * update.scale * pulled)
+    return factor * _inner(pulled, direction), carried
 
 
 def _curved(penalty: Penalty, weight: Tensor, direction: Tensor) -> Tensor:
@@ -152,9 +153,8 @@ def _through_prox(update: PenaltyUpdate, after: Tensor, gradient: Tensor, furthe
     assert isinstance(penalty, ProximalPenalty)
     if penalty._curvature is None or further:
         return _by_autograd(update, penalty, gradient, further)
-    with torch.no_grad():
-        slope = _inner(gradient, penalty.gradient(after))
-        return -update.step * slope / (1 + update.step * update.scale * penalty._curvature), gradient
+    slope = _inner(gradient, penalty.gradient(after))
+    return -update.step * slope / (1 + update.step * update.scale * penalty._curvature), gradient
 
 
 def _by_autograd(

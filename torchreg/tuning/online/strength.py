@@ -34,8 +34,9 @@ class AutoStrength:
     where :math:`w'(c)` are the weights after a step of the optimizer with the scale :math:`c`, and bars are running
     averages, as in Adam. A step changes the strength by a factor of at most about :math:`e^{\eta_c}`; the initial
     strength matters little; it is that of the penalty times the regularizer's ``scale``. This replaces a search over a
-    grid and costs about one more forward and backward pass for each step. It looks one step ahead only, so it favors
-    strengths with an early benefit: use it with modes "decoupled" and "prox", not with L1 in mode "grad" under Adam.
+    grid. It costs about one more forward and backward pass in every fourth step, in which the strength moves as far as
+    in four. It looks one step ahead only, so it favors strengths with an early benefit: use it with modes "decoupled"
+    and "prox", not with L1 in mode "grad" under Adam.
 
     Args:
         regularizer: a regularizer in mode ``"grad"``, ``"decoupled"`` or ``"prox"``, or several that share the held-out
@@ -44,8 +45,8 @@ class AutoStrength:
         validation: held-out examples: two tensors (inputs and targets), or any iterable of such pairs, such as a data
             loader, which is repeated.
         criterion: the loss of outputs and targets on the held-out examples.
-        lr: :math:`\eta_c`, the size of a step of the log-strength.
-        every: the number of steps of the optimizer for one step of the strength.
+        lr: :math:`\eta_c`, the size of a step of the log-strength, for each step of the optimizer.
+        every: the number of steps of the optimizer after which the strength moves, then by ``every`` steps at once.
         per: ``"regularizer"``: one strength for each regularizer; ``"parameter"``: one for each parameter. With L1 and
             ``"parameter"`` the strength of the first layer becomes too large.
         bounds: the smallest and the largest strength. For a sum, or for several penalties by patterns, they bound the
@@ -88,7 +89,7 @@ class AutoStrength:
         criterion: Callable[[Any, Any], Tensor],
         *,
         lr: float = 0.05,
-        every: int = 1,
+        every: int = 4,
         per: Per = "regularizer",
         bounds: tuple[float, float] = (1e-8, 1e4),
         batch_size: int = 128,
@@ -196,15 +197,16 @@ class AutoStrength:
         for updates in self._updates.values():
             for update in updates:
                 by_param.setdefault(update.param, []).append(update)
-        slopes: dict[tuple[Regularizer, nn.Parameter], Tensor] = {}
+        found: dict[tuple[Regularizer, nn.Parameter], Tensor] = {}
         for param, gradient in self._gradients(list(by_param)).items():
             own = by_param[param]
             for update, slope in zip(own, hypergradients(own, gradient), strict=True):
-                slopes[update.regularizer, param] = slope
+                found[update.regularizer, param] = slope
+        slopes = dict(zip(found, _numbers(list(found.values())), strict=True))
         for item in self._tuned:
             parts = [slopes[item.regularizer, param] for param in item.params if (item.regularizer, param) in slopes]
             if parts:
-                item.move(sum(part.item() for part in parts), self.lr, self.bounds)
+                item.move(sum(parts), self.lr, self.bounds, self.every)
         self._set_scales()
 
     def _gradients(self, params: list[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
@@ -311,8 +313,7 @@ class _TunedStrength:
     def strength(self) -> float:
         return self.unit * self.scale
 
-    @torch.no_grad()
-    def move(self, slope: float, lr: float, bounds: tuple[float, float]) -> None:
+    def move(self, slope: float, lr: float, bounds: tuple[float, float], every: int) -> None:
         if slope == 0 and not any(bool(param.any()) for param in self.params):
             move = -1.0  # all weights are zero: the slope would stay 0
         elif not math.isfinite(slope):
@@ -322,10 +323,16 @@ class _TunedStrength:
             )
             return
         else:
-            self.moments, unit = normalized(self.moments, slope)
+            self.moments, unit = normalized(self.moments, slope, every)
             move = -unit
         least, largest = (math.log(bound / self.unit) for bound in bounds)
-        self.log_scale = min(max(self.log_scale + lr * move, least), largest)
+        self.log_scale = min(max(self.log_scale + lr * every * move, least), largest)
+
+
+def _numbers(slopes: list[Tensor]) -> list[float]:
+    """The slopes as numbers; a device is waited for once."""
+    numbers: list[float] = torch.stack([slope.to(slopes[0].device) for slope in slopes]).tolist() if slopes else []
+    return numbers
 
 
 def _with_distinct_names(tuned: list[_TunedStrength]) -> list[_TunedStrength]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -61,16 +62,25 @@ class Update:
         """The derivative of ``-step * m / (sqrt(v) + eps)``."""
         state: dict[str, Any] = self.optimizer.state[self.param]
         beta1, beta2 = map(scalar, self.group["betas"])
-        steps = state["step"].double() if isinstance(state["step"], Tensor) else state["step"]  # stored in float32
-        first, second = (1 - beta**steps for beta in (beta1, beta2))
-        mean, largest = state["exp_avg"] / first, state.get("max_exp_avg_sq", state["exp_avg_sq"])
-        root = (largest / second).sqrt()
-        denominator = root + self.group["eps"]
-        d_mean = (1 - beta1) / first * direction
-        d_square = 2 * (1 - beta2) / second * gradient * direction * (largest == state["exp_avg_sq"])
-        d_root = d_square / (2 * root).masked_fill(root == 0, torch.inf)
-        response: Tensor = -self.step * (d_mean - mean * d_root / denominator) / denominator
-        return response
+        first, second = (1 - beta ** _in_double(state["step"]) for beta in (beta1, beta2))
+        squares = state["exp_avg_sq"]
+        largest = state.get("max_exp_avg_sq", squares)
+        root = largest.sqrt()
+        denominator = root + second**0.5 * self.group["eps"]
+        info = torch.finfo(root.dtype)
+        root.clamp_(min=math.sqrt(info.tiny * info.eps))  # where it is 0, the gradient is 0 too, but for rounding
+        response = torch.div(gradient, root, out=root).mul_(state["exp_avg"]).div_(denominator)  # of the root, ...
+        if largest is not squares:
+            response.mul_(largest == squares)
+        response.sub_((1 - beta1) / (1 - beta2)).div_(denominator)  # ... and of the mean
+        return response.mul_(self.step * second**0.5 / first * (1 - beta2)).mul_(direction)
+
+
+def _in_double(steps: Any) -> Any:
+    """The count of steps, which torch keeps in single precision; a number unless that had to wait for a device."""
+    if not isinstance(steps, Tensor):
+        return steps
+    return steps.item() if steps.device.type == "cpu" else steps.double()
 
 
 def updates_of(optimizer: Optimizer) -> Iterator[Update]:
