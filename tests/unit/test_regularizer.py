@@ -149,6 +149,32 @@ def test_an_every_that_cannot_be_is_refused(every, mode):
         Regularizer(nn.Linear(2, 1), L2(0.5), mode=mode, every=every)
 
 
+def test_every_counts_the_steps_of_one_optimizer_and_stays_as_it_was_made():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    regularizer = Regularizer(model, L2(0.5), mode="prox", every=2)
+    with pytest.raises(ValueError, match="every=2 counts the steps of one optimizer, got 2: make a Regularizer for"):
+        regularizer.attach(*(torch.optim.SGD(layer.parameters(), lr=0.1) for layer in model))
+    with pytest.raises(AttributeError):
+        regularizer.every = 3
+
+
+def test_a_checkpoint_of_a_regularizer_with_another_every_is_not_taken_for_its_own():
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    regularizer = Regularizer(model, L2(0.5), mode="prox", every=2).attach(optimizer)
+    model.weight.grad = torch.zeros(1, 2)
+    optimizer.step()
+    state = optimizer.state_dict()
+    regularizer.remove()
+    with Regularizer(model, L2(0.5), mode="prox", every=2).attach(optimizer) as equal:
+        optimizer.load_state_dict(state)
+        assert equal.state_dict()["steps"] == 1
+    with Regularizer(model, L2(0.5), mode="prox", every=3).attach(optimizer) as other:
+        with pytest.warns(UserWarning, match="does not hold its state"):
+            optimizer.load_state_dict(state)
+        assert other.state_dict()["steps"] == 0
+
+
 def test_step_drives_the_schedule_by_hand():
     regularizer = Regularizer(make_model(), L2(0.5), schedule=linear(4))
     regularizer.step()

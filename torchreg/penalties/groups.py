@@ -245,6 +245,8 @@ class SparseGroupLasso(Grouped, L1Mixture):
         return f.scaled_sign(w, self._lasso).addcmul_(w, self._slopes(w, self._rest))
 
     def _add_gradient_(self, grad: Tensor, w: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+        if f.is_half(grad):
+            return super()._add_gradient_(grad, w, scale)  # which rounds once
         f.axpy_(grad, w.sgn(), self._lasso * scale)
         return self._add_group_gradient_(grad, w, self._rest, scale)
 

@@ -73,8 +73,8 @@ class Regularizer:
         schedule: a function from the number of steps made to ``scale``; see :mod:`torchreg.schedules`.
         every: the penalty acts in each ``every``-th step only, and then as strongly as in all of them together: for
             modes "decoupled" and "prox" of penalties that cost more than a step, such as
-            :class:`~torchreg.Nuclear`. With a small learning rate the result is nearly the same. A compiled or captured
-            step must be one with ``every=1``.
+            :class:`~torchreg.Nuclear`. While ``every * lr * strength`` is small, the result is nearly the same; mode
+            "prox" is stable beyond that. A compiled or captured step must be one with ``every=1``.
         compile: whether :func:`torch.compile` makes a kernel of an elementwise penalty, which takes one pass over a
             large weight instead of several. It pays for networks whose steps take ten milliseconds or more. Compiling
             takes some seconds at the first step, once for all strengths, and needs a C++ compiler. Without a compiler
@@ -123,7 +123,7 @@ class Regularizer:
             raise ValueError(f"Regularizer: every must be a whole number >= 1, got {every!r}")
         if every > 1 and mode not in ("decoupled", "prox"):
             raise ValueError(f"Regularizer: every={every} needs mode 'decoupled' or 'prox', got {mode!r}")
-        self.every = every
+        self._every = every
         self.model = model
         if schedule is not None:
             check_schedule("Regularizer", schedule)
@@ -175,6 +175,11 @@ class Regularizer:
         self._own_scales: Mapping[Any, float | Tensor] = {}
         self._plans = {}
         self.scale = self._scale
+
+    @property
+    def every(self) -> int:
+        """The number of steps in one of which the penalty acts."""
+        return self._every
 
     @property
     def scale(self) -> Scale:
@@ -325,6 +330,11 @@ class Regularizer:
             raise ValueError(
                 "Regularizer: mode 'loss' has nothing to attach: add value() to the loss or use penalize(criterion), "
                 "or choose mode 'grad', 'decoupled' or 'prox'"
+            )
+        if self.every > 1 and len(optimizers) > 1:
+            raise ValueError(
+                f"Regularizer: every={self.every} counts the steps of one optimizer, got {len(optimizers)}: make a "
+                "Regularizer for each, with select"
             )
         self._check_parameters()
         self.scale = self._scale  # again, for a model that was moved since
@@ -526,6 +536,7 @@ class Regularizer:
         names = [unwrapped(a.name) for a in self._entries if a.penalty is not None]
         mark = zlib.crc32("\n".join(names).encode())  # of the names, which may be thousands
         scheduled = "" if self.schedule is None else ", with a schedule"
+        scheduled += "" if self.every == 1 else f", every {self.every} steps"
         return f"{'+'.join(labels)} on {len(names)} parameters ({mark:08x}), mode {self.mode!r}{scheduled}"
 
     @property
