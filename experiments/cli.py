@@ -9,7 +9,6 @@ import shlex
 import shutil
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from io import TextIOWrapper
@@ -30,7 +29,7 @@ from .errors import UserError
 from .report import summarize
 from .running import catalog, engines, study, sweep
 from .running.outline import outline
-from .training import loggers, ranks
+from .training import interrupts, loggers, ranks
 from .training.storage import place
 
 app = typer.Typer(
@@ -253,27 +252,17 @@ def _resumable(folder: Path) -> AbstractContextManager[None]:
 @contextmanager
 def _stoppable(line: Callable[[], str]) -> Iterator[None]:
     """Ends with a line if Ctrl-C is pressed, or if the process is asked to end (SIGTERM)."""
-    code = 128 + signal.SIGINT
-
-    def end(number: int, _: object) -> None:
-        nonlocal code
-        code = 128 + number
-        raise KeyboardInterrupt
-
-    is_main = threading.current_thread() is threading.main_thread()  # else Python allows no handlers
-    before = signal.signal(signal.SIGTERM, end) if is_main else None
-    try:
-        yield
-    except KeyboardInterrupt:
-        if ranks.is_several():
-            ranks.end(line(), code)
-        print(f"\n{line()}", file=sys.stderr)
-        raise typer.Exit(code) from None
-    except ranks.LostError as error:
-        ranks.end(f"error: a process was lost, or failed alone ({error}): {line()}", 1)
-    finally:
-        if is_main:
-            signal.signal(signal.SIGTERM, before)
+    with interrupts.heard():  # to the end, since torchrun may ask again
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            code = getattr(error, "code", 128 + signal.SIGINT)
+            if ranks.is_several():
+                ranks.end(line(), code)
+            print(f"\n{line()}", file=sys.stderr)
+            raise typer.Exit(code) from None
+        except ranks.LostError as error:
+            ranks.end(f"error: a process was lost, or failed alone ({error}): {line()}", 1)
 
 
 def _in_width(line: str) -> str:

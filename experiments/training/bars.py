@@ -11,6 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from . import interrupts
+
 _EVERY = 10.0  # seconds between two lines, at first
 _SHARE = 1 / 20  # of the time so far, between two lines later: an hour's log has no hundreds of them
 _SHOWN = 0.1  # seconds between two looks of a bar
@@ -89,6 +91,7 @@ class Bar:
 
     def update(self, count: int = 1, is_new: bool = True) -> None:
         """Counts units that are done; ``is_new`` is False for those that took no time, since they were done before."""
+        interrupts.check()
         self.done += count
         self._known += 0 if is_new else count
         self._parts, self._share = 0, 0.0

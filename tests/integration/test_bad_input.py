@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 
 from experiments.cli import main
 from experiments.errors import did_you_mean
-from experiments.running.engines import Processes
+from experiments.running.engines import Local, Processes
 from experiments.running.sweep import run_sweep
 from experiments.training.loop import train
 from tests.integration.studies import CPU, FORKS, lives, small, workers_of
@@ -279,6 +280,28 @@ def test_a_study_that_is_asked_to_end_says_how_to_go_on(number, code, command, m
     assert (ended, err) == (code, "\nstopped; run it again with --resume --out runs/small to go on\n")
     monkeypatch.setattr("experiments.running.tasks.train", train)
     assert command("run", "study.toml", "--device", "cpu", "--resume")[0] == 0
+
+
+class Finalized:
+    """Python drops an exception that it meets where this is deleted."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.usefixtures("interrupts")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("engine", ["local", "processes"])
+def test_a_signal_whose_exception_is_dropped_ends_the_study_all_the_same(engine, command, monkeypatch):
+    def open_and_drop(self, *arguments: object) -> AbstractContextManager[object]:
+        Finalized()
+        return real(self, *arguments)
+
+    kind = {"local": Local, "processes": Processes}[engine]
+    real = kind.open
+    monkeypatch.setattr(kind, "open", open_and_drop)
+    ended, _, err = command("run", "study.toml", "--device", "cpu", "--engine", engine)
+    assert (ended, err) == (130, "\nstopped; run it again with --resume --out runs/small to go on\n")
 
 
 @pytest.mark.parametrize("arguments", [["list"], ["show", "study.toml"]], ids=lambda arguments: arguments[0])

@@ -14,16 +14,16 @@ from torch.utils._pytree import tree_map_only
 
 from torchreg.ensemble.stacked import Stacked
 from torchreg.hooks import Carried, Group, StepHooks, check_steps, checked_steps
-from torchreg.penalties import Penalty, Term
+from torchreg.penalties import Penalty
 from torchreg.penalties.constraints import Constraint
-from torchreg.regularizer.assignment import Assignment, as_rules, assign, references, with_references
+from torchreg.regularizer.assignment import Assignment, as_rules, references
 from torchreg.regularizer.compatibility import check_decay, check_new, check_optimizers, minimized, warn_of_frozen
 from torchreg.regularizer.copies import check_copy
+from torchreg.regularizer.penalized import Penalized, Trained
 from torchreg.regularizer.penalized_loss import PenalizedLoss
 from torchreg.regularizer.rounding import RoundingCheck
-from torchreg.regularizer.structure import Structure, can_be_pickled, looked_again
 from torchreg.regularizer.summary import table
-from torchreg.regularizer.value import FewValues, penalty_value, warn_of_constants
+from torchreg.regularizer.value import penalty_value, warn_of_constants
 from torchreg.schedules import Schedule, check_scale, check_schedule
 from torchreg.selection.modules import check_model, listed
 from torchreg.selection.parameters import ParamInfo, unwrapped
@@ -34,7 +34,6 @@ from torchreg.steps.updates import add_gradients, descend, take_proximal_steps
 
 Mode = Literal["loss", "grad", "decoupled", "prox"]
 Scale: TypeAlias = float | Tensor | Mapping[str, float | Tensor]
-_Trained: TypeAlias = "tuple[Penalty, Tensor, nn.Parameter | str]"  # a penalty, its weight, and the key of its scale
 
 
 class Regularizer:
@@ -131,11 +130,13 @@ class Regularizer:
         self.schedule = schedule
         self.compile = compile
         self._scale: Scale = 1.0
+        self._own_scales: Mapping[Any, float | Tensor] = {}  # by parameter, if the scale is a dict
         # called with the regularizer and the optimizer in each step, before the regularizer acts
         self._listeners: list[Callable[[Regularizer, Optimizer], object]] = [RoundingCheck()]
-        self._rules, self._select = as_rules(penalty, mode), as_selector(select)
-        self._take(assign(model, self._rules, self._select, mode))
-        if schedule is not None and any(isinstance(term, Constraint) for a in self.entries for term in a.terms):
+        self._penalized = Penalized(model, as_rules(penalty, mode), as_selector(select), mode)
+        if schedule is not None and any(
+            isinstance(term, Constraint) for a in self._penalized.entries for term in a.terms
+        ):
             raise ValueError(
                 "Regularizer: a constraint has no strength that a schedule could change: make one Regularizer for the "
                 "constraint, without a schedule, and one for the rest"
@@ -154,26 +155,10 @@ class Regularizer:
     def entries(self) -> Sequence[Assignment]:
         """Each parameter of the model once, with its penalty or the reason why it has none."""
         self._is_used = True
-        return self._entries
+        return self._penalized.entries
 
-    def _take(self, assignments: Sequence[Assignment]) -> None:
-        self._entries = tuple(assignments)
-        self._penalties = {a.param: a.acting for a in assignments if a.acting is not None and a.computed is None}
-        self._computed = tuple(a for a in assignments if a.acting is not None and a.computed is not None)
-        self._has_ridge = any(isinstance(term, Term) and term._ridge > 0 for a in assignments for term in a.terms)
-        layers = [a.computed.layer for a in assignments if a.computed is not None]
-        self._structure: Structure | None = Structure(self.model, layers)
-        self._acting = self._penalties  # in a step
-        self._unchecked: tuple[Assignment, ...] = ()  # frozen, so that it does not matter whether the mode fits
-        if self._computed and self.mode in ("decoupled", "prox"):  # they act on what is stored
-            masked = [a for a in self._computed if a.is_penalized]
-            self._unchecked = tuple(a for a in self._computed if not a.is_penalized)
-            self._acting = self._penalties | {p: a.acting for a in masked if a.acting is not None for p in a.stored}
-        trained = [(p, a) for p, a in self._penalties.items() if p.requires_grad]
-        is_all = trained and len(trained) == len(self._penalties) and not self._computed
-        self._few = FewValues.of([a for _, a in trained], [p for p, _ in trained]) if is_all else None
-        self._own_scales: Mapping[Any, float | Tensor] = {}
-        self._plans = {}
+    def _take(self, penalized: Penalized) -> None:
+        self._penalized, self._own_scales, self._plans = penalized, {}, {}
         self.scale = self._scale
 
     @property
@@ -232,30 +217,27 @@ class Regularizer:
         """
         self._is_used = True
         given = self._check_parameters()
-        if self._few is not None and type(self._scale) is float and not given and self._few.is_current():
-            return self._few.value(self._scale)
+        few = self._penalized.few
+        if few is not None and type(self._scale) is float and not given and few.is_current():
+            return few.value(self._scale)
         pairs = self._trained(given)
         return self._scaled_total(pairs) if pairs else torch.zeros(())
 
     def terms(self) -> dict[str, Tensor]:
         """The value of each kind of penalty, such as ``{"L1": tensor, "L2": tensor}``; for logging."""
         self._is_used = True
-        kinds: dict[str, list[_Trained]] = {}
+        kinds: dict[str, list[Trained]] = {}
         for penalty, weight, key in self._trained(self._check_parameters()):
             for term in penalty.terms:
                 kinds.setdefault(term.label, []).append((term, weight, key))
         return {kind: self._scaled_total(pairs) for kind, pairs in kinds.items()}
 
-    def _trained(self, given: Mapping[Tensor, Tensor]) -> list[_Trained]:
-        """The penalties of what is not frozen, with the weights and the keys of their scales."""
+    def _trained(self, given: Mapping[Tensor, Tensor]) -> list[Trained]:
         if not given:
             warn_of_constants("Regularizer")
-        pairs: list[_Trained] = [
-            (penalty, given.get(p, p), p) for p, penalty in self._penalties.items() if p.requires_grad
-        ]
-        return pairs + [(a.acting, a.param, a.key) for a in self._computed if a.acting is not None and a.is_penalized]
+        return self._penalized.trained(given)
 
-    def _scaled_total(self, pairs: Sequence[_Trained]) -> Tensor:
+    def _scaled_total(self, pairs: Sequence[Trained]) -> Tensor:
         scale = self._scale
         if not isinstance(scale, Mapping):
             penalties, weights, _ = zip(*pairs, strict=True)
@@ -394,9 +376,9 @@ class Regularizer:
     def _on_gradients(self, optimizer: Optimizer, evaluation: int) -> None:
         is_compiled = torch.compiler.is_compiling()
         if not is_compiled:
-            if self._unchecked or self._structure is None or not self._structure.is_unchanged():
+            if not self._penalized.is_current():
                 self._check_parameters()
-            if self._has_ridge and _decays(optimizer) != self._decays[optimizer]:
+            if self._penalized.has_ridge and _decays(optimizer) != self._decays[optimizer]:
                 self._check_decays(optimizer)
         mode = self.mode
         if self._listeners and evaluation == 0 and mode != "prox":
@@ -404,7 +386,7 @@ class Regularizer:
         if mode == "grad":
             plan, gradients = self._planned(optimizer, is_compiled)
             add_gradients(plan, gradients, self._scale_of, self.compile)
-            for a in self._computed:
+            for a in self._penalized.computed:
                 assert a.acting is not None
                 assert a.computed is not None
                 add_gradients_through(optimizer, a.acting, a.computed, self._scale_of(a.key))
@@ -435,7 +417,7 @@ class Regularizer:
         plan = None if is_compiled else self._plans.get(optimizer)
         if plan is not None and (gradients := plan.gradients()) is not None:
             return plan, gradients
-        plan = Plan(optimizer, self._acting, self._scale_of, takes_gradients=self.mode == "grad")
+        plan = Plan(optimizer, self._penalized.acting, self._scale_of, takes_gradients=self.mode == "grad")
         if not (is_compiled or plan.is_captured()):
             self._plans[optimizer] = plan
         return plan, [param.grad for param in plan.params]
@@ -458,16 +440,12 @@ class Regularizer:
         Raises:
             ValueError: the model no longer holds a penalized parameter.
         """
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or self._penalized.is_current():
             return {}
-        is_known = self._structure is not None and self._structure.is_unchanged()
-        if is_known and not any(a.is_penalized for a in self._unchecked):
-            return {}
-        given = {} if self._structure is None else self._structure.given()
-        if given:
+        if given := self._penalized.given():
             return given
         before = self.entries
-        self._take(looked_again(self.model, before, self._rules, self._select, self.mode))
+        self._take(self._penalized.looked_again())
         if self._optimizers:
             check_new(self._optimizers, before, self.entries)
         return {}
@@ -506,24 +484,14 @@ class Regularizer:
             keys = " and ".join(map(repr, expected))
             raise ValueError(f"Regularizer: state must have the keys {keys}, got {sorted(state)}")
         steps = checked_steps("Regularizer", state["steps"])
-        entries = [with_references(a, state["references"]) for a in self.entries] if "references" in state else None
+        penalized = self._penalized.with_references(state["references"]) if "references" in state else None
         self.scale, self._steps = state["scale"], steps
-        if entries is not None:
-            self._take(entries)
+        if penalized is not None:
+            self._take(penalized)
 
     def __getstate__(self) -> dict[str, Any]:
         self._is_used = True  # in the copy
-        select = self._select if can_be_pickled(self._select) else None  # a lambda cannot
-        left = {
-            "_hooks": (),
-            "_listeners": [],
-            "_decays": {},
-            "_plans": {},
-            "_is_used": True,
-            "_structure": None,
-            "_select": select,
-        }
-        return self.__dict__ | left
+        return self.__dict__ | {"_hooks": (), "_listeners": [], "_decays": {}, "_plans": {}}
 
     @property
     def _is_counting(self) -> bool:
@@ -532,8 +500,8 @@ class Regularizer:
     @property
     def _carried_name(self) -> str:
         """Tells it from other regularizers of the optimizer, also when a strength is another one."""
-        labels = dict.fromkeys(term.label for a in self._entries for term in a.terms)
-        names = [unwrapped(a.name) for a in self._entries if a.penalty is not None]
+        labels = dict.fromkeys(term.label for a in self._penalized.entries for term in a.terms)
+        names = [unwrapped(a.name) for a in self._penalized.entries if a.penalty is not None]
         mark = zlib.crc32("\n".join(names).encode())  # of the names, which may be thousands
         scheduled = "" if self.schedule is None else ", with a schedule"
         scheduled += "" if self.every == 1 else f", every {self.every} steps"
@@ -542,7 +510,7 @@ class Regularizer:
     @property
     def _title(self) -> str:
         """Its penalties and its mode."""
-        penalties = dict.fromkeys(repr(a.penalty) for a in self._entries if a.penalty is not None)
+        penalties = dict.fromkeys(repr(a.penalty) for a in self._penalized.entries if a.penalty is not None)
         return f"{listed(list(penalties))} in mode {self.mode!r}"
 
     def __del__(self) -> None:

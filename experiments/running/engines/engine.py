@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from ...training import interrupts
 from ..tasks import Outcome, Task
 
 
@@ -51,4 +52,5 @@ def outcomes(pool: Pool, take: Callable[[], Any]) -> Iterator[Outcome]:
             pool.submit(task)
         if pool.is_idle:
             return
+        interrupts.check()
         yield from pool.ended()

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from ...errors import UserError, oneline
-from ...training import bars, loggers
+from ...training import bars, interrupts, loggers
 from .. import orphans, tasks
 from ..tasks import Outcome, Task
 
@@ -30,6 +30,7 @@ from ..tasks import Outcome, Task
 _IS_FORKED = sys.platform == "linux"
 _IMPORTED = tasks.__name__, "torch._dynamo", "sklearn.datasets"  # torch's optimizers import the second
 _CONTEXT: Any = get_context("forkserver" if _IS_FORKED else "spawn")
+_LOOK = 2.0  # seconds between two looks whether the study was stopped
 TRIES = 3  # of a task whose process dies: killed by the system where memory is short, or by the task itself
 
 
@@ -132,7 +133,8 @@ class _Pool:
     def ended(self) -> list[Outcome]:
         found: list[Outcome] = []
         while not found:
-            for future in wait(self._busy, return_when=FIRST_COMPLETED).done:
+            interrupts.check()
+            for future in wait(self._busy, timeout=_LOOK, return_when=FIRST_COMPLETED).done:
                 attempt = self._busy.pop(future)
                 try:
                     found.append(Outcome(attempt.task, future.result()))

@@ -69,7 +69,7 @@ class AutoStrength:
         >>> regularizer = Regularizer(model, L2(1e-4), mode="decoupled")
         >>> held_out = torch.randn(20, 4), torch.randn(20, 1)
         >>> auto = AutoStrength(regularizer, held_out, nn.MSELoss()).attach(optimizer)
-        >>> for _ in range(3):
+        >>> for _ in range(4):
         ...     optimizer.zero_grad()
         ...     (model(torch.ones(8, 4)) ** 2).mean().backward()
         ...     optimizer.step()
