@@ -30,15 +30,16 @@ def tables(clock: Clock) -> Iterator[Table]:
         "AdamW, constant": (adam, partial(made, ours.AdamW, coupling="constant")),
         "AdamW, L1 decay": (adam, partial(made, ours.AdamW, decay="L1")),
         "AdamW, cautious": (adam, partial(made, ours.AdamW, cautious=True)),
+        "AdamW, cautious, compile=True": (adam, partial(made, ours.AdamW, cautious=True, compile=True)),
         "torch's AdamW, then softshrink by hand": (adam, partial(_by_hand, clock.device)),
         "AdamW + Regularizer(L1, prox)": (adam, partial(made, ours.AdamW, regularized=True)),
         "ProxAdam, decay + L1": (adam, partial(made, ours.ProxAdam, penalty=l1)),
-        "the same, compile=True": (adam, partial(made, ours.ProxAdam, penalty=l1, compile=True)),
+        "ProxAdam, decay + L1, compile=True": (adam, partial(made, ours.ProxAdam, penalty=l1, compile=True)),
         "SGDW / SGD": (sgd, partial(made, ours.SGDW, momentum=momentum)),
         "ProxSGD, decay + L1 / SGD": (sgd, partial(made, ours.ProxSGD, penalty=l1, momentum=momentum)),
     }
     if clock.is_quick:
-        del pairs["the same, compile=True"]
+        pairs = {name: pair for name, pair in pairs.items() if "compile" not in name}
     title = "optimizer's step, 784-1024-1024-2048-10, weight decay 0.01, to that of torch's fused AdamW or SGD"
     rows = (clock.duel(name, base, make(), 100) for name, (base, make) in pairs.items())
     yield from growing(title, chain.from_iterable(rows), pairs)

@@ -115,9 +115,18 @@ def _costs(cpu: Tables) -> Iterator[Quote]:
 
     for label, *rows in (
         ('`AdamW`, decay as torch\'s; `"constant"`', "AdamW", "AdamW, constant"),
-        ('`AdamW(decay="L1")`; with `cautious=True`', "AdamW, L1 decay", "AdamW, cautious"),
+        ('`AdamW(decay="L1")`', "AdamW, L1 decay"),
+        (
+            "`AdamW(cautious=True)`; with `compile=True`",
+            "AdamW, cautious",
+            "AdamW, cautious, compile=True",
+        ),
         ('`AdamW` and a `Regularizer(L1, mode="prox")`', "AdamW + Regularizer(L1, prox)"),
-        ("`ProxAdam` with decay and L1; with `compile=True`", "ProxAdam, decay + L1", "the same, compile=True"),
+        (
+            "`ProxAdam` with decay and L1; with `compile=True`",
+            "ProxAdam, decay + L1",
+            "ProxAdam, decay + L1, compile=True",
+        ),
         ("`SGDW`; `ProxSGD` with decay and L1, to fused SGD", "SGDW / SGD", "ProxSGD, decay + L1 / SGD"),
     ):
         yield f"| {label} | {'; '.join('#' for _ in rows)} |", cpu.ratios("optimizer's step", *rows)

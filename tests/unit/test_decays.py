@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import torchreg.optim.compiled as kernels_of_adam
 from tests.cases import (
     COUPLINGS,
     FORMS,
@@ -261,6 +262,59 @@ def test_a_compiled_step_is_the_eager_one_and_a_scheduled_decay_does_not_compile
             train(model, optimizer, steps=4)
         runs.append(weights_of(model))
     assert_close(*runs, tolerance=1e-6)
+
+
+# -- compile=True -----------------------------------------------------------------------------------------------------
+
+
+@each_form
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"amsgrad": True, "coupling": "constant"},
+        {"maximize": True, "fused": True},
+        {"lr": torch.tensor(0.01, dtype=torch.float64)},
+    ],
+    ids=str,
+)
+def test_the_compiled_kernel_makes_the_usual_step(form, options, monkeypatch):
+    monkeypatch.setattr(kernels_of_adam, "_FROM", 10)  # so that biases take the usual step
+    ways = {}
+    for compile in (False, True):
+        model = make_model()
+        optimizer = AdamW(
+            model.parameters(), **{"lr": 0.01, **options}, weight_decay=0.1, decay_schedule=linear(10), **form,
+            compile=compile,
+        )  # fmt: skip
+        train(model, optimizer, steps=12, criterion=lambda out, y: F.mse_loss(out.clamp(-9, 9), y))
+        ways[compile] = weights_of(model), optimizer
+    comes_after = "cautious" in form or form.get("decay") == "L1"
+    matrices = {param for param in model.parameters() if param.ndim == 2}
+    assert set(ways[True][1]._whole) == (matrices if comes_after else set())
+    assert set(ways[False][1]._whole) == set()
+    assert_close(ways[False][0], ways[True][0])
+
+
+def test_a_kernel_is_told_of_weights_without_a_gradient_of_zeros_and_of_a_decay_that_ends(monkeypatch):
+    monkeypatch.setattr(kernels_of_adam, "_FROM", 1)
+    results = []
+    for compile in (False, True):
+        first, second = (weights(0.5, -0.5, 0.0, 0.002) for _ in range(2))
+        optimizer = AdamW([first, second], lr=0.1, weight_decay=0.1, cautious=True, compile=compile)
+        for t in range(4):
+            first.grad = torch.tensor([0.0, 0.0, 0.0, float(t)], dtype=torch.float64)
+            second.grad = None if t < 2 else torch.ones_like(second)
+            optimizer.param_groups[0]["weight_decay"] = 0.1 * (t != 2)
+            optimizer.step()
+        results.append([first.detach(), second.detach()])
+    assert_close(*results)
+    assert not torch.equal(results[0][0][:2].abs(), torch.tensor([0.5, 0.5], dtype=torch.float64))
+
+
+def test_a_compiled_step_cannot_be_differentiated():
+    with pytest.raises(ValueError, match=r"\AAdamW: compile=True needs differentiable=False, got True\Z"):
+        AdamW([a_weight()], compile=True, differentiable=True)
 
 
 # -- every combination ------------------------------------------------------------------------------------------------

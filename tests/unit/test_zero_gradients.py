@@ -9,7 +9,7 @@ from sklearn.linear_model import Lasso
 from torch import nn
 from torch.nn import functional as F
 
-import torchreg.optim.prox_adam as prox_adam
+import torchreg.optim.compiled as compiled
 from tests.cases import CONSTRAINTS, PENALTIES
 from tests.helpers import assert_bit_equal, assert_close, through_a_file
 from torchreg import L1, MCP, GroupLasso, NonNegative, Nuclear, SparseGroupLasso
@@ -35,7 +35,7 @@ START = np.random.default_rng(0).standard_normal((4, 3))
 
 @pytest.fixture(autouse=True)
 def every_weight_is_for_the_kernel(monkeypatch):
-    monkeypatch.setattr(prox_adam, "_KERNEL_FROM", 1)
+    monkeypatch.setattr(compiled, "_FROM", 1)
 
 
 def metrics(amsgrad=False, betas=(0.9, 0.999), eps=1e-8):

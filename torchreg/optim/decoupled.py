@@ -226,9 +226,9 @@ class DecoupledDecay(StepWrapper):
         for group, amount in zip(self.param_groups, plan, strict=True):
             on = isinstance(amount, Tensor) or amount > 0
             if on and group["cautious"]:
-                self._shrink_cautiously_(with_gradients(group), amount, group, old)
+                self._shrink_cautiously_(self._rest(group), amount, group, old)
             elif on and not _is_first(group):
-                self._threshold_(with_gradients(group), amount, group)
+                self._threshold_(self._rest(group), amount, group)
 
     def _decay(self, group: Group) -> float | Tensor:
         """The weight decay of this step before the coupling."""
@@ -338,8 +338,8 @@ def _shrink_where_it_agrees_(
 ) -> None:
     away = old if start is None else old - start
     if decay == "L2" and not w.is_complex() and not torch.is_grad_enabled():
-        # 1 where they agree, 0 elsewhere: a mask of another dtype, or heaviside(), takes several times as long
-        agrees = (old - w).mul_(away.sgn()).sgn_().add_(1).clamp_(max=1)
+        # 1 where they agree, 0 elsewhere, in the dtype of w: a mask of another dtype takes several times as long
+        agrees = (old - w).mul_(away.sgn()).ge_(0)
         f.axpy_(w, agrees.mul_(away), -amount)
         return
     now = w.clone() if torch.is_grad_enabled() else w
@@ -364,6 +364,12 @@ def _is_on(group: Group) -> bool:
 def _is_first(group: Group) -> bool:
     """Whether the decay comes before the base's update."""
     return bool(group["decay"] == "L2" and not group["cautious"])
+
+
+def decay_after(group: Group) -> Decay | None:
+    """The form of the group's decay if that comes after the base's update."""
+    form: Decay = group["decay"]
+    return form if _is_on(group) and not _is_first(group) else None
 
 
 def _rate(group: Group, lr: Any, one: Any) -> Any:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from torchreg.optim import options as o
+from torchreg.optim.compiled import CompiledAdam
 from torchreg.optim.decoupled import DecoupledDecay
 
 
@@ -40,7 +41,7 @@ class SGDW(DecoupledDecay, torch.optim.SGD):
         def __init__(self, params: ParamsT, lr: float | Tensor = 1e-3, **options: Unpack[o.SGDWOptions]) -> None: ...
 
 
-class AdamW(DecoupledDecay, torch.optim.AdamW):
+class AdamW(CompiledAdam, torch.optim.AdamW):
     r"""AdamW with a choice of what the decay scales with; with coupling "lr" it is ``torch.optim.AdamW`` to the bit.
 
     .. math:: w_t = (1 - r_t\lambda c_t)\, w_{t-1} - \eta_t\, \hat m_t / (\sqrt{\hat v_t} + \epsilon)
@@ -52,6 +53,10 @@ class AdamW(DecoupledDecay, torch.optim.AdamW):
         params, lr, betas, eps, amsgrad, maximize, foreach, capturable, differentiable, fused: as in
             :class:`torch.optim.AdamW`.
         weight_decay, coupling, decay, towards, cautious, decay_schedule: as in :class:`DecoupledDecay`.
+        compile: whether :func:`torch.compile` makes one kernel of the whole step where the decay comes after it: with
+            ``decay="L1"`` or ``cautious=True``. Compiling takes some seconds at the first step and needs a C++
+            compiler. Without a compiler there is a warning, and the usual step. Small parameters, and all parameters
+            under the scaler of a fused optimizer, also take the usual step.
 
     Example:
         >>> w = torch.nn.Parameter(torch.ones(2))

@@ -65,7 +65,7 @@ class SGDWOptions(TorchOptions, DecayOptions, total=False):
 
 
 class AdamWOptions(AdamOptions, DecayOptions, total=False):
-    pass
+    compile: bool
 
 
 class RMSpropWOptions(TorchOptions, DecayOptions, total=False):
@@ -100,7 +100,7 @@ class ProxSGDOptions(SGDWOptions, ProximalOptions, total=False):
 
 
 class ProxAdamOptions(AdamWOptions, ProximalOptions, total=False):
-    compile: bool
+    pass
 
 
 class AdamCPROptions(AdamOptions, total=False):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
@@ -13,8 +13,9 @@ from torch.optim.optimizer import ParamsT
 from torchreg import functional as f
 from torchreg.functional.sharding import is_sharded, largest
 from torchreg.hooks import Group, step_size
-from torchreg.optim.decoupled import DecoupledDecay, is_readable
-from torchreg.optim.kernels import AdamKernel, adam_kernel, adam_numbers
+from torchreg.optim.compiled import CompiledAdam
+from torchreg.optim.decoupled import is_readable
+from torchreg.optim.kernels import AdamForm, AdamKernel
 from torchreg.optim.options import ProxAdamOptions
 from torchreg.optim.proximal import Proximal, apply_prox_
 from torchreg.optim.step_wrapper import Plan, Weights, with_gradients
@@ -23,10 +24,9 @@ from torchreg.steps.kernels import at_unit_strength
 from torchreg.steps.updates import update_
 
 _INNER_STEPS = 10
-_KERNEL_FROM = 1 << 15  # weights
 
 
-class ProxAdam(Proximal, DecoupledDecay, torch.optim.Adam):
+class ProxAdam(Proximal, CompiledAdam, torch.optim.Adam):
     r"""Adam with a proximal step for a penalty, in Adam's own metric: it minimizes loss + R, with exact zeros.
 
     .. math::
@@ -90,7 +90,6 @@ class ProxAdam(Proximal, DecoupledDecay, torch.optim.Adam):
         NeurIPS 2021.
     """
 
-    compile: bool
     _unit: ProximalPenalty
     _strength: float
     _largest: dict[Tensor, Tensor]  # the largest second moment before this step, of tensors that may hold zeros
@@ -108,17 +107,16 @@ class ProxAdam(Proximal, DecoupledDecay, torch.optim.Adam):
 
     else:
 
-        def __init__(self, *args: Any, compile: bool = False, **kwargs: Any) -> None:
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            self.compile = compile
             self._largest, self._full = {}, {}
             unit, self._strength = at_unit_strength(self.penalty)
             assert isinstance(unit, ProximalPenalty)
             self._unit = unit
-            if compile and (self.defaults["differentiable"] or not self.penalty.is_uniform):
+            if self.compile and not self.penalty.is_uniform:
                 raise ValueError(
-                    "ProxAdam: compile=True needs a penalty that is a sum over single weights, and differentiable="
-                    f"False, got {self.penalty!r} with differentiable={self.defaults['differentiable']}"
+                    f"{type(self).__name__}: compile=True needs a penalty that is a sum over single weights, got "
+                    f"{self.penalty!r}"
                 )
 
     def _check_group(self, group: Group) -> None:
@@ -150,56 +148,18 @@ class ProxAdam(Proximal, DecoupledDecay, torch.optim.Adam):
                 del self._largest[param]
                 self._full[param] = second_moment  # a second moment that is not 0 stays so
 
-    def _update(self, *closure: Callable[[], Any]) -> Any:
-        kernel = self._kernel
-        if kernel is None:
-            return super()._update(*closure)
-        loss = None
-        if closure:
-            with torch.enable_grad():
-                loss = closure[0]()
-        everything = [group["params"] for group in self.param_groups]
-        shares = [[p for p in with_gradients(group) if self._is_for_kernel(group, p)] for group in self.param_groups]
-        try:
-            for group, share in zip(self.param_groups, shares, strict=True):
-                taken = set(share)
-                group["params"] = [p for p in group["params"] if p not in taken]
-            super()._update()
-        finally:
-            for group, params in zip(self.param_groups, everything, strict=True):
-                group["params"] = params
-        for group, share in zip(self.param_groups, shares, strict=True):
-            if share:
-                self._step_in_one_pass_(kernel, {**group, "params": share, "scale": group["scale"] * self._strength})
-        return loss
+    def _kernel(self, group: Group, is_penalized: bool) -> tuple[AdamForm, AdamKernel] | None:
+        return None if group["support_fixed"] else super()._kernel(group, is_penalized)
 
-    @torch.no_grad()
-    def _step_in_one_pass_(self, kernel: AdamKernel, group: Group) -> None:
-        params, grads, first, second, largest, steps = ([] for _ in range(6))  # type: ignore[var-annotated]
-        self._init_group(group, params, grads, first, second, largest, steps)  # type: ignore[no-untyped-call]
-        torch._foreach_add_(steps, 1)
-        numbers = adam_numbers(steps, group, list(map(self._largest.get, params)), params[0].device)
-        for i, param in enumerate(params):
-            tensors = [param, grads[i], first[i], second[i], *largest[i : i + 1]]
-            if all(tensor.is_contiguous() for tensor in tensors):  # so that one kernel serves all shapes
-                tensors = [tensor.view(-1) for tensor in tensors]
-            kernel(numbers[i], *tensors)
+    def _is_penalized(self, param: Tensor) -> bool:
+        return param in self._bound and param.requires_grad
 
-    @property
-    def _kernel(self) -> AdamKernel | None:
-        # None if a scaler expects the optimizer's kernel to unscale gradients or to skip the step.
-        return adam_kernel(self._unit) if self.compile and getattr(self, "found_inf", None) is None else None
+    def _reach(self, group: Group) -> float | Tensor:
+        reach: float | Tensor = group["lr"] * group["scale"] * self._strength
+        return reach
 
-    def _has_taken_proximal_step(self, group: Group, param: Tensor) -> bool:
-        return self.compile and self._is_for_kernel(group, param) and self._kernel is not None
-
-    def _is_for_kernel(self, group: Group, param: Tensor) -> bool:
-        """Whether the kernel makes the parameter's whole step; for few weights its call costs more than it saves."""
-        is_plain = group["decay"] == "L2" and not group["cautious"] and not group["support_fixed"]
-        is_fit = (
-            param.numel() >= _KERNEL_FROM and param.dtype in (torch.float32, torch.float64) and not is_sharded(param)
-        )
-        return is_plain and is_fit and param in self._bound
+    def _largest_before(self, param: Tensor) -> Tensor | None:
+        return self._largest.get(param)
 
     def _take_proximal_step_(self, penalty: ProximalPenalty, param: Tensor, group: Group, old: Weights) -> None:
         state = self.state[param]
@@ -228,7 +188,7 @@ class ProxAdam(Proximal, DecoupledDecay, torch.optim.Adam):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"compile": self.compile, "_unit": self._unit, "_strength": self._strength, "_largest": {}, "_full": {}}
+        own = {"_unit": self._unit, "_strength": self._strength, "_largest": {}, "_full": {}}
         return {**super().__getstate__(), **own}
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from torchreg.hooks import Group
-from torchreg.optim.step_wrapper import Plan, StepWrapper, Weights, with_gradients
+from torchreg.optim.step_wrapper import Plan, StepWrapper, Weights
 from torchreg.penalties import Penalty, ProximalPenalty, Term
 from torchreg.penalties.reference import Anchored
 from torchreg.schedules import check_scale
@@ -148,18 +148,14 @@ class Proximal(StepWrapper):
     def _after_update(self, old: Weights, plan: Plan) -> None:
         super()._after_update(old, plan)
         for group in self.param_groups:
-            for param in with_gradients(group):
+            for param in self._rest(group):
                 penalty = self._bound.get(param)
                 if penalty is None or not param.requires_grad:
                     continue
                 if group["support_fixed"]:
                     param.masked_fill_(old[param] == 0, 0)
-                elif not self._has_taken_proximal_step(group, param):
+                else:
                     self._take_proximal_step_(penalty, param, group, old)
-
-    def _has_taken_proximal_step(self, group: Group, param: Tensor) -> bool:
-        """Whether the update has included the proximal step."""
-        return False
 
     @abstractmethod
     def _take_proximal_step_(self, penalty: ProximalPenalty, param: Tensor, group: Group, old: Weights) -> None:

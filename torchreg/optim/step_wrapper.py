@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ class StepWrapper(Optimizer):
     """
 
     _own_options: Mapping[str, Any]  # our options and their defaults, for groups without values of their own
+    _whole: Collection[Tensor] = ()  # parameters of which :meth:`_update` makes all that a step does to them
     _changes_weights: str = "decoupled"  # what it assumes of the base's steps; see torchreg.hooks.probe
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -73,11 +74,12 @@ class StepWrapper(Optimizer):
 
         def begin() -> tuple[Weights, Plan]:
             with torch.set_grad_enabled(differentiable):
+                self._whole = self._find_whole()
                 old = {
                     p: p.clone()
                     for group in self.param_groups
                     if self._needs_old_weights(group)
-                    for p in with_gradients(group)
+                    for p in self._rest(group)
                 }
                 return old, self._before_update()
 
@@ -98,6 +100,14 @@ class StepWrapper(Optimizer):
             with torch.set_grad_enabled(differentiable):
                 self._after_update(*begun)
         return loss
+
+    def _find_whole(self) -> Collection[Tensor]:
+        """The parameters with a gradient of which :meth:`_update` makes all that this step does to them."""
+        return ()
+
+    def _rest(self, group: Group) -> list[Tensor]:
+        """The group's other parameters with a gradient."""
+        return [param for param in with_gradients(group) if param not in self._whole]
 
     def _needs_old_weights(self, group: Group) -> bool:
         """Whether :meth:`_after_update` needs the group's weights from before the update."""
