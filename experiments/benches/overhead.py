@@ -77,17 +77,33 @@ def penalties(clock: Clock) -> Iterator[Table]:
 
 
 def matrices(clock: Clock) -> Iterator[Table]:
-    """Penalties of singular values, for one large layer."""
+    """Penalties of singular values, for one large layer: by decompositions, then once vectors can be followed.
+
+    The strength of the second ``Nuclear`` is such that its prox leaves a low rank.
+    """
     each = 1e-4
     made = partial(step, partial(mlp, (1000, 1000)), device=clock.device)
-    contenders = {
+    contenders: dict[str, Work] = {
         "bare": made(),
         "nuclear norm by hand in the loss": made(by_hand=lambda w: each * torch.linalg.matrix_norm(w, "nuc")),
         "Nuclear, 'prox'": made("prox", penalty=Nuclear(each)),
         "spectral norm by hand in the loss": made(by_hand=lambda w: 0.5 * each * torch.linalg.matrix_norm(w, 2) ** 2),
+    }
+    title = "training step, one layer of 1000 x 1000, batch 128, fused AdamW"
+    yield from clock.race(title, contenders, 10, repeat=5)
+    followed: dict[str, Step] = {
+        "bare": made(),
+        "Nuclear, 'prox', of a low rank": made("prox", penalty=Nuclear(300.0)),
+        "the same, every=10": made("prox", penalty=Nuclear(300.0), every=10),
         "SpectralNorm, 'grad'": made("grad", penalty=SpectralNorm(each)),
     }
-    yield from clock.race("training step, one layer of 1000 x 1000, batch 128, fused AdamW", contenders, 10, repeat=5)
+    works: dict[str, Work] = {name: partial(_often, one, 10) for name, one in followed.items()}
+    yield from clock.race("ten such steps, after the first 30", works, 20, repeat=5)
+
+
+def _often(step: Step, times: int) -> None:
+    for _ in range(times):
+        step()
 
 
 def size(weights: int, clock: Clock) -> Iterator[Table]:

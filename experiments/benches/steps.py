@@ -61,6 +61,7 @@ class Step:
     mode: Mode | None = None
     penalty: Penalty = field(default_factory=lambda: L1(L1_STRENGTH) + L2(L2_STRENGTH))
     compile: bool = False
+    every: int = 1
     by_hand: Callable[[Tensor], Tensor] | None = None
     batch: tuple[Tensor, Tensor] | None = None
     half: torch.dtype | None = None
@@ -80,7 +81,9 @@ class Step:
         self.weights = [p for p in self.net.parameters() if p.ndim > 1]
         self.regularizer: Regularizer | None = None
         if self.mode is not None:
-            self.regularizer = Regularizer(self.net, self.penalty, mode=self.mode, compile=self.compile)
+            self.regularizer = Regularizer(
+                self.net, self.penalty, mode=self.mode, compile=self.compile, every=self.every
+            )
             if self.mode != "loss":
                 self.regularizer.attach(self.optimizer)
 

@@ -138,6 +138,14 @@ def _costs(cpu: Tables) -> Iterator[Quote]:
     tuned = [cpu(f"784-256-256-10, batch 100, Adam, {how}", "tuned").ratio for how in ("L2(1.0)", "L1", "L2(0.01)")]
     yield 'times as long: mode `"decoupled"`; `"prox"`; `"grad"` | #; #; # |', tuned
 
+    decomposed = "one layer of 1000 x 1000"
+    nuclear, spectral = (f"{kind} norm by hand in the loss" for kind in ("nuclear", "spectral"))
+    yield 'by hand; in mode `"prox"`, decomposed | #; # |', cpu.ratios(decomposed, nuclear, "Nuclear, 'prox'")
+    low = cpu.ratios("ten such steps", "Nuclear, 'prox', of a low rank", "the same, every=10")
+    yield "once the rank is low; with `every=10` | #; # |", low
+    ratios = [*cpu.ratios(decomposed, spectral), *cpu.ratios("ten such steps", "SpectralNorm, 'grad'")]
+    yield '`SpectralNorm` in the loss by hand; in mode `"grad"` | #; # |', ratios
+
 
 def _epoch(cpu: Tables, label: str, row: str) -> Quote:
     return f"| {label} | # | # |", [cpu(_EPOCH, row).seconds, cpu(_EPOCH, row).ratio]
