@@ -30,7 +30,8 @@ from tests.helpers import (
     weights_of,
 )
 from tests.unit.training import a_weight, one_step
-from torchreg.optim import SGDW, AdamW, decoupled
+from torchreg import L1
+from torchreg.optim import SGDW, AdamW, Proximal, decoupled
 from torchreg.schedules import cosine, linear
 
 
@@ -291,8 +292,8 @@ def test_the_compiled_kernel_makes_the_usual_step(form, options, monkeypatch):
         ways[compile] = weights_of(model), optimizer
     comes_after = "cautious" in form or form.get("decay") == "L1"
     matrices = {param for param in model.parameters() if param.ndim == 2}
-    assert set(ways[True][1]._whole) == (matrices if comes_after else set())
-    assert set(ways[False][1]._whole) == set()
+    assert set(ways[True][1]._kernels) == (matrices if comes_after else set())
+    assert set(ways[False][1]._kernels) == set()
     assert_close(ways[False][0], ways[True][0])
 
 
@@ -310,6 +311,56 @@ def test_a_kernel_is_told_of_weights_without_a_gradient_of_zeros_and_of_a_decay_
         results.append([first.detach(), second.detach()])
     assert_close(*results)
     assert not torch.equal(results[0][0][:2].abs(), torch.tensor([0.5, 0.5], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("begins", [True, False], ids=["traced from the first step", "traced later"])
+def test_a_step_with_kernels_of_its_own_is_not_traced(begins, monkeypatch):
+    monkeypatch.setattr(kernels_of_adam, "_FROM", 1)
+    results = []
+    for traced in (False, True):
+        w = weights(0.5, -0.5, 0.0, 0.002)
+        optimizer = AdamW([w], lr=0.1, weight_decay=0.1, cautious=True, compile=True)
+        step_of = torch.compile(lambda optimizer=optimizer: optimizer.step(), backend="eager")
+        for t, decay in enumerate((0.1, 0.5, 0.0, 0.3)):
+            w.grad = torch.tensor([1.0, -1.0, 0.5, float(t)], dtype=torch.float64)
+            optimizer.param_groups[0]["weight_decay"] = decay
+            (step_of if traced and (begins or t) else optimizer.step)()
+        results.append(w.detach())
+    assert_close(*results)
+
+
+def test_a_mixin_of_a_user_acts_after_the_kernel(monkeypatch):
+    class Thresholded(Proximal, AdamW):
+        def _take_proximal_step_(self, penalty, param, group, old):
+            param.copy_(penalty.prox(param, group["lr"] * group["scale"]))
+
+    monkeypatch.setattr(kernels_of_adam, "_FROM", 1)
+    results = []
+    for compile in (False, True):
+        w = nn.Parameter(torch.tensor([[0.5, -0.5, 0.02, 1.0]], dtype=torch.float64))
+        optimizer = Thresholded([w], L1(0.5), lr=0.05, weight_decay=0.3, cautious=True, compile=compile)
+        for _ in range(3):
+            w.grad = torch.tensor([[1.0, -1.0, 0.0, 0.0]], dtype=torch.float64)
+            optimizer.step()
+        optimizer.fix_support()
+        w.grad = torch.ones_like(w)
+        optimizer.step()
+        results.append(w.detach())
+    assert_close(*results)
+    assert results[1][0, 2] == 0
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@each_form
+def test_the_start_of_an_option_that_is_set_later_is_before_the_step(form, compile, monkeypatch):
+    monkeypatch.setattr(kernels_of_adam, "_FROM", 1)
+    w = weights(1.0, -2.0, 3.0, 0.5)
+    optimizer = AdamW([w], lr=0.1, weight_decay=0.5, **{**form, "towards": "zero"}, compile=compile)
+    step(optimizer, 1.0)
+    before = w.detach().clone()
+    optimizer.param_groups[0]["towards"] = "start"
+    step(optimizer, 1.0)
+    assert_bit_equal(optimizer._start(w), before)
 
 
 def test_a_compiled_step_cannot_be_differentiated():

@@ -206,7 +206,7 @@ def test_the_compiled_step_is_the_usual_one(penalty, options, monkeypatch):
         optimizer = ProxAdam(model.parameters(), penalty, lr=0.01, compile=compile, **options)
         train(model, optimizer, steps=30, criterion=lambda out, y: nn.functional.mse_loss(out.clamp(-9, 9), y))
         results.append(weights_of(model))
-    assert optimizer._whole.keys() >= set(optimizer.penalized)
+    assert optimizer._kernels.keys() >= set(optimizer.penalized)
     assert_close(*results)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ class CompiledAdam(DecoupledDecay):
 
     compile: bool = False
     _unit: ProximalPenalty | None = None  # the penalty of those that have one, at unit strength
-    _whole: Mapping[Tensor, tuple[AdamForm, AdamKernel]]
+    _kernels: Mapping[Tensor, tuple[AdamForm, AdamKernel]] = MappingProxyType({})  # of those that take one in this step
     _amounts: Amounts
 
     def __init__(self, *args: Any, compile: bool = False, **kwargs: Any) -> None:
@@ -41,6 +42,14 @@ class CompiledAdam(DecoupledDecay):
         self.compile = compile
         if compile and self.defaults["differentiable"]:
             raise ValueError(f"{type(self).__name__}: compile=True needs differentiable=False, got True")
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Makes one step; returns what the closure returned, if there is one."""
+        return self._untraced_step(closure) if self.compile else super().step(closure)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it brings kernels of its own
+    def _untraced_step(self, closure: Callable[[], Any] | None) -> Any:
+        return super().step(closure)
 
     def _is_penalized(self, param: Tensor) -> bool:
         return False
@@ -53,29 +62,32 @@ class CompiledAdam(DecoupledDecay):
         """The largest second moment of the parameter before this step; None if none is 0."""
         return None
 
-    def _find_whole(self) -> Mapping[Tensor, tuple[AdamForm, AdamKernel]]:
-        # A scaler of a fused optimizer expects the optimizer's own kernel to unscale gradients or to skip the step.
-        has_scaler = getattr(self, "found_inf", None) is not None
-        if not self.compile or has_scaler or torch.compiler.is_compiling():
-            return {}
-        found = {}
+    def _prepare(self) -> None:
+        super()._prepare()
+        if not self.compile:
+            return
+        self._kernels = found = {}
+        if getattr(self, "found_inf", None) is not None:  # a scaler expects the base's kernel to unscale, or to skip
+            return
         for group in self.param_groups:
-            kernels = {is_penalized: self._kernel(group, is_penalized) for is_penalized in (False, True)}
-            for param in with_gradients(group):
-                kernel = kernels[self._is_penalized(param)]
-                if kernel is not None and _fits(param):
-                    found[param] = kernel
-        return found
+            for is_penalized in (False, True):
+                params = [p for p in with_gradients(group) if _fits(p) and self._is_penalized(p) is is_penalized]
+                form = self._form(group, is_penalized) if params else None
+                for param in params if form is not None else ():
+                    kernel = adam_kernel(form, param.device.type)
+                    if kernel is not None:
+                        found[param] = form, kernel
 
-    def _kernel(self, group: Group, is_penalized: bool) -> tuple[AdamForm, AdamKernel] | None:
+    def _form(self, group: Group, is_penalized: bool) -> AdamForm | None:
         """What the kernel does to such parameters of the group; None if torch's own step is as good."""
         penalty, decay = self._unit if is_penalized else None, decay_after(group)
         if penalty is None and decay is None:
             return None
         cautious, has_start = decay and group["cautious"], decay and group["towards"] == "start"
-        form = AdamForm(decay, bool(cautious), bool(has_start), group["amsgrad"], penalty)
-        kernel = adam_kernel(form)
-        return None if kernel is None else (form, kernel)
+        return AdamForm(decay, bool(cautious), bool(has_start), group["amsgrad"], penalty)
+
+    def _to_decay(self, group: Group) -> list[Tensor]:
+        return [param for param in super()._to_decay(group) if param not in self._kernels]
 
     def _before_update(self) -> Amounts:
         self._amounts = super()._before_update()
@@ -89,38 +101,38 @@ class CompiledAdam(DecoupledDecay):
             with torch.enable_grad():
                 loss = closure[0]()
         everything = [group["params"] for group in self.param_groups]
-        shares = [[p for p in params if p in self._whole] for params in everything]
         try:
             for group, params in zip(self.param_groups, everything, strict=True):
-                group["params"] = [p for p in params if p not in self._whole]
+                group["params"] = [p for p in params if p not in self._kernels]
             super()._update()
         finally:
             for group, params in zip(self.param_groups, everything, strict=True):
                 group["params"] = params
-        for group, share, amount in zip(self.param_groups, shares, self._amounts, strict=True):
-            if share:
-                self._step_in_one_pass_({**group, "params": share}, amount)
+        for group, amount in zip(self.param_groups, self._amounts, strict=True):
+            params = [p for p in group["params"] if p in self._kernels]
+            for device in dict.fromkeys(p.device for p in params):
+                own = [p for p in params if p.device == device]
+                self._step_in_one_pass_({**group, "params": own}, amount, device)
         return loss
 
     @torch.no_grad()
-    def _step_in_one_pass_(self, group: Group, amount: float | Tensor) -> None:
+    def _step_in_one_pass_(self, group: Group, amount: float | Tensor, device: torch.device) -> None:
         params, grads, first, second, largest, steps = ([] for _ in range(6))  # type: ignore[var-annotated]
         self._init_group(group, params, grads, first, second, largest, steps)  # type: ignore[attr-defined]
         torch._foreach_add_(steps, 1)
         before = list(map(self._largest_before, params))
-        numbers = adam_numbers(steps, group, amount, self._reach(group), before, params[0].device)
+        numbers = adam_numbers(steps, group, amount, self._reach(group), before, device)
         for i, param in enumerate(params):
-            form, kernel = self._whole[param]
-            tensors = [param, grads[i], first[i], second[i], *largest[i : i + 1]]
+            form, kernel = self._kernels[param]
+            tensors = [param, grads[i].contiguous(), first[i], second[i], *largest[i : i + 1]]
             if form.has_start:
                 tensors.append(self._start(param))
-            if all(tensor.is_contiguous() for tensor in tensors):  # so that one kernel serves all shapes
-                tensors = [tensor.view(-1) for tensor in tensors]
-            kernel(numbers[i], *tensors)
+            kernel(numbers[i], *(tensor.detach().view(-1) for tensor in tensors))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "compile": self.compile}
 
 
 def _fits(param: Tensor) -> bool:
-    return param.numel() >= _FROM and param.dtype in (torch.float32, torch.float64) and not is_sharded(param)
+    is_plain = param.dtype in (torch.float32, torch.float64) and param.is_contiguous() and not is_sharded(param)
+    return is_plain and param.numel() >= _FROM

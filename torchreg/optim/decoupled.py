@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 import torch
@@ -204,14 +204,22 @@ class DecoupledDecay(StepWrapper):
                 group["decay_steps"] += 1
         return loss
 
-    def _needs_old_weights(self, group: Group) -> bool:
-        return super()._needs_old_weights(group) or (group["cautious"] and _is_on(group))
+    def _needed_later(self, group: Group) -> Sequence[Tensor]:
+        own = self._to_decay(group) if group["cautious"] and _is_on(group) else ()
+        return [*super()._needed_later(group), *own]
+
+    def _to_decay(self, group: Group) -> list[Tensor]:
+        """The group's parameters that decay after the update, if it has no such decay of its own."""
+        return with_gradients(group)
 
     def _before_update(self) -> Amounts:
         decays = [self._decay(group) for group in self.param_groups]
         for group in filter(_is_on, self.param_groups):
             self._refuse_sparse(group)
             self._check_rate(group)
+            if group["towards"] == "start":
+                for param in with_gradients(group):
+                    self._start(param)  # before the update moves it
         one = step_share(self)
         amounts: Amounts = []
         for group, decay in zip(self.param_groups, decays, strict=True):
@@ -226,9 +234,9 @@ class DecoupledDecay(StepWrapper):
         for group, amount in zip(self.param_groups, plan, strict=True):
             on = isinstance(amount, Tensor) or amount > 0
             if on and group["cautious"]:
-                self._shrink_cautiously_(self._rest(group), amount, group, old)
+                self._shrink_cautiously_(self._to_decay(group), amount, group, old)
             elif on and not _is_first(group):
-                self._threshold_(self._rest(group), amount, group)
+                self._threshold_(self._to_decay(group), amount, group)
 
     def _decay(self, group: Group) -> float | Tensor:
         """The weight decay of this step before the coupling."""

@@ -54,8 +54,8 @@ class AdamForm:
 
 
 @cache
-def adam_kernel(form: AdamForm) -> AdamKernel | None:
-    """A step of that form in one pass.
+def adam_kernel(form: AdamForm, device: str) -> AdamKernel | None:
+    """A step of that form in one pass, on a kind of device.
 
     The kernel takes a row of :func:`adam_numbers`, the weights, their gradients, both moments, with amsgrad the largest
     second moment, and the weights of the start if the decay is towards them. The result is None, with a warning, if
@@ -81,7 +81,7 @@ def adam_kernel(form: AdamForm) -> AdamKernel | None:
 
     owner = "AdamW" if form.penalty is None else "ProxAdam"
     count = 4 + form.amsgrad + form.has_start
-    return compiled(owner, kernel, torch.ones(11, device="cpu"), count, repr(form))
+    return compiled(owner, kernel, torch.ones(11, dtype=torch.float64, device=device), count, repr(form))
 
 
 def adam_numbers(

@@ -15,7 +15,7 @@ from torchreg.functional.sharding import is_sharded, largest
 from torchreg.hooks import Group, step_size
 from torchreg.optim.compiled import CompiledAdam
 from torchreg.optim.decoupled import is_readable
-from torchreg.optim.kernels import AdamForm, AdamKernel
+from torchreg.optim.kernels import AdamForm
 from torchreg.optim.options import ProxAdamOptions
 from torchreg.optim.proximal import Proximal, apply_prox_
 from torchreg.optim.step_wrapper import Plan, Weights, with_gradients
@@ -127,32 +127,36 @@ class ProxAdam(Proximal, CompiledAdam, torch.optim.Adam):
                 "separately, got complex ones: use ProxSGD"
             )
 
-    def _needs_old_weights(self, group: Group) -> bool:
-        return super()._needs_old_weights(group) or not self.penalty._takes_steps
+    def _keeps_old_weights(self, group: Group) -> bool:
+        return super()._keeps_old_weights(group) or not self.penalty._takes_steps
 
     def _before_update(self) -> Plan:
         self._largest = {}
         for group in self.param_groups:
             if not group["support_fixed"]:
                 for param in filter(self._bound.__contains__, with_gradients(group)):
-                    self._note_largest(param, _moment(self.state.get(param), group))
+                    self._note_largest(param, _moment(self.state.get(param), group), group)
         return super()._before_update()
 
     @torch.no_grad()
-    def _note_largest(self, param: Tensor, second_moment: Tensor | None) -> None:
+    def _note_largest(self, param: Tensor, second_moment: Tensor | None, group: Group) -> None:
         if second_moment is None or not second_moment.numel():
             self._largest[param] = torch.zeros((), dtype=param.dtype, device=param.device)
         elif self._full.get(param) is not second_moment:
             self._largest[param] = largest(second_moment.detach())
             if not is_sharded(second_moment) and is_readable(second_moment) and second_moment.all():
                 del self._largest[param]
-                self._full[param] = second_moment  # a second moment that is not 0 stays so
+                if group["betas"][1] > 0.5:  # then a second moment that is not 0 stays so, down to the smallest number
+                    self._full[param] = second_moment
 
-    def _kernel(self, group: Group, is_penalized: bool) -> tuple[AdamForm, AdamKernel] | None:
-        return None if group["support_fixed"] else super()._kernel(group, is_penalized)
+    def _form(self, group: Group, is_penalized: bool) -> AdamForm | None:
+        return None if group["support_fixed"] else super()._form(group, is_penalized)
 
     def _is_penalized(self, param: Tensor) -> bool:
         return param in self._bound and param.requires_grad
+
+    def _has_taken_proximal_step(self, param: Tensor) -> bool:
+        return param in self._kernels and self._kernels[param][0].penalty is not None
 
     def _reach(self, group: Group) -> float | Tensor:
         reach: float | Tensor = group["lr"] * group["scale"] * self._strength

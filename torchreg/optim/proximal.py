@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from torchreg.hooks import Group
-from torchreg.optim.step_wrapper import Plan, StepWrapper, Weights
+from torchreg.optim.step_wrapper import Plan, StepWrapper, Weights, with_gradients
 from torchreg.penalties import Penalty, ProximalPenalty, Term
 from torchreg.penalties.reference import Anchored
 from torchreg.schedules import check_scale
@@ -136,8 +137,11 @@ class Proximal(StepWrapper):
         for group in self.param_groups:
             group["support_fixed"] = True
 
-    def _needs_old_weights(self, group: Group) -> bool:
-        return super()._needs_old_weights(group) or group["support_fixed"]
+    def _needed_later(self, group: Group) -> Sequence[Tensor]:
+        return [*super()._needed_later(group), *(with_gradients(group) if self._keeps_old_weights(group) else ())]
+
+    def _keeps_old_weights(self, group: Group) -> bool:
+        return bool(group["support_fixed"])
 
     def _before_update(self) -> Plan:
         for group in self.param_groups:
@@ -148,14 +152,18 @@ class Proximal(StepWrapper):
     def _after_update(self, old: Weights, plan: Plan) -> None:
         super()._after_update(old, plan)
         for group in self.param_groups:
-            for param in self._rest(group):
+            for param in with_gradients(group):
                 penalty = self._bound.get(param)
                 if penalty is None or not param.requires_grad:
                     continue
                 if group["support_fixed"]:
                     param.masked_fill_(old[param] == 0, 0)
-                else:
+                elif not self._has_taken_proximal_step(param):
                     self._take_proximal_step_(penalty, param, group, old)
+
+    def _has_taken_proximal_step(self, param: Tensor) -> bool:
+        """Whether the update has included the proximal step."""
+        return False
 
     @abstractmethod
     def _take_proximal_step_(self, penalty: ProximalPenalty, param: Tensor, group: Group, old: Weights) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,6 @@ class StepWrapper(Optimizer):
     """
 
     _own_options: Mapping[str, Any]  # our options and their defaults, for groups without values of their own
-    _whole: Collection[Tensor] = ()  # parameters of which :meth:`_update` makes all that a step does to them
     _changes_weights: str = "decoupled"  # what it assumes of the base's steps; see torchreg.hooks.probe
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -74,13 +73,8 @@ class StepWrapper(Optimizer):
 
         def begin() -> tuple[Weights, Plan]:
             with torch.set_grad_enabled(differentiable):
-                self._whole = self._find_whole()
-                old = {
-                    p: p.clone()
-                    for group in self.param_groups
-                    if self._needs_old_weights(group)
-                    for p in self._rest(group)
-                }
+                self._prepare()
+                old = {p: p.clone() for group in self.param_groups for p in self._needed_later(group)}
                 return old, self._before_update()
 
         def evaluate() -> Any:
@@ -101,17 +95,12 @@ class StepWrapper(Optimizer):
                 self._after_update(*begun)
         return loss
 
-    def _find_whole(self) -> Collection[Tensor]:
-        """The parameters with a gradient of which :meth:`_update` makes all that this step does to them."""
+    def _prepare(self) -> None:
+        """Called first in a step, once there are gradients."""
+
+    def _needed_later(self, group: Group) -> Sequence[Tensor]:
+        """The group's parameters whose weights from before the update :meth:`_after_update` needs."""
         return ()
-
-    def _rest(self, group: Group) -> list[Tensor]:
-        """The group's other parameters with a gradient."""
-        return [param for param in with_gradients(group) if param not in self._whole]
-
-    def _needs_old_weights(self, group: Group) -> bool:
-        """Whether :meth:`_after_update` needs the group's weights from before the update."""
-        return False
 
     def _before_update(self) -> Plan:
         """Called between the gradients and the base's update; returns the ``plan`` for :meth:`_after_update`."""
@@ -122,7 +111,7 @@ class StepWrapper(Optimizer):
         return unhooked_step(_base(self))(self, *closure)
 
     def _after_update(self, old: Weights, plan: Plan) -> None:
-        """Called after the base's update; ``old`` holds the old weights of the groups that need them."""
+        """Called after the base's update; ``old`` holds the weights from before it that are :meth:`_needed_later`."""
 
     # -- saving and copying ---------------------------------------------------------------------------------------
 
