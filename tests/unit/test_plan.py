@@ -266,7 +266,7 @@ def expected_value(params, parts):
 
 @each_few
 def test_the_value_follows_what_happens_to_the_weights(penalty, parts):
-    params = weights_of(MANY)
+    params = weights_of([*MANY, (), ()])
     regularizer = Regularizer(params, penalty, select=everything)
 
     def check(scale=1.0, tolerance=1e-13):
@@ -286,7 +286,9 @@ def test_the_value_follows_what_happens_to_the_weights(penalty, parts):
         for param in params:
             param.mul_(-2).view(-1)[0] = 0.0
     check(scale=0.25)
-    params[0].data = torch.full((400, 400), 0.5, dtype=torch.float64)  # no longer few
+    params[2].data = params[2].data.t()  # as many, in rows of another shape
+    check(scale=0.25)
+    params[0].data = torch.full((800, 800), 0.5, dtype=torch.float64)  # no longer few
     check(scale=0.25)
     regularizer.scale = torch.tensor(0.5)
     check(scale=0.5)

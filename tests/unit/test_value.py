@@ -27,21 +27,34 @@ def nodes_of(tensor):
 
 @pytest.mark.parametrize("count", [1, 5, 500])
 def test_many_values_are_one_node_however_many_parameters_there_are(count):
-    params = [nn.Parameter(torch.randn(70_000 // count + 1)) for _ in range(count)]
+    params = [nn.Parameter(torch.randn(600_000 // count + 1)) for _ in range(count)]
     assert nodes_of(penalty_value([L1(0.1) + L2(0.2)] * count, params)) == ["PenaltySumBackward"]
     assert nodes_of(penalty_value([GroupLasso(0.1)] * count, parameters(count))) == ["PenaltySumBackward"]
 
 
 def test_few_values_need_no_node_in_python():
-    nodes = nodes_of(penalty_value([L1(0.1) + L2(0.2)] * 5, parameters(5), scale=0.5))
-    views = nodes.count("ViewBackward0")
-    assert views == 5
-    assert len(nodes) == views + 4  # their concatenation, a slope, a product, a sum
+    params = parameters(5)
+    nodes = nodes_of(penalty_value([L1(0.1) + L2(0.2)] * 5, params, scale=0.5))
+    assert len(nodes) == 4  # their concatenation, a slope, a product, a sum
     assert "PenaltySumBackward" not in nodes
+    params += [nn.Parameter(torch.randn(5, dtype=torch.float64)), nn.Parameter(torch.randn((), dtype=torch.float64))]
+    others = nodes_of(penalty_value([L1(0.1) + L2(0.2)] * 7, params, scale=0.5))
+    assert others.count("ViewBackward0") == 3  # what has rows of another shape is made flat first
+    assert len(others) == 4 + 3 + 1
+
+
+def test_a_weight_for_which_there_are_kernels_is_not_among_few_values(monkeypatch):
+    monkeypatch.setattr("torchreg.regularizer.value.kernel_for", lambda *_: None)  # compiling takes seconds
+    model = nn.Linear(512, 512)
+    for compile in (False, True):
+        found = Regularizer(model, L1(0.1) + L2(0.2), compile=compile).value()
+        again = penalty_value([L1(0.1) + L2(0.2)], [model.weight], compile=compile)
+        for each in (found, again):
+            assert (nodes_of(each) == ["PenaltySumBackward"]) is compile
 
 
 def test_the_value_of_a_model_adds_a_node_for_its_scale_only():
-    model = nn.Linear(300, 300)
+    model = nn.Linear(800, 800)
     regularizer = Regularizer(model, L1(0.1) + L2(0.2))
     assert nodes_of(regularizer.value()) == ["PenaltySumBackward"]
     regularizer.scale = 0.5

@@ -217,8 +217,10 @@ class Regularizer:
         """
         self._is_used = True
         given = self._check_parameters()
-        few = self._penalized.few
-        if few is not None and type(self._scale) is float and not given and few.is_current():
+        few = None if given else self._penalized.few
+        if few is not None and self.compile and few.has_kernels:
+            few = None
+        if few is not None and type(self._scale) is float and few.is_current():
             return few.value(self._scale)
         pairs = self._trained(given)
         return self._scaled_total(pairs) if pairs else torch.zeros(())

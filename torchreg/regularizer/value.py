@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from torchreg import functional as f
-from torchreg.functional.chunks import bundles, chunks_of, keep_freed_memory
+from torchreg.functional.chunks import CHUNK, bundles, chunks_of, keep_freed_memory
 from torchreg.functional.sharding import Layout, as_plain, layout_of_sum, reduced, sharded_like
 from torchreg.penalties import Penalty
 from torchreg.steps.kernels import kernel_for
 from torchreg.steps.plan import PLAIN
 
-_FEW = 1 << 16  # values in all
+_FEW = 1 << 19  # values in all
 
 
 def penalty_value(
@@ -37,7 +37,7 @@ def penalty_value(
             return penalty_value(penalties, params, scale, compile)
     if torch.compiler.is_compiling() or f.is_transformed():
         return _scaled(_sum(penalties, params), scale)  # a compiler or transform traces the formulas themselves
-    if (few := FewValues.of(penalties, params)) is not None:
+    if (few := FewValues.of(penalties, params)) is not None and not (compile and few.has_kernels):
         return few.value(scale)
     return _scaled(PenaltySum.apply(penalties, compile, *params), scale)
 
@@ -50,11 +50,20 @@ class FewValues:
     """L1, L2 or their sum on few values, where the calls cost more than the passes over the values.
 
     It is computed by torch's own differentiable calls, which cost a tenth of a node in Python.
+
+    Attributes:
+        has_kernels: whether a weight is so large that a compiled kernel is faster.
     """
 
     def __init__(self, params: Sequence[Tensor], lasso: float, ridge: float) -> None:
         self._params, self._lasso, self._ridge = params, lasso, ridge
         self._device, self._state = params[0].device.type, self._present()
+        # Tensors whose rows have one shape are joined as they are. To make each flat first would cost as much again.
+        rows: dict[object, list[Tensor]] = {}
+        for w in params:
+            rows.setdefault(w.shape[1:] if w.ndim else w, []).append(w)
+        self._alike = list(rows.values())
+        self.has_kernels = any(w.numel() >= CHUNK for w in params)
 
     @classmethod
     def of(cls, penalties: Sequence[Penalty], params: Sequence[Tensor]) -> FewValues | None:
@@ -74,15 +83,16 @@ class FewValues:
         return self._present() == self._state
 
     def _present(self) -> list[object]:
-        return [(w.requires_grad, w.numel(), w.dtype, w.get_device()) for w in self._params]
+        return [(w.requires_grad, w.shape, w.dtype, w.get_device()) for w in self._params]
 
     def value(self, scale: float) -> Tensor:
         """``scale * (lasso * |w|_1 + ridge/2 * |w|_2**2)``.
 
         It is the product of w and ``lasso * sign(w) + ridge/2 * w``, whose sign is a constant.
         """
-        params, lasso, half_ridge = self._params, scale * self._lasso, scale * self._ridge / 2
-        w = torch.cat([param.reshape(-1) for param in params]) if len(params) > 1 else params[0]
+        lasso, half_ridge = scale * self._lasso, scale * self._ridge / 2
+        parts = [torch.cat(some) if len(some) > 1 else some[0] for some in self._alike]
+        w = torch.cat([part.reshape(-1) for part in parts]) if len(parts) > 1 else parts[0]
         if not self._lasso:
             return (w * w).sum() * half_ridge
         if not self._ridge:
