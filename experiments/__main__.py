@@ -1,6 +1,7 @@
 """``python -m experiments``: the command line, or a line that says what it needs."""
 
 import os
+import signal
 import sys
 
 from . import IS_INSTALLED
@@ -17,6 +18,8 @@ def main() -> None:
         extra = "'torch-regularizers[experiments]'" if IS_INSTALLED else "-e '.[experiments]' in the clone"
         print(f"error: {error.name} is not installed: pip install {extra}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:  # the imports take seconds
+        sys.exit(128 + signal.SIGINT)
     cli.main()
 
 

@@ -10,23 +10,24 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-CHUNK = 1 << 18  # elements of a bundle, and of a piece of a mask: a megabyte in single precision
-_PART = 1 << 20  # elements of a chunk: of smaller ones the calls, and the threads that meet after each, cost more
+CHUNK = 1 << 18  # elements: a megabyte in single precision
 
 
-def chunks_of(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The tensors, all of one shape, as views of up to 2**20 elements; small or strided tensors as a whole.
+def chunks_of(*tensors: Tensor, size: int = CHUNK) -> Iterator[tuple[Tensor, ...]]:
+    """The tensors, all of one shape, as views of ``size`` elements; strided ones and up to two such views as a whole.
+
+    Calls, and the threads that meet after each, cost more than two chunks save.
 
     Example:
-        >>> w = torch.zeros(2_200_000)
+        >>> w = torch.zeros(600_000)
         >>> [len(chunk) for (chunk,) in chunks_of(w)]
-        [1048576, 1048576, 102848]
+        [262144, 262144, 75712]
     """
     first = tensors[0]
-    if first.numel() <= _PART or first.device.type != "cpu" or torch.compiler.is_compiling():
+    if first.numel() <= 2 * size or first.device.type != "cpu" or torch.compiler.is_compiling():
         yield tensors
     elif all(tensor.is_contiguous() for tensor in tensors):
-        yield from zip(*(tensor.view(-1).split(_PART) for tensor in tensors), strict=True)
+        yield from zip(*(tensor.view(-1).split(size) for tensor in tensors), strict=True)
     else:
         yield tensors
 

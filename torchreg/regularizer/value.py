@@ -17,6 +17,7 @@ from torchreg.steps.kernels import kernel_for
 from torchreg.steps.plan import PLAIN
 
 _FEW = 1 << 19  # values in all
+_CHUNK = 1 << 19  # larger than in a step, because the gradient of a value takes as much memory anyway
 
 
 def penalty_value(
@@ -178,7 +179,7 @@ def _value(penalty: Penalty, weights: Sequence[Tensor], compile: bool) -> Tensor
     if kernel is not None:
         value: Tensor = kernel(w)
         return value
-    first, *others = (penalty.value(some) for (some,) in chunks_of(w))
+    first, *others = (penalty.value(some) for (some,) in chunks_of(w, size=_CHUNK))
     return torch.stack([first, *others]).sum() if others else first
 
 
@@ -197,7 +198,7 @@ def _gradients(penalty: Penalty, weights: Sequence[Tensor], scale: float | Tenso
     if kernel is not None:
         return [sharded_like(kernel(own).view(own.shape), w, local)]
     result = torch.empty_like(own)
-    for part, some in chunks_of(result, own):
+    for part, some in chunks_of(result, own, size=_CHUNK):
         _write_gradient_(part, penalty, some, scale)
     return [sharded_like(result, w, local)]
 
