@@ -17,7 +17,7 @@ from experiments.benches.timing import Row, Table
 from tests.docs.pages import ROOT
 
 COSTS, PROFILE, README = ROOT / "docs/guides/costs.md", ROOT / "docs/profile.md", ROOT / "README.md"
-BY_HAND = {PROFILE: "## What was tried"}  # a page's figures from there on were measured by hand
+BY_HAND = {PROFILE: "## What a penalty costs a small network"}  # a page's figures from there on were measured by hand
 _NUMBER = r"(\d+(?:,\d{3})*(?:\.\d+)?)"
 
 Quote = tuple[str, Sequence[float]]
