@@ -363,6 +363,28 @@ def test_the_start_of_an_option_that_is_set_later_is_before_the_step(form, compi
     assert_bit_equal(optimizer._start(w), before)
 
 
+def test_strides_of_weights_gradients_and_moments_may_differ(monkeypatch):
+    monkeypatch.setattr(kernels_of_adam, "_FROM", 1)
+    start = torch.arange(24.0, dtype=torch.float64).view(1, 2, 3, 4).sub(12).div(10)
+    gradient = start.transpose(2, 3).contiguous().transpose(2, 3)
+    results = []
+    for compile in (False, True):
+        params = [
+            nn.Parameter(start.clone(memory_format=layout)) for layout in (torch.channels_last, torch.contiguous_format)
+        ]
+        made = partial(AdamW, lr=0.1, weight_decay=0.1, cautious=True, compile=compile)
+        first, second = (made([param]) for param in params)
+        params[0].grad = gradient
+        first.step()
+        second.load_state_dict(first.state_dict())
+        params[1].data.copy_(params[0])
+        assert not second.state[params[1]]["exp_avg"].is_contiguous()
+        params[1].grad = -gradient
+        second.step()
+        results.append(params[1].detach())
+    assert_close(*results)
+
+
 def test_a_compiled_step_cannot_be_differentiated():
     with pytest.raises(ValueError, match=r"\AAdamW: compile=True needs differentiable=False, got True\Z"):
         AdamW([a_weight()], compile=True, differentiable=True)

@@ -71,12 +71,19 @@ class CompiledAdam(DecoupledDecay):
             return
         for group in self.param_groups:
             for is_penalized in (False, True):
-                params = [p for p in with_gradients(group) if _fits(p) and self._is_penalized(p) is is_penalized]
+                params = [p for p in with_gradients(group) if self._fits(p) and self._is_penalized(p) is is_penalized]
                 form = self._form(group, is_penalized) if params else None
                 for param in params if form is not None else ():
                     kernel = adam_kernel(form, param.device.type)
                     if kernel is not None:
                         found[param] = form, kernel
+
+    def _fits(self, param: Tensor) -> bool:
+        """Whether a kernel takes the parameter, and pays."""
+        if param.numel() < _FROM or param.dtype not in (torch.float32, torch.float64) or is_sharded(param):
+            return False
+        # The moments have the strides that the parameter had in another process.
+        return all(t.is_contiguous() for t in (param, *self.state.get(param, {}).values()) if isinstance(t, Tensor))
 
     def _form(self, group: Group, is_penalized: bool) -> AdamForm | None:
         """What the kernel does to such parameters of the group; None if torch's own step is as good."""
@@ -131,8 +138,3 @@ class CompiledAdam(DecoupledDecay):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "compile": self.compile}
-
-
-def _fits(param: Tensor) -> bool:
-    is_plain = param.dtype in (torch.float32, torch.float64) and param.is_contiguous() and not is_sharded(param)
-    return is_plain and param.numel() >= _FROM
