@@ -31,11 +31,10 @@ def add_gradients(plan: Plan, gradients: Gradients, scale_of: ScaleOf, compile: 
     unscaled = gradient_scale(plan.optimizer)
     if isinstance(unscaled, Tensor):
         unscaled = make_room(plan, gradients, scale_of)
-    form: Form | None = "add_gradient" if compile else None
     with torch.no_grad():
         for batch in plan.batches:
             times = scale_of(batch.first) * (-unscaled if batch.group.get("maximize") else unscaled)
-            _update(plan.params, batch, batch.penalty._add_gradient_, times, form, gradients)
+            _update(plan.params, batch, batch.penalty._add_gradient_, times, "add_gradient", compile, gradients)
 
 
 def descend(plan: Plan, scale_of: ScaleOf, compile: bool = False, times: int = 1) -> None:
@@ -43,7 +42,7 @@ def descend(plan: Plan, scale_of: ScaleOf, compile: bool = False, times: int = 1
     with torch.no_grad():
         for batch in plan.batches:
             step = step_size(plan.optimizer, batch.group) * scale_of(batch.first) * times
-            _update(plan.params, batch, batch.penalty._descend_, step, "descend" if compile else None)
+            _update(plan.params, batch, batch.penalty._descend_, step, "descend", compile)
 
 
 def take_proximal_steps(plan: Plan, scale_of: ScaleOf, compile: bool = False, times: int = 1) -> None:
@@ -52,7 +51,7 @@ def take_proximal_steps(plan: Plan, scale_of: ScaleOf, compile: bool = False, ti
         for batch in plan.batches:
             step = step_size(plan.optimizer, batch.group) * scale_of(batch.first) * times
             assert isinstance(batch.penalty, ProximalPenalty)
-            _update(plan.params, batch, batch.penalty._prox_, step, "prox" if compile else None)
+            _update(plan.params, batch, batch.penalty._prox_, step, "prox", compile)
 
 
 def _update(
@@ -60,7 +59,8 @@ def _update(
     batch: Batch,
     act: Callable[..., object],
     number: float | Tensor,
-    form: Form | None,
+    form: Form,
+    compile: bool,
     gradients: Gradients = (),
 ) -> None:
     """Calls ``act`` with each weight of a batch and a number, or with gradient, weight and number.
@@ -70,7 +70,8 @@ def _update(
         batch: which of them.
         act: an update of the penalty; it changes its first argument.
         number: the scale or step.
-        form: that of the kernels that do the same in one pass; None for torch's own calls.
+        form: what it does.
+        compile: whether kernels do the same to large weights, in one pass.
         gradients: those of all parameters, if they are changed.
     """
     if isinstance(number, Tensor):
@@ -85,23 +86,37 @@ def _update(
             act(params[i], number)
     if batch.others:
         others = [(gradients[i], params[i]) if gradients else (params[i],) for i in batch.others]
-        _update_large(batch.penalty, act, number, form, others)
+        _update_large(batch.penalty, act, number, form, compile, others)
 
 
 def _update_large(
-    penalty: Penalty, act: Callable[..., object], number: float | Tensor, form: Form | None, others: Sequence[Any]
+    penalty: Penalty,
+    act: Callable[..., object],
+    number: float | Tensor,
+    form: Form,
+    compile: bool,
+    others: Sequence[Any],
 ) -> None:
+    is_in_place = not isinstance(number, Tensor) and _is_in_place(penalty, form)
     kernels: dict[torch.device, Kernel | None] = {}
     for tensors in others:
         device, kernel = tensors[0].device, None
-        if form is not None and penalty.is_uniform and fits(*tensors):
+        if compile and penalty.is_uniform and fits(*tensors):
             if device not in kernels:
                 kernels[device] = kernel_on(device, penalty, form, number)
             kernel = kernels[device]
         if kernel is not None:
             kernel(*tensors)
+        elif is_in_place:
+            on_plain_(lambda *some: act(*some, number), True, *tensors)
         else:
             update_(penalty, lambda *some: act(*some, number), *tensors)
+
+
+def _is_in_place(penalty: Penalty, form: Form) -> bool:
+    """Whether torch's calls need no memory: then chunks would only add calls, and threads that meet after each."""
+    parts = penalty._lasso_and_ridge
+    return parts is not None and (form == "prox" or parts[0] == 0)
 
 
 def update_(penalty: Penalty, act: Callable[..., object], *tensors: Tensor) -> None:

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -31,6 +32,7 @@ _IS_FORKED = sys.platform == "linux"
 _IMPORTED = tasks.__name__, "torch._dynamo", "sklearn.datasets"  # torch's optimizers import the second
 _CONTEXT: Any = get_context("forkserver" if _IS_FORKED else "spawn")
 _LOOK = 2.0  # seconds between two looks whether the study was stopped
+_AGAIN = 0.5  # seconds until a process is started again: what was killed takes a moment to be gone
 TRIES = 3  # of a task whose process dies: killed by the system where memory is short, or by the task itself
 
 
@@ -182,6 +184,7 @@ class _Worker:
             self.end()
             if tries == 1 or getattr(error, "errno", None) == errno.EMFILE:
                 raise _cannot_start(error) from None
+            time.sleep(_AGAIN)
             return self.submit(function, *args, tries=tries - 1)
         self._process = next((process for process in active_children() if process not in before), self._process)
         return future
