@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import torchreg
-from torchreg import L1, L2, MCP, SCAD, ElasticNet, Huber, LogSum, Regularizer
+from torchreg import L1, L2, MCP, SCAD, ElasticNet, Huber, LogSum, Nuclear, Regularizer
 from torchreg.steps import kernels as module
 from torchreg.steps.kernels import kernel_for
 
@@ -124,6 +124,20 @@ def test_value_adds_up_a_million_equal_weights():
 )
 def test_no_kernel_where_it_would_not_fit(penalty, w):
     assert kernel_for(penalty, "gradient", 1.0, w) is None
+
+
+@pytest.mark.parametrize("mode", ["loss", "grad", "decoupled", "prox"])
+def test_penalties_without_a_kernel_are_named_once(mode):
+    rules = {"0.*": Nuclear(0.1), "1.*": L1(0.1)}
+    with pytest.warns(RuntimeWarning) as caught:
+        Regularizer(network(), rules, mode=mode, compile=True).value()
+    assert [str(warning.message) for warning in caught] == [
+        "Regularizer: compile=True makes kernels of penalties that are a sum over single weights, and the usual steps "
+        "for Nuclear(0.1)"
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Regularizer(network(), L1(0.1), mode=mode, compile=True).value()
 
 
 def test_without_a_compiler_it_says_so_once_and_steps(no_compiler):

@@ -249,6 +249,25 @@ def test_without_a_compiler_it_says_so_once_and_steps_as_usual(monkeypatch, no_c
     ]
 
 
+def test_a_penalty_without_a_kernel_is_named_once_and_steps_as_usual(monkeypatch):
+    monkeypatch.setattr(compiled, "_FROM", 4)
+    results, said = [], []
+    for compile in (False, True):
+        model = make_model()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            options = {"weight_decay": 0.1, "cautious": True}
+            optimizer = ProxAdam(model.parameters(), GroupLasso(0.05), lr=0.01, compile=compile, **options)
+            train(model, optimizer, steps=5)
+        results.append(weights_of(model))
+        said += caught
+    assert_close(*results)
+    assert [str(warning.message) for warning in said] == [
+        "ProxAdam: compile=True makes kernels of penalties that are a sum over single weights, and the usual steps for "
+        "GroupLasso(0.05, groups='output')"
+    ]
+
+
 # -- what is refused ----------------------------------------------------------------------------------------------
 
 
@@ -284,10 +303,6 @@ def test_without_a_compiler_it_says_so_once_and_steps_as_usual(monkeypatch, no_c
         ),
         (lambda w: ProxAdam([w], L1(1.0), scale=-1.0), "ProxAdam: scale must be a finite number >= 0"),
         (lambda w: ProxAdam([w.to(torch.complex64)], L1(1.0)), "ProxAdam: parameters must be real"),
-        (
-            lambda w: ProxAdam([w], GroupLasso(1.0), compile=True),
-            "ProxAdam: compile=True needs a penalty that is a sum",
-        ),
     ],
 )
 def test_what_cannot_work_gets_one_line(make, message):

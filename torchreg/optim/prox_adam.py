@@ -20,7 +20,7 @@ from torchreg.optim.options import ProxAdamOptions
 from torchreg.optim.proximal import Proximal, apply_prox_
 from torchreg.optim.step_wrapper import Plan, Weights, with_gradients
 from torchreg.penalties import ProximalPenalty
-from torchreg.steps.kernels import at_unit_strength
+from torchreg.steps.kernels import at_unit_strength, warn_of_no_kernels
 from torchreg.steps.updates import update_
 
 _INNER_STEPS = 10
@@ -72,7 +72,7 @@ class ProxAdam(Proximal, CompiledAdam, torch.optim.Adam):
             :class:`DecoupledDecay`.
 
     Raises:
-        ValueError: a parameter is complex, or ``compile`` is set with another penalty or with ``differentiable``.
+        ValueError: a parameter is complex, or ``compile`` is set with ``differentiable``.
         TypeError, ValueError: as for :class:`Proximal` and :class:`DecoupledDecay`.
 
     Example:
@@ -113,11 +113,8 @@ class ProxAdam(Proximal, CompiledAdam, torch.optim.Adam):
             unit, self._strength = at_unit_strength(self.penalty)
             assert isinstance(unit, ProximalPenalty)
             self._unit = unit
-            if self.compile and not self.penalty.is_uniform:
-                raise ValueError(
-                    f"{type(self).__name__}: compile=True needs a penalty that is a sum over single weights, got "
-                    f"{self.penalty!r}"
-                )
+            if self.compile:
+                warn_of_no_kernels(type(self).__name__, [self.penalty])
 
     def _check_group(self, group: Group) -> None:
         super()._check_group(group)
@@ -150,7 +147,8 @@ class ProxAdam(Proximal, CompiledAdam, torch.optim.Adam):
                     self._full[param] = second_moment
 
     def _form(self, group: Group, is_penalized: bool) -> AdamForm | None:
-        return None if group["support_fixed"] else super()._form(group, is_penalized)
+        is_usual = group["support_fixed"] or (is_penalized and not self.penalty.is_uniform)
+        return None if is_usual else super()._form(group, is_penalized)
 
     def _is_penalized(self, param: Tensor) -> bool:
         return param in self._bound and param.requires_grad

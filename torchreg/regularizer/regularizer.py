@@ -29,6 +29,7 @@ from torchreg.selection.modules import check_model, listed
 from torchreg.selection.parameters import ParamInfo, unwrapped
 from torchreg.selection.selectors import Selector, as_selector, weights
 from torchreg.steps.computed import add_gradients_through
+from torchreg.steps.kernels import warn_of_no_kernels
 from torchreg.steps.plan import Gradients, Plan
 from torchreg.steps.updates import add_gradients, descend, take_proximal_steps
 
@@ -77,7 +78,7 @@ class Regularizer:
         compile: whether :func:`torch.compile` makes a kernel of an elementwise penalty, which takes one pass over a
             large weight instead of several. It pays for networks whose steps take ten milliseconds or more. Compiling
             takes some seconds at the first step, once for all strengths, and needs a C++ compiler. Without a compiler
-            there is a warning, and the usual step. The last bits may differ.
+            there is a warning, and the usual step, and so there is for other penalties. The last bits may differ.
 
     Attributes:
         scale: multiplies every penalty. It is a number or a 0-d tensor; for a :class:`~torchreg.Stacked` model also a
@@ -141,6 +142,8 @@ class Regularizer:
                 "Regularizer: a constraint has no strength that a schedule could change: make one Regularizer for the "
                 "constraint, without a schedule, and one for the rest"
             )
+        if compile:
+            warn_of_no_kernels("Regularizer", (a.penalty for a in self._penalized.entries if a.penalty is not None))
         self._steps = 0
         self._optimizers: tuple[Optimizer, ...] = ()
         self._hooks: tuple[StepHooks | Carried, ...] = ()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache
 from typing import Any, Literal, get_args
@@ -19,6 +19,7 @@ from torch.nn import Parameter
 
 from torchreg.functional.chunks import CHUNK
 from torchreg.penalties import Penalty, ProximalPenalty, Term
+from torchreg.selection.modules import listed
 
 Form = Literal["value", "gradient", "add_gradient", "descend", "prox"]
 Kernel = Callable[..., Any]
@@ -121,6 +122,17 @@ def compiled(owner: str, kernel: Kernel, numbers: Tensor, count: int, what: str)
         )
         return None
     return made
+
+
+def warn_of_no_kernels(owner: str, penalties: Iterable[Penalty]) -> None:
+    """Warns of the penalties of which no kernel can be made."""
+    if others := dict.fromkeys(repr(penalty) for penalty in penalties if not penalty.is_uniform):
+        warnings.warn(
+            f"{owner}: compile=True makes kernels of penalties that are a sum over single weights, and the usual steps "
+            f"for {listed(list(others))}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def at_unit_strength(penalty: Penalty) -> tuple[Penalty, float]:
