@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR
 
-from tests.cases import COUPLINGS, DECOUPLED, FORMS, each_coupling, each_kernel
+from tests.cases import COUPLINGS, DECOUPLED, FORMS, each_kernel
 from tests.helpers import assert_close
 from torchreg.schedules import cosine
 
@@ -113,7 +113,7 @@ UPDATES = {
 
 
 def rate(coupling, lr, peak):
-    return {"lr": lr, "independent": lr / peak, "constant": 1.0, "corrected": lr**2 / peak}[coupling]
+    return {"lr": lr, "constant": 1.0, "corrected": lr**2 / peak}.get(coupling, lr / peak)
 
 
 def threshold(x, t):
@@ -150,10 +150,11 @@ SCHEDULERS = {
 @pytest.mark.parametrize(("ours", "base", "options"), DECOUPLED.values(), ids=DECOUPLED.keys())
 @pytest.mark.parametrize(("make_scheduler", "peak"), SCHEDULERS.values(), ids=SCHEDULERS.keys())
 @pytest.mark.parametrize("schedule", [None, cosine(steps=STEPS, end=0.2)], ids=["constant", "scheduled"])
-@each_coupling
+@pytest.mark.parametrize("coupling", [*COUPLINGS, "timescale"])
 def test_each_form_is_its_formula_under_a_schedule(ours, base, options, make_scheduler, peak, schedule, coupling):
     groups = [{"params": [a_weight()], **form} for form in FORMS.values()]
-    optimizer = ours(groups, **options, weight_decay=DECAY, coupling=coupling, decay_schedule=schedule)
+    strength = {"timescale": 1 / DECAY} if coupling == "timescale" else {"weight_decay": DECAY}
+    optimizer = ours(groups, **options, **strength, coupling=coupling, decay_schedule=schedule)
     scheduler = make_scheduler(optimizer, options["lr"])
     expected, memories = [START] * len(FORMS), [defaultdict(float) for _ in FORMS]
     for t in range(1, STEPS + 1):

@@ -88,9 +88,9 @@ def test_the_documented_table_is_what_a_thousand_steps_leave():
     lines = DecoupledDecay.__doc__.split("coupling       lr = 1 ")[1].splitlines()[1:]
     rows = [re.findall(r'"(\w+)"\s+([\d.]+)\s+([\d.]+)\s+([\d.]+)', line) for line in lines]
     documented = {row[0][0]: [float(number) for number in row[0][1:]] for row in rows if row}
-    assert documented.keys() == set(COUPLINGS)
+    assert documented.keys() == {*COUPLINGS, "timescale"}
     for column, (lr, falls) in enumerate([(1.0, False), (0.1, False), (1.0, True)]):
-        groups = [{"params": [a_weight()], "coupling": coupling} for coupling in documented]
+        groups = [{"params": [a_weight()], "coupling": coupling, "timescale": 1000} for coupling in documented]
         optimizer = SGDW(groups, lr=lr, weight_decay=0.001)
         scheduler = LambdaLR(optimizer, lambda step, falls=falls: 1 - step / 1000 if falls else 1.0)
         for _ in range(1000):
@@ -194,8 +194,11 @@ def test_schedule_is_another_name_of_independent(kind, form):
 # -- what is refused ----------------------------------------------------------------------------------------------
 
 BAD = [
-    ({"coupling": "linear"}, "coupling must be one of lr, independent, schedule, constant, corrected, got 'linear'"),
-    ({"coupling": None}, "coupling must be one of lr, independent, schedule, constant, corrected, got None"),
+    (
+        {"coupling": "linear"},
+        "coupling must be one of lr, independent, schedule, constant, corrected, timescale, got 'linear'",
+    ),
+    ({"coupling": None}, "coupling must be one of lr, independent, schedule, constant, corrected, timescale, got None"),
     ({"decay": "l2"}, "decay must be one of L2, L1, got 'l2'"),
     ({"towards": "init"}, "towards must be one of zero, start, got 'init'"),
     ({"weight_decay": -0.1}, "weight_decay.*-0.1"),

@@ -3,6 +3,7 @@
 Decoupled decay: :class:`AdamW`, :class:`SGDW`, :class:`RMSpropW`, :class:`AdagradW`, :class:`NAdamW`, :class:`RAdamW`,
 :class:`AdamaxW`; :func:`decoupled` makes such a class of any optimizer class, with the mixin :class:`DecoupledDecay`.
 :func:`param_groups` makes parameter groups, for any optimizer, in which biases and the like do not decay.
+:func:`transfer` gives the decay for another batch size, data set or width.
 Norms bounded instead of decayed: :class:`AdamCPR`, with the mixin :class:`ConstrainedNorm`. Proximal steps:
 :class:`ProxSGD` and :class:`ProxAdam`, with the mixin :class:`Proximal`; :class:`TargetSparsity` steers them to a given
 share of zeros.
@@ -16,6 +17,7 @@ from torchreg.optim.named import SGDW, AdagradW, AdamaxW, AdamW, NAdamW, RAdamW,
 from torchreg.optim.prox_adam import ProxAdam
 from torchreg.optim.prox_sgd import ProxSGD
 from torchreg.optim.proximal import Proximal
+from torchreg.optim.scaling import transfer
 from torchreg.optim.sparsity import TargetSparsity
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "TargetSparsity",
     "decoupled",
     "param_groups",
+    "transfer",
 ]
 
 

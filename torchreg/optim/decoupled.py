@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any, get_args
 
 import torch
@@ -21,8 +22,8 @@ Amounts = list[float | Tensor]
 _LR_COUPLED = (torch.optim.AdamW, torch.optim.Adafactor, torch.optim.Muon)  # their own decay is this rule "lr"
 _TAKE_SPARSE = (torch.optim.SGD, torch.optim.Adagrad, torch.optim.SparseAdam)
 
-_OF_PEAK = ("independent", "schedule", "corrected")  # couplings that divide by the largest learning rate
-_FULL = ("independent", "schedule", "constant")  # couplings whose largest rate is 1
+_OF_PEAK = ("independent", "schedule", "corrected", "timescale")  # couplings that divide by the largest learning rate
+_FULL = ("independent", "schedule", "constant", "timescale")  # couplings whose rate may be 1
 _ROUNDING = 1 + 1e-5  # schedulers reach the largest learning rate with a rounding error
 
 
@@ -46,26 +47,32 @@ class DecoupledDecay(StepWrapper):
     :math:`\lambda` is the group's ``weight_decay``, :math:`c_t` the value of ``decay_schedule`` (or 1). The group's
     ``coupling`` determines :math:`r_t`:
 
-    =============  =============================  ===========================================================
-    coupling       :math:`r_t`                    source
-    =============  =============================  ===========================================================
-    "lr"           :math:`\eta_t`                 ``torch.optim.AdamW``
-    "independent"  :math:`\eta_t / \eta_{\max}`   Loshchilov and Hutter 2019, Wortsman and others 2024
-    "constant"     :math:`1`                      the same decay in every step
-    "corrected"    :math:`\eta_t^2/\eta_{\max}`   Defazio 2025, for layers before a normalization
-    =============  =============================  ===========================================================
+    =============  ==================================  ======================================================
+    coupling       :math:`r_t`                         source
+    =============  ==================================  ======================================================
+    "lr"           :math:`\eta_t`                      ``torch.optim.AdamW``
+    "independent"  :math:`\eta_t / \eta_{\max}`        Loshchilov and Hutter 2019, Wortsman and others 2024
+    "timescale"    :math:`\eta_t / (\eta_{\max}\tau)`  Wang and Aitchison 2024
+    "constant"     :math:`1`                           the same decay in every step
+    "corrected"    :math:`\eta_t^2/\eta_{\max}`        Defazio 2025, for layers before a normalization
+    =============  ==================================  ======================================================
 
     "schedule" is another name of "independent": the decay follows the schedule of the learning rate and is independent
-    of its size. :math:`\eta_t` is the group's current ``lr``. :math:`\eta_{\max}` is the group's ``max_lr`` if it has
-    one (OneCycleLR sets it), else its ``initial_lr`` (the ``lr`` that any other scheduler was given), else the ``lr``
-    with which the group was added. If the learning rate rises above that, as under CyclicLR, set ``max_lr`` in the
-    group. The next table shows a weight of 1 after 1000 steps with gradient 0 and ``weight_decay=0.001``:
+    of its size. "timescale" gives the decay as a number of steps :math:`\tau`, the group's ``timescale``: a step
+    without gradient leaves :math:`1 - 1/\tau` of a weight, so :math:`\tau` steps leave about :math:`1/e`. Weights are
+    then an average over the updates of the last :math:`\tau` steps. There ``weight_decay`` is 1, or 0 for a group that
+    does not decay; see also :func:`transfer`. :math:`\eta_t` is the group's current ``lr``. :math:`\eta_{\max}` is the
+    group's ``max_lr`` if it has one (OneCycleLR sets it), else its ``initial_lr`` (the ``lr`` that any other scheduler
+    was given), else the ``lr`` with which the group was added. If the learning rate rises above that, as under
+    CyclicLR, set ``max_lr`` in the group. The next table shows a weight of 1 after 1000 steps with gradient 0 and
+    ``weight_decay=0.001``, or ``timescale=1000``:
 
     =============  ======  ========  ==================
     coupling       lr = 1  lr = 0.1  lr falls from 1 to 0
     =============  ======  ========  ==================
     "lr"           0.368   0.905     0.606
     "independent"  0.368   0.368     0.606
+    "timescale"    0.368   0.368     0.606
     "constant"     0.368   0.368     0.368
     "corrected"    0.368   0.905     0.716
     =============  ======  ========  ==================
@@ -81,6 +88,7 @@ class DecoupledDecay(StepWrapper):
 
     Args:
         coupling: how the learning rate scales the decay.
+        timescale: :math:`\tau` of coupling "timescale", in steps, at least 1.
         decay: ``"L2"`` or ``"L1"``.
         towards: ``"zero"`` or ``"start"``.
         cautious: whether to decay only where update and decay agree.
@@ -89,11 +97,12 @@ class DecoupledDecay(StepWrapper):
             under a scaler are counted too.
 
     Raises:
-        ValueError: an unknown coupling or form, a decay that is negative or not finite, coupling "independent" or
-            "corrected" with ``lr=0``, "independent" or "constant" with a decay above 1; in a step a learning rate above
-            :math:`\eta_{\max}` with coupling "independent" or "corrected", or a sparse gradient for which the base has
-            no rule; in loading a checkpoint of a class whose ``weight_decay`` means something else. A learning rate in
-            a tensor on another device is not read; there :math:`\eta_t / \eta_{\max}` is at most 1.
+        ValueError: an unknown coupling or form; a decay that is negative or not finite, or with coupling "independent"
+            or "constant" above 1; coupling "timescale" without a timescale, or with a decay other than 0 and 1; a
+            coupling that divides by :math:`\eta_{\max}` with ``lr=0``, and in a step with a learning rate above
+            :math:`\eta_{\max}`; a sparse gradient for which the base has no rule; in loading a checkpoint of a class
+            whose ``weight_decay`` means something else. A learning rate in a tensor on another device is not read;
+            there :math:`\eta_t / \eta_{\max}` is at most 1.
 
     Example:
         >>> class SGDW(DecoupledDecay, torch.optim.SGD):
@@ -108,6 +117,8 @@ class DecoupledDecay(StepWrapper):
         Ilya Loshchilov, Frank Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
         Mitchell Wortsman, Peter J. Liu, Lechao Xiao and others, "Small-scale Proxies for Large-scale Transformer
         Training Instabilities", ICLR 2024.
+        Xi Wang, Laurence Aitchison, "How to Set AdamW's Weight Decay as You Scale Model and Dataset Size",
+        arXiv:2405.13698, 2024.
         Aaron Defazio, "Why Gradients Rapidly Increase Near the End of Training", arXiv:2506.02285, 2025.
         Xuhong Li, Yves Grandvalet, Franck Davoine, "Explicit Inductive Bias for Transfer Learning with Convolutional
         Networks", ICML 2018.
@@ -118,6 +129,7 @@ class DecoupledDecay(StepWrapper):
         self,
         *args: Any,
         coupling: Coupling = "lr",
+        timescale: float | None = None,
         decay: Decay = "L2",
         towards: Target = "zero",
         cautious: bool = False,
@@ -139,6 +151,15 @@ class DecoupledDecay(StepWrapper):
         self._add_options(coupling=coupling, decay=decay, towards=towards, cautious=cautious)
         if decay_schedule is not None:
             self._add_options(decay_steps=0)
+        if timescale is not None:
+            if coupling != "timescale":
+                raise ValueError(
+                    f"{owner}: timescale is for coupling 'timescale', got timescale={timescale!r} with coupling "
+                    f"{coupling!r}: set coupling='timescale'"
+                )
+            self._add_options(timescale=timescale)
+        if coupling == "timescale":
+            kwargs.setdefault("weight_decay", 1.0)
         if has_option(base, "decoupled_weight_decay"):
             kwargs["decoupled_weight_decay"] = True  # so that the base's kernel can apply it
         if not has_option(base, "weight_decay"):
@@ -146,6 +167,8 @@ class DecoupledDecay(StepWrapper):
         super().__init__(*args, **kwargs)
 
     def add_param_group(self, param_group: Group) -> None:
+        if isinstance(param_group, dict) and param_group.get("coupling") == "timescale":
+            param_group.setdefault("weight_decay", 1.0)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         if self.decay_schedule is not None:
@@ -165,6 +188,8 @@ class DecoupledDecay(StepWrapper):
         if coupling in _OF_PEAK and group.get("max_lr", group["lr"]) == 0:
             raise ValueError(f"{owner}: coupling {coupling!r} divides by the initial lr, which must be > 0, got 0")
         self._check_decay(group["weight_decay"], coupling)
+        if coupling == "timescale":
+            _check_timescale(owner, group)
 
     def _check_decay(self, decay: float | Tensor, coupling: Coupling) -> None:
         if not is_readable(decay):
@@ -181,6 +206,8 @@ class DecoupledDecay(StepWrapper):
         """Raises ``ValueError`` if a coupling that divides by the largest learning rate does not know it."""
         if group["coupling"] not in _OF_PEAK:
             return
+        if group["coupling"] == "timescale":
+            _check_timescale(type(self).__name__, group)
         lr, peak = group["lr"], _peak(group)
         if is_readable(lr) and is_readable(peak) and not (peak > 0 and lr <= peak * _ROUNDING):
             raise ValueError(
@@ -380,6 +407,17 @@ def decay_after(group: Group) -> Decay | None:
     return form if _is_on(group) and not _is_first(group) else None
 
 
+def _check_timescale(owner: str, group: Group) -> None:
+    steps, decay = group.get("timescale"), group["weight_decay"]
+    if isinstance(steps, bool) or not isinstance(steps, Real) or not float(steps) >= 1:
+        raise ValueError(f"{owner}: timescale must be a number of steps >= 1 with coupling 'timescale', got {steps!r}")
+    if is_readable(decay) and decay not in (0, 1):
+        raise ValueError(
+            f"{owner}: weight_decay must be 1 or 0 with coupling 'timescale', where timescale sets the strength, "
+            f"got {decay!r}"
+        )
+
+
 def _rate(group: Group, lr: Any, one: Any) -> Any:
     """The :math:`r_t` of the group; ``lr`` and ``one`` are 0 if the step is skipped."""
     if group["coupling"] == "lr":
@@ -389,6 +427,8 @@ def _rate(group: Group, lr: Any, one: Any) -> Any:
     share = scalar(group["lr"]) / _peak(group)
     if not is_readable(share):
         share = share.clamp(max=1)
+    if group["coupling"] == "timescale":
+        return share * one / group["timescale"]
     return share * (lr if group["coupling"] == "corrected" else one)
 
 

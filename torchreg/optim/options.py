@@ -11,7 +11,9 @@ from torch import Tensor
 
 from torchreg.schedules import Schedule
 
-Coupling = Literal["lr", "independent", "schedule", "constant", "corrected"]  # the second and the third are one rule
+Coupling = Literal[
+    "lr", "independent", "schedule", "constant", "corrected", "timescale"
+]  # the second and the third are one rule
 Decay = Literal["L2", "L1"]
 Target = Literal["zero", "start"]
 Bound = Literal["inflection", "warm_start", "initial"] | float
@@ -44,6 +46,7 @@ class DecayOptions(TypedDict, total=False):
     """What every decoupled optimizer accepts; see :class:`~torchreg.optim.DecoupledDecay`."""
 
     coupling: Coupling
+    timescale: float | None
     decay: Decay
     towards: Target
     cautious: bool

@@ -26,12 +26,11 @@ def decayed(
     gradient: Callable[[float], float] = lambda w: 0.0,
     start: float = 1.0,
     lr: float = 0.5,
-    weight_decay: float = 0.01,
     **form: Any,
 ) -> list[float]:
     """A weight after each step of SGDW with a gradient and a learning rate of ``lr * rate``."""
     weight = nn.Parameter(torch.tensor([start]))
-    optimizer = SGDW([weight], lr=lr, weight_decay=weight_decay, **form)
+    optimizer = SGDW([weight], lr=lr, **({"weight_decay": 0.01} | form))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     sizes = [start]
     for _ in range(STEPS):
@@ -44,13 +43,20 @@ def decayed(
 
 def couplings(shown: str) -> None:
     """A weight without a gradient under three schedules; one coupling in blue, others faint."""
-    rules = [name for name in get_args(Coupling) if name != "schedule"]  # that is "independent"
+    alike = (
+        "schedule",
+        "independent" if shown == "timescale" else "timescale",
+    )  # one rule, so one curve
+    rules = [name for name in get_args(Coupling) if name not in alike]
     order = sorted(rules, key=lambda coupling: coupling == shown)  # that one on top
     for title, rate in RATES.items():
         axes = figure(f"A weight without a gradient, {title}, each coupling", 2.35, 2.3)
         ends: dict[float, str] = {}
         for coupling in order:
-            sizes = decayed(rate, coupling=coupling)
+            strength = (
+                {"weight_decay": 1.0, "timescale": 100} if coupling == "timescale" else {}
+            )
+            sizes = decayed(rate, coupling=coupling, **strength)
             color, width = (BLUE, 2.2) if coupling == shown else (FAINT, 1.2)
             axes.plot(sizes, color=color, lw=width)
             end = round(sizes[-1], 3)

@@ -35,7 +35,7 @@ class Taught:
         "alpha_dropout", "feature_alpha_dropout", "stochastic_depth", "drop_connect",
         "locked_dropout", "embedding_dropout", "word_dropout",
         "concrete_dropout", "variational_dropout", "hard_concrete",
-        "lr", "independent", "constant", "corrected", "decay_l1", "towards_start", "cautious",
+        "lr", "independent", "timescale", "constant", "corrected", "decay_l1", "towards_start", "cautious",
     )
     # fmt: on
 
