@@ -17,7 +17,7 @@ from torch import nn
 from tests.cases import COUPLINGS, FORMS, each_form
 from tests.helpers import assert_bit_equal, assert_close, make_model, train
 from tests.unit.training import a_weight, one_step
-from torchreg import cosine, optim
+from torchreg import cosine, optim, weights
 from torchreg.optim import SGDW, AdamaxW, AdamW, DecoupledDecay, decoupled, named
 from torchreg.optim import options as declared
 
@@ -137,7 +137,8 @@ def test_each_class_of_torchs_is_made_once_and_documented(base):
 @each_torchs
 def test_its_signature_is_the_bases_with_the_options_of_the_decay(base):
     ours, theirs = inspect.signature(decoupled(base)).parameters, inspect.signature(base).parameters
-    added = {"coupling": "lr", "decay": "L2", "towards": "zero", "cautious": False, "decay_schedule": None}
+    added = {"coupling": "lr", "timescale": None, "decay": "L2", "towards": "zero", "cautious": False}
+    added |= {"decay_schedule": None, "select": weights, "layer_decay": None}
     if "weight_decay" not in theirs:
         added["weight_decay"] = 0.0
     assert ours.keys() == (theirs.keys() | added.keys()) - {"decoupled_weight_decay"}

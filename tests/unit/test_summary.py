@@ -4,11 +4,11 @@ import pytest
 from torch import nn
 
 from torchreg import L2, Regularizer
-from torchreg.regularizer.summary import Line, folded
+from torchreg.selection.folding import Line, folded
 
 
 def lines(*names, shape="2 x 2", status="- bias"):
-    return [Line.of(name, shape, 4, status) for name in names]
+    return [Line.named(name, shape, 4, status) for name in names]
 
 
 def names(of):

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any, Unpack, get_args
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
 from torchreg import functional as f
 from torchreg.hooks import Group, step_share
-from torchreg.optim.options import AdamCPROptions, Bound
-from torchreg.optim.step_wrapper import Plan, StepWrapper, Weights
+from torchreg.optim.options import AdamCPROptions, Bound, Params, Rules
+from torchreg.optim.step_wrapper import Plan, StepWrapper, Weights, is_regularized
 
 _MULTIPLIER, _BOUND, _SIZE, _GROWTH, _COUNT = range(5)  # columns of a group's table
 
@@ -85,6 +84,9 @@ class ConstrainedNorm(StepWrapper):
         self._add_options(bound=bound, warm_start=warm_start, factor=factor, update_rate=update_rate, biases=biases)
         super().__init__(*args, **kwargs)
 
+    def _selection_options(self, is_selected: bool) -> dict[str, Any]:
+        return {"selected": is_selected}
+
     def add_param_group(self, param_group: Group) -> None:
         super().add_param_group(param_group)
         group = self.param_groups[-1]
@@ -150,7 +152,7 @@ def _moved(rows: Tensor, sizes: Tensor, group: Group) -> Tensor:
 
 
 def _is_bounded(group: Group, param: Tensor) -> bool:
-    return param.grad is not None and param.numel() > 0 and bool(group["biases"] or param.ndim >= 2)
+    return param.grad is not None and param.numel() > 0 and is_regularized(group, param)
 
 
 def _mean_squares(params: list[Tensor]) -> Tensor:
@@ -172,6 +174,8 @@ class AdamCPR(ConstrainedNorm, torch.optim.Adam):
             :class:`torch.optim.Adam`.
         weight_decay: must be 0.
         bound, warm_start, factor, update_rate, biases: as in :class:`ConstrainedNorm`.
+        select, layer_decay: with a model as ``params``: which weights are bounded, and the ratio of the learning rates
+            of layers; as in :func:`param_groups`.
 
     Raises:
         ValueError: an option out of its range.
@@ -192,4 +196,4 @@ class AdamCPR(ConstrainedNorm, torch.optim.Adam):
 
     if TYPE_CHECKING:
 
-        def __init__(self, params: ParamsT, lr: float | Tensor = 1e-3, **options: Unpack[AdamCPROptions]) -> None: ...
+        def __init__(self, params: Params, lr: Rules = 1e-3, **options: Unpack[AdamCPROptions]) -> None: ...

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from numbers import Real
 from typing import Any, get_args
 
 import torch
@@ -76,6 +75,10 @@ class DecoupledDecay(StepWrapper):
     "constant"     0.368   0.368     0.368
     "corrected"    0.368   0.905     0.716
     =============  ======  ========  ==================
+
+    Given parameters, as in ``SGDW(model.parameters())``, all of them decay, biases too, as in ``torch.optim``. Given the
+    model, as in ``SGDW(model)``, only its weights do: the groups are those of :func:`param_groups`, with ``select`` and
+    ``layer_decay``, and ``weight_decay`` and ``lr`` may be dicts of name patterns to numbers.
 
     There are other forms of decay. Each is an option of the group:
 
@@ -409,7 +412,7 @@ def decay_after(group: Group) -> Decay | None:
 
 def _check_timescale(owner: str, group: Group) -> None:
     steps, decay = group.get("timescale"), group["weight_decay"]
-    if isinstance(steps, bool) or not isinstance(steps, Real) or not float(steps) >= 1:
+    if isinstance(steps, bool) or not isinstance(steps, int | float) or not steps >= 1:
         raise ValueError(f"{owner}: timescale must be a number of steps >= 1 with coupling 'timescale', got {steps!r}")
     if is_readable(decay) and decay not in (0, 1):
         raise ValueError(

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Unpack
 
 import torch
-from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
 from torchreg.optim import options as o
 from torchreg.optim.compiled import CompiledAdam
@@ -23,7 +21,8 @@ class SGDW(DecoupledDecay, torch.optim.SGD):
     Args:
         params, lr, momentum, dampening, nesterov, maximize, foreach, differentiable, fused: as in
             :class:`torch.optim.SGD`.
-        weight_decay, coupling, decay, towards, cautious, decay_schedule: as in :class:`DecoupledDecay`.
+        weight_decay, coupling, timescale, decay, towards, cautious, decay_schedule: as in :class:`DecoupledDecay`.
+        select, layer_decay: with a model as ``params``; as in :func:`param_groups`.
 
     Example:
         >>> w = torch.nn.Parameter(torch.ones(2))
@@ -38,7 +37,7 @@ class SGDW(DecoupledDecay, torch.optim.SGD):
 
     if TYPE_CHECKING:
 
-        def __init__(self, params: ParamsT, lr: float | Tensor = 1e-3, **options: Unpack[o.SGDWOptions]) -> None: ...
+        def __init__(self, params: o.Params, lr: o.Rules = 1e-3, **options: Unpack[o.SGDWOptions]) -> None: ...
 
 
 class AdamW(CompiledAdam, torch.optim.AdamW):
@@ -52,7 +51,8 @@ class AdamW(CompiledAdam, torch.optim.AdamW):
     Args:
         params, lr, betas, eps, amsgrad, maximize, foreach, capturable, differentiable, fused: as in
             :class:`torch.optim.AdamW`.
-        weight_decay, coupling, decay, towards, cautious, decay_schedule: as in :class:`DecoupledDecay`.
+        weight_decay, coupling, timescale, decay, towards, cautious, decay_schedule: as in :class:`DecoupledDecay`.
+        select, layer_decay: with a model as ``params``; as in :func:`param_groups`.
         compile: whether :func:`torch.compile` makes one kernel of the whole step where the decay comes after it: with
             ``decay="L1"`` or ``cautious=True``. Compiling takes some seconds at the first step and needs a C++
             compiler. Without a compiler there is a warning, and the usual step. Small parameters, and all parameters
@@ -71,7 +71,7 @@ class AdamW(CompiledAdam, torch.optim.AdamW):
 
     if TYPE_CHECKING:
 
-        def __init__(self, params: ParamsT, lr: float | Tensor = 1e-3, **options: Unpack[o.AdamWOptions]) -> None: ...
+        def __init__(self, params: o.Params, lr: o.Rules = 1e-3, **options: Unpack[o.AdamWOptions]) -> None: ...
 
 
 class RMSpropW(DecoupledDecay, torch.optim.RMSprop):
@@ -85,7 +85,8 @@ class RMSpropW(DecoupledDecay, torch.optim.RMSprop):
     Args:
         params, lr, alpha, eps, momentum, centered, capturable, foreach, maximize, differentiable: as in
             :class:`torch.optim.RMSprop`.
-        weight_decay, coupling, decay, towards, cautious, decay_schedule: as in :class:`DecoupledDecay`.
+        weight_decay, coupling, timescale, decay, towards, cautious, decay_schedule: as in :class:`DecoupledDecay`.
+        select, layer_decay: with a model as ``params``; as in :func:`param_groups`.
 
     Example:
         >>> w = torch.nn.Parameter(torch.tensor([1.0, 0.02]))
@@ -100,9 +101,7 @@ class RMSpropW(DecoupledDecay, torch.optim.RMSprop):
 
     if TYPE_CHECKING:
 
-        def __init__(
-            self, params: ParamsT, lr: float | Tensor = 1e-2, **options: Unpack[o.RMSpropWOptions]
-        ) -> None: ...
+        def __init__(self, params: o.Params, lr: o.Rules = 1e-2, **options: Unpack[o.RMSpropWOptions]) -> None: ...
 
 
 class AdagradW(DecoupledDecay, torch.optim.Adagrad):
@@ -117,7 +116,8 @@ class AdagradW(DecoupledDecay, torch.optim.Adagrad):
     Args:
         params, lr, lr_decay, initial_accumulator_value, eps, foreach, maximize, differentiable, fused: as in
             :class:`torch.optim.Adagrad`.
-        weight_decay, coupling, decay, towards, cautious, decay_schedule: as in :class:`DecoupledDecay`.
+        weight_decay, coupling, timescale, decay, towards, cautious, decay_schedule: as in :class:`DecoupledDecay`.
+        select, layer_decay: with a model as ``params``; as in :func:`param_groups`.
 
     Example:
         >>> w = torch.nn.Parameter(torch.ones(2))
@@ -135,9 +135,7 @@ class AdagradW(DecoupledDecay, torch.optim.Adagrad):
 
     if TYPE_CHECKING:
 
-        def __init__(
-            self, params: ParamsT, lr: float | Tensor = 1e-2, **options: Unpack[o.AdagradWOptions]
-        ) -> None: ...
+        def __init__(self, params: o.Params, lr: o.Rules = 1e-2, **options: Unpack[o.AdagradWOptions]) -> None: ...
 
 
 class NAdamW(DecoupledDecay, torch.optim.NAdam):
@@ -151,7 +149,8 @@ class NAdamW(DecoupledDecay, torch.optim.NAdam):
     Args:
         params, lr, betas, eps, momentum_decay, foreach, maximize, capturable, differentiable: as in
             :class:`torch.optim.NAdam`.
-        weight_decay, coupling, decay, towards, cautious, decay_schedule: as in :class:`DecoupledDecay`.
+        weight_decay, coupling, timescale, decay, towards, cautious, decay_schedule: as in :class:`DecoupledDecay`.
+        select, layer_decay: with a model as ``params``; as in :func:`param_groups`.
 
     Example:
         >>> w = torch.nn.Parameter(torch.ones(2))
@@ -166,7 +165,7 @@ class NAdamW(DecoupledDecay, torch.optim.NAdam):
 
     if TYPE_CHECKING:
 
-        def __init__(self, params: ParamsT, lr: float | Tensor = 2e-3, **options: Unpack[o.NAdamWOptions]) -> None: ...
+        def __init__(self, params: o.Params, lr: o.Rules = 2e-3, **options: Unpack[o.NAdamWOptions]) -> None: ...
 
 
 class RAdamW(DecoupledDecay, torch.optim.RAdam):
@@ -179,7 +178,8 @@ class RAdamW(DecoupledDecay, torch.optim.RAdam):
 
     Args:
         params, lr, betas, eps, foreach, maximize, capturable, differentiable: as in :class:`torch.optim.RAdam`.
-        weight_decay, coupling, decay, towards, cautious, decay_schedule: as in :class:`DecoupledDecay`.
+        weight_decay, coupling, timescale, decay, towards, cautious, decay_schedule: as in :class:`DecoupledDecay`.
+        select, layer_decay: with a model as ``params``; as in :func:`param_groups`.
 
     Example:
         >>> w = torch.nn.Parameter(torch.ones(2))
@@ -195,7 +195,7 @@ class RAdamW(DecoupledDecay, torch.optim.RAdam):
 
     if TYPE_CHECKING:
 
-        def __init__(self, params: ParamsT, lr: float | Tensor = 1e-3, **options: Unpack[o.RAdamWOptions]) -> None: ...
+        def __init__(self, params: o.Params, lr: o.Rules = 1e-3, **options: Unpack[o.RAdamWOptions]) -> None: ...
 
 
 class AdamaxW(DecoupledDecay, torch.optim.Adamax):
@@ -208,7 +208,8 @@ class AdamaxW(DecoupledDecay, torch.optim.Adamax):
 
     Args:
         params, lr, betas, eps, foreach, maximize, differentiable, capturable: as in :class:`torch.optim.Adamax`.
-        weight_decay, coupling, decay, towards, cautious, decay_schedule: as in :class:`DecoupledDecay`.
+        weight_decay, coupling, timescale, decay, towards, cautious, decay_schedule: as in :class:`DecoupledDecay`.
+        select, layer_decay: with a model as ``params``; as in :func:`param_groups`.
 
     Example:
         >>> w = torch.nn.Parameter(torch.ones(2))
@@ -223,4 +224,4 @@ class AdamaxW(DecoupledDecay, torch.optim.Adamax):
 
     if TYPE_CHECKING:
 
-        def __init__(self, params: ParamsT, lr: float | Tensor = 2e-3, **options: Unpack[o.AdamaxWOptions]) -> None: ...
+        def __init__(self, params: o.Params, lr: o.Rules = 2e-3, **options: Unpack[o.AdamaxWOptions]) -> None: ...

@@ -5,11 +5,18 @@ At run time the signatures are put together from torch's own, by :class:`~torchr
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Literal, TypedDict
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
 
 from torchreg.schedules import Schedule
+from torchreg.selection import ParamInfo, Selector
+
+Params = ParamsT | nn.Module  # of a model the optimizer makes groups itself
+Rules = float | Tensor | Mapping[str, float | Tensor]  # one number, or numbers by name patterns of a model
+Select = Selector | Callable[[ParamInfo], bool]
 
 Coupling = Literal[
     "lr", "independent", "schedule", "constant", "corrected", "timescale"
@@ -23,7 +30,9 @@ Betas = tuple[float | Tensor, float | Tensor]
 class TorchOptions(TypedDict, total=False):
     """What every optimizer of torch accepts."""
 
-    weight_decay: float | Tensor
+    weight_decay: Rules
+    select: Select
+    layer_decay: float | None
     maximize: bool
     foreach: bool | None
     differentiable: bool

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
 from torchreg import functional as f
 from torchreg.functional.sharding import is_sharded, largest
@@ -16,7 +15,7 @@ from torchreg.hooks import Group, step_size
 from torchreg.optim.compiled import CompiledAdam
 from torchreg.optim.decoupled import is_readable
 from torchreg.optim.kernels import AdamForm
-from torchreg.optim.options import ProxAdamOptions
+from torchreg.optim.options import Params, ProxAdamOptions, Rules
 from torchreg.optim.proximal import Proximal, apply_prox_
 from torchreg.optim.step_wrapper import Plan, Weights, with_gradients
 from torchreg.penalties import ProximalPenalty
@@ -68,8 +67,10 @@ class ProxAdam(Proximal, CompiledAdam, torch.optim.Adam):
             single weights. Compiling takes some seconds at the first step and needs a C++ compiler. Without a compiler
             there is a warning, and the usual step. Small parameters, and all parameters under the scaler of a fused
             optimizer, also take the usual step.
-        weight_decay, coupling, decay, towards, cautious, decay_schedule: decoupled decay beside the penalty; as in
-            :class:`DecoupledDecay`.
+        weight_decay, coupling, timescale, decay, towards, cautious, decay_schedule: decoupled decay beside the penalty;
+            as in :class:`DecoupledDecay`.
+        select, layer_decay: with a model as ``params``: which weights are penalized and decay, and the ratio of the
+            learning rates of layers; as in :func:`param_groups`.
 
     Raises:
         ValueError: a parameter is complex, or ``compile`` is set with ``differentiable``.
@@ -99,9 +100,9 @@ class ProxAdam(Proximal, CompiledAdam, torch.optim.Adam):
 
         def __init__(
             self,
-            params: ParamsT,
+            params: Params,
             penalty: ProximalPenalty,
-            lr: float | Tensor = 1e-3,
+            lr: Rules = 1e-3,
             **options: Unpack[ProxAdamOptions],
         ) -> None: ...
 

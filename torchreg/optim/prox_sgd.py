@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Unpack
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
 from torchreg.hooks import Group, step_size
 from torchreg.optim.decoupled import DecoupledDecay
-from torchreg.optim.options import ProxSGDOptions
+from torchreg.optim.options import Params, ProxSGDOptions, Rules
 from torchreg.optim.proximal import Proximal, apply_prox_
 from torchreg.optim.step_wrapper import Weights
 from torchreg.penalties import ProximalPenalty
@@ -46,8 +45,10 @@ class ProxSGD(Proximal, DecoupledDecay, torch.optim.SGD):
         params, penalty, scale, biases: as in :class:`Proximal`.
         lr, momentum, dampening, nesterov, maximize, foreach, differentiable, fused: as in :class:`torch.optim.SGD`,
             with ``momentum < 1`` and ``dampening < 1``.
-        weight_decay, coupling, decay, towards, cautious, decay_schedule: decoupled decay beside the penalty; as in
-            :class:`DecoupledDecay`.
+        weight_decay, coupling, timescale, decay, towards, cautious, decay_schedule: decoupled decay beside the penalty;
+            as in :class:`DecoupledDecay`.
+        select, layer_decay: with a model as ``params``: which weights are penalized and decay, and the ratio of the
+            learning rates of layers; as in :func:`param_groups`.
 
     Raises:
         ValueError: a momentum or a dampening of 1.
@@ -72,9 +73,9 @@ class ProxSGD(Proximal, DecoupledDecay, torch.optim.SGD):
 
         def __init__(
             self,
-            params: ParamsT,
+            params: Params,
             penalty: ProximalPenalty,
-            lr: float | Tensor = 1e-3,
+            lr: Rules = 1e-3,
             **options: Unpack[ProxSGDOptions],
         ) -> None: ...
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import ParamsT
 
 from torchreg.hooks import Group
-from torchreg.optim.step_wrapper import Plan, StepWrapper, Weights, with_gradients
+from torchreg.optim.options import Params
+from torchreg.optim.step_wrapper import Plan, StepWrapper, Weights, is_regularized, with_gradients
 from torchreg.penalties import Penalty, ProximalPenalty, Term
 from torchreg.penalties.reference import Anchored
 from torchreg.schedules import check_scale
@@ -28,9 +28,9 @@ class Proximal(StepWrapper):
     steps as the gradient. :class:`ProxSGD` and :class:`ProxAdam` define them for their base.
 
     Args:
-        params: parameters, named parameters or groups, as in ``torch.optim``.
+        params: parameters, named parameters or groups, as in ``torch.optim``, or a model.
         penalty: any penalty with a proximal operator, or a constraint. It acts on parameters with two or more
-            dimensions.
+            dimensions; of a model on those that ``select`` chooses.
         scale: :math:`c`, multiplies the penalty; an option of each group.
         biases: whether parameters with fewer than two dimensions are penalized too; an option of each group.
 
@@ -60,7 +60,7 @@ class Proximal(StepWrapper):
 
     def __init__(
         self,
-        params: ParamsT,
+        params: Params,
         penalty: ProximalPenalty | None = None,
         *args: Any,
         scale: float | Tensor = 1.0,
@@ -82,6 +82,9 @@ class Proximal(StepWrapper):
                 "biases=True to penalize the others too"
             )
 
+    def _selection_options(self, is_selected: bool) -> dict[str, Any]:
+        return {"selected": is_selected}
+
     def add_param_group(self, param_group: Group) -> None:
         super().add_param_group(param_group)
         try:
@@ -95,8 +98,8 @@ class Proximal(StepWrapper):
         names = group.get("param_names") or [f"a parameter of shape {tuple(p.shape)}" for p in group["params"]]
         bound = {}
         for name, param in zip(names, group["params"], strict=True):
-            if group["biases"] or param.ndim >= 2:
-                penalty = self.penalty.bind(ParamInfo(name, param, nn.Module()))
+            if is_regularized(group, param):
+                penalty = self.penalty.bind(self._places.get(param) or ParamInfo(name, param, nn.Module()))
                 assert isinstance(penalty, ProximalPenalty)
                 bound[param] = penalty
         return bound

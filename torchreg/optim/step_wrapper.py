@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from torchreg.hooks import Group, check_steps, unhooked_step
 from torchreg.hooks.checkpoint import KEY
+from torchreg.optim.groups import param_groups
+from torchreg.optim.options import Select
+from torchreg.selection import ParamInfo, weights
 
 Weights = Mapping[Tensor, Tensor]
 Plan = Any
@@ -27,6 +30,7 @@ class StepWrapper(Optimizer):
     """
 
     _own_options: Mapping[str, Any]  # our options and their defaults, for groups without values of their own
+    _places: Mapping[Tensor, ParamInfo] = {}  # of the parameters of a model
     _changes_weights: str = "decoupled"  # what it assumes of the base's steps; see torchreg.hooks.probe
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -39,7 +43,15 @@ class StepWrapper(Optimizer):
             own = own.replace(parameters=list(own.parameters.values())[1:])
         cls.__signature__ = own  # type: ignore[attr-defined]
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, select: Select = weights, layer_decay: float | None = None, **kwargs: Any) -> None:
+        given = args[0] if args else kwargs.get("params")
+        if isinstance(given, nn.Module):
+            kwargs, args = self._with_groups(given, args, kwargs, select, layer_decay), ()
+        elif select is not weights or layer_decay is not None:
+            option = "layer_decay" if select is weights else "select"
+            raise ValueError(
+                f"{type(self).__name__}: {option} needs the names in a model, got parameters: pass the model instead"
+            )
         super().__init__(*args, **kwargs)  # adds the groups, which need our options
         self.defaults.update(self._own_options)
         base = _base(self)
@@ -49,6 +61,33 @@ class StepWrapper(Optimizer):
                 "another optimizer: use the class made of that one, or a Regularizer"
             )
         check_steps(type(self).__name__, self, self._changes_weights, base)
+
+    def _with_groups(
+        self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], select: Select, layer_decay: Any
+    ) -> dict[str, Any]:
+        """The base's arguments, with groups made of the model."""
+        base, own = inspect.signature(_base(self)), dict(self._own_options)
+        arguments = base.bind_partial(*args, **kwargs).arguments
+        arguments |= arguments.pop("kwargs", {})
+        all_defaults = {name: p.default for name, p in inspect.signature(type(self)).parameters.items()} | own
+        decay, lr = (arguments.get(name, all_defaults.get(name, 0.0)) for name in ("weight_decay", "lr"))
+        rates = lr if isinstance(lr, Mapping) or layer_decay is not None else None
+        groups = param_groups(model, weight_decay=decay, select=select, lr=rates, layer_decay=layer_decay)
+        self._places = groups.places
+        for group, is_exempt in zip(groups, groups.is_exempt, strict=True):
+            group.update(self._selection_options(not is_exempt))
+        # What groups that are added later have by default must be a number.
+        if isinstance(own.get("weight_decay"), Mapping):
+            self._add_options(weight_decay=0.0)
+        elif isinstance(decay, Mapping):
+            arguments["weight_decay"] = 0.0
+        if isinstance(lr, Mapping):
+            arguments["lr"] = max(lr.values())
+        return {**arguments, next(iter(base.parameters)): groups}
+
+    def _selection_options(self, is_selected: bool) -> dict[str, Any]:
+        """Further options of a group that was made of a model, besides its weight decay."""
+        return {}
 
     def _add_options(self, **options: Any) -> None:
         self._own_options = {**getattr(self, "_own_options", {}), **options}
@@ -147,6 +186,11 @@ def has_option(cls: type[Optimizer], option: str) -> bool:
     return option in inspect.signature(cls).parameters
 
 
+def is_regularized(group: Group, param: Tensor) -> bool:
+    """Whether a group with the option ``biases`` has the parameter regularized; of a model, whether it is selected."""
+    return bool(group.get("selected", group["biases"] or param.ndim >= 2))
+
+
 def with_gradients(group: Group) -> list[Tensor]:
     """The group's parameters with a gradient, which the step changes."""
     return [param for param in group["params"] if param.grad is not None]
@@ -154,11 +198,8 @@ def with_gradients(group: Group) -> list[Tensor]:
 
 def _signature(cls: type[Optimizer], base: type[Optimizer]) -> inspect.Signature:
     """The base's arguments and those of the mixins: positional ones after ``params``, the others at the end."""
-    mixins = [
-        mixin
-        for mixin in cls.__mro__
-        if issubclass(mixin, StepWrapper) and mixin is not StepWrapper and "__init__" in vars(mixin)
-    ]
+    mixins = [mixin for mixin in cls.__mro__ if issubclass(mixin, StepWrapper) and "__init__" in vars(mixin)]
+    mixins.sort(key=lambda mixin: mixin is not StepWrapper)
     ours = [p for mixin in mixins for p in list(inspect.signature(vars(mixin)["__init__"]).parameters.values())[1:]]
     first, *theirs = inspect.signature(base).parameters.values()
     positional = [p for p in ours if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != first.name]

@@ -117,6 +117,16 @@ def each_parameter(model: nn.Module, members: int | None = None) -> Iterator[lis
     yield from places.values()
 
 
+def stored(place: ParamInfo) -> Iterator[tuple[str, nn.Parameter]]:
+    """What an optimizer holds of the parameter, with full names: itself, or what its layer computes it from."""
+    computed = place._computed
+    if computed is None:
+        yield place.name, place.param
+    else:
+        for original in computed.originals:
+            yield place.name.removesuffix(computed.own_name) + original, computed.layer.get_parameter(original)
+
+
 def unwrapped(name: str) -> str:
     """The name without the parts that wrappers add, as it is in the wrapped model."""
     kept: list[str] = []
