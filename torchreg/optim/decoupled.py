@@ -76,9 +76,9 @@ class DecoupledDecay(StepWrapper):
     "corrected"    0.368   0.905     0.716
     =============  ======  ========  ==================
 
-    Given parameters, as in ``SGDW(model.parameters())``, all of them decay, biases too, as in ``torch.optim``. Given the
-    model, as in ``SGDW(model)``, only its weights do: the groups are those of :func:`param_groups`, with ``select`` and
-    ``layer_decay``, and ``weight_decay`` and ``lr`` may be dicts of name patterns to numbers.
+    Given parameters, as in ``SGDW(model.parameters())``, all of them decay, biases too, as in ``torch.optim``. Given
+    the model, as in ``SGDW(model)``, only its weights do: the groups are those of :func:`param_groups`, with ``select``
+    and ``layer_decay``, and ``weight_decay`` and ``lr`` may be dicts of name patterns to numbers.
 
     There are other forms of decay. Each is an option of the group:
 

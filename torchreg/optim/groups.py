@@ -144,7 +144,8 @@ class ParamGroups(list[Group]):
         for member in self._members:
             number, group = groups.get(member.param, (None, {}))
             decay = group.get("weight_decay", 0)
-            line = Line.of(member.name, member.param, f"{number}: {_described(group, member.exemption)}")
+            status = "in no group" if number is None else f"{number}: {_described(group, member.exemption)}"
+            line = Line.of(member.name, member.param, status)
             lines.append(line)
             decaying += [line.values] if isinstance(decay, Tensor) or decay else []
         count = sum(line.values for line in lines)
