@@ -87,7 +87,8 @@ class PenaltyCase:
         return isinstance(self.penalty, ProximalPenalty)
 
 
-ANCHOR = torch.tensor(0.2, dtype=torch.float64)
+ANCHOR, DOUBLE = torch.tensor(0.2, dtype=torch.float64), torch.tensor(2.0, dtype=torch.float64)
+WEIGHTS = torch.arange(12, dtype=torch.float64).view(4, 3) / 4  # one of them is 0
 
 
 def positive_power(w: Tensor, p: float) -> Tensor:
@@ -243,6 +244,10 @@ PENALTIES = [
         rest=0.2,
         shrinks=False,
     ),
+    PenaltyCase(
+        L1(0.3, weights=DOUBLE), lambda w: 0.6 * w.abs().sum(), exact_zeros=True, strength_max=lambda g: largest(g) / 2
+    ),
+    PenaltyCase(L2SP(0.4, ANCHOR, weights=DOUBLE), lambda w: 0.4 * (w - 0.2).square().sum(), rest=0.2, shrinks=False),
     *grouped("output"),
     PenaltyCase(
         Nuclear(0.3),
@@ -274,7 +279,34 @@ PENALTIES = [
         exact_zeros=True,
     ),
 ]
+WEIGHTED = [
+    PenaltyCase(
+        L1(0.3, weights=WEIGHTS),
+        lambda w: 0.3 * (WEIGHTS * w.abs()).sum(),
+        exact_zeros=True,
+        strength_max=lambda g: torch.where(g == 0, 0.0, g.abs() / WEIGHTS).max(),
+        shape=(4, 3),
+    ),
+    PenaltyCase(L2(0.7, weights=WEIGHTS), lambda w: 0.35 * (WEIGHTS * w * w).sum(), shape=(4, 3)),
+    PenaltyCase(
+        L1SP(0.3, reference=ANCHOR, weights=WEIGHTS),
+        lambda w: 0.3 * (WEIGHTS * (w - 0.2).abs()).sum(),
+        exact_zeros=True,
+        strength_max=lambda g: torch.where(g == 0, 0.0, g.abs() / WEIGHTS).max(),
+        rest=0.2,
+        shrinks=False,
+        shape=(4, 3),
+    ),
+    PenaltyCase(
+        L2SP(0.7, reference=ANCHOR, weights=WEIGHTS),
+        lambda w: 0.35 * (WEIGHTS * (w - 0.2).square()).sum(),
+        rest=0.2,
+        shrinks=False,
+        shape=(4, 3),
+    ),
+]
 GROUPED = [case for groups in ("input", "tensor", Heads(2), INDEX, UNEQUAL) for case in grouped(groups, shape=(4, 3))]
+GROUPED += WEIGHTED
 
 
 def lengths(w: Tensor) -> Tensor:

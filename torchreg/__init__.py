@@ -17,7 +17,8 @@ Attach a penalty to the optimizer you have; model and loop stay as they are. L1 
 
 Penalties
     Elementwise: :class:`L1`, :class:`L2`, :class:`ElasticNet`, :class:`Huber`, :class:`Lp`, :class:`LogSum`,
-    :class:`MCP`, :class:`SCAD`, :class:`HoyerSquare`. Towards a reference: :class:`L1SP`, :class:`L2SP`. On groups:
+    :class:`MCP`, :class:`SCAD`, :class:`HoyerSquare`. Towards a reference: :class:`L1SP`, :class:`L2SP`. With a weight
+    for each element, which :func:`adaptive` and :func:`fisher` find: L1, L2, L1SP, L2SP. On groups:
     :class:`GroupLasso`, :class:`SparseGroupLasso`, :class:`ExclusiveLasso`, with :class:`Heads`. On matrices:
     :class:`Nuclear`, :class:`SpectralNorm`, :class:`ConvolutionNorm`, :class:`SoftOrthogonality`,
     :class:`DoubleSoftOrthogonality`, :class:`SRIP`. On activations: :class:`KLSparsity`. Of layers that learn to drop:
@@ -91,6 +92,8 @@ from torchreg.penalties import (
     SparseGroupLasso,
     SpectralNorm,
     UnitNorm,
+    adaptive,
+    fisher,
 )
 from torchreg.regularizer import ActivityRegularizer, Regularizer
 from torchreg.regularizer import PenalizedLoss as PenalizedLoss  # the type that penalize() returns
@@ -152,11 +155,13 @@ __all__ = [
     "SpectralNorm",
     "Stacked",
     "UnitNorm",
+    "adaptive",
     "compress",
     "cosine",
     "curriculum",
     "early",
     "everything",
+    "fisher",
     "in_modules",
     "late",
     "linear",

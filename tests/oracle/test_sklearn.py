@@ -9,7 +9,7 @@ from sklearn.linear_model import ElasticNet, Lasso, Ridge
 from torch import nn
 
 from tests.helpers import assert_close
-from torchreg import L1, L2, Regularizer
+from torchreg import L1, L2, Regularizer, adaptive
 
 FEATURES, TARGET = load_diabetes(return_X_y=True)
 FEATURES = FEATURES / FEATURES.std(axis=0)  # centered already
@@ -114,3 +114,17 @@ def test_the_optimality_check_fails_off_the_optimum():
             model.weight[0, index] += change
         with pytest.raises(AssertionError):
             assert_optimal(model, penalty)
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+def test_the_adaptive_lasso_is_the_lasso_of_rescaled_features(power):
+    fitted = nn.Linear(X.shape[1], 1, dtype=torch.float64)
+    start = np.linalg.lstsq(FEATURES, TARGET - TARGET.mean(), rcond=None)[0]
+    fitted.weight.data.copy_(torch.from_numpy(start))
+    factors = np.abs(start) ** -power
+    judge = Lasso(alpha=3.0 / np.median(factors), **TIGHT).fit(FEATURES / factors, TARGET)
+    penalty = L1(3.0 / np.median(factors), weights=adaptive(fitted, power=power))
+    model = trained_by_proximal_steps(penalty)
+    assert_close(model.weight[0].detach(), torch.from_numpy(judge.coef_ / factors), tolerance=1e-8)
+    assert (model.weight == 0).sum() == (judge.coef_ == 0).sum() > 0
+    assert_close(model.bias.item(), judge.intercept_, tolerance=1e-8)

@@ -76,8 +76,9 @@ def test_prox_makes_exact_zeros_where_it_should(case):
 
 
 def tensor(values):
-    """As in the representation of a penalty: a reference in double precision, or an index."""
-    return torch.tensor(values, dtype=torch.float64 if isinstance(values, float) else torch.int64)
+    """As in the representation of a penalty: a reference or weights in double precision, or an index."""
+    is_index = not torch.tensor(values).is_floating_point()
+    return torch.tensor(values, dtype=torch.int64 if is_index else torch.float64)
 
 
 @pytest.mark.shows("algebra")

@@ -13,7 +13,7 @@ from torchreg.hooks import Group
 from torchreg.optim.options import Params
 from torchreg.optim.step_wrapper import Plan, StepWrapper, Weights, is_regularized, with_gradients
 from torchreg.penalties import Penalty, ProximalPenalty, Term
-from torchreg.penalties.reference import Anchored
+from torchreg.penalties.weighted import Weighted
 from torchreg.schedules import check_scale
 from torchreg.selection.parameters import ParamInfo
 
@@ -109,10 +109,16 @@ class Proximal(StepWrapper):
         owner = type(self).__name__
         check_scale(owner, group["scale"])
         self._refuse_second_decay(group)
-        if any(isinstance(term, Anchored) and term.reference is None for term in self.penalty.terms):
+        taken = [name for term in self.penalty.terms if isinstance(term, Weighted) for name in term._taken]
+        if "reference" in taken:
             raise ValueError(
                 f"{owner}: penalty must have a reference, got {self.penalty!r}: give it one, or use weight_decay with "
                 "towards='start'"
+            )
+        if taken:
+            raise ValueError(
+                f"{owner}: weights must be tensors, got a function of the weights, which checkpoints could not hold: "
+                "give its results, or use a Regularizer"
             )
 
     def _refuse_second_decay(self, group: Group) -> None:

@@ -7,6 +7,7 @@ from torchreg.penalties.concave import MCP, SCAD, HoyerSquare, LogSum, Lp
 from torchreg.penalties.constraints import Constraint, L1Ball, L2Ball, LinfBall, MaxNorm, NonNegative, Simplex, UnitNorm
 from torchreg.penalties.elementwise import L1, L2, ElasticNet, Huber
 from torchreg.penalties.groups import ExclusiveLasso, GroupLasso, SparseGroupLasso
+from torchreg.penalties.importance import adaptive, fisher
 from torchreg.penalties.matrices import DoubleSoftOrthogonality, SoftOrthogonality
 from torchreg.penalties.partition import Heads
 from torchreg.penalties.reference import L1SP, L2SP
@@ -47,6 +48,8 @@ __all__ = [
     "SpectralNorm",
     "Term",
     "UnitNorm",
+    "adaptive",
+    "fisher",
 ]
 
 

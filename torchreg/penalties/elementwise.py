@@ -9,23 +9,28 @@ from torch import Tensor
 
 from torchreg import functional as f
 from torchreg.penalties.base import ProximalPenalty, Term
+from torchreg.penalties.weighted import Weighted
 
 
 @final
 @dataclass(frozen=True, repr=False, eq=False)
-class L1(Term, ProximalPenalty):
+class L1(Weighted):
     r"""The Lasso penalty: it drives weights to zero, in mode ``"prox"`` to exactly zero.
 
-    .. math:: R(w) = s \sum_i |w_i|, \qquad
-              \partial R(w) \ni s \operatorname{sign}(w), \qquad
-              \operatorname{prox}_{tR}(w) = \operatorname{argmin}_u \tfrac12 \|u - w\|_2^2 + ts \|u\|_1
-              = \operatorname{sign}(w) \max(|w| - ts, 0)
+    .. math:: R(w) = s \sum_i c_i |w_i|, \qquad
+              \partial R(w)_i \ni s c_i \operatorname{sign}(w_i), \qquad
+              \operatorname{prox}_{tR}(w)_i = \operatorname{argmin}_u \tfrac12 (u - w_i)^2 + ts c_i |u|
+              = \operatorname{sign}(w_i) \max(|w_i| - ts c_i, 0)
+
+    With ``weights=adaptive(model)`` it is the adaptive lasso.
 
     Args:
         strength: ``s``, finite and not negative.
+        weights: :math:`c_i`, by default 1: a tensor, a dict of them, or a function of the weight; see
+            :class:`~torchreg.penalties.weighted.Weighted`.
 
     Raises:
-        ValueError: ``strength`` is negative, infinite or NaN.
+        ValueError: ``strength`` or a weight is negative, infinite or NaN, or the weights do not fit a parameter.
 
     Example:
         >>> import torch
@@ -40,55 +45,57 @@ class L1(Term, ProximalPenalty):
         B, 1996.
     """
 
-    is_uniform: ClassVar[bool] = True
+    @property
+    def is_uniform(self) -> bool:  # type: ignore[override]
+        return self.weights is None
 
     def value(self, w: Tensor) -> Tensor:
-        return (self.strength * f.l1_norm(w)).to(f.real_dtype(w))
+        return self._l1_norm(w).to(f.real_dtype(w))
 
     def gradient(self, w: Tensor) -> Tensor:
-        return f.scaled_sign(w, self.strength) + f.nan_of(w)
+        return f.scaled_sign(w, self._strengths(w)) + f.nan_of(w)
 
     # These take one pass less over the weights than the general forms.
 
     def _gradient_times(self, w: Tensor, scale: float | Tensor) -> Tensor:
-        return f.scaled_sign(w, self.strength * scale)
+        return f.scaled_sign(w, self._strengths(w) * scale)
 
     def _add_gradient_(self, grad: Tensor, w: Tensor, scale: float | Tensor = 1.0) -> Tensor:
-        return f.axpy_(grad, w.sgn(), self.strength * scale)
+        return f.axpy_(grad, w.sgn(), self._strengths(w) * scale)
 
     def _slope_and_factor(self, w: Tensor) -> tuple[Tensor, float]:
-        return w.sgn(), self.strength
+        return (w.sgn(), self.strength) if self.weights is None else super()._slope_and_factor(w)
 
     @property
-    def _lasso_and_ridge(self) -> tuple[float, float]:
-        return self.strength, 0.0
+    def _lasso_and_ridge(self) -> tuple[float, float] | None:
+        return (self.strength, 0.0) if self.weights is None else None
 
     @property
     def _curvature(self) -> float:
         return 0.0
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
-        return f.soft_threshold(w, step * self.strength)
+        return f.soft_threshold(w, step * self._strengths(w))
 
     def _prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
-        return f.soft_threshold_(w, step * self.strength)
+        return f.soft_threshold_(w, step * self._strengths(w))
 
     def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
-        return f.distance_beyond_kink(gradient + self.gradient(w), w == 0, self.strength)
+        return f.distance_beyond_kink(gradient + self.gradient(w), w == 0, self._strengths(w))
 
     def strength_max(self, gradient: Tensor) -> Tensor:
-        return f.largest(gradient)
+        return self._largest(gradient)
 
 
 @final
 @dataclass(frozen=True, repr=False, eq=False)
-class L2(Term, ProximalPenalty):
+class L2(Weighted):
     r"""The Ridge penalty: it shrinks weights in proportion to their size.
 
-    .. math:: R(w) = \frac{s}{2} \sum_i w_i^2, \qquad
-              \nabla R(w) = s w, \qquad
-              \operatorname{prox}_{tR}(w) = \operatorname{argmin}_u \tfrac12 \|u - w\|_2^2 + \tfrac{ts}{2} \|u\|_2^2
-              = \frac{w}{1 + ts}
+    .. math:: R(w) = \frac{s}{2} \sum_i c_i w_i^2, \qquad
+              \nabla R(w)_i = s c_i w_i, \qquad
+              \operatorname{prox}_{tR}(w)_i = \operatorname{argmin}_u \tfrac12 (u - w_i)^2 + \tfrac{ts c_i}{2} u^2
+              = \frac{w_i}{1 + ts c_i}
 
     The factor 1/2 makes the gradient ``s * w``. Mode ``"grad"`` is therefore ``torch.optim.SGD(weight_decay=s)`` and
     mode ``"decoupled"`` is ``torch.optim.AdamW(weight_decay=s)``. The L2 of Keras has no factor 1/2, so its strength is
@@ -96,9 +103,10 @@ class L2(Term, ProximalPenalty):
 
     Args:
         strength: ``s``, finite and not negative.
+        weights: :math:`c_i`, by default 1; as for :class:`L1`.
 
     Raises:
-        ValueError: ``strength`` is negative, infinite or NaN.
+        ValueError: as for :class:`L1`.
 
     Example:
         >>> import torch
@@ -113,39 +121,48 @@ class L2(Term, ProximalPenalty):
         Technometrics, 1970.
     """
 
-    is_uniform: ClassVar[bool] = True
-    _is_ridge: ClassVar[bool] = True
+    @property
+    def is_uniform(self) -> bool:  # type: ignore[override]
+        return self.weights is None
+
+    @property
+    def _is_ridge(self) -> bool:  # type: ignore[override]
+        return self.weights is None
+
+    @property
+    def _ridge(self) -> float:
+        return self.strength
 
     def value(self, w: Tensor) -> Tensor:
-        return (self.strength * f.half_square(w)).to(f.real_dtype(w))
+        return self._half_square(w).to(f.real_dtype(w))
 
     def gradient(self, w: Tensor) -> Tensor:
-        return self.strength * w
+        return self._strengths(w) * w
 
     def _gradient_times(self, w: Tensor, scale: float | Tensor) -> Tensor:
-        return w * (self.strength * scale)
+        return w * (self._strengths(w) * scale)
 
     # The in-place forms do the arithmetic of torch's weight decay, to the bit.
 
     def _add_gradient_(self, grad: Tensor, w: Tensor, scale: float | Tensor = 1.0) -> Tensor:
-        return f.axpy_(grad, w, self.strength * scale)
+        return f.axpy_(grad, w, self._strengths(w) * scale)
 
     def _descend_(self, w: Tensor, step: float | Tensor) -> Tensor:
-        return w.mul_(1 - step * self.strength)
+        return w.mul_(1 - step * self._strengths(w))
 
     @property
-    def _lasso_and_ridge(self) -> tuple[float, float]:
-        return 0.0, self.strength
+    def _lasso_and_ridge(self) -> tuple[float, float] | None:
+        return (0.0, self.strength) if self.weights is None else None
 
     @property
-    def _curvature(self) -> float:
-        return self.strength
+    def _curvature(self) -> float | None:
+        return self.strength if self.weights is None else None
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
-        return f.shrink(w, step * self.strength)
+        return f.shrink(w, step * self._strengths(w))
 
     def _prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
-        return w.div_(1 + step * self.strength)
+        return w.div_(1 + step * self._strengths(w))
 
 
 @dataclass(frozen=True, repr=False, eq=False)

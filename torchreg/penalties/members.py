@@ -5,13 +5,14 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
 from torchreg.penalties.base import Penalty, ProximalPenalty, Sum
-from torchreg.penalties.reference import Anchored
+from torchreg.penalties.weighted import Weighted
 from torchreg.selection.parameters import ParamInfo
 
 _SMALL = 1 << 15  # elements of one member's weight, above which calls for each member cost less than tensors of steps
@@ -114,18 +115,8 @@ class ProximalByMember(ByMember, ProximalPenalty):
         return penalty
 
 
-class AnchoredByMember(ProximalByMember):
-    """The same for penalties towards a reference; each member has its own reference."""
-
-    @property
-    def reference(self) -> Tensor:
-        return torch.stack([_reference(penalty) for penalty in self.each])
-
-
 def by_member(each: Sequence[Penalty]) -> ByMember:
     """One penalty on the stacked weights, made of the members' penalties."""
-    if all(isinstance(penalty, Anchored) for penalty in each):
-        return AnchoredByMember(each)
     proximal = all(isinstance(penalty, ProximalPenalty) for penalty in each)
     return (ProximalByMember if proximal else ByMember)(each)
 
@@ -166,18 +157,16 @@ def own_scales(scale: float | Tensor, members: int) -> Sequence[float | Tensor]:
 
 
 def _at_member(penalty: Penalty, place: ParamInfo, member: int) -> Penalty:
-    """The penalty with the member's part of references that are stacked."""
+    """The penalty with the member's part of references and weights that are stacked."""
     if isinstance(penalty, Sum):
         terms = tuple(_at_member(term, place, member) for term in penalty.terms)
         return penalty if all(map(operator.is_, terms, penalty.terms)) else replace(penalty, _terms=terms)
-    if isinstance(penalty, Anchored) and isinstance(penalty.reference, Mapping):
-        reference = penalty.reference.get(place.name)
-        if reference is not None and reference.shape == place.param.shape:
-            return replace(penalty, reference={place.name: reference[member]})
+    if isinstance(penalty, Weighted):
+        given = {name: getattr(penalty, name, None) for name in ("weights", "reference")}
+        own: dict[str, Any] = {
+            name: {place.name: tensors[place.name][member]}
+            for name, tensors in given.items()
+            if isinstance(tensors, Mapping) and place.name in tensors and tensors[place.name].shape == place.param.shape
+        }
+        return replace(penalty, **own) if own else penalty
     return penalty
-
-
-def _reference(penalty: Penalty) -> Tensor:
-    assert isinstance(penalty, Anchored)
-    assert isinstance(penalty.reference, Tensor), "bound"
-    return penalty.reference

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +16,15 @@ from torchreg.functional.sharding import is_sharded
 from torchreg.penalties import Penalty, ProximalPenalty
 from torchreg.penalties.base import Sum
 from torchreg.penalties.constraints import Constraint
-from torchreg.penalties.members import AnchoredByMember, ByMember, bound_by_member, by_member, member_of
+from torchreg.penalties.members import ByMember, bound_by_member, by_member, member_of
 from torchreg.penalties.reference import Anchored
+from torchreg.penalties.weighted import Weighted
 from torchreg.selection.computed import ComputedWeight
 from torchreg.selection.modules import listed
 from torchreg.selection.parameters import ComputedInfo, ParamInfo, each_parameter
 from torchreg.selection.selectors import Selector
+
+_SAVED_AS = {"reference": "references", "weights": "weights"}  # keys of a regularizer's state
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,46 +238,67 @@ def _assigned(
     if found is None:
         return Assignment(places, reason="no pattern matches")
     acting = _bound(found, places[reasons.index(None)], members)
-    if is_sharded(param) and not acting.is_separable and any(isinstance(t, Anchored) for t in acting.terms):
+    if is_sharded(param) and not acting.is_separable and any(map(_has_tensors, acting.terms)):
         raise ValueError(
-            f"Regularizer: {name} is sharded over processes, where a penalty towards a reference can be added to "
-            f"separable penalties only, got {found!r}: make one Regularizer for each term"
+            f"Regularizer: {name} is sharded over processes, where a penalty with weights or a reference can be added "
+            f"to separable penalties only, got {found!r}: make one Regularizer for each term"
         )
     return Assignment(places, found, acting)
+
+
+def _has_tensors(term: Penalty) -> bool:
+    """Whether the term has a tensor of the parameter's shape."""
+    return isinstance(term, Anchored) or (isinstance(term, Weighted) and term.weights is not None)
 
 
 def _bound(penalty: Penalty, place: ParamInfo, members: int | None) -> Penalty:
     return penalty.bind(place) if members is None else bound_by_member(penalty, place, members)
 
 
-def references(assignments: Sequence[Assignment]) -> dict[str, Tensor]:
-    """The references that penalties have taken from the model, by the parameter's name."""
-    return {
-        a.name: acting.reference
-        for a in assignments
-        if a.acting is not None
-        for given, acting in zip(a.terms, a.acting.terms, strict=True)
-        if isinstance(given, Anchored)
-        and given.reference is None
-        and isinstance(acting, (Anchored, AnchoredByMember))
-        and isinstance(acting.reference, Tensor)
-    }
+def taken(assignments: Sequence[Assignment]) -> dict[str, dict[str, Tensor]]:
+    """The tensors that penalties have taken from the model: references and weights, by the parameter's name.
+
+    Weights of a term that is not the first one have its number behind the name.
+    """
+    found: dict[str, dict[str, Tensor]] = {}
+    for assignment in assignments:
+        for i, field, tensor in _taken(assignment):
+            found.setdefault(_SAVED_AS[field], {})[_key(assignment, i, field)] = tensor
+    return found
 
 
-def with_references(assignment: Assignment, saved: Mapping[str, Tensor]) -> Assignment:
-    """The assignment with the saved references."""
-    acting = assignment.acting
-    if acting is None or not references([assignment]):
+def _taken(assignment: Assignment) -> Iterator[tuple[int, str, Tensor]]:
+    if assignment.acting is None:
+        return
+    for i, (given, acting) in enumerate(zip(assignment.terms, assignment.acting.terms, strict=True)):
+        for field in given._taken if isinstance(given, Weighted) else ():
+            each = [getattr(own, field) for own in (acting.each if isinstance(acting, ByMember) else (acting,))]
+            yield i, field, torch.stack(each) if isinstance(acting, ByMember) else each[0]
+
+
+def _key(assignment: Assignment, i: int, field: str) -> str:
+    return f"{assignment.name}[{i}]" if i and field == "weights" else assignment.name
+
+
+def with_taken(assignment: Assignment, saved: Mapping[str, Mapping[str, Tensor]]) -> Assignment:
+    """The assignment with the saved references and weights."""
+    acting, fields = assignment.acting, [(i, field) for i, field, _ in _taken(assignment)]
+    if acting is None or not fields:
         return assignment
-    if assignment.name not in saved:
-        raise ValueError(f"Regularizer: state must hold the reference of {assignment.name}, got {listed(list(saved))}")
     members = len(acting.each) if isinstance(acting, ByMember) else None
-    terms = tuple(
-        _bound(replace(given, reference=saved), assignment.places[0], members)
-        if isinstance(given, Anchored) and given.reference is None
-        else bound
-        for given, bound in zip(assignment.terms, acting.terms, strict=True)
-    )
+    terms = list(acting.terms)
+    for i, given in enumerate(assignment.terms):
+        own: dict[str, Any] = {}
+        for field in [field for number, field in fields if number == i]:
+            tensors, key = saved.get(_SAVED_AS[field], {}), _key(assignment, i, field)
+            if key not in tensors:
+                raise ValueError(
+                    f"Regularizer: state must hold the {field} of {assignment.name}, got {listed(list(tensors))}"
+                )
+            own[field] = {assignment.name: tensors[key]}
+        if own:
+            assert isinstance(given, Weighted)
+            terms[i] = _bound(replace(given, **own), assignment.places[0], members)
     return replace(assignment, acting=_with_terms(acting, terms))
 
 

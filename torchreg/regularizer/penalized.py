@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from torchreg.penalties import Penalty, Term
-from torchreg.regularizer.assignment import Assignment, assign, with_references
+from torchreg.regularizer.assignment import Assignment, assign, with_taken
 from torchreg.regularizer.structure import Structure, can_be_pickled, looked_again
 from torchreg.regularizer.value import FewValues
 from torchreg.selection.selectors import Selector
@@ -93,9 +93,9 @@ class Penalized:
         model, rules, mode = self._made_of
         return self._with(looked_again(model, self.entries, rules, self._select, mode))
 
-    def with_references(self, saved: Mapping[str, Tensor]) -> Penalized:
-        """The same with the references that were saved."""
-        return self._with([with_references(a, saved) for a in self.entries])
+    def with_taken(self, saved: Mapping[str, Mapping[str, Tensor]]) -> Penalized:
+        """The same with the references and weights that were saved."""
+        return self._with([with_taken(a, saved) for a in self.entries])
 
     def _with(self, entries: Sequence[Assignment]) -> Penalized:
         model, rules, mode = self._made_of

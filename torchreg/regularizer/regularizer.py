@@ -16,7 +16,7 @@ from torchreg.ensemble.stacked import Stacked
 from torchreg.hooks import Carried, Group, StepHooks, check_steps, checked_steps
 from torchreg.penalties import Penalty
 from torchreg.penalties.constraints import Constraint
-from torchreg.regularizer.assignment import Assignment, as_rules, references
+from torchreg.regularizer.assignment import Assignment, as_rules, taken
 from torchreg.regularizer.compatibility import check_decay, check_new, check_optimizers, minimized, warn_of_frozen
 from torchreg.regularizer.copies import check_copy
 from torchreg.regularizer.penalized import Penalized, Trained
@@ -473,14 +473,13 @@ class Regularizer:
     # -- saving and copying ---------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of steps, the scale, and the references that L2SP or L1SP have taken from the model.
+        """The number of steps, the scale, and the references and weights that penalties have taken from the model.
 
         It can be loaded with ``torch.load(weights_only=True)``. While the regularizer is attached, the optimizer's
         ``state_dict`` contains it, so that it need not be saved.
         """
-        taken = references(self.entries)
         scale = tree_map_only(Tensor, lambda own: own.detach().clone(), self.scale)
-        return {"steps": self._steps, "scale": scale} | ({"references": taken} if taken else {})
+        return {"steps": self._steps, "scale": scale} | taken(self.entries)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what :meth:`state_dict` saved."""
@@ -489,7 +488,8 @@ class Regularizer:
             keys = " and ".join(map(repr, expected))
             raise ValueError(f"Regularizer: state must have the keys {keys}, got {sorted(state)}")
         steps = checked_steps("Regularizer", state["steps"])
-        penalized = self._penalized.with_references(state["references"]) if "references" in state else None
+        tensors = {key: value for key, value in state.items() if key not in ("steps", "scale")}
+        penalized = self._penalized.with_taken(tensors) if tensors else None
         self.scale, self._steps = state["scale"], steps
         if penalized is not None:
             self._take(penalized)
