@@ -35,7 +35,7 @@ nitpick_ignore_regex = [  # types in signatures that have no entry here
     ("py:class", r"torchreg\.functional\.members\.Generators"),
     ("py:class", r"torchreg\.(penalties\.partition\.Index|regularizer\.assignment\.Assignment)"),
     ("py:class", r"torchreg\.(regularizer\.penalized_loss\.PenalizedLoss|tuning\.path\.selection\.Mean)"),
-    ("py:class", r"torchreg\.nn\.model\.search\.Search"),
+    ("py:class", r"torchreg\.(nn\.model\.search\.Search|steps\.steered\.Steered)"),
 ]
 suppress_warnings = ["config.cache"]  # the gallery's settings hold functions
 

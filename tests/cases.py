@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.stats import norm
 from torch import Tensor
 
 from tests.helpers import by_pickle
@@ -23,12 +24,16 @@ from torchreg import (
     L2SP,
     MCP,
     SCAD,
+    SLOPE,
     SRIP,
+    Box,
     Constraint,
     DoubleSoftOrthogonality,
     ElasticNet,
     ExclusiveLasso,
     GroupLasso,
+    GroupMCP,
+    GroupSCAD,
     Heads,
     HoyerSquare,
     Huber,
@@ -42,14 +47,17 @@ from torchreg import (
     Nuclear,
     Penalty,
     ProximalPenalty,
+    Rank,
     Simplex,
     SoftOrthogonality,
     SparseGroupLasso,
+    Sparsest,
     SpectralNorm,
     UnitNorm,
 )
 from torchreg.optim import SGDW, AdagradW, AdamaxW, AdamW, NAdamW, RAdamW, RMSpropW, decoupled
 from torchreg.penalties import Term
+from torchreg.penalties.groups import Grouped
 from torchreg.penalties.partition import Groups, Index
 
 
@@ -106,6 +114,23 @@ def scad(w: Tensor, s: float, a: float) -> Tensor:
     return torch.where(u <= s, s * u, torch.where(u <= a * s, middle, s * s * (a + 1) / 2)).sum()
 
 
+def quantiles(w: Tensor, q: float) -> Tensor:
+    """The weight of each rank in the sorted L1 norm."""
+    return (
+        torch.from_numpy(norm.isf(torch.arange(1, w.numel() + 1).numpy() * q / (2 * w.numel())))
+        if w.numel()
+        else w.flatten()
+    )
+
+
+def slope(w: Tensor, q: float) -> Tensor:
+    """The sorted L1 norm; equal magnitudes share their weights, as the gradient that has no order does it."""
+    u, each = w.abs().flatten(), quantiles(w, q)
+    with torch.no_grad():
+        share = [each[(u > x).sum() : (u >= x).sum()].mean() for x in u]
+    return (torch.stack(share) * u).sum() if share else u.sum()
+
+
 def hoyer_square(w: Tensor) -> Tensor:
     w = w[w != 0]
     return w.abs().sum() ** 2 / (w * w).sum() if w.numel() else w.sum()
@@ -130,8 +155,12 @@ def vectors(groups: Groups, w: Tensor) -> list[Tensor]:
     return [w[number == numbers] for number in numbers.unique()]
 
 
-def grouped_value(penalty: GroupLasso | SparseGroupLasso | ExclusiveLasso, w: Tensor) -> Tensor:
+def grouped_value(penalty: Grouped, w: Tensor) -> Tensor:
     s, nothing, each = penalty.strength, 0 * w.abs().sum(), vectors(penalty.groups, w)
+    if isinstance(penalty, GroupMCP):
+        return sum((mcp(v.norm(), s * len(v) ** 0.5, penalty.gamma) for v in each), start=nothing)
+    if isinstance(penalty, GroupSCAD):
+        return sum((scad(v.norm(), s * len(v) ** 0.5, penalty.a) for v in each), start=nothing)
     if isinstance(penalty, ExclusiveLasso):
         return s / 2 * sum((v.abs().sum().square() for v in each), start=nothing)
     lasso = getattr(penalty, "l1_ratio", 0.0)
@@ -164,6 +193,11 @@ def held_groups(groups: Groups, g: Tensor) -> Tensor:
     return max((v.norm() / max(len(v), 1) ** 0.5 for v in vectors(groups, g)), default=0 * g.sum())
 
 
+def held_ranks(q: float, g: Tensor) -> Tensor:
+    total = g.abs().flatten().sort(descending=True).values.cumsum(0)
+    return max(total / quantiles(g, q).cumsum(0), default=0 * g.sum())
+
+
 def held_groups_and_elements(groups: Groups, g: Tensor) -> Tensor:
     low, high = torch.zeros((), dtype=g.dtype), 10 * g.norm() + 1e-300
     for _ in range(80):
@@ -183,25 +217,28 @@ def nothing(g: Tensor) -> Tensor:
 
 def grouped(groups: Groups, **options: Any) -> list[PenaltyCase]:
     """The penalties on groups, for one choice of the groups."""
-    lasso, sparse, exclusive = (
+    lasso, sparse, exclusive, minimax, clipped = (
         kind(strength, groups=groups, **more)
         for kind, strength, more in (
             (GroupLasso, 0.3, {}),
             (SparseGroupLasso, 0.4, {"l1_ratio": 0.3}),
             (ExclusiveLasso, 0.5, {}),
+            (GroupMCP, 0.3, {"gamma": 2.5}),
+            (GroupSCAD, 0.2, {"a": 3.7}),
         )
     )
-    held = {lasso: held_groups, sparse: held_groups_and_elements}
+    held = {lasso: held_groups, sparse: held_groups_and_elements, minimax: held_groups, clipped: held_groups}
     return [
         PenaltyCase(
             penalty,
             partial(grouped_value, penalty),
+            convex=penalty not in (minimax, clipped),
             exact_zeros=penalty in held,
             strength_max=partial(held[penalty], groups) if penalty in held else None,
             least=1e-100,
             **options,
         )
-        for penalty in (lasso, sparse, exclusive)
+        for penalty in (lasso, sparse, exclusive, minimax, clipped)
     ]
 
 
@@ -235,6 +272,12 @@ PENALTIES = [
     PenaltyCase(MCP(0.3, gamma=3.0), lambda w: mcp(w, 0.3, 3.0), convex=False, exact_zeros=True, strength_max=largest),
     PenaltyCase(SCAD(0.3, a=3.7), lambda w: scad(w, 0.3, 3.7), convex=False, exact_zeros=True, strength_max=largest),
     PenaltyCase(HoyerSquare(0.1), lambda w: 0.1 * hoyer_square(w), convex=False, strength_max=nothing, least=1e-2),
+    PenaltyCase(
+        SLOPE(0.3, q=0.4),
+        lambda w: 0.3 * slope(w, 0.4),
+        exact_zeros=True,
+        strength_max=partial(held_ranks, 0.4),
+    ),
     PenaltyCase(L2SP(0.7, reference=ANCHOR), lambda w: 0.35 * (w - 0.2).square().sum(), rest=0.2, shrinks=False),
     PenaltyCase(
         L1SP(0.3, reference=ANCHOR),
@@ -328,6 +371,10 @@ class ConstraintCase:
         return repr(self.constraint)
 
 
+def first_of(w: Tensor, number: int) -> Tensor:
+    return torch.cat([w[:number], torch.zeros_like(w[number:])])
+
+
 CONSTRAINTS = [
     ConstraintCase(MaxNorm(1.5), lambda w: lengths(w) - 1.5, lambda w: 1.5 * w / (1.1 + lengths(w)[:, None])),
     ConstraintCase(
@@ -349,6 +396,32 @@ CONSTRAINTS = [
     ),
     ConstraintCase(L2Ball(0.8), lambda w: w.norm() - 0.8, lambda w: 0.8 * w / (1.1 + w.norm())),
     ConstraintCase(LinfBall(0.5), lambda w: w.abs() - 0.5, lambda w: 0.5 * w.tanh()),
+    ConstraintCase(
+        Box(-0.5, 1.0),
+        lambda w: torch.maximum(w - 1, -0.5 - w),
+        lambda w: 0.25 + 0.75 * w.tanh(),
+    ),
+    ConstraintCase(
+        Sparsest(0.25),
+        lambda w: w.count_nonzero() - max(1.0, round(0.25 * w.numel())),
+        lambda w: first_of(w.flatten(), max(1, round(0.25 * w.numel()))).view(w.shape),
+        convex=False,
+        solid=False,
+    ),
+    ConstraintCase(
+        Sparsest(0.5, groups="output"),
+        lambda w: w.any(1).sum() - max(1.0, round(0.5 * len(w))),
+        lambda w: first_of(w, max(1, round(0.5 * len(w)))),
+        convex=False,
+        solid=False,
+    ),
+    ConstraintCase(
+        Rank(1),
+        lambda w: torch.linalg.svdvals(w)[1:] - 1e-14 * w.norm(),
+        lambda w: torch.outer(w[:, 0].round(), w[0].round()),
+        convex=False,
+        solid=False,
+    ),
     ConstraintCase(
         Simplex(2.0),
         lambda w: torch.cat([-w.flatten(), (w.sum(1) - 2).abs()]),

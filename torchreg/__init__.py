@@ -17,16 +17,18 @@ Attach a penalty to the optimizer you have; model and loop stay as they are. L1 
 
 Penalties
     Elementwise: :class:`L1`, :class:`L2`, :class:`ElasticNet`, :class:`Huber`, :class:`Lp`, :class:`LogSum`,
-    :class:`MCP`, :class:`SCAD`, :class:`HoyerSquare`. Towards a reference: :class:`L1SP`, :class:`L2SP`. With a weight
-    for each element, which :func:`adaptive` and :func:`fisher` find: L1, L2, L1SP, L2SP. On groups:
-    :class:`GroupLasso`, :class:`SparseGroupLasso`, :class:`ExclusiveLasso`, with :class:`Heads`. On matrices:
+    :class:`MCP`, :class:`SCAD`, :class:`HoyerSquare`. By rank: :class:`SLOPE`. Towards a reference: :class:`L1SP`,
+    :class:`L2SP`. With a weight for each element, which :func:`adaptive` and :func:`fisher` find: L1, L2, L1SP, L2SP.
+    On groups: :class:`GroupLasso`, :class:`SparseGroupLasso`, :class:`ExclusiveLasso`, :class:`GroupMCP`,
+    :class:`GroupSCAD`, with :class:`Heads`. On matrices:
     :class:`Nuclear`, :class:`SpectralNorm`, :class:`ConvolutionNorm`, :class:`SoftOrthogonality`,
     :class:`DoubleSoftOrthogonality`, :class:`SRIP`. On activations: :class:`KLSparsity`. Of layers that learn to drop:
     :class:`Complexity`. Your own: subclass :class:`Penalty` or :class:`ProximalPenalty`. Penalties add up and multiply:
     ``L1(1e-5) + 0.5 * L2(1e-4)``.
 Constraints
     Projections after the step: :class:`MaxNorm`, :class:`NonNegative`, :class:`UnitNorm`, :class:`L1Ball`,
-    :class:`L2Ball`, :class:`LinfBall`, :class:`Simplex`; your own: subclass :class:`Constraint`.
+    :class:`L2Ball`, :class:`LinfBall`, :class:`Box`, :class:`Simplex`. Exact counts: :class:`Sparsest`, :class:`NofM`,
+    :class:`Rank`. Your own: subclass :class:`Constraint`.
 Regularizers
     :class:`Regularizer` applies a penalty to parameters in one of four modes: "loss", "grad", "decoupled", "prox".
     :class:`ActivityRegularizer` applies one to the outputs of modules.
@@ -65,7 +67,9 @@ from torchreg.penalties import (
     L2SP,
     MCP,
     SCAD,
+    SLOPE,
     SRIP,
+    Box,
     Complexity,
     Constraint,
     ConvolutionNorm,
@@ -73,6 +77,8 @@ from torchreg.penalties import (
     ElasticNet,
     ExclusiveLasso,
     GroupLasso,
+    GroupMCP,
+    GroupSCAD,
     Heads,
     HoyerSquare,
     Huber,
@@ -83,13 +89,16 @@ from torchreg.penalties import (
     LogSum,
     Lp,
     MaxNorm,
+    NofM,
     NonNegative,
     Nuclear,
     Penalty,
     ProximalPenalty,
+    Rank,
     Simplex,
     SoftOrthogonality,
     SparseGroupLasso,
+    Sparsest,
     SpectralNorm,
     UnitNorm,
     adaptive,
@@ -122,8 +131,10 @@ __all__ = [
     "L2SP",
     "MCP",
     "SCAD",
+    "SLOPE",
     "SRIP",
     "ActivityRegularizer",
+    "Box",
     "Complexity",
     "Constraint",
     "ConvolutionNorm",
@@ -132,6 +143,8 @@ __all__ = [
     "ElasticNet",
     "ExclusiveLasso",
     "GroupLasso",
+    "GroupMCP",
+    "GroupSCAD",
     "Heads",
     "HoyerSquare",
     "Huber",
@@ -142,16 +155,19 @@ __all__ = [
     "LogSum",
     "Lp",
     "MaxNorm",
+    "NofM",
     "NonNegative",
     "Nuclear",
     "ParamInfo",
     "Penalty",
     "ProximalPenalty",
+    "Rank",
     "Regularizer",
     "Selector",
     "Simplex",
     "SoftOrthogonality",
     "SparseGroupLasso",
+    "Sparsest",
     "SpectralNorm",
     "Stacked",
     "UnitNorm",

@@ -40,6 +40,8 @@ KINDS: dict[str, dict[str, Any]] = {
 KINDS["Lp"]["p"], KINDS["SpectralNorm"]["strength"] = 0.5, 0.1
 KINDS |= {name: {"radius": 0.5} for name in ("L1Ball", "L2Ball", "LinfBall")}
 KINDS |= {"MaxNorm": {"max_norm": 0.5}, "NonNegative": {}, "Simplex": {}, "UnitNorm": {}}
+KINDS |= {"Box": {"low": -0.1}, "Sparsest": {"share": 0.5, "together": True}, "NofM": {"n": 1, "m": 1}}
+KINDS |= {"Rank": {"rank": 1}}
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "SGD": SETTINGS["optimizer"],
     "AdamW": {"name": "AdamW", "lr": 0.02},

@@ -27,8 +27,9 @@ from tests.distributed.training import (
     weights_of,
     whole,
 )
-from torchreg import L1, L2, L2SP, HoyerSquare, Penalty, Regularizer, everything
+from torchreg import L1, L2, L2SP, HoyerSquare, Penalty, Rank, Regularizer, Sparsest, everything
 from torchreg.diagnostics import norms, sparsity
+from torchreg.optim import TargetSparsity
 from torchreg.penalties.constraints import Constraint
 
 SEPARABLE = L1(0.5) + L2(0.3)
@@ -127,6 +128,11 @@ def a_reference_beside_a_coupled_penalty() -> None:
     Regularizer(fsdp(network()), L2SP(0.5) + COUPLED)
 
 
+def a_target_of_sharded_weights() -> None:
+    model = fsdp(network())
+    TargetSparsity(Regularizer(model, SEPARABLE, mode="prox").attach(sgd(model.parameters())), 0.5, steps=9)
+
+
 def modes_of(case: PenaltyCase) -> list[str]:
     if any(isinstance(term, Constraint) for term in case.penalty.terms):
         return ["prox"]
@@ -158,6 +164,9 @@ for _mode in MODES:
         if _mode != "prox" or _penalty is SEPARABLE:
             EQUAL[_kind, _mode, "replicated shards"] = partial(trains_as_one, _penalty, _mode, replicated)
             EQUAL[_kind, _mode, "tensor parallel"] = partial(tensor_parallel_trains_as_one, _penalty, _mode)
+for _constraint in (Sparsest(0.3, together=True), Sparsest(count=5, groups="input", together=True), Rank(1)):
+    for _wrap in WRAPS:
+        EQUAL[repr(_constraint), "prox", _wrap] = partial(trains_as_one, _constraint, "prox", WRAPS[_wrap])
 for _function in (
     terms_are_those_of_one,
     second_derivatives_are_those_of_one,
@@ -171,8 +180,13 @@ for _function in (
 for _name, _way in WAYS.items():
     EQUAL[f"a {_name} checkpoint", "any", "FSDP2"] = partial(resumes_to_the_same, **_way)
 
+EQUAL[repr(Sparsest(0.3, together=True)), "prox", "tensor parallel"] = partial(
+    tensor_parallel_trains_as_one, Sparsest(0.3, together=True), "prox"
+)
+
 REFUSED: dict[str, tuple[Callable[[], None], str]] = {  # with what the error must say
     "attached before sharding": (attached_before_sharding, "as after fully_shard(model)"),
+    "a target of sharded weights": (a_target_of_sharded_weights, "weights must not be sharded over processes"),
     "a reference beside a coupled penalty": (a_reference_beside_a_coupled_penalty, "one Regularizer for each term"),
 }
 for _mode in MODES:

@@ -60,7 +60,7 @@ def test_two_processes_do_what_one_does(results, case, mode, wrap):
 def test_what_cannot_be_right_is_refused_in_one_line(results, case):
     _, advice = REFUSED[case]
     assert isinstance(results[case], str), "it was not refused"
-    assert results[case].startswith("ValueError: Regularizer: ")
+    assert results[case].startswith(("ValueError: Regularizer: ", "ValueError: TargetSparsity: "))
     assert advice in results[case]
     assert "\n" not in results[case]
 

@@ -130,6 +130,10 @@ BOUNDS = {
     "L2Ball": {"radius": 2.0},
     "LinfBall": {"radius": 0.05},
     "Simplex": {},
+    "Box": {"low": -0.05, "high": 0.1},
+    "Sparsest": {"share": 0.25, "groups": "input"},
+    "NofM": {"n": 1, "m": 1},
+    "Rank": {"rank": 2},
 }
 
 

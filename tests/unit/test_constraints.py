@@ -14,7 +14,7 @@ from scipy.optimize import minimize, nnls
 from sklearn.linear_model import Lasso
 from torch import Tensor, nn
 
-import torchreg.penalties.constraints
+import torchreg.penalties
 from tests.cases import each_constraint, lengths
 from tests.helpers import FEATURES, assert_bit_equal, assert_close, make_data, make_model, train, weights_of
 from torchreg import L1, L2, ParamInfo, Regularizer, everything
@@ -305,7 +305,7 @@ def test_the_gradient_is_zero_and_the_value_has_none(case):
 @each_constraint
 def test_constraints_survive_copies_and_their_repr_is_the_call(case):
     constraint = case.constraint
-    names = dict(vars(torchreg.penalties.constraints))
+    names = dict(vars(torchreg.penalties))
     for other in (copy.deepcopy(constraint), pickle.loads(pickle.dumps(constraint)), eval(repr(constraint), names)):
         assert other == constraint
         assert hash(other) == hash(constraint)

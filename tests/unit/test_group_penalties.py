@@ -12,7 +12,7 @@ from torch import nn
 
 from tests.cases import INDEX, UNEQUAL, grouped, grouped_value
 from tests.helpers import assert_bit_equal, assert_close
-from torchreg import Constraint, L1Ball, L2Ball, MaxNorm, Simplex, UnitNorm
+from torchreg import Constraint, GroupMCP, GroupSCAD, L1Ball, L2Ball, MaxNorm, Simplex, UnitNorm
 from torchreg import functional as f
 from torchreg.penalties.groups import ExclusiveLasso, GroupLasso, SparseGroupLasso
 from torchreg.penalties.partition import Heads
@@ -62,7 +62,8 @@ def test_prox_is_the_minimum_that_a_search_finds(penalty, step):
 
     found = minimize(smooth, a.numpy(), jac=True, bounds=[(0, None)] * 24, options={"ftol": 1e-14, "gtol": 1e-9})
     u = torch.from_numpy(found.x).view(8, 3)
-    assert_close(penalty.prox(w, step), u[:4] - u[4:], tolerance=1e-3)
+    if step <= 1 or not isinstance(penalty, GroupMCP | GroupSCAD):  # whose objective then has local minima too
+        assert_close(penalty.prox(w, step), u[:4] - u[4:], tolerance=1e-3)
     assert objective(penalty, penalty.prox(w, step), w, step) <= objective(penalty, u[:4] - u[4:], w, step) + 1e-12
 
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from tests.helpers import assert_bit_equal, make_model, resume, weights_of
-from torchreg import L1, GroupLasso, LogSum, diagnostics
+from tests.helpers import assert_bit_equal, assert_close, make_model, resume, weights_of
+from torchreg import L1, L2, GroupLasso, LogSum, MaxNorm, Regularizer, Stacked, diagnostics, linear
 from torchreg.optim import AdamW, ProxAdam, ProxSGD, TargetSparsity
 
 STEPS = 300
@@ -120,6 +120,145 @@ def test_training_resumes_from_a_file_to_the_bit(half):
     assert_bit_equal(weights_of(resumed[0]), weights_of(whole[0]))
 
 
+# -- a Regularizer ------------------------------------------------------------------------------------------------
+
+
+def regularized(penalty, *, lr=0.05, **options):
+    net = a_net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9)
+    return net, optimizer, Regularizer(net, penalty, mode="prox", **options).attach(optimizer)
+
+
+@pytest.mark.parametrize("target", [0.5, 0.9])
+@pytest.mark.parametrize("strength", [1e-7, 1e-3])
+@pytest.mark.parametrize(
+    ("kind", "options"), [(torch.optim.SGD, {"lr": 0.05, "momentum": 0.9}), (torch.optim.Adam, {"lr": 5e-3})]
+)
+def test_a_regularizer_is_steered_to_the_same_share(kind, options, strength, target):
+    net = a_net()
+    optimizer = kind(net.parameters(), **options)
+    regularizer = Regularizer(net, L1(strength), mode="prox").attach(optimizer)
+    controller = TargetSparsity(regularizer, target, steps=STEPS)
+    data = batches()
+    fit(net, optimizer, 200, data)
+    assert regularizer.scale > 0
+    fit(net, optimizer, 10, data)
+    assert regularizer.scale == 0  # 70 % of the steps are made
+    before = [w.detach().clone() for w in diagnostics.weights_of(net).values()]
+    fit(net, optimizer, STEPS - 210, data)
+    assert abs(zeros(net) - target) <= 0.005
+    assert abs(controller.sparsity.item() - target) <= 0.005
+    for old, new in zip(before, diagnostics.weights_of(net).values(), strict=True):
+        assert torch.equal(old == 0, new == 0)
+        assert not torch.equal(old, new)
+
+
+def test_the_scales_of_a_regularizer_keep_their_proportions():
+    net, optimizer, regularizer = regularized(L1(1e-4))
+    regularizer.scale = {"0.weight": 0.5, "2.weight": 1.0, "4.weight": 2.0}
+    TargetSparsity(regularizer, 0.8, steps=200)
+    fit(net, optimizer, 100)
+    assert_close(regularizer.scale["4.weight"], 4 * regularizer.scale["0.weight"])
+    assert regularizer.scale["2.weight"] != 1.0
+
+
+def zero_groups(net, dim):
+    weights = diagnostics.weights_of(net).values()
+    return sum((~w.any(1 - dim)).sum().item() for w in weights) / sum(w.shape[dim] for w in weights)
+
+
+@pytest.mark.parametrize(("groups", "dim"), [("output", 0), ("input", 1)])
+@pytest.mark.parametrize("kind", ["regularizer", "optimizer"])
+def test_the_share_may_be_that_of_groups(kind, groups, dim):
+    net, penalty = a_net(), GroupLasso(1e-5, groups=groups)
+    if kind == "regularizer":
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+        steered = Regularizer(net, penalty, mode="prox").attach(optimizer)
+    else:
+        optimizer = steered = ProxSGD(net.parameters(), penalty, lr=0.05)
+    controller = TargetSparsity(steered, 0.5, steps=400, groups=groups)
+    fit(net, optimizer, 400)
+    assert abs(zero_groups(net, dim) - 0.5) <= 0.02
+    assert abs(controller.sparsity.item() - 0.5) <= 0.02
+
+
+def test_groups_are_those_of_the_module():
+    net = nn.Sequential(nn.ConvTranspose1d(6, 10, 3), nn.Flatten(), nn.Linear(10 * 7, 4))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    regularizer = Regularizer(net, GroupLasso(1e-3), mode="prox").attach(optimizer)
+    controller = TargetSparsity(regularizer, 0.5, steps=60, groups="output")
+    x, y = torch.randn(64, 6, 5), torch.randint(4, (64,))
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    gone = (~net[0].weight.any(2).any(0)).sum() + (~net[2].weight.any(1)).sum()  # of 10 channels and 4 classes
+    assert gone == 7
+    assert controller.sparsity == 0.5
+
+
+@pytest.mark.parametrize("half", [40, 100])  # while it steers, and when the support is fixed
+@pytest.mark.parametrize("groups", [None, "input"])
+def test_a_training_with_a_steered_regularizer_resumes_from_a_file_to_the_bit(half, groups):
+    def setting():
+        net, optimizer, regularizer = regularized(L1(1e-4) if groups is None else GroupLasso(1e-4, groups=groups))
+        return net, optimizer, TargetSparsity(regularizer, 0.6, steps=120, groups=groups)
+
+    whole, broken, resumed = setting(), setting(), setting()
+    data = batches()
+    fit(*whole[:2], half, data)
+    fit(*whole[:2], 120 - half, data)
+    data = batches()
+    fit(*broken[:2], half, data)
+    resume(resumed, broken)
+    fit(*resumed[:2], 120 - half, data)
+    assert_bit_equal(weights_of(resumed[0]), weights_of(whole[0]))
+    assert zeros(whole[0]) > 0.3
+
+
+def test_frozen_weights_are_not_counted():
+    net, optimizer, regularizer = regularized(L1(1e-4))
+    net[0].weight.requires_grad_(False)
+    TargetSparsity(regularizer, 0.5, steps=200)
+    fit(net, optimizer, 200)
+    assert net[0].weight.all()
+    many = net[2].weight.numel() + net[4].weight.numel()
+    assert abs((net[2].weight == 0).sum() + (net[4].weight == 0).sum() - many / 2) <= 1
+
+
+def test_a_regularizer_that_cannot_be_steered_gets_one_line():
+    net = a_net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    stack = Stacked([a_net(), a_net(1)])
+    cases = {
+        "must have mode 'prox', which makes zeros, got 'grad'": lambda: Regularizer(net, L1(0.1), mode="grad"),
+        "must be attached to one optimizer, got none: attach it first": lambda: Regularizer(net, L1(0.1), mode="prox"),
+        "must have no schedule, which sets the same scale": lambda: Regularizer(
+            net, L1(0.1), mode="prox", schedule=linear(9)
+        ).attach(optimizer),
+        "a constraint has no strength to be steered: use Sparsest": lambda: Regularizer(
+            net, L2(0.1) + MaxNorm(1.0), mode="prox"
+        ).attach(optimizer),
+        "a stack of models has no common share of zeros": lambda: Regularizer(stack, L1(0.1), mode="prox").attach(
+            torch.optim.SGD(stack.parameters())
+        ),
+    }
+    for message, make in cases.items():
+        regularizer = make()
+        with pytest.raises(ValueError, match=f"TargetSparsity: .*{message}"):
+            TargetSparsity(regularizer, 0.5, steps=9)
+        regularizer.remove()
+    with pytest.raises(ValueError, match=r"TargetSparsity: groups must be .*, got 'rows'"):
+        TargetSparsity(ProxSGD(net.parameters(), L1(0.1)), 0.5, steps=9, groups="rows")
+    with pytest.raises(ValueError, match=r"TargetSparsity: groups 'filter' needs a convolution"):
+        TargetSparsity(ProxSGD(net.parameters(), L1(0.1)), 0.5, steps=9, groups="filter")
+    net.requires_grad_(False)
+    with pytest.warns(UserWarning, match="frozen"):
+        regularizer = Regularizer(net, L1(0.1), mode="prox").attach(optimizer)
+    with pytest.raises(ValueError, match="TargetSparsity: a penalized parameter must be trained, got none"):
+        TargetSparsity(regularizer, 0.5, steps=9)
+
+
 def test_removed_it_no_longer_steers():
     net = a_net()
     optimizer = ProxSGD(net.parameters(), L1(1e-3), lr=0.05)
@@ -154,7 +293,7 @@ def test_a_wrong_number_gets_one_line(options, message):
 
 def test_another_optimizer_is_refused():
     for other, got in ((AdamW(make_model().parameters()), "AdamW"), (AdamW, "the class AdamW"), (None, "NoneType")):
-        with pytest.raises(TypeError, match=rf"optimizer must be a ProxSGD or a ProxAdam, got {got}\Z"):
+        with pytest.raises(TypeError, match=rf"optimizer must be a ProxSGD, a ProxAdam or a Regularizer, got {got}\Z"):
             TargetSparsity(other, 0.9, steps=10)
 
 

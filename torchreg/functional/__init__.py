@@ -38,7 +38,13 @@ from torchreg.functional.measures import (
     wide,
 )
 from torchreg.functional.members import Generators, Source, computing
-from torchreg.functional.projections import normalize, project_l1_ball, project_l2_ball, project_simplex
+from torchreg.functional.projections import (
+    are_largest,
+    normalize,
+    project_l1_ball,
+    project_l2_ball,
+    project_simplex,
+)
 from torchreg.functional.shrinkage import (
     axpy_,
     clip,
@@ -53,6 +59,7 @@ from torchreg.functional.shrinkage import (
     soft_threshold_towards,
 )
 from torchreg.functional.singular import singular_values, svd
+from torchreg.functional.sorting import isotonic, sorted_distance, sorted_shares, sorted_threshold
 from torchreg.functional.tracking import leading_triples, low_rank_threshold
 from torchreg.functional.variants import (
     alpha_dropout,
@@ -66,6 +73,7 @@ __all__ = [
     "Generators",
     "Source",
     "alpha_dropout",
+    "are_largest",
     "as_tensor",
     "axpy_",
     "channel_dropout",
@@ -91,6 +99,7 @@ __all__ = [
     "is_plain",
     "is_small",
     "is_transformed",
+    "isotonic",
     "keep",
     "keep_mask",
     "kept_share",
@@ -120,6 +129,9 @@ __all__ = [
     "soft_threshold",
     "soft_threshold_",
     "soft_threshold_towards",
+    "sorted_distance",
+    "sorted_shares",
+    "sorted_threshold",
     "svd",
     "wide",
 ]

@@ -1,5 +1,7 @@
 """Projections onto sets."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -99,3 +101,22 @@ def project_simplex(w: Tensor, total: float = 1.0) -> Tensor:
     u = F.relu(below - ((sums - total) / count).amax(-1, keepdim=True))
     excess = (u.sum(-1, keepdim=True) - total) / u.count_nonzero(-1).unsqueeze(-1)  # the rounding error of the sum
     return F.relu(u - excess).masked_fill(u == 0, 0.0).to(w.dtype)
+
+
+def are_largest(size: Tensor, count: int) -> Tensor:
+    """Which elements are the ``count`` largest along the last dimension; of equal ones the first, NaN before all.
+
+    Args:
+        size: real tensor of shape (..., n).
+        count: at least 1; all elements are among the largest if it is ``n`` or more.
+
+    Example:
+        >>> are_largest(torch.tensor([2.0, 3.0, 2.0, 2.0]), 2)
+        tensor([ True,  True, False, False])
+    """
+    if count >= size.shape[-1]:
+        return torch.ones_like(size, dtype=torch.bool)
+    size = size.masked_fill(size.isnan(), math.inf)
+    least = size.topk(count, dim=-1, sorted=False).values.amin(-1, keepdim=True)
+    above, tied = size > least, size == least
+    return above | (tied & (tied.cumsum(-1) <= count - above.sum(-1, keepdim=True)))

@@ -8,17 +8,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from torchreg.hooks import Group
 from torchreg.optim.options import Params
 from torchreg.optim.step_wrapper import Plan, StepWrapper, Weights, is_regularized, with_gradients
 from torchreg.penalties import Penalty, ProximalPenalty, Term
+from torchreg.penalties.joint import whole_of
 from torchreg.penalties.weighted import Weighted
 from torchreg.schedules import check_scale
 from torchreg.selection.parameters import ParamInfo
+from torchreg.steps.steered import Steered
 
 
-class Proximal(StepWrapper):
+class Proximal(StepWrapper, Steered):
     r"""Mixin that ends a step with the proximal operator of a penalty, in the metric of the step.
 
     .. math:: w_t = \operatorname{argmin}_u \tfrac12 \sum_i \frac{(u_i - w'_i)^2}{\alpha_i} + c R(u)
@@ -71,6 +74,10 @@ class Proximal(StepWrapper):
         if not isinstance(penalty, ProximalPenalty):
             raise TypeError(
                 f"{owner}: penalty must be one with a proximal operator, such as L1(1e-4), got {_short(penalty)}"
+            )
+        if any(whole_of(term) for term in penalty.terms):
+            raise ValueError(
+                f"{owner}: penalty acts on one parameter at a time, got {penalty!r}: use a Regularizer in mode 'prox'"
             )
         self.penalty = penalty
         self._bound: dict[Tensor, ProximalPenalty] = {}
@@ -145,6 +152,24 @@ class Proximal(StepWrapper):
         """
         for group in self.param_groups:
             group["support_fixed"] = True
+
+    def _steered_in(self, owner: str) -> Optimizer:
+        return self
+
+    def _steered_places(self) -> Sequence[ParamInfo]:
+        module = nn.Module()
+        return [ParamInfo(f"a parameter of shape {tuple(p.shape)}", p, module) for p in self._bound]  # type: ignore[arg-type]
+
+    def _steered_scales(self) -> list[float | Tensor]:
+        return [group["scale"] for group in self.param_groups]
+
+    def _steer(self, scales: Sequence[float | Tensor]) -> None:
+        for group, scale in zip(self.param_groups, scales, strict=False):
+            group["scale"] = scale
+
+    def _end_penalty(self) -> bool:
+        self.fix_support()
+        return True
 
     def _needed_later(self, group: Group) -> Sequence[Tensor]:
         return [*super()._needed_later(group), *(with_gradients(group) if self._keeps_old_weights(group) else ())]

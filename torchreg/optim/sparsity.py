@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from torchreg import functional as f
 from torchreg.hooks import Carried, StepHooks, checked_steps
 from torchreg.optim.proximal import Proximal
+from torchreg.penalties.partition import Groups, Partition, check_groups, resolve, split
+from torchreg.selection.parameters import ParamInfo
+from torchreg.steps.steered import Steered
 
 _NUMBERS = {"sparsity": "sparsity", "log_scale": "_log_scale", "error": "_error", "pace": "_pace"}
 _LOOKS = 500  # how often the zeros are counted before the support is fixed
@@ -20,33 +24,40 @@ _DESCENT = 0.6  # the share of these steps after which the goal is the target
 
 
 class TargetSparsity:
-    r"""Adapts the strength of a proximal optimizer so that training ends with a given share of zeros.
+    r"""Adapts the strength of a proximal optimizer or regularizer so that training ends with a given share of zeros.
 
     .. math:: \log c_{t+1} = \log c_t + k_t \log(n_t / g_t)
 
-    where :math:`c_t` is the groups' ``scale``, :math:`n_t` the share of nonzero weights and :math:`g_t` the goal, which
+    where :math:`c_t` is its ``scale``, :math:`n_t` the share of nonzero weights and :math:`g_t` the goal, which
     falls from 1 to :math:`1 - \text{target}`. The pace :math:`k_t` grows while the error keeps its sign, and is halved
     when the sign changes.
 
     After ``fix_at`` of the steps the share is made exact: the smallest weights above it become zero, or the zeros with
     the largest gradients become nonzero. Then the support is fixed, and the remaining steps fit it without the penalty;
-    see :meth:`Proximal.fix_support`. The strength of the penalty is only the start of the search and may be wrong by
-    orders of magnitude. It should rather be too small, because a unit that has become zero may stay zero. The
-    controller never waits for the device. The optimizer's ``state_dict`` contains its state.
+    see :meth:`Proximal.fix_support`. Of a regularizer the scale is then 0, and the controller keeps the zeros.
+
+    The strength of the penalty is only the start of the search and may be wrong by orders of magnitude. It should
+    rather be too small, because a unit that has become zero may stay zero. The controller never waits for the device.
+    The optimizer's ``state_dict`` contains its state.
 
     Args:
-        optimizer: a :class:`ProxSGD` or :class:`ProxAdam` whose penalty makes zeros.
-        target: the share of zeros among the penalized weights, in (0, 1).
+        optimizer: a :class:`ProxSGD` or :class:`ProxAdam` whose penalty makes zeros, or a
+            :class:`~torchreg.Regularizer` in mode "prox" that is attached to one optimizer.
+        target: the share of zeros among the penalized weights, in (0, 1); with ``groups`` that of zero groups.
         steps: the number of steps of the training.
         fix_at: the share of the steps after which the support is fixed, in (0, 1]. With 1 it is never fixed, and the
             target is reached approximately.
+        groups: what is counted: ``None`` for single weights; otherwise groups, as for :class:`~torchreg.GroupLasso`, of
+            which all weights are zero. A proximal optimizer does not know the modules: ``"output"`` is the first
+            dimension there.
 
     Attributes:
         sparsity: the last measured share of zeros, a 0-d tensor.
 
     Raises:
-        TypeError: ``optimizer`` is not proximal.
-        ValueError: ``target``, ``steps`` or ``fix_at`` out of range.
+        TypeError: ``optimizer`` is neither a proximal optimizer nor a regularizer.
+        ValueError: ``target``, ``steps`` or ``fix_at`` out of range, groups that do not fit, or a regularizer in
+            another mode, that is not attached to one optimizer, or that has a schedule, a constraint or a stack.
 
     Example:
         >>> from torchreg import L1
@@ -66,9 +77,19 @@ class TargetSparsity:
         Castro, Erich Elsen, "Rigging the Lottery: Making All Tickets Winners", ICML 2020 (growth by the gradient).
     """
 
-    def __init__(self, optimizer: Proximal, target: float, *, steps: int, fix_at: float = 0.7) -> None:
-        if not isinstance(optimizer, Proximal):
-            raise TypeError(f"TargetSparsity: optimizer must be a ProxSGD or a ProxAdam, got {_kind(optimizer)}")
+    def __init__(
+        self,
+        optimizer: Proximal | Steered,
+        target: float,
+        *,
+        steps: int,
+        fix_at: float = 0.7,
+        groups: Groups | None = None,
+    ) -> None:
+        if not isinstance(optimizer, Steered):
+            raise TypeError(
+                f"TargetSparsity: optimizer must be a ProxSGD, a ProxAdam or a Regularizer, got {_kind(optimizer)}"
+            )
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise ValueError(f"TargetSparsity: steps must be a whole number >= 1, got {steps!r}")
         if isinstance(target, str) or not 0 < target < 1:
@@ -80,16 +101,23 @@ class TargetSparsity:
             raise ValueError(f"TargetSparsity: target must be in (0, 1), got {target!r}{percent}")
         if not 0 < fix_at <= 1:
             raise ValueError(f"TargetSparsity: fix_at must be in (0, 1], got {fix_at!r}")
+        stepping = optimizer._steered_in("TargetSparsity")
         self.optimizer, self.target, self.steps, self.fix_at = optimizer, target, steps, fix_at
-        self.sparsity = torch.zeros((), dtype=torch.float64, device=optimizer.penalized[0].device)
+        self.groups = None if groups is None else check_groups("TargetSparsity", groups)
+        places = optimizer._steered_places()
+        if not places:
+            raise ValueError("TargetSparsity: a penalized parameter must be trained, got none")
+        for place in places:
+            self._split(place, place.param)  # raises an error if the groups do not fit
+        self.sparsity = torch.zeros((), dtype=torch.float64, device=places[0].param.device)
         self._log_scale, self._error, self._pace = (self.sparsity + start for start in (0, 0, 1))
-        self._scales = [group["scale"] for group in optimizer.param_groups]
-        for group, scale in zip(optimizer.param_groups, self._scales, strict=True):
-            group["scale"] = scale * self._log_scale.exp()  # a tensor from the start, as in checkpoints to be loaded
+        self._scales = optimizer._steered_scales()
+        self._rescale()  # tensors from the start, as in checkpoints to be loaded
         self._made = 0
+        self._zeros: dict[Tensor, Tensor] = {}  # which weights are zero before a step, if the controller keeps them
         self._hooks: tuple[StepHooks | Carried, ...] = (
-            Carried(optimizer, self),
-            StepHooks(optimizer, _nothing, self._after_step, owner="TargetSparsity"),
+            Carried(stepping, self),
+            StepHooks(stepping, self._before_step, self._after_step, owner="TargetSparsity"),
         )
 
     def remove(self) -> None:
@@ -107,13 +135,38 @@ class TargetSparsity:
         """The number of steps before the support is fixed."""
         return max(1, round(self.fix_at * self.steps))
 
+    def _before_step(self, optimizer: Optimizer, evaluation: int) -> None:
+        if self._keeps_zeros and evaluation == 0:
+            self._zeros = {p: p.detach() == 0 for p in self._params() if p.grad is not None}
+
+    @torch.no_grad()
     def _after_step(self, optimizer: Optimizer) -> None:
+        for param, zeros in self._zeros.items():
+            param.masked_fill_(zeros, 0)
+        self._zeros = {}
         self._made += 1
         every = max(1, self._steered // _LOOKS)
         if self._made == self._steered and self.fix_at < 1:
             self._fix_support()
         elif self._made <= self._steered and self._made % every == 0:
             self._steer(every)
+
+    @property
+    def _keeps_zeros(self) -> bool:
+        """Whether the support is fixed, and not by the optimizer itself."""
+        return self.fix_at < 1 and self._made >= self._steered and not isinstance(self.optimizer, Proximal)
+
+    def _params(self) -> Sequence[Tensor]:
+        return [place.param for place in self.optimizer._steered_places()]
+
+    def _split(self, place: ParamInfo, tensor: Tensor) -> Partition | None:
+        """A tensor of the parameter's shape with a row for each group; None if single weights are counted."""
+        if self.groups is None:
+            return None
+        return split(tensor, resolve(self.groups, place, "TargetSparsity"), "TargetSparsity")
+
+    def _rescale(self) -> None:
+        self.optimizer._steer([scale * self._log_scale.exp() for scale in self._scales])
 
     def goal(self) -> float:
         """The intended share of zeros at the current step."""
@@ -122,30 +175,63 @@ class TargetSparsity:
 
     @torch.no_grad()
     def _steer(self, every: int) -> None:
-        params = self.optimizer.penalized
-        nonzero = torch.stack([p.count_nonzero() for p in params]).sum().double() / sum(p.numel() for p in params)
+        found = [self._nonzero(place) for place in self.optimizer._steered_places()]
+        nonzero = torch.stack([many for many, _ in found]).sum().double() / sum(number for _, number in found)
         self.sparsity = 1 - nonzero
         error = (nonzero.clamp(min=1e-6) / (1 - self.goal())).log().clamp(-1, 1)
         swings = error * self._error < 0  # the sign of the error changes: the pace is too fast
         self._error, self._pace = error, torch.where(swings, self._pace / 2, (self._pace * _FASTER).clamp(max=_FASTEST))
         self._log_scale = self._log_scale + self._pace * _GAIN * every / self._steered * error
-        for group, scale in zip(self.optimizer.param_groups, self._scales, strict=False):
-            group["scale"] = scale * self._log_scale.exp()
+        self._rescale()
+
+    def _nonzero(self, place: ParamInfo) -> tuple[Tensor, int]:
+        """How many weights or groups of a parameter are not zero, 0-d, and how many there are."""
+        groups = self._split(place, place.param)
+        if groups is None:
+            return place.param.count_nonzero(), place.param.numel()
+        rows = [part.rows for part in groups.parts]
+        return torch.stack([each.any(1).sum() for each in rows]).sum(), sum(map(len, rows))
 
     @torch.no_grad()
     def _fix_support(self) -> None:
-        params = self.optimizer.penalized
-        scores = [_score(param) for param in params]
+        places = self.optimizer._steered_places()
+        scores = [self._scores(place) for place in places]
         every = torch.cat([score.flatten() for score in scores])
         limit = every.kthvalue(max(1, round(self.target * every.numel()))).values
-        for param, score in zip(params, scores, strict=True):
-            kept = torch.where(param == 0, torch.finfo(param.dtype).tiny, param)
-            param.copy_(torch.where(score > limit, kept, 0))
+        for place, score in zip(places, scores, strict=True):
+            param, stays = place.param, score > limit
+            if self.groups is None:
+                kept = torch.where(param == 0, torch.finfo(param.dtype).tiny, param)
+                param.copy_(torch.where(stays, kept, 0))
+            else:
+                param.copy_(self._with_groups(place, stays))
         self.sparsity = (every <= limit).double().mean()
-        self.optimizer.fix_support()
+        self.optimizer._end_penalty()
+
+    def _scores(self, place: ParamInfo) -> Tensor:
+        """The order in which the weights or groups of a parameter are kept."""
+        param, grad = place.param, place.param.grad
+        slope = torch.zeros_like(param) if grad is None else grad.to_dense()
+        groups, slopes = self._split(place, param), self._split(place, slope)
+        if groups is None or slopes is None:
+            return _score(param.abs().double(), slope.abs().double())
+        sizes, steep = (
+            torch.cat([f.row_norms(part.rows).squeeze(1) for part in each.parts]).double() for each in (groups, slopes)
+        )
+        return _score(sizes, steep)
+
+    def _with_groups(self, place: ParamInfo, stays: Tensor) -> Tensor:
+        """The parameter without the groups that do not stay; of those that do, none is zero."""
+        groups = self._split(place, place.param)
+        assert groups is not None
+        each = iter(stays[:, None].split([len(part.rows) for part in groups.parts]))
+        tiny = torch.finfo(place.param.dtype).tiny
+        return groups.map(
+            lambda part: torch.where(next(each), part.rows.masked_fill(~part.rows.any(1, keepdim=True), tiny), 0)
+        )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_hooks": ()}  # a copy is detached
+        return {**self.__dict__, "_hooks": (), "_zeros": {}}  # a copy is detached
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the controller; it can be loaded with ``torch.load(weights_only=True)``."""
@@ -166,16 +252,10 @@ class TargetSparsity:
         vars(self).update(numbers)
 
 
-def _nothing(optimizer: Optimizer, evaluation: int) -> None:
-    pass
-
-
 def _kind(thing: object) -> str:
     return f"the class {thing.__name__}" if isinstance(thing, type) else f"{type(thing).__name__}"
 
 
-def _score(param: Tensor) -> Tensor:
-    """The order in which weights are kept: nonzero weights by their size, then zeros by their gradient."""
-    size = param.abs().double()
-    slope = torch.zeros_like(size) if param.grad is None else param.grad.to_dense().abs().double()
-    return torch.where(param != 0, 1 + size / size.amax(), slope / (1 + slope))
+def _score(size: Tensor, slope: Tensor) -> Tensor:
+    """The order of sizes: those that are not zero by themselves, then zeros by their gradients."""
+    return torch.where(size != 0, 1 + size / size.amax(), slope / (1 + slope))

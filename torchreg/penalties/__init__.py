@@ -4,12 +4,25 @@ from torchreg.penalties.activities import KLSparsity
 from torchreg.penalties.base import Penalty, ProximalPenalty, Term
 from torchreg.penalties.complexity import Complexity
 from torchreg.penalties.concave import MCP, SCAD, HoyerSquare, LogSum, Lp
-from torchreg.penalties.constraints import Constraint, L1Ball, L2Ball, LinfBall, MaxNorm, NonNegative, Simplex, UnitNorm
+from torchreg.penalties.concave_groups import GroupMCP, GroupSCAD
+from torchreg.penalties.constraints import (
+    Box,
+    Constraint,
+    L1Ball,
+    L2Ball,
+    LinfBall,
+    MaxNorm,
+    NonNegative,
+    Simplex,
+    UnitNorm,
+)
+from torchreg.penalties.counts import NofM, Rank, Sparsest
 from torchreg.penalties.elementwise import L1, L2, ElasticNet, Huber
 from torchreg.penalties.groups import ExclusiveLasso, GroupLasso, SparseGroupLasso
 from torchreg.penalties.importance import adaptive, fisher
 from torchreg.penalties.matrices import DoubleSoftOrthogonality, SoftOrthogonality
 from torchreg.penalties.partition import Heads
+from torchreg.penalties.ranked import SLOPE
 from torchreg.penalties.reference import L1SP, L2SP
 from torchreg.penalties.spectral import SRIP, ConvolutionNorm, Nuclear, SpectralNorm
 
@@ -20,7 +33,9 @@ __all__ = [
     "L2SP",
     "MCP",
     "SCAD",
+    "SLOPE",
     "SRIP",
+    "Box",
     "Complexity",
     "Constraint",
     "ConvolutionNorm",
@@ -28,6 +43,8 @@ __all__ = [
     "ElasticNet",
     "ExclusiveLasso",
     "GroupLasso",
+    "GroupMCP",
+    "GroupSCAD",
     "Heads",
     "HoyerSquare",
     "Huber",
@@ -38,13 +55,16 @@ __all__ = [
     "LogSum",
     "Lp",
     "MaxNorm",
+    "NofM",
     "NonNegative",
     "Nuclear",
     "Penalty",
     "ProximalPenalty",
+    "Rank",
     "Simplex",
     "SoftOrthogonality",
     "SparseGroupLasso",
+    "Sparsest",
     "SpectralNorm",
     "Term",
     "UnitNorm",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar, Never, final
 
@@ -47,9 +48,12 @@ class Constraint(Described, ProximalPenalty):
         tensor([ 1., -1.])
     """
 
+    _is_exact: ClassVar[bool] = False  # whether no rounding excuses a weight that is outside
+    _no_bounds: ClassVar[Sequence[str]] = ("groups",)  # fields that are no positive number
+
     def __post_init__(self) -> None:
         for field in fields(self):
-            if field.name != "groups":
+            if field.name not in self._no_bounds:
                 self._require(field.name, "positive and finite", lambda bound: 0 < bound < math.inf)
 
     @abstractmethod
@@ -60,7 +64,7 @@ class Constraint(Described, ProximalPenalty):
         """0 if ``w`` is in the set up to rounding, else infinite; NaN for NaN. It has no gradient."""
         w = w.detach()
         nearest = self.project(w)
-        tolerance = _ULPS * torch.finfo(w.dtype).eps * f.largest(nearest)
+        tolerance = 0.0 if self._is_exact else _ULPS * torch.finfo(w.dtype).eps * f.largest(nearest)
         outside = ~(f.largest(w - nearest) <= tolerance)  # also where an infinite weight has no nearest point
         return f.nan_of(f.largest(w)).masked_fill(outside & ~w.isnan().any(), math.inf)
 
@@ -315,6 +319,53 @@ class LinfBall(Constraint):
 
     def project(self, w: Tensor) -> Tensor:
         return f.clip(w, self.radius)
+
+
+@final
+@dataclass(frozen=True, repr=False, eq=False)
+class Box(Constraint):
+    r"""Bounds on each weight, which need not be symmetric.
+
+    .. math:: l \le w_i \le h, \qquad P(w)_i = \operatorname{argmin}_{l \le u \le h} |u - w_i| = \min(\max(w_i, l), h)
+
+    ``Box(0.0)`` is :class:`NonNegative`, ``Box(-r, r)`` is :class:`LinfBall`. A weight that is 0 leaves 0 if 0 is not
+    between the bounds.
+
+    Args:
+        low: ``l``, finite. ``None``: no bound.
+        high: ``h``, finite and not below ``low``. ``None``: no bound.
+
+    Raises:
+        TypeError: a bound is not a real number, or a complex weight.
+        ValueError: a bound is not finite, both are None, or ``low`` is above ``high``.
+
+    Example:
+        >>> Box(-0.5, 1.0).project(torch.tensor([2.0, -2.0, 0.25]))
+        tensor([ 1.0000, -0.5000,  0.2500])
+
+    References:
+        Neal Parikh, Stephen Boyd, "Proximal Algorithms", Foundations and Trends in Optimization, 2014, section 6.2.4.
+    """
+
+    low: float | None = None
+    high: float | None = None
+
+    is_uniform: ClassVar[bool] = True
+    _no_bounds: ClassVar[Sequence[str]] = ("low", "high")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("low", "high"):
+            if getattr(self, name) is not None:
+                self._require(name, "finite, or None for no bound", math.isfinite)
+        if self.low is None and self.high is None:
+            raise ValueError("Box: low or high must be a number, got None for both")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(f"Box: low must not be above high, got {self.low!r} and {self.high!r}")
+
+    def project(self, w: Tensor) -> Tensor:
+        self._check_real(w)
+        return w.clamp(self.low, self.high)
 
 
 @final

@@ -17,16 +17,15 @@ from torch import Tensor
 
 from torchreg import functional as f
 from torchreg.penalties.base import Term
+from torchreg.penalties.described import Described
 from torchreg.penalties.partition import Partition, output_dim, split
 from torchreg.selection.parameters import ParamInfo
 
 
-@dataclass(frozen=True, repr=False, eq=False)
-class Matrix(Term):
-    """A penalty on the weight as a matrix.
+class AsMatrix(Described):
+    """Mixin for what acts on a weight as a matrix; the field ``dim`` says on which dimension its rows are.
 
     Args:
-        strength: ``s``, finite and not negative.
         dim: the dimension of the output units, which become the rows of the matrix. ``None``: the dimension that the
             module has them on; without a module the first.
 
@@ -35,7 +34,7 @@ class Matrix(Term):
         ValueError: the weight has no such dimension.
     """
 
-    dim: int | None = None
+    dim: int | None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,7 +43,7 @@ class Matrix(Term):
 
     def bind(self, place: ParamInfo) -> Self:
         second = self.dim is None and place.param.ndim > 1 and output_dim(place.module)
-        return replace(self, dim=1) if second else self
+        return replace(self, dim=1) if second else self  # type: ignore[type-var]  # the final classes are dataclasses
 
     def _matrix(self, w: Tensor) -> Tensor:
         return f.wide(self._rows(w))
@@ -58,6 +57,22 @@ class Matrix(Term):
 
     def _split(self, w: Tensor) -> Partition:
         return split(w, self.dim or 0, type(self).__name__)
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Matrix(AsMatrix, Term):
+    """A penalty on the weight as a matrix.
+
+    Args:
+        strength: ``s``, finite and not negative.
+        dim: the dimension of the output units, if not the module's own; see :class:`AsMatrix`.
+
+    Raises:
+        TypeError: ``dim`` is not a whole number.
+        ValueError: the weight has no such dimension.
+    """
+
+    dim: int | None = None
 
 
 class Orthogonality(Matrix):

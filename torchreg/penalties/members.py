@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from torchreg.penalties.base import Penalty, ProximalPenalty, Sum
+from torchreg.penalties.joint import whole_of
 from torchreg.penalties.weighted import Weighted
 from torchreg.selection.parameters import ParamInfo
 
@@ -128,7 +129,7 @@ def bound_by_member(penalty: Penalty, place: ParamInfo, members: int) -> ByMembe
         ValueError: the penalty depends on several parameters.
     """
     each = [_at_member(penalty, place, member).bind(member_of(place, member)) for member in range(members)]
-    if any(bound._companions or bound._selects_itself or penalty._selects_itself for bound in each):
+    if penalty._selects_itself or any(b._companions or b._selects_itself or whole_of(b) for b in each):
         raise ValueError(f"Regularizer: {penalty!r} cannot act on a stack of models: use it on each of its members()")
     return by_member(each)
 

@@ -16,6 +16,7 @@ from torchreg.functional.sharding import is_sharded
 from torchreg.penalties import Penalty, ProximalPenalty
 from torchreg.penalties.base import Sum
 from torchreg.penalties.constraints import Constraint
+from torchreg.penalties.joint import by_whole, whole_of
 from torchreg.penalties.members import ByMember, bound_by_member, by_member, member_of
 from torchreg.penalties.reference import Anchored
 from torchreg.penalties.weighted import Weighted
@@ -124,6 +125,11 @@ def as_rules(penalty: Penalty | Mapping[str, Penalty], mode: str) -> Mapping[str
                 f"Regularizer: a penalty that selects its parameters itself must not be part of a sum, got {rule!r}: "
                 "make one Regularizer for each term"
             )
+        if len(rule.terms) > 1 and any(whole_of(term) for term in rule.terms):
+            raise ValueError(
+                f"Regularizer: a constraint on all weights together must not be part of a sum, got {rule!r}: make one "
+                "Regularizer for each term"
+            )
         if mode == "prox" and not isinstance(rule, ProximalPenalty):
             advice = "attach one Regularizer for each term" if len(rule.terms) > 1 else "use mode 'grad' or 'loss'"
             raise ValueError(
@@ -185,6 +191,7 @@ def assign_each(model: nn.Module, rules: Mapping[str, Penalty], select: Selector
             if isinstance(place, ComputedInfo):
                 place.release()
     _check_companions(each)
+    _check_joint(each)
     return each
 
 
@@ -216,6 +223,14 @@ def _check_companions(assignments: Sequence[Assignment]) -> None:
                     f"Regularizer: {assignment.penalty!r} on {assignment.name} is a function of its layer's other "
                     f"parameters, which have {penalties.get(other)!r}: match them all with one pattern"
                 )
+
+
+def _check_joint(assignments: Sequence[Assignment]) -> None:
+    """Raises ``ValueError`` if a constraint on several weights does not fit them."""
+    acting = [(a.acting, a) for a in assignments if a.acting is not None]
+    for whole, parts in by_whole(acting).items():
+        names = listed([a.name for _, a in parts])
+        whole._check_together([part for part, _ in parts], [a.param for _, a in parts], names)
 
 
 def _assigned(

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from torchreg.penalties import Penalty, Term
+from torchreg.penalties.joint import whole_of
 from torchreg.regularizer.assignment import Assignment, assign, with_taken
 from torchreg.regularizer.structure import Structure, can_be_pickled, looked_again
 from torchreg.regularizer.value import FewValues
@@ -32,6 +33,7 @@ class Penalized:
         penalties: the penalty of each parameter that a layer uses as it is.
         computed: the weights that a layer computes from others.
         acting: the penalty of each parameter that a step changes.
+        has_joint: whether a constraint acts on several weights at once.
         has_ridge: whether weight decay beside a penalty would decay twice.
         few: the value, if it is that of few weights.
 
@@ -56,6 +58,7 @@ class Penalized:
         self.penalties = {a.param: a.acting for a in self.entries if a.acting is not None and a.computed is None}
         self.computed = tuple(a for a in self.entries if a.acting is not None and a.computed is not None)
         self.has_ridge = any(isinstance(term, Term) and term._ridge > 0 for a in self.entries for term in a.terms)
+        self.has_joint = any(whole_of(a.acting) for a in self.entries)
         layers = [a.computed.layer for a in self.entries if a.computed is not None]
         self._structure: Structure | None = Structure(model, layers)
         self.acting = self.penalties

@@ -13,9 +13,11 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 from torchreg.ensemble.stacked import Stacked
+from torchreg.functional.sharding import is_sharded
 from torchreg.hooks import Carried, Group, StepHooks, check_steps, checked_steps
 from torchreg.penalties import Penalty
 from torchreg.penalties.constraints import Constraint
+from torchreg.penalties.joint import by_whole, whole_of
 from torchreg.regularizer.assignment import Assignment, as_rules, taken
 from torchreg.regularizer.compatibility import check_decay, check_new, check_optimizers, minimized, warn_of_frozen
 from torchreg.regularizer.copies import check_copy
@@ -23,7 +25,7 @@ from torchreg.regularizer.penalized import Penalized, Trained
 from torchreg.regularizer.penalized_loss import PenalizedLoss
 from torchreg.regularizer.rounding import RoundingCheck
 from torchreg.regularizer.summary import table
-from torchreg.regularizer.value import penalty_value, warn_of_constants
+from torchreg.regularizer.value import joint_value, penalty_value, warn_of_constants
 from torchreg.schedules import Schedule, check_scale, check_schedule
 from torchreg.selection.modules import check_model, listed
 from torchreg.selection.parameters import ParamInfo, unwrapped
@@ -31,13 +33,14 @@ from torchreg.selection.selectors import Selector, as_selector, weights
 from torchreg.steps.computed import add_gradients_through
 from torchreg.steps.kernels import warn_of_no_kernels
 from torchreg.steps.plan import Gradients, Plan
+from torchreg.steps.steered import Steered
 from torchreg.steps.updates import add_gradients, descend, take_proximal_steps
 
 Mode = Literal["loss", "grad", "decoupled", "prox"]
 Scale: TypeAlias = float | Tensor | Mapping[str, float | Tensor]
 
 
-class Regularizer:
+class Regularizer(Steered):
     r"""Applies a penalty to selected parameters of an existing model. It does not change the model.
 
     Training then minimizes
@@ -243,6 +246,16 @@ class Regularizer:
         return self._penalized.trained(given)
 
     def _scaled_total(self, pairs: Sequence[Trained]) -> Tensor:
+        if self._penalized.has_joint:
+            joint = by_whole((penalty, weight) for penalty, weight, _ in pairs)
+            alone = [pair for pair in pairs if whole_of(pair[0]) is None]
+            values = [joint_value(whole, parts) for whole, parts in joint.items()]
+            values += [self._total_of_each(alone)] if alone else []
+            return torch.stack([value.to(values[0]) for value in values]).sum()
+        return self._total_of_each(pairs)
+
+    def _total_of_each(self, pairs: Sequence[Trained]) -> Tensor:
+        """The sum over weights, each of which has a penalty of its own."""
         scale = self._scale
         if not isinstance(scale, Mapping):
             penalties, weights, _ = zip(*pairs, strict=True)
@@ -322,6 +335,11 @@ class Regularizer:
             raise ValueError(
                 f"Regularizer: every={self.every} counts the steps of one optimizer, got {len(optimizers)}: make a "
                 "Regularizer for each, with select"
+            )
+        if self._penalized.has_joint and len(optimizers) > 1:
+            raise ValueError(
+                f"Regularizer: a constraint on all weights together acts in the steps of one optimizer, got "
+                f"{len(optimizers)}: make a Regularizer for each, with select"
             )
         self._check_parameters()
         self.scale = self._scale  # again, for a model that was moved since
@@ -469,6 +487,44 @@ class Regularizer:
                 raise ValueError(
                     f"Regularizer: schedule must return a finite scale >= 0, got {scale!r} at step {self._steps}"
                 ) from None
+
+    # -- steered by a controller ----------------------------------------------------------------------------------
+
+    def _steered_in(self, owner: str) -> Optimizer:
+        if self.mode != "prox":
+            raise ValueError(f"{owner}: a Regularizer must have mode 'prox', which makes zeros, got {self.mode!r}")
+        if len(self._optimizers) != 1:
+            got = "none" if not self._optimizers else str(len(self._optimizers))
+            raise ValueError(f"{owner}: a Regularizer must be attached to one optimizer, got {got}: attach it first")
+        if self.schedule is not None:
+            raise ValueError(f"{owner}: a Regularizer must have no schedule, which sets the same scale")
+        if isinstance(self.model, Stacked):
+            raise ValueError(f"{owner}: a stack of models has no common share of zeros: use each of its members()")
+        if any(isinstance(term, Constraint) for a in self.entries for term in a.terms):
+            raise ValueError(f"{owner}: a constraint has no strength to be steered: use Sparsest for an exact count")
+        if any(is_sharded(p) for a in self.entries for p in a.stored):
+            raise ValueError(f"{owner}: weights must not be sharded over processes: use a ProxSGD or a ProxAdam")
+        return self._optimizers[0]
+
+    def _steered_places(self) -> Sequence[ParamInfo]:
+        params = {param for group in self._optimizers[0].param_groups for param in group["params"]}
+        return [
+            a.places[0] if a.computed is None else ParamInfo(a.name, param, a.places[0].module)
+            for a in self._penalized.entries
+            if a.acting is not None
+            for param in a.stored
+            if param.requires_grad and param in params
+        ]
+
+    def _steered_scales(self) -> list[float | Tensor]:
+        return list(self._scale.values()) if isinstance(self._scale, Mapping) else [self._scale]
+
+    def _steer(self, scales: Sequence[float | Tensor]) -> None:
+        self.scale = dict(zip(self._scale, scales, strict=True)) if isinstance(self._scale, Mapping) else scales[0]
+
+    def _end_penalty(self) -> bool:
+        self._steer([0.0 * scale for scale in self._steered_scales()])
+        return False
 
     # -- saving and copying ---------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torchreg import functional as f
 from torchreg.functional.sharding import is_sharded
 from torchreg.hooks import Group, gradient_scale
-from torchreg.penalties import Penalty, ProximalPenalty
+from torchreg.penalties import Constraint, Penalty, ProximalPenalty
 from torchreg.regularizer.assignment import Assignment
 from torchreg.selection.modules import listed
 
@@ -75,6 +75,8 @@ class RoundingCheck:
 
 def _is_lost(mode: str, optimizer: Optimizer, group: Group, param: Tensor, penalty: Penalty, scale: float) -> bool:
     """Whether most elements that a step would change in single precision stay as they are in the parameter's."""
+    if isinstance(penalty, Constraint):
+        return False  # what is outside moves in every step
     before, w = param, f.wide(param)
     if mode == "grad":
         assert param.grad is not None

@@ -13,6 +13,7 @@ from torchreg import functional as f
 from torchreg.functional.chunks import CHUNK, bundles, chunks_of, keep_freed_memory
 from torchreg.functional.sharding import Layout, as_plain, layout_of_sum, reduced, sharded_like
 from torchreg.penalties import Penalty
+from torchreg.penalties.joint import Joint
 from torchreg.steps.kernels import kernel_for
 from torchreg.steps.plan import PLAIN
 
@@ -41,6 +42,12 @@ def penalty_value(
     if (few := FewValues.of(penalties, params)) is not None and not (compile and few.has_kernels):
         return few.value(scale)
     return _scaled(PenaltySum.apply(penalties, compile, *params), scale)
+
+
+def joint_value(whole: Joint, parts: Sequence[tuple[Joint, Tensor]]) -> Tensor:
+    """The value of a constraint on several weights, given its parts and their weights."""
+    each, weights = zip(*parts, strict=True)
+    return whole._value_together(each, [as_plain(w.detach(), local=False) for w in weights])
 
 
 def _scaled(value: Tensor, scale: float) -> Tensor:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torchreg.functional.chunks import CHUNK
 from torchreg.hooks import Group
 from torchreg.penalties import Penalty
+from torchreg.penalties.joint import by_whole, whole_of
 
 Penalties = Mapping[nn.Parameter, Penalty]
 ScaleOf = Callable[[nn.Parameter], float | Tensor]
@@ -61,7 +62,10 @@ class Plan:
             for i, (param, group) in enumerate(pairs)
             if param.grad is not None and param.requires_grad
         ]
-        self.batches = [_batch(rows, takes_gradients) for rows in _alike(self.changed, scale_of)]
+        alone = [row for row in self.changed if whole_of(row[3]) is None]
+        self.batches = [_batch(rows, takes_gradients) for rows in _alike(alone, scale_of)]
+        trained = [(penalties[p], (p, p.grad is not None)) for p in self.params if p.requires_grad]
+        self.joint = by_whole(trained) if len(alone) < len(self.changed) else {}
         bundles = [bundle for batch in self.batches for bundle in batch.bundles]
         self._bundled = [self.params[i] for bundle in bundles for i in bundle.where]
         self._kept = [param.detach() for param in self._bundled]

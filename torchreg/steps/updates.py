@@ -11,6 +11,7 @@ from torchreg.functional.chunks import chunks_of
 from torchreg.functional.sharding import on_plain_
 from torchreg.hooks import gradient_scale, step_size
 from torchreg.penalties import Penalty, ProximalPenalty
+from torchreg.penalties.joint import Joint
 from torchreg.steps.half import in_single, make_room
 from torchreg.steps.kernels import Form, Kernel, fits, kernel_on
 from torchreg.steps.plan import Batch, Gradients, Plan, ScaleOf
@@ -52,6 +53,15 @@ def take_proximal_steps(plan: Plan, scale_of: ScaleOf, compile: bool = False, ti
             step = step_size(plan.optimizer, batch.group) * scale_of(batch.first) * times
             assert isinstance(batch.penalty, ProximalPenalty)
             _update(plan.params, batch, batch.penalty._prox_, step, "prox", compile)
+        for whole, parts in plan.joint.items():
+            _project_together(whole, parts)
+
+
+def _project_together(whole: Joint, parts: Sequence[tuple[Joint, tuple[nn.Parameter, bool]]]) -> None:
+    """The projection of all weights of a constraint; it moves those of which the step has a gradient."""
+    each = [part for part, _ in parts]
+    params, are_moved = zip(*(row for _, row in parts), strict=True)
+    on_plain_(lambda *weights: whole._project_together_(each, weights, are_moved), False, *params)
 
 
 def _update(

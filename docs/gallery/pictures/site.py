@@ -26,11 +26,12 @@ class Taught:
 
     # fmt: off
     ORDER = (
-        "l1", "l2", "elastic_net", "huber", "lp", "log_sum", "mcp", "scad", "hoyer_square",
-        "l2sp", "l1sp", "group_lasso", "sparse_group_lasso", "exclusive_lasso",
+        "l1", "l2", "elastic_net", "huber", "lp", "log_sum", "mcp", "scad", "hoyer_square", "slope",
+        "l2sp", "l1sp", "group_lasso", "sparse_group_lasso", "exclusive_lasso", "group_mcp", "group_scad",
         "nuclear", "spectral_norm", "convolution_norm",
         "soft_orthogonality", "double_soft_orthogonality", "srip", "kl_sparsity", "complexity",
-        "max_norm", "unit_norm", "non_negative", "simplex", "l1_ball", "l2_ball", "linf_ball",
+        "max_norm", "unit_norm", "non_negative", "simplex", "l1_ball", "l2_ball", "linf_ball", "box",
+        "sparsest", "n_of_m", "rank",
         "dropout", "channels", "drop_block", "gaussian_dropout",
         "alpha_dropout", "feature_alpha_dropout", "stochastic_depth", "drop_connect",
         "locked_dropout", "embedding_dropout", "word_dropout",
