@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
@@ -22,7 +22,9 @@ from torchreg.nn import (
     EmbeddingDropout,
     FeatureAlphaDropout,
     GaussianDropout,
+    LayerDrop,
     LockedDropout,
+    MultiheadAttention,
     StochasticDepth,
     WordDropout,
 )
@@ -60,6 +62,25 @@ def _weights(p: float, generator: Generator) -> Tensor:
     return torch.cat([layer(row.expand(500, 20)).detach() for row in torch.eye(20)]).reshape(-1, 1)
 
 
+def _attention(drop: Any, independent: bool = True) -> Callable[[float, Generator], Tensor]:
+    """The weights of equal keys, times their number."""
+
+    def draw(p: float, generator: Generator) -> Tensor:
+        layer = MultiheadAttention(4, 4, p, bias=False, drop=drop, generator=generator)
+        nn.init.zeros_(layer.in_proj_weight)
+        x = torch.zeros(1000, 1, 4) if independent else torch.zeros(2, 50_000, 4)
+        y: Tensor = layer(x, x, x, average_attn_weights=False)[1].detach() * len(x)
+        return y.reshape(-1, 1) if independent else y.flatten(0, 1).flatten(1)
+
+    return draw
+
+
+def _layers(p: float, generator: Generator) -> Tensor:
+    layers = LayerDrop([nn.Identity() for _ in range(100)], p, generator=generator)
+    kept = [set(layers) for _ in range(500)]
+    return torch.tensor([layer in each for each in kept for layer in layers.eval()]).double().reshape(-1, 1)
+
+
 def _by(make: Callable[..., nn.Module], *shape: int) -> Callable[[float, Generator], Tensor]:
     """The layer on ones, as independent draws by what is drawn together."""
 
@@ -94,7 +115,12 @@ LAYERS: dict[str, Callable[[float, Generator], Tensor]] = {
     "DropBlock3d, 3 of 6x6x6": _by(lambda p, g: DropBlock3d(p, 3, generator=g), 300, 64, 6, 6, 6),
     "StochasticDepth": lambda p, g: StochasticDepth(nn.Identity(), p, generator=g)(torch.ones(200_000, 2)),
     "GaussianDropout": _by(_gaussian, 1000, 500),
+    "LayerDrop": _layers,
+    "MultiheadAttention, weights": _attention("weights"),
+    "MultiheadAttention, keys": _attention("keys"),
+    "MultiheadAttention, heads": _attention("heads", independent=False),
 }
+UNSCALED = ("WordDropout", "LayerDrop")  # they do not keep the mean
 NORMAL = {"AlphaDropout": AlphaDropout, "FeatureAlphaDropout": FeatureAlphaDropout}  # of inputs with mean 0, variance 1
 
 
@@ -109,7 +135,7 @@ def _row(name: str, p: float, y: Tensor) -> Row:
     dropped = (y == 0).double().mean(1)  # of each independent draw
     rate, bound = dropped.mean().item(), SIGMAS * dropped.std().item() / math.sqrt(len(y))
     mean, mean_bound = y.mean().item(), SIGMAS * y.mean(1).std().item() / math.sqrt(len(y))
-    if name == "WordDropout":  # it replaces and does not scale
+    if name in UNSCALED:
         return Row(name, p, rate, bound, math.nan, math.nan, None)
     variance = (y - 1).square().mean().item() / (p / (1 - p))
     return Row(name, p, None if name == "GaussianDropout" else rate, bound, mean, mean_bound, variance)

@@ -22,16 +22,17 @@ Penalties
     On groups: :class:`GroupLasso`, :class:`SparseGroupLasso`, :class:`ExclusiveLasso`, :class:`GroupMCP`,
     :class:`GroupSCAD`, with :class:`Heads`. On matrices:
     :class:`Nuclear`, :class:`SpectralNorm`, :class:`ConvolutionNorm`, :class:`SoftOrthogonality`,
-    :class:`DoubleSoftOrthogonality`, :class:`SRIP`. On activations: :class:`KLSparsity`. Of layers that learn to drop:
-    :class:`Complexity`. Your own: subclass :class:`Penalty` or :class:`ProximalPenalty`. Penalties add up and multiply:
-    ``L1(1e-5) + 0.5 * L2(1e-4)``.
+    :class:`DoubleSoftOrthogonality`, :class:`SRIP`. On activations: :class:`KLSparsity`. On logits: :class:`ZLoss`,
+    :class:`Confidence`. Of layers that learn to drop: :class:`Complexity`. Your own: subclass :class:`Penalty` or
+    :class:`ProximalPenalty`. Penalties add up and multiply: ``L1(1e-5) + 0.5 * L2(1e-4)``.
 Constraints
     Projections after the step: :class:`MaxNorm`, :class:`NonNegative`, :class:`UnitNorm`, :class:`L1Ball`,
     :class:`L2Ball`, :class:`LinfBall`, :class:`Box`, :class:`Simplex`. Exact counts: :class:`Sparsest`, :class:`NofM`,
     :class:`Rank`. Your own: subclass :class:`Constraint`.
 Regularizers
     :class:`Regularizer` applies a penalty to parameters in one of four modes: "loss", "grad", "decoupled", "prox".
-    :class:`ActivityRegularizer` applies one to the outputs of modules.
+    :class:`ActivityRegularizer` applies one to the outputs of modules. :class:`Jacobian` and :class:`InputGradient`
+    penalize how much the outputs and the loss change with the inputs.
 Selection
     :data:`weights` is the default: no biases, no normalization. :func:`named`, :func:`in_modules` and
     :data:`everything` select others; :class:`Selector` and :class:`ParamInfo` are for selectors of your own.
@@ -71,6 +72,7 @@ from torchreg.penalties import (
     SRIP,
     Box,
     Complexity,
+    Confidence,
     Constraint,
     ConvolutionNorm,
     DoubleSoftOrthogonality,
@@ -101,10 +103,11 @@ from torchreg.penalties import (
     Sparsest,
     SpectralNorm,
     UnitNorm,
+    ZLoss,
     adaptive,
     fisher,
 )
-from torchreg.regularizer import ActivityRegularizer, Regularizer
+from torchreg.regularizer import ActivityRegularizer, InputGradient, Jacobian, Regularizer
 from torchreg.regularizer import PenalizedLoss as PenalizedLoss  # the type that penalize() returns
 from torchreg.schedules import cosine, curriculum, early, late, linear
 from torchreg.selection import ParamInfo, Selector, everything, in_modules, named, weights
@@ -136,6 +139,7 @@ __all__ = [
     "ActivityRegularizer",
     "Box",
     "Complexity",
+    "Confidence",
     "Constraint",
     "ConvolutionNorm",
     "DoubleSoftOrthogonality",
@@ -148,6 +152,8 @@ __all__ = [
     "Heads",
     "HoyerSquare",
     "Huber",
+    "InputGradient",
+    "Jacobian",
     "KLSparsity",
     "L1Ball",
     "L2Ball",
@@ -171,6 +177,7 @@ __all__ = [
     "SpectralNorm",
     "Stacked",
     "UnitNorm",
+    "ZLoss",
     "adaptive",
     "compress",
     "cosine",

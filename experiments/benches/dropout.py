@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ def tables(clock: Clock) -> Iterator[Table]:
     for dtype in (torch.float32,) if clock.is_quick else (torch.float32, torch.bfloat16):
         for p in (0.5, 0.2, 0.1):
             yield from alone(p, dtype, clock)
+    yield from attention(clock)
     yield from in_step(clock)
 
 
@@ -33,6 +35,17 @@ def alone(p: float, dtype: torch.dtype, clock: Clock, own: bool = False) -> Iter
     rows = chain.from_iterable(_rows(p, dtype, power, own, clock) for power in powers)
     title = f"torch.nn.Dropout / torchreg.nn.Dropout, forward + backward, p = {p}, {kind}, elements"
     yield from growing(title, rows, [f"2^{power}" for power in powers])
+
+
+def attention(clock: Clock) -> Iterator[Table]:
+    """How many times faster than torch's attention with dropout; what keys and heads cost to the same."""
+    lengths = (64, 256) if clock.is_quick else (64, 256, 512)
+    cases = [(drop, length) for drop in ("weights", "keys", "heads") for length in lengths]
+    rows = chain.from_iterable(_attending(drop, length, clock) for drop, length in cases)
+    title = (
+        "torch.nn.MultiheadAttention / torchreg.nn.MultiheadAttention, forward + backward, p = 0.1, batch 4, width 256"
+    )
+    yield from growing(title, rows, [f"{drop}, length {length}" for drop, length in cases])
 
 
 def in_step(clock: Clock) -> Iterator[Table]:
@@ -72,7 +85,18 @@ def _rows(p: float, dtype: torch.dtype, power: int, own: bool, clock: Clock) -> 
     return clock.duel(f"2^{power}", _forward_backward(ours, x), _forward_backward(theirs, x), rounds)
 
 
-def _forward_backward(layer: nn.Module, x: Tensor) -> Callable[[], object]:
+def _attending(drop: Any, length: int, clock: Clock) -> Iterator[Row]:
+    x = torch.randn(4, length, 256, device=clock.device, requires_grad=True)
+
+    def work(layer: nn.MultiheadAttention) -> Callable[[], object]:
+        return _forward_backward(lambda x: layer(x, x, x, need_weights=False)[0], x)
+
+    ours = torchreg.nn.MultiheadAttention(256, 8, 0.1, batch_first=True, device=clock.device, drop=drop)
+    theirs = nn.MultiheadAttention(256, 8, 0.1, batch_first=True, device=clock.device)
+    return clock.duel(f"{drop}, length {length}", work(ours), work(theirs), rounds=30)
+
+
+def _forward_backward(layer: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], object]:
     gradient = torch.randn_like(x)
 
     def work() -> None:

@@ -52,7 +52,9 @@ INITS: Table = {name: make for name, make in vars(nn.init).items() if name.endsw
 _LAYERS = _classes(torchreg.nn, nn.Module)
 _WRAPPERS = ("ConcreteDropout", "DropConnect", "HardConcrete", "VariationalDropout")
 WRAPPERS: Table = {name: _LAYERS[name] for name in _WRAPPERS if name in _LAYERS}
-DROPOUTS = _without(_LAYERS, *_WRAPPERS, "EmbeddingDropout", "StochasticDepth", "WordDropout")
+DROPOUTS = _without(
+    _LAYERS, *_WRAPPERS, "EmbeddingDropout", "LayerDrop", "MultiheadAttention", "StochasticDepth", "WordDropout"
+)
 SCHEDULES: Table = {
     "linear": torchreg.linear,
     "cosine": torchreg.cosine,

@@ -13,7 +13,7 @@ from experiments.training import build, data
 from experiments.training.progress import Progress
 from experiments.training.record import Record
 from tests.integration.studies import CPU, TREE, arm, history, small
-from torchreg import L1, ActivityRegularizer, KLSparsity
+from torchreg import L1, ActivityRegularizer, Confidence, KLSparsity, ZLoss
 
 
 def penalized(study, folder):
@@ -109,6 +109,8 @@ ACTIVITIES = {
         {"activity": "KLSparsity", "strength": 0.1, "squash": "sigmoid", "modules": "linear1"},
         KLSparsity(0.1, squash="sigmoid"),
     ),
+    "logits of a layer": ({"activity": "ZLoss", "strength": 0.1, "modules": "output"}, ZLoss(0.1)),
+    "logits of the model": ({"activity": "Confidence", "strength": 0.1, "modules": ""}, Confidence(0.1)),
 }
 
 

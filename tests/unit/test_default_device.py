@@ -80,7 +80,18 @@ LAYERS = {
     "VariationalDropout": lambda g: torchreg.nn.VariationalDropout(nn.Linear(6, 6), generator=g),
     "HardConcrete": lambda g: torchreg.nn.HardConcrete(nn.Linear(6, 6), generator=g),
     "LockedDropout": lambda g: torchreg.nn.LockedDropout(0.3, generator=g),
+    **{f"MultiheadAttention, {drop}": lambda g, drop=drop: Attending(drop, g) for drop in ("weights", "keys", "heads")},
 }
+
+
+class Attending(nn.Module):
+    def __init__(self, drop, generator):
+        super().__init__()
+        self.attention = torchreg.nn.MultiheadAttention(6, 2, 0.3, add_zero_attn=True, drop=drop, generator=generator)
+
+    def forward(self, x):
+        x, mask = x[0, 0], torch.zeros(6, 6, dtype=torch.bool, device=x.device)
+        return self.attention(x, x, x, attn_mask=mask)[0]
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["torch's generator", "a generator"])
@@ -88,7 +99,7 @@ LAYERS = {
 def test_each_layer_that_drops(make, own):
     generator = torch.Generator().manual_seed(1) if own else None
     layer, x = make(generator), torch.randn(2, 4, 6, 6, requires_grad=True)
-    if "LockedDropout" in type(layer).__name__:
+    if type(layer) is torchreg.nn.LockedDropout:
         x = x[0]
     x = x.detach().requires_grad_()
     with torch.device("meta"):

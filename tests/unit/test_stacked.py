@@ -93,6 +93,19 @@ def test_each_optimizer_and_mode_give_a_member_its_own_strength(name, mode):
     assert_close(together, alone, 1e-10)
 
 
+class Attending(nn.Module):
+    """Attention among two halves of the features."""
+
+    def __init__(self, drop):
+        super().__init__()
+        self.attention = layers.MultiheadAttention(4, 2, 0.3, batch_first=True, drop=drop)
+        self.name = f"MultiheadAttention, {drop}"
+
+    def forward(self, x):
+        x = x.unflatten(1, (2, 4))
+        return self.attention(x, x, x, need_weights=False)[0].flatten(1)
+
+
 @pytest.mark.parametrize(
     "layer",
     [
@@ -105,8 +118,9 @@ def test_each_optimizer_and_mode_give_a_member_its_own_strength(name, mode):
         layers.ConcreteDropout(nn.Linear(8, 8)),
         layers.VariationalDropout(nn.Linear(8, 8)),
         layers.HardConcrete(nn.Linear(8, 8)),
+        *(Attending(drop) for drop in ("weights", "keys", "heads")),
     ],
-    ids=lambda layer: type(layer).__name__,
+    ids=lambda layer: getattr(layer, "name", type(layer).__name__),
 )
 @pytest.mark.parametrize("vectorize", [True, False], ids=["at once", "one after another"])
 def test_a_members_masks_are_those_it_would_have_alone(layer, vectorize):

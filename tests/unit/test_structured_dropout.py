@@ -32,6 +32,45 @@ EMBEDDING = nn.Embedding.from_pretrained(torch.ones(30, 2))
 
 
 @pytest.mark.parametrize("spatial", [1, 2, 3])
+@pytest.mark.parametrize("batched", [True, False])
+def test_coupled_channels_lose_the_same_blocks(spatial, batched):
+    shape = (*[200] * batched, 4, *[7] * spatial)
+    layer = BLOCKS[spatial](0.3, 3, couple_channels=True, generator=seeded(3))
+    x = torch.ones(shape, requires_grad=True)
+    y = layer(x)
+    channels = y.movedim(-spatial - 1, 0)
+    assert_bit_equal(channels, channels[:1].expand_as(channels))
+    y.sum().backward()
+    assert_bit_equal(x.grad, y.detach())
+    if batched:
+        assert abs((y == 0).float().mean() - 0.3) < 0.03
+        assert not bool((y == y[:1]).all())
+    assert "couple_channels=True" in repr(layer)
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_the_rate_that_blocks_of_other_libraries_have_inside(library):
+    """The formula of the docstring; at the borders theirs drop less, and here all positions are alike."""
+    size, block, q = 14, 5, 0.1
+    gamma = q / block**2 * size**2 / (size - block + 1) ** 2
+    p = 1 - (1 - gamma) ** block**2
+    torch.manual_seed(0)
+    x = torch.ones(2000, 8, size, size)
+    if library == "timm":
+        theirs = pytest.importorskip("timm.layers.drop").DropBlock2d(q, block, couple_channels=False)
+    else:
+        theirs = pytest.importorskip("torchvision.ops").DropBlock2d(q, block)
+    dropped, ours = (
+        (layer(x) == 0).float().mean((0, 1)) for layer in (theirs, DropBlock2d(p, block, generator=seeded(4)))
+    )
+    inside = slice(block, size - block)
+    error = 5 * (p * (1 - p) / 16_000) ** 0.5
+    assert (dropped[inside, inside] - p).abs().max() < error
+    assert (ours - p).abs().max() < error
+    assert dropped[0, 0] < p - 4 * error  # a corner
+
+
+@pytest.mark.parametrize("spatial", [1, 2, 3])
 @pytest.mark.parametrize("block", [1, 2, 3, 4, 7])
 def test_what_is_dropped_is_a_union_of_blocks(spatial, block):
     """Each dropped position lies in a window of the block's size, cut off at the borders, that is dropped whole."""

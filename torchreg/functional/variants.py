@@ -51,11 +51,20 @@ def gaussian_dropout(
     return x.mul_(noise) if inplace else x * noise
 
 
-def drop_blocks(x: Tensor, p: float, block: Sequence[int], inplace: bool = False, generator: Source = None) -> Tensor:
+def drop_blocks(
+    x: Tensor,
+    p: float,
+    block: Sequence[int],
+    inplace: bool = False,
+    generator: Source = None,
+    *,
+    couple_channels: bool = False,
+) -> Tensor:
     r"""Drops blocks of the last ``len(block)`` dimensions, each position with probability exactly ``p``.
 
     A position is dropped if any of the :math:`\prod_i b_i` positions in the block around it is a seed. Seeds are also
-    drawn beyond the borders, with the rate :math:`\gamma = 1 - (1 - p)^{1 / \prod_i b_i}`.
+    drawn beyond the borders, with the rate :math:`\gamma = 1 - (1 - p)^{1 / \prod_i b_i}`. If the channels (the
+    dimension before) are coupled, they lose the same blocks.
     """
     spatial = len(block)
     if p in (0, 1) or x.numel() == 0:
@@ -66,7 +75,8 @@ def drop_blocks(x: Tensor, p: float, block: Sequence[int], inplace: bool = False
     if rate == 1:
         return drop(x, 1.0, x.shape, inplace, generator)
     padded = [size + width - 1 for size, width in zip(x.shape[-spatial:], block, strict=True)]
-    kept = keep_mask(x, rate, (*x.shape[:-spatial], *padded), generator, is_rare=True)
+    leading = (*x.shape[: -spatial - 1], 1 if couple_channels else x.shape[-spatial - 1])
+    kept = keep_mask(x, rate, (*leading, *padded), generator, is_rare=True)
     for dim, width in zip(range(-spatial, 0), block, strict=True):
         kept = _running_min(kept, dim, width)
     return keep(x, kept, (1 - rate) ** -math.prod(block), inplace)
@@ -83,10 +93,23 @@ def _running_min(mask: Tensor, dim: int, width: int) -> Tensor:
     return mask
 
 
-def drop_paths(x: Tensor, p: float, rows: bool, inplace: bool = False, generator: Source = None) -> Tensor:
-    """Drops whole examples (``rows``), or all examples together."""
-    shape = (x.shape[0] if rows and x.ndim else 1, *[1] * (x.ndim - 1))
-    return drop(x, p, shape[: x.ndim], inplace, generator)
+def drop_paths(
+    x: Tensor,
+    p: float,
+    rows: bool,
+    inplace: bool = False,
+    generator: Source = None,
+    *,
+    scale_by_keep: bool = True,
+) -> Tensor:
+    """Drops whole examples (``rows``), or all examples together; divides what is kept by ``1 - p`` if it is scaled."""
+    shape = (x.shape[0] if rows and x.ndim else 1, *[1] * (x.ndim - 1))[: x.ndim]
+    if scale_by_keep:
+        return drop(x, p, shape, inplace, generator)
+    p = drawn_rate(x, p, generator)
+    if p in (0, 1) or x.numel() == 0:
+        return all_or_none(x, p if x.numel() else 0, inplace)
+    return keep(x, keep_mask(x, p, shape, generator), 1.0, inplace)
 
 
 def interpolate_gate(logit: Tensor, noise: Tensor, temperature: float) -> Tensor:

@@ -1,18 +1,19 @@
 """LAYERS that drop, and functions that put them into existing models.
 
 Replacements of torch's layers: :class:`Dropout`, :class:`Dropout1d`, :class:`Dropout2d`, :class:`Dropout3d`,
-:class:`AlphaDropout`, :class:`FeatureAlphaDropout`. Other noise: :class:`GaussianDropout`, :class:`DropBlock1d`,
-:class:`DropBlock2d`, :class:`DropBlock3d`, :class:`StochasticDepth`, :class:`DropConnect`, :class:`LockedDropout`,
-:class:`EmbeddingDropout`, :class:`WordDropout`. Layers that learn what to drop: :class:`ConcreteDropout`,
-:class:`VariationalDropout`, :class:`HardConcrete`. For existing models: :func:`replace_dropout`,
-:func:`insert_dropout`, :func:`seed_dropout`, :func:`same_masks`, :func:`mc_dropout`, :func:`set_linear_depth`,
-:func:`pruned`.
+:class:`AlphaDropout`, :class:`FeatureAlphaDropout`, :class:`MultiheadAttention`. Other noise: :class:`GaussianDropout`,
+:class:`DropBlock1d`, :class:`DropBlock2d`, :class:`DropBlock3d`, :class:`StochasticDepth`, :class:`LayerDrop`,
+:class:`DropConnect`, :class:`LockedDropout`, :class:`EmbeddingDropout`, :class:`WordDropout`. Layers that learn what to
+drop: :class:`ConcreteDropout`, :class:`VariationalDropout`, :class:`HardConcrete`. For existing models:
+:func:`replace_dropout`, :func:`insert_dropout`, :func:`seed_dropout`, :func:`same_masks`, :func:`mc_dropout`,
+:func:`set_linear_depth`, :func:`pruned`.
 """
 
+from torchreg.nn.attention import MultiheadAttention
 from torchreg.nn.block import DropBlock1d, DropBlock2d, DropBlock3d
 from torchreg.nn.concrete import ConcreteDropout, HardConcrete
 from torchreg.nn.connect import DropConnect
-from torchreg.nn.depth import StochasticDepth, set_linear_depth
+from torchreg.nn.depth import LayerDrop, StochasticDepth, set_linear_depth
 from torchreg.nn.dropout import (
     AlphaDropout,
     Dropout,
@@ -47,8 +48,10 @@ __all__ = [
     "GaussianDropout",
     "HardConcrete",
     "Insertion",
+    "LayerDrop",
     "LockedDropout",
     "MonteCarlo",
+    "MultiheadAttention",
     "Prediction",
     "Replacement",
     "StochasticDepth",

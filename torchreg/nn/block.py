@@ -20,6 +20,7 @@ class _DropBlock(Seeded):
         block_size: int | Sequence[int] = 7,
         inplace: bool = False,
         *,
+        couple_channels: bool = False,
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
@@ -27,6 +28,7 @@ class _DropBlock(Seeded):
         self.p = p
         self.block_size = self._checked(block_size)
         self.inplace = inplace
+        self.couple_channels = couple_channels
         self.generator = generator
 
     def _checked(self, block_size: int | Sequence[int]) -> tuple[int, ...]:
@@ -49,10 +51,12 @@ class _DropBlock(Seeded):
         if not self.training or self.p == 0:
             return input
         self._check_generator(input)
-        return f.drop_blocks(input, self.p, self.block_size, self.inplace, self.generator)
+        is_coupled = self.couple_channels
+        return f.drop_blocks(input, self.p, self.block_size, self.inplace, self.generator, couple_channels=is_coupled)
 
     def extra_repr(self) -> str:
-        return f"p={self.p}, block_size={self.block_size}, inplace={self.inplace}"
+        coupled = ", couple_channels=True" if self.couple_channels else ""
+        return f"p={self.p}, block_size={self.block_size}, inplace={self.inplace}{coupled}"
 
 
 class DropBlock2d(_DropBlock):
@@ -67,10 +71,21 @@ class DropBlock2d(_DropBlock):
     authors divide by the share that was kept in each batch instead of :math:`1 - p`. In evaluation mode the layer
     is the identity.
 
+    The layers of this name in timm and torchvision have the paper's :math:`\gamma`, with seeds inside the map only. At
+    a rate :math:`q`, on a map of :math:`h \times w`, they drop a position far from the borders with probability
+
+    .. math:: p = 1 - (1 - \gamma)^{b_1 b_2}, \qquad
+              \gamma = \frac{q}{b_1 b_2} \cdot \frac{h w}{(h - b_1 + 1)(w - b_2 + 1)}
+
+    and others less often: that :math:`p` is what to pass here for their rate. timm couples the channels by default, and
+    both scale by the share that was kept.
+
     Args:
         p: probability of dropping a position, in [0, 1].
         block_size: the size of the blocks, odd or even: one number, or one for each dimension.
         inplace: overwrites the input.
+        couple_channels: whether all channels of an example lose the same blocks. The paper finds blocks of their own
+            better.
         generator: source of the random bits, as in :class:`Dropout`.
 
     Shape:

@@ -21,6 +21,7 @@ from torchreg.penalties.elementwise import L1, L2, ElasticNet, Huber
 from torchreg.penalties.groups import ExclusiveLasso, GroupLasso, SparseGroupLasso
 from torchreg.penalties.importance import adaptive, fisher
 from torchreg.penalties.matrices import DoubleSoftOrthogonality, SoftOrthogonality
+from torchreg.penalties.outputs import Confidence, ZLoss
 from torchreg.penalties.partition import Heads
 from torchreg.penalties.ranked import SLOPE
 from torchreg.penalties.reference import L1SP, L2SP
@@ -37,6 +38,7 @@ __all__ = [
     "SRIP",
     "Box",
     "Complexity",
+    "Confidence",
     "Constraint",
     "ConvolutionNorm",
     "DoubleSoftOrthogonality",
@@ -68,6 +70,7 @@ __all__ = [
     "SpectralNorm",
     "Term",
     "UnitNorm",
+    "ZLoss",
     "adaptive",
     "fisher",
 ]

@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from torchreg.ensemble.stacked import Stacked
 from torchreg.penalties import KLSparsity, Penalty
+from torchreg.penalties.outputs import OfLogits
 from torchreg.regularizer.penalized_loss import PenalizedLoss
 from torchreg.schedules import check_scale
 from torchreg.selection.modules import ModuleFilter, check_model, select_modules
@@ -223,6 +224,8 @@ class _Activation(NamedTuple):
             return term.value(self.tensor) / max(len(self.tensor), 1)
         if term.is_separable:
             return term.value(self.tensor) / self.batch_sizes[0]
+        if isinstance(term, OfLogits):  # a mean over the rows
+            return term.value(self.tensor) / len(self.tensor)
         if isinstance(term, KLSparsity):  # each unit at each time has a mean, over the sequences that last so long
             return (
                 torch.stack([term.value(rows) for rows in self.tensor.split(self.batch_sizes)]).sum()

@@ -18,7 +18,7 @@ class Penalizer(Protocol):
     model: nn.Module
     _is_used: bool  # whether it says nothing at the end of its life
 
-    def value(self) -> Tensor: ...
+    def value(self, *args: Any, **kwargs: Any) -> Tensor: ...  # of the loss, if it depends on that
 
 
 class PenalizedLoss(nn.Module):
@@ -60,8 +60,11 @@ class PenalizedLoss(nn.Module):
                 self._notice_training(loss)
         if not is_training:
             return loss
-        value = self.regularizer.value()
+        value = self._penalty(loss)
         return loss + (value.to(loss.device) if isinstance(loss, Tensor) else value)  # of a model on several devices
+
+    def _penalty(self, loss: Tensor) -> Tensor:
+        return self.regularizer.value()
 
     def _notice_training(self, loss: Tensor) -> None:
         """Warns once if a weight has changed after a backward pass of a loss without the penalty."""

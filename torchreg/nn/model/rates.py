@@ -59,6 +59,7 @@ def torchs_numbers(model: nn.Module) -> list[Number]:
         Number(name, module, "dropout")
         for name, module in model.named_modules()
         if (isinstance(module, nn.MultiheadAttention) or (isinstance(module, nn.RNNBase) and module.num_layers > 1))
+        and not isinstance(module, Seeded)
         and module.dropout > 0
     ]
 

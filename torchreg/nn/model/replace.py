@@ -1,4 +1,4 @@
-"""Replacing torch's dropout layers by torchreg's in an existing model."""
+"""Replacing dropout layers of torch, and some of other libraries, by torchreg's in an existing model."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from torchreg.nn.attention import MultiheadAttention
+from torchreg.nn.depth import StochasticDepth
 from torchreg.nn.dropout import (
     AlphaDropout,
     Dropout,
@@ -30,6 +32,13 @@ _REPLACEMENTS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     nn.Dropout3d: Dropout3d,
     nn.AlphaDropout: AlphaDropout,
     nn.FeatureAlphaDropout: FeatureAlphaDropout,
+}
+_MADE: dict[str, Callable[[Any], nn.Module]] = {  # by module and name, so that no library is imported
+    "torch.nn.modules.activation.MultiheadAttention": MultiheadAttention.of,
+    "timm.layers.drop.DropPath": lambda old: StochasticDepth(
+        nn.Identity(), old.drop_prob or 0.0, scale_by_keep=old.scale_by_keep
+    ),
+    "torchvision.ops.stochastic_depth.StochasticDepth": lambda old: StochasticDepth(nn.Identity(), old.p, old.mode),
 }
 
 
@@ -88,12 +97,16 @@ def replace_dropout(
     replaced by one layer at these places. The ``state_dict`` stays the same, except for generators (``seed``) and
     layers with parameters (``kinds``). Only layers of exactly torch's types are replaced: subclasses and layers with a
     patched ``forward`` may compute anything. Calls of ``torch.nn.functional.dropout`` are not replaced; neither are
-    the rates that modules such as ``nn.LSTM`` and ``nn.MultiheadAttention`` hold as a number, which a warning names.
+    the rates that modules such as ``nn.LSTM`` hold as a number, which a warning names.
+
+    An ``nn.MultiheadAttention`` with dropout becomes a :class:`MultiheadAttention` that holds the same parameters. A
+    timm ``DropPath`` and a ``StochasticDepth`` of torchvision become a :class:`StochasticDepth`.
 
     Args:
         model: any module; it is changed in place.
-        kinds: further replacements by exact type, such as ``{nn.Dropout: lambda old: GaussianDropout(old.p)}``. They
-            have precedence. The new layer gets the training mode and the hooks of the old one.
+        kinds: further replacements by exact type, such as ``{nn.Dropout: lambda old: GaussianDropout(old.p)}`` and
+            ``{nn.MultiheadAttention: lambda old: MultiheadAttention.of(old, drop="keys")}``. They have precedence. The
+            new layer gets the training mode and the hooks of the old one.
         seed: gives each new layer its own generator, as :func:`seed_dropout` does, on the parameters' device.
 
     Returns:
@@ -121,22 +134,22 @@ def replace_dropout(
             "replace_dropout: kinds must be a dictionary from types to functions that make the new layer from the old, "
             f"got {kinds!r}: pass for example {{nn.Dropout: lambda old: GaussianDropout(old.p)}}"
         )
-    replacements = {**_REPLACEMENTS, **(kinds or {})}
-    if _is_replaceable(model, replacements):
+    kinds = kinds or {}
+    if _is_replaceable(model, kinds):
         raise ValueError(
-            f"replace_dropout: model must contain dropout layers, got the layer {model!r} itself, which cannot be "
+            f"replace_dropout: model must contain dropout layers, got the layer {shown(model)} itself, which cannot be "
             "replaced in place: create torchreg.nn's layer"
         )
     places = [
         (f"{name}.{key}" if name else key, parent, key, child)
         for name, parent in model.named_modules()
         for key, child in _children(parent)
-        if _is_replaceable(child, replacements)
+        if _is_replaceable(child, kinds)
     ]
     made: dict[nn.Module, nn.Module] = {}
     for *_, old in places:
         if old not in made:
-            made[old] = _replacement_for(old, kinds or {})
+            made[old] = _replacement_for(old, kinds)
     swaps = tuple(_Swap(*place, made[place[-1]]) for place in places if made[place[-1]] is not place[-1])
     if not swaps:
         raise ValueError(
@@ -146,7 +159,7 @@ def replace_dropout(
     if seed is not None:
         device = next((param.device for param in model.parameters()), torch.device("cpu"))
         seed_dropout(nn.ModuleList(swap.new for swap in swaps), seed, device=device)
-    if numbers := [str(number) for number in numbers_in(model)]:
+    if numbers := [str(number) for number in numbers_in(model) if number.module not in made]:
         warnings.warn(
             f"replace_dropout: rates that are held as numbers stay as they are: {listed(numbers)}",
             stacklevel=2,
@@ -161,18 +174,25 @@ def _children(parent: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(key, child) for key, child in parent.named_modules(remove_duplicate=False) if key and "." not in key]
 
 
-def _is_replaceable(module: nn.Module, replacements: Mapping[type[nn.Module], Any]) -> bool:
-    return type(module) in replacements and "forward" not in vars(module)
+def _is_replaceable(module: nn.Module, kinds: Mapping[type[nn.Module], Any]) -> bool:
+    if "forward" in vars(module):
+        return False
+    is_idle_attention = type(module) is nn.MultiheadAttention and module.dropout == 0
+    return type(module) in kinds or type(module) in _REPLACEMENTS or (_name(module) in _MADE and not is_idle_attention)
+
+
+def _name(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 def _replacement_for(old: nn.Module, kinds: Mapping[type[nn.Module], Callable[[Any], nn.Module]]) -> nn.Module:
     """The new layer. It shares the dicts of hooks with the old one, so that the handles of the hooks stay valid."""
     kind = type(old)
-    if kind not in kinds:
+    if kind not in kinds and kind in _REPLACEMENTS:
         new = _REPLACEMENTS[kind](old.p)
         vars(new).update(vars(old))
         return new
-    new = kinds[kind](old)
+    new = (kinds.get(kind) or _MADE[_name(old)])(old)
     if not isinstance(new, nn.Module):
         raise TypeError(f"replace_dropout: kinds must make modules, got {new!r} for {old!r}")
     if all(module is not old for module in new.modules()):  # an old layer inside the new one keeps its hooks
