@@ -40,6 +40,21 @@ pictures.curves(L1(1.0))
 # The slope is the same for small and for large weights. The proximal operator takes this slope
 # from every weight (dashed: no change) and leaves exact zeros in between.
 #
+# The adaptive lasso gives each weight a penalty of its own, which is small where the weights of
+# a first fit are large. In the same regression, with the least squares fit as the first one:
+
+from functools import partial
+
+import torch
+
+first = pictures.regression.one_output().fit
+pictures.coefficients(partial(L1, weights=first.abs().clamp(min=1e-6).reciprocal()))
+
+# %%
+# Large coefficients now keep their values while those that are truly zero vanish. In a model
+# these weights are ``weights=adaptive(fitted)``; see :func:`torchreg.adaptive` (Hui Zou, "The
+# Adaptive Lasso and Its Oracle Properties", 2006).
+#
 # In a model:
 
 import torch

@@ -44,6 +44,19 @@ pictures.curves(L2SP(1.0, reference=torch.tensor(1.0)))
 # %%
 # Value, gradient and proximal operator with a reference of 1.
 #
+# With ``weights`` each element has a strength of its own. Here the first one is held nine times
+# as much as the second one:
+
+pictures.plane(
+    partial(L2SP, reference=start, weights=torch.tensor([[9.0, 1.0]])),
+    through=[(-0.8, 0.6 + radius) for radius in (0.4, 0.8, 1.2, 1.6, 2.0)],
+)
+
+# %%
+# With the Fisher information of an earlier task (:func:`torchreg.fisher`) this is elastic weight
+# consolidation (James Kirkpatrick and others, "Overcoming Catastrophic Forgetting in Neural
+# Networks", 2017): what that task needs stays, the rest is free.
+#
 # In a model:
 
 import torch
