@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Literal
 
 from pydantic import ConfigDict, model_validator
@@ -10,8 +11,8 @@ from torchreg import penalties
 
 from .sections import Component, Names, Section, Strength
 
-_CLASSES = {name: getattr(penalties, name) for name in penalties.__all__}
-CONSTRAINTS = [name for name, cls in _CLASSES.items() if issubclass(cls, penalties.Constraint)]
+_NAMED = {name: getattr(penalties, name) for name in penalties.__all__}
+CONSTRAINTS = [name for name, it in _NAMED.items() if inspect.isclass(it) and issubclass(it, penalties.Constraint)]
 
 
 class Penalty(Component):

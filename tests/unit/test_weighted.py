@@ -210,7 +210,7 @@ BAD = [
     (torch.ones(3, 4), ValueError, r"weights must have the shape of 0.weight, \(4, 3\), got \(3, 4\)"),
     ({"0.weight": torch.ones(4, 3)}, ValueError, r"weights must hold 2.weight, got 1 names: 0.weight"),
     ({"0.weight": 1.0}, TypeError, r"weights must be None, a tensor or a dict of tensors, got 1.0"),
-    ([1.0], TypeError, r"weights must be None, a tensor or a dict of tensors, got \[1.0\]"),
+    ([1.0], TypeError, r"weights must be None, a tensor, a dict of tensors or a function .*, got \[1.0\]"),
     (lambda w: w.sum(0), ValueError, r"weights must have the shape of 0.weight, \(4, 3\), got \(3,\)"),
     (lambda w: -w.abs(), ValueError, r"weights must be finite and >= 0, got -"),
 ]

@@ -42,6 +42,11 @@ class Weighted(Term, ProximalPenalty):
         super().__post_init__()
         if isinstance(self.weights, Tensor):
             _check(type(self).__name__, "the parameter", self.weights)
+        elif not (self.weights is None or isinstance(self.weights, Mapping) or callable(self.weights)):
+            raise TypeError(
+                f"{type(self).__name__}: weights must be None, a tensor, a dict of tensors or a function of the weight, "
+                f"got {self.weights!r}"
+            )
 
     @property
     def is_separable(self) -> bool:
