@@ -107,7 +107,7 @@ from torchreg.penalties import (
     adaptive,
     fisher,
 )
-from torchreg.regularizer import ActivityRegularizer, InputGradient, Jacobian, Regularizer
+from torchreg.regularizer import ActivityRegularizer, CoupledGroupLasso, InputGradient, Jacobian, Regularizer
 from torchreg.regularizer import PenalizedLoss as PenalizedLoss  # the type that penalize() returns
 from torchreg.schedules import cosine, curriculum, early, late, linear
 from torchreg.selection import ParamInfo, Selector, everything, in_modules, named, weights
@@ -142,6 +142,7 @@ __all__ = [
     "Confidence",
     "Constraint",
     "ConvolutionNorm",
+    "CoupledGroupLasso",
     "DoubleSoftOrthogonality",
     "DropoutSchedule",
     "ElasticNet",

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ..errors import UserError, did_you_mean
-from . import choosing, cuda, dropout, epoch, files, memory, optimizer, overhead, profile, scale, studies
+from . import choosing, compress, cuda, dropout, epoch, files, memory, optimizer, overhead, profile, scale, studies
 from .timing import Clock, Table
 
 BENCHES: Mapping[str, Callable[[Clock], Iterable[Table]]] = {
@@ -26,6 +26,7 @@ BENCHES: Mapping[str, Callable[[Clock], Iterable[Table]]] = {
     "memory": memory.tables,
     "profile": profile.tables,
     "scale": scale.tables,
+    "compress": compress.tables,
 }
 ON_CUDA: Mapping[str, Callable[[Clock], Iterable[Table]]] = {
     "overhead": overhead.tables,

@@ -196,9 +196,9 @@ MUTANTS = (
     ),
     # -- torchreg/diagnostics -------------------------------------------------------------------------------------
     Mutant(
-        "torchreg/diagnostics/dead_units.py",
-        "        if _pads_with_zeros(self.reader):\n            steady",
-        "        if False:\n            steady",
+        "torchreg/diagnostics/tracing.py",
+        "(found.values == 0 if pads else found.values.isfinite())",
+        "(found.values.isfinite())",
         "a constant channel is removed before a convolution that pads with zeros",
     ),
     # -- torchreg/tuning ------------------------------------------------------------------------------------------

@@ -276,6 +276,16 @@ class Squared(nn.Module):
         return x.square()
 
 
+class Normalized(nn.Module):
+    def forward(self, x):
+        return x / x.norm()
+
+
+class Counted(nn.Module):
+    def forward(self, x):
+        return torch.cat([x[..., :2], x[..., 2:]], -1)  # which two these are depends on the units before
+
+
 class Reversed(nn.ReLU):
     def forward(self, x):
         return super().forward(x.flip(-1))
@@ -289,9 +299,8 @@ class Residual(nn.Sequential):
 @pytest.mark.parametrize(
     "between",
     [
-        nn.Softmax(-1), nn.LayerNorm(6), nn.Unflatten(1, (2, 3)), Squared(), Reversed(), Residual(nn.ReLU()),
-        nn.BatchNorm1d(6, track_running_stats=False), nn.MaxPool1d(1), nn.AvgPool1d(1), nn.PReLU(6), nn.Flatten(0, 1),
-        nn.GLU(), nn.ModuleList(), nn.Flatten(2),
+        nn.Softmax(-1), nn.LayerNorm(6), Normalized(), Counted(), Residual(nn.Softmax(-1)), nn.MaxPool1d(1),
+        nn.BatchNorm1d(6, track_running_stats=False), nn.AvgPool1d(1), nn.PReLU(6),
     ],
     ids=repr,
 )  # fmt: skip
@@ -306,8 +315,7 @@ def test_anything_that_is_not_known_to_keep_units_apart_is_a_barrier(between):
     "between",
     [
         nn.GroupNorm(3, 6), nn.InstanceNorm2d(6), nn.LocalResponseNorm(2), nn.ChannelShuffle(2), nn.Softmax2d(),
-        nn.PixelShuffle(1), nn.ZeroPad2d(1), nn.Upsample(scale_factor=2), nn.LPPool2d(2, 2),
-        nn.ConvTranspose2d(6, 6, 1), nn.Conv2d(6, 6, 1, groups=2), nn.Conv2d(6, 6, 3, groups=6), nn.MaxPool1d(2),
+        nn.PixelShuffle(1), nn.LPPool2d(2, 2), nn.Conv2d(6, 6, 1, groups=2),
     ],
     ids=repr,
 )  # fmt: skip
@@ -344,7 +352,7 @@ def test_normalization_over_places_is_a_barrier(norm, shape):
 
 
 def test_behind_a_barrier_compression_goes_on():
-    model = build(nn.Linear(4, 6), Squared(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    model = build(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
     for layer in model[:3:2]:
         kill(layer, [1])
     assert_compresses(model, torch.randn(5, 4).double(), [6, 4, 3])
@@ -432,8 +440,8 @@ def patch_a_block():
 @pytest.mark.parametrize(
     "make",
     [
-        tie_modules, tie_blocks, tie_statistics, tie_weights, tie_with_a_stranger, mask_by_hook, normalize_weights,
-        listen, listen_to_a_block, patch, patch_a_block,
+        tie_modules, tie_blocks, tie_statistics, tie_weights, mask_by_hook, normalize_weights, listen,
+        listen_to_a_block,
     ],
 )  # fmt: skip
 def test_tied_or_altered_modules_are_barriers(make):
@@ -464,10 +472,61 @@ def test_layers_of_width_zero_are_left_alone():
     assert_compresses(model, torch.randn(5, 4).double(), [0, 3])
 
 
-@pytest.mark.parametrize("model", [nn.Linear(2, 2), Residual(nn.Linear(2, 2)), nn.ModuleList(), None], ids=repr)
-def test_only_sequences_are_taken(model):
-    with pytest.raises(TypeError, match=r"compress: model must be a torch\.nn\.Sequential, got \w+: compress each"):
+@pytest.mark.parametrize("model", [nn.Linear(2, 2), Residual(nn.Linear(2, 2)), nn.ModuleList()], ids=repr)
+def test_only_sequences_come_without_an_example(model):
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Sequential or come with an example .* got \w+"):
         compress(model)
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got NoneType"):
+        compress(None)
+
+
+@pytest.mark.parametrize("between", [nn.ModuleList(), nn.GLU(), nn.Flatten(4)], ids=repr)
+def test_a_sequence_that_takes_no_input_is_refused(between):
+    with pytest.raises(ValueError, match="found no input that the Sequential takes: give an example"):
+        compress(build(nn.Linear(4, 6), between, nn.Linear(6, 3)))
+
+
+@pytest.mark.parametrize("between", [Squared(), Reversed(), Residual(nn.ReLU())], ids=repr)
+def test_the_calls_of_any_module_are_followed(between):
+    model = build(nn.Linear(4, 6), between, nn.Linear(6, 3))
+    kill(model[0], [1])
+    silence(model[2], [2])
+    assert_compresses(model, torch.randn(5, 4).double(), [4, 3])
+
+
+@pytest.mark.parametrize(
+    ("between", "expected"),
+    [
+        (nn.ZeroPad2d(1), [5, 3]), (nn.Upsample(scale_factor=2), [4, 3]), (nn.ReflectionPad2d(1), [4, 3]),
+        (nn.Conv2d(6, 6, 3, groups=6), [4, 4, 3]),
+        (nn.Conv2d(6, 6, 3, padding=1, groups=6), [5, 5, 3]), (nn.Conv2d(6, 12, 3, groups=6), [5, 10, 3]),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_channels_go_through_what_keeps_them_apart(between, expected):
+    outputs = getattr(between, "out_channels", 6)
+    model = build(nn.Conv2d(2, 6, 3), between, nn.Conv2d(outputs, 3, 1))
+    kill(model[0], [1])  # a constant that is not 0, which zeros at the border do not go with
+    silence(model[2], [2])  # of a filter for each channel, or of the first of two
+    assert_compresses(model, image(), expected)
+
+
+def test_transposed_convolutions_lose_channels_that_are_zero_or_not_read():
+    model = build(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.ConvTranspose2d(6, 5, 2, 2), nn.Conv2d(5, 3, 1))
+    kill(model[0], [1, 2])
+    model[0].bias.data[1:3] = torch.tensor([-1.0, 1.0])
+    silence(model[3], [4])
+    small = compress(model)
+    assert (small[0].out_channels, small[2].in_channels, small[2].out_channels) == (5, 5, 4)
+    assert_same_outputs(small, model, image())
+
+
+@pytest.mark.parametrize("make", [tie_with_a_stranger, patch, patch_a_block])
+def test_tied_or_altered_modules_lose_units_where_that_is_right(make):
+    model = make()
+    small = compress(model)
+    assert size(small) < size(model)
+    assert_same_outputs(small, model, torch.randn(5, 4).double())
 
 
 # -- what the new model is like -----------------------------------------------------------------------------------

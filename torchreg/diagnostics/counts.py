@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -58,8 +58,7 @@ class Compression(NamedTuple):
 
     Attributes:
         weights: the number of weights, divided by that of nonzero weights.
-        units: the number of weights, divided by that of the model without its dead units; None if the model is no
-            ``torch.nn.Sequential``.
+        units: the number of weights, divided by that of the model without its dead units; None if that is not known.
         bits: 32 bits for each weight, divided by 32 bits for each nonzero weight plus the bits for their positions.
 
     Example:
@@ -75,7 +74,7 @@ class Compression(NamedTuple):
 
 
 @torch.no_grad()
-def compression(model: nn.Module) -> Compression:
+def compression(model: nn.Module, example: Any = None) -> Compression:
     r"""How much zeros compress a model: by the number of weights, by the remaining units, and in bits.
 
     .. math:: \text{weights} = \frac{\sum_w n_w}{\sum_w k_w}, \qquad
@@ -87,6 +86,8 @@ def compression(model: nn.Module) -> Compression:
 
     Args:
         model: any module.
+        example: an input of the model, without which ``units`` is known of a ``torch.nn.Sequential`` only; see
+            :func:`~torchreg.compress`.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -99,13 +100,23 @@ def compression(model: nn.Module) -> Compression:
     tensors = list(weights_of(model).values())
     counts = [(w.numel(), int(_number(w.count_nonzero()))) for w in tensors]
     total, kept = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
-    left = sum(w.numel() for w in weights_of(compress(model)).values()) if type(model) is nn.Sequential else None
+    left = _without_dead_units(model, example)
     places = sum(math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for n, k in counts) / math.log(2)
     return Compression(
         weights=_ratio(total, kept),
         units=None if left is None else _ratio(total, left),
         bits=_ratio(32 * total, 32 * kept + places),
     )
+
+
+def _without_dead_units(model: nn.Module, example: Any) -> int | None:
+    """The number of weights without dead units; without an example None, if no input is found."""
+    try:
+        return sum(w.numel() for w in weights_of(compress(model, example)).values())
+    except (TypeError, ValueError):
+        if example is not None:
+            raise
+        return None
 
 
 def _ratio(whole: float, part: float) -> float:

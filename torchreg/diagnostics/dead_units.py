@@ -3,73 +3,59 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TypeGuard
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from torchreg.nn import (
-    AlphaDropout,
-    DropBlock1d,
-    DropBlock2d,
-    DropBlock3d,
-    Dropout,
-    Dropout1d,
-    Dropout2d,
-    Dropout3d,
-    FeatureAlphaDropout,
-    GaussianDropout,
-)
-from torchreg.selection.parameters import each_parameter
+from torchreg.diagnostics.examples import as_arguments
+from torchreg.diagnostics.heads import remove_heads
+from torchreg.diagnostics.units import Analysis
 
-Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
-Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
-
-# The supported layers, with the dimensions of a unit's map. Exact types, because a subclass may compute anything.
-_LAYERS: dict[type[nn.Module], int] = {nn.Linear: 0, nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
-_NORMS: dict[type[nn.Module], int] = {nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}
-_POOLS: dict[type[nn.Module], int] = {
-    getattr(nn, f"{kind}Pool{n}d"): n for kind in ("Max", "Avg", "AdaptiveMax", "AdaptiveAvg") for n in (1, 2, 3)
-}
-_DROPOUTS = {nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
-             AlphaDropout, DropBlock1d, DropBlock2d, DropBlock3d, Dropout, Dropout1d, Dropout2d, Dropout3d,
-             FeatureAlphaDropout, GaussianDropout}  # fmt: skip
-_ELEMENTWISE = {nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.RReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU,
-                nn.SiLU, nn.Mish, nn.Sigmoid, nn.LogSigmoid, nn.Hardsigmoid, nn.Hardswish, nn.Tanh, nn.Hardtanh,
-                nn.Tanhshrink, nn.Hardshrink, nn.Softshrink, nn.Softplus, nn.Softsign, nn.Threshold}  # fmt: skip
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @torch.no_grad()
-def compress(model: nn.Sequential) -> nn.Sequential:
+def compress(model: Model, example: Any = None) -> Model:
     r"""A new, smaller model with the same outputs in evaluation mode, without the dead units of a model.
 
-    It removes units of two kinds from linear layers and convolutions, repeatedly until there are none:
+    A unit is a feature of a linear layer or a channel of a convolution. It is removed, with everything that belongs to
+    it, if each layer that reads it
 
-    - units whose outgoing weights are all exactly zero: no layer uses them;
-    - units whose incoming weights are all exactly zero: their output is a constant :math:`c`, which is added to the
-      next layer's bias, :math:`b \leftarrow b + W_{\cdot u} c`. A layer without a bias gets one if :math:`c \neq 0`.
+    - has weights of exactly zero for it; or
+    - always gets the same constant :math:`c` from it, which is added to the layer's bias,
+      :math:`b \leftarrow b + W_{\cdot u} c`. A layer without a bias gets one if :math:`c \neq 0`. Units whose incoming
+      weights are all exactly zero are constant, and so are those that read nothing else.
 
-    Between the two layers there may be elementwise activations, batch normalization, pooling, dropout and ``Flatten``.
-    A unit is kept if its output is not constant everywhere, for example because of zero padding. All units are kept
-    next to other modules: grouped and transposed convolutions, softmax, layer normalization, modules with tied weights,
-    hooks or parametrizations, and modules of your own. (Make the masks of ``torch.nn.utils.prune`` permanent first.)
-    Each layer keeps at least one unit, the last layer keeps all.
+    The model is run once, and each call of torch is followed. Units that are added, as in a residual network, that meet
+    in a product, or that go through one depthwise convolution can only go together. Elementwise functions,
+    concatenation, equal chunks, batch normalization, pooling, interpolation, reshaping, means over places, and grouped
+    and transposed convolutions are known. Units must stay where they meet anything else: layer and group normalization,
+    softmax, matrix products, parametrized weights, hooks, indexing by number, calls of your own that are not torch's. A
+    constant that is not zero stays before zero padding. :func:`torchreg.diagnostics.coupled_units` says what belongs
+    together, and why units must stay.
 
-    The outputs agree up to rounding; in training mode only without batch normalization and dropout. Gradients are not
-    copied.
+    Whole heads of ``torch.nn.MultiheadAttention`` and of timm's ``Attention`` are removed, if the output's projection
+    does not read them or their values are always zero. A ``MultiheadAttention`` with fewer heads returns None for the
+    attention's weights.
+
+    Each layer keeps at least one unit, and all units of the outputs stay. Modules keep their classes and names. The
+    outputs agree up to rounding, which is checked with the example; in training mode only without batch normalization
+    and dropout. Gradients are not copied. (Make the masks of ``torch.nn.utils.prune`` permanent first.)
 
     Args:
-        model: layers in sequence, which may contain sequences; it is not changed. Inputs have a batch dimension. The
-            outputs of a linear layer before a batch normalization have the shape (batch, units).
+        model: any module; it is not changed.
+        example: an input of the model, or a tuple of its arguments, with a batch dimension. A ``Sequential`` may come
+            without one: then it is a batch of vectors, or of square maps of a size that all layers take.
 
     Returns:
         The smaller model; it shares no tensors with ``model``.
 
     Raises:
-        TypeError: ``model`` is not a ``torch.nn.Sequential`` with the ordinary ``forward``.
+        TypeError: ``model`` is no module, or is no ``Sequential`` and comes without an example.
+        ValueError: the model does not run with the example; what it computes depends on the values of a tensor, as in
+            ``if x.sum() > 0``; it is compiled; or its ``forward`` has numbers of units of its own.
 
     Example:
         A group lasso makes rows of weights exactly zero. Here they are set to zero by hand.
@@ -88,208 +74,93 @@ def compress(model: nn.Sequential) -> nn.Sequential:
         >>> [sum(p.numel() for p in m.parameters()) for m in (model, small)]
         [803, 83]
 
+        Any other model comes with an example of its input: ``compress(resnet, torch.randn(2, 3, 224, 224))``.
+
     References:
         Wei Wen, Chunpeng Wu, Yandan Wang, Yiran Chen, Hai Li, "Learning Structured Sparsity in Deep Neural Networks",
-        NIPS 2016.
+        NIPS 2016. Gongfan Fang, Xinyin Ma, Mingli Song, Michael Bi Mi, Xinchao Wang, "DepGraph: Towards Any Structural
+        Pruning", CVPR 2023.
     """
-    if not _is_sequence(model):
-        raise TypeError(
-            f"compress: model must be a torch.nn.Sequential, got {type(model).__name__}: "
-            "compress each of its sequential parts"
-        )
+    args = as_arguments("compress", model, example)
     small = copy.deepcopy(model)
-    pairs = list(_layer_pairs(small))
-    while any(pair.shrink() for pair in pairs):
-        pass
+    remove_heads(small)
+    while bool((analysis := Analysis("compress", small, args)).dead.any()):  # a smaller model may have new dead units
+        _fold(analysis)
+        _shrink(analysis)
+        _check(model, small, args)
     return small
 
 
-@dataclass(frozen=True)
-class _LayerPair:
-    """Two layers: the reader uses the writer's outputs, through modules that treat each unit separately."""
-
-    writer: Layer
-    between: Sequence[nn.Module]
-    reader: Layer
-
-    def shrink(self) -> bool:
-        """Removes the dead units; returns whether there were any."""
-        units, columns = self._units(), self._columns()
-        constants, steady = self._constants(columns)
-        written = self.writer.weight.flatten(1).any(1)
-        read = torch.isin(units, columns[self.reader.weight.transpose(0, 1).flatten(1).any(1)])
-        dead = ~read | ~(written | torch.isin(units, columns[~steady]))
-        if dead.all():
-            dead[0] = False
-        if not dead.any():
-            return False
-        self._add_to_bias(constants.where((dead & read)[columns], 0.0))
-        self._keep(~dead, columns)
-        return True
-
-    def _units(self) -> Tensor:
-        return torch.arange(len(self.writer.weight), device=self.writer.weight.device)
-
-    def _columns(self) -> Tensor:
-        """The unit that each of the reader's inputs comes from; after a Flatten several come from one unit."""
-        units = self._units()
-        copies = self.reader.weight.shape[1] // len(units)
-        return units.repeat(copies) if isinstance(self.writer, nn.Linear) else units.repeat_interleave(copies)
-
-    def _constants(self, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """The reader's inputs from units without incoming weights, and whether each is the same at all positions."""
-        bias, weight = self.writer.bias, self.writer.weight
-        constants = weight.new_zeros(len(weight)) if bias is None else bias.clone()
-        steady = torch.ones_like(constants, dtype=torch.bool)
-        for module in self.between:
-            if isinstance(module, Norm):
-                constants, steady = (_spread(values, columns, module.num_features) for values in (constants, steady))
-                constants = _evaluate(module, constants.view(1, -1, *[1] * _NORMS[type(module)])).flatten()
-            elif type(module) in _ELEMENTWISE:
-                constants = _evaluate(module, constants)
-            elif not _keeps_constants(module):
-                steady = steady & (constants == 0)
-        constants, steady = (_spread(values, columns, len(columns)) for values in (constants, steady))
-        if _pads_with_zeros(self.reader):
-            steady = steady & (constants == 0)
-        return constants, steady & constants.isfinite()
-
-    def _add_to_bias(self, constants: Tensor) -> None:
-        weight, bias = self.reader.weight, self.reader.bias
-        amount = weight.reshape(*weight.shape[:2], -1).sum(2) @ constants
-        if bias is not None:
-            bias += amount
-        elif constants.any():
-            self.reader.bias = nn.Parameter(amount, requires_grad=weight.requires_grad)
-
-    def _keep(self, units: Tensor, columns: Tensor) -> None:
-        _select(self.writer, units, "weight", "bias")
-        for module in self.between:
-            if isinstance(module, Norm):
-                kept = _spread(units, columns, module.num_features)
-                _select(module, kept, "weight", "bias", "running_mean", "running_var")
-                module.num_features = int(kept.sum())
-        self.reader.weight = nn.Parameter(self.reader.weight[:, units[columns]], self.reader.weight.requires_grad)
-        for layer in (self.writer, self.reader):
-            outputs, inputs = layer.weight.shape[:2]
-            if isinstance(layer, nn.Linear):
-                layer.out_features, layer.in_features = outputs, inputs
-            else:
-                layer.out_channels, layer.in_channels = outputs, inputs
-
-
-# -- finding the pairs -------------------------------------------------------------------------------------------
-
-
-def _layer_pairs(model: nn.Sequential) -> Iterator[_LayerPair]:
-    modules = list(_leaves(model))
-    places = Counter(module for _, module in model.named_modules(remove_duplicate=False))
-    tied = {place.module for where in each_parameter(model) if len(where) > 1 for place in where}
-    tied |= {module for module in modules if isinstance(module, Norm) and places[module] > 1}
-    known = {module for module in modules if module not in tied and _is_known(module)}
-    for start, module in enumerate(modules):
-        if module in known and _is_layer(module) and (pair := _layer_pair(module, modules[start + 1 :], known)):
-            yield pair
-
-
-def _layer_pair(writer: Layer, following: Sequence[nn.Module], known: set[nn.Module]) -> _LayerPair | None:
-    """The layer with its reader, if all modules between them are supported."""
-    units, dims, is_flat = len(writer.weight), _LAYERS[type(writer)], False
-
-    def fits(inputs: int) -> bool:
-        return units > 0 and (inputs % units == 0 if is_flat else inputs == units)
-
-    for index, module in enumerate(following):
-        kind = type(module)
-        if module not in known:
-            return None
-        if _is_layer(module):
-            is_reader = _LAYERS[kind] == dims and fits(module.weight.shape[1])
-            return _LayerPair(writer, following[:index], module) if is_reader else None
-        if isinstance(module, nn.Flatten):
-            dims, is_flat = 0, True
-        if isinstance(module, Norm) and not (_NORMS[kind] == max(dims, 1) and fits(module.num_features)):
-            return None
-        if kind in _POOLS and _POOLS[kind] != dims:
-            return None
-    return None
-
-
-def _leaves(model: nn.Sequential) -> Iterator[nn.Module]:
-    """The modules in the order of their calls; nested sequences are expanded."""
-    for module in model:
-        if _is_sequence(module) and not _has_hooks(module):
-            yield from _leaves(module)
+def _fold(analysis: Analysis) -> None:
+    """Moves the constants of dead units to the biases of the layers that read them."""
+    for reader in analysis.trace.readers:
+        amount = analysis.moved(reader)
+        if not bool(amount.any()):
+            continue
+        if reader.bias is not None:
+            reader.bias.add_(amount)
         else:
-            yield module
+            reader.layer.bias = nn.Parameter(amount, requires_grad=reader.weight.requires_grad)
+            analysis.axes[reader.layer.bias, 0] = analysis.roots[reader.rows.flatten()]
+            analysis.trace.places[reader.layer.bias] = [(reader.layer, "bias")]
 
 
-def _is_sequence(module: nn.Module) -> TypeGuard[nn.Sequential]:
-    return (
-        isinstance(module, nn.Sequential)
-        and type(module).forward is nn.Sequential.forward
-        and "forward" not in vars(module)
-    )
+def _shrink(analysis: Analysis) -> None:
+    """Takes the dead units out of all parameters and buffers, and tells the layers their new sizes."""
+    changed: set[nn.Module] = set()
+    kept: dict[Tensor, Tensor] = {}
+    for (tensor, dim), units in analysis.axes.items():
+        alive = ~analysis.dead[units]
+        if not bool(alive.all()):
+            kept[tensor] = kept.get(tensor, tensor.detach()).index_select(dim, alive.nonzero()[:, 0])
+    for tensor, smaller in kept.items():
+        new = nn.Parameter(smaller, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else smaller
+        for module, name in analysis.trace.places[tensor]:
+            setattr(module, name, new)
+            changed.add(module)
+    for module in changed:
+        _resize(module)
 
 
-def _is_layer(module: nn.Module) -> TypeGuard[Layer]:
-    return type(module) in _LAYERS and getattr(module, "groups", 1) == 1
+def _resize(module: nn.Module) -> None:
+    weight = getattr(module, "weight", None)
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.modules.conv._ConvTransposeNd):
+        module.in_channels, module.out_channels = module.weight.shape[:2]
+    elif isinstance(module, nn.modules.conv._ConvNd):
+        outputs, inputs = module.weight.shape[:2]
+        if module.groups == module.in_channels > 1:  # a filter for each channel
+            module.groups = outputs * module.in_channels // module.out_channels
+        module.out_channels, module.in_channels = outputs, inputs * module.groups
+    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+        held = module.running_mean if weight is None else weight
+        assert held is not None
+        module.num_features = len(held)
 
 
-def _is_known(module: nn.Module) -> bool:
-    """Whether the module is supported and computes what its type says, each unit separately."""
-    if _has_hooks(module) or "forward" in vars(module):
-        return False
-    if isinstance(module, nn.PReLU):
-        return type(module) is nn.PReLU and module.num_parameters == 1
-    if isinstance(module, nn.Flatten):
-        return type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1)
-    if type(module) in _NORMS:
-        return module.running_mean is not None
-    return _is_layer(module) or type(module) in _ELEMENTWISE | _DROPOUTS | _POOLS.keys()
+def _check(model: nn.Module, small: nn.Module, args: tuple[Any, ...]) -> None:
+    """Runs both models.
+
+    Raises:
+        ValueError: the smaller one does not run, or computes something else.
+    """
+    advice = "its forward has sizes or numbers of units of its own: write -1 or x.shape"
+    before = _outputs(model, args)
+    try:
+        after = _outputs(small, args)
+    except Exception as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"compress: the smaller {type(model).__name__} does not run ({first}): {advice}") from error
+    for old, new in zip(before, after, strict=True):
+        is_exact = not (old.is_floating_point() or old.is_complex())
+        tolerance = 0.0 if is_exact else torch.finfo(old.dtype).eps ** 0.5
+        size = max(float(old.abs().nan_to_num(0, 0, 0).max()), 1.0) if old.numel() else 1.0
+        if old.shape != new.shape or not torch.allclose(old, new, tolerance, tolerance * size, equal_nan=True):
+            raise ValueError(f"compress: the smaller {type(model).__name__} computes something else: {advice}")
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
-# -- constants and tensors ----------------------------------------------------------------------------------------
-
-
-def _keeps_constants(module: nn.Module) -> bool:
-    """Whether a constant map stays constant: in pooling, if no window contains padding."""
-    if isinstance(module, nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d):
-        is_padded = module.count_include_pad and _any(module.padding)
-        return not is_padded and getattr(module, "divisor_override", None) is None
-    if isinstance(module, nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d):  # a dilated window may contain padding only
-        return not _any(module.padding) or not _any(module.dilation, above=1)
-    return True
-
-
-def _pads_with_zeros(layer: Layer) -> bool:
-    if isinstance(layer, nn.Linear) or layer.padding_mode != "zeros" or layer.padding == "valid":
-        return False
-    return _any(layer.kernel_size, above=1) if isinstance(layer.padding, str) else _any(layer.padding)
-
-
-def _any(sizes: int | Sequence[int], above: int = 0) -> bool:
-    return any(size > above for size in ((sizes,) if isinstance(sizes, int) else sizes))
-
-
-def _spread(values: Tensor, columns: Tensor, width: int) -> Tensor:
-    """The values of the units; if ``width`` differs from their number, the values of the columns."""
-    return values if len(values) == width else values[columns]
-
-
-def _evaluate(module: nn.Module, x: Tensor) -> Tensor:
-    """The output of a copy of the module in evaluation mode."""
-    y: Tensor = copy.deepcopy(module).eval()(x)
-    return y
-
-
-def _select(module: nn.Module, kept: Tensor, *names: str) -> None:
-    for name in names:
-        old = getattr(module, name)
-        if old is not None:
-            is_parameter = isinstance(old, nn.Parameter)
-            setattr(module, name, nn.Parameter(old[kept], old.requires_grad) if is_parameter else old[kept])
+def _outputs(model: nn.Module, args: tuple[Any, ...]) -> list[Tensor]:
+    """The outputs of a copy in evaluation mode."""
+    outputs = copy.deepcopy(model).eval()(*args)
+    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]

@@ -44,8 +44,8 @@ class Weighted(Term, ProximalPenalty):
             _check(type(self).__name__, "the parameter", self.weights)
         elif not (self.weights is None or isinstance(self.weights, Mapping) or callable(self.weights)):
             raise TypeError(
-                f"{type(self).__name__}: weights must be None, a tensor, a dict of tensors or a function of the weight, "
-                f"got {self.weights!r}"
+                f"{type(self).__name__}: weights must be None, a tensor, a dict of tensors or a function of the "
+                f"weight, got {self.weights!r}"
             )
 
     @property

@@ -1,11 +1,20 @@
 """A PENALTY ON A MODEL, in four modes."""
 
 from torchreg.regularizer.activity import ActivityRegularizer
+from torchreg.regularizer.coupled import CoupledGroupLasso
 from torchreg.regularizer.inputs import InputGradient, Jacobian
 from torchreg.regularizer.penalized_loss import PenalizedLoss
 from torchreg.regularizer.regularizer import Mode, Regularizer
 
-__all__ = ["ActivityRegularizer", "InputGradient", "Jacobian", "Mode", "PenalizedLoss", "Regularizer"]
+__all__ = [
+    "ActivityRegularizer",
+    "CoupledGroupLasso",
+    "InputGradient",
+    "Jacobian",
+    "Mode",
+    "PenalizedLoss",
+    "Regularizer",
+]
 
 
 def __dir__() -> list[str]:
