@@ -168,3 +168,54 @@ def test_optimizers_that_do_not_fit_are_refused():
     model(IMAGES).sum().backward()
     with pytest.raises(ValueError, match="needs one learning rate for all its parameters"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_gradient_is_unscaled_under_a_scaler(fused):
+    results = []
+    for scale in (None, 1024.0):
+        model = randomized(Block())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, fused=fused)
+        penalty = lasso(model, mode="grad").attach(optimizer)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=scale is not None)
+        for _ in range(3):
+            optimizer.zero_grad()
+            scaler.scale(model(IMAGES).square().mean()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        penalty.remove()
+        results.append({name: p.detach() for name, p in model.named_parameters()})
+    assert_close(*results, tolerance=1e-8)
+
+
+def test_a_checkpoint_of_the_optimizer_holds_the_fixed_support():
+    model, other = randomized(Block()), randomized(Block())
+    optimizer, resumed = (torch.optim.SGD(m.parameters(), lr=0.01, momentum=0.9) for m in (model, other))
+    penalty = lasso(model).attach(optimizer)
+    penalty.prox(3.3)
+    penalty.fix_support()
+    penalty.strength = 0.5
+    step(model, optimizer)
+    other.load_state_dict(model.state_dict())
+    twin = lasso(other).attach(resumed)
+    resumed.load_state_dict(optimizer.state_dict())
+    assert twin.strength == 0.5
+    for _ in range(2):
+        step(model, optimizer)
+        step(other, resumed)
+    assert_close(dict(model.state_dict()), dict(other.state_dict()))
+    assert any(not w.any() for w in groups_of(other))
+
+
+def step(model, optimizer):
+    optimizer.zero_grad()
+    model(IMAGES).square().mean().backward()
+    optimizer.step()
+
+
+def test_a_state_of_other_units_and_a_maximizing_optimizer_are_refused():
+    model = randomized(Block())
+    with pytest.raises(ValueError, match=r"CoupledGroupLasso: state must hold the units of .*, got other"):
+        lasso(model).load_state_dict({"strength": 1.0, "alive": {"other": torch.ones(1, dtype=torch.bool)}})
+    with pytest.raises(ValueError, match="the optimizer must minimize, got maximize=True"):
+        lasso(model).attach(torch.optim.SGD(model.parameters(), lr=0.1, maximize=True))

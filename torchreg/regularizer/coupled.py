@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, Self, get_args
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from torchreg.diagnostics.units import CoupledUnits, coupled_units
-from torchreg.hooks import StepHooks, step_size
+from torchreg.hooks import Carried, StepHooks, check_steps, gradient_scale, step_size
 from torchreg.selection.modules import check_model
 
 Mode = Literal["loss", "grad", "prox"]
@@ -103,7 +103,7 @@ class CoupledGroupLasso:
         self.strength = strength
         params = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._streams: dict[str, _Stream] = {}
-        self._hooks: list[StepHooks] = []
+        self._hooks: list[StepHooks | Carried] = []
         self._alive: dict[str, Tensor] | None = None  # once the support is fixed
         for units in coupled_units(model, example):
             if select(units) and (stream := _stream(units, params)) is not None:
@@ -136,11 +136,11 @@ class CoupledGroupLasso:
         return self.strength * torch.stack(totals).sum()
 
     @torch.no_grad()
-    def add_gradients(self) -> None:
-        """Adds the penalty's gradient to those of the parameters that have one; 0 in a group of zeros."""
+    def add_gradients(self, scale: float | Tensor = 1.0) -> None:
+        """Adds the penalty's gradient times ``scale`` to the gradients that there are; 0 in a group of zeros."""
         for stream in self._streams.values():
             lengths = stream.norms(lambda p: p)
-            slopes = self.strength * stream.roots / lengths.masked_fill(lengths == 0, float("inf"))
+            slopes = scale * self.strength * stream.roots / lengths.masked_fill(lengths == 0, float("inf"))
             for member in stream.members:
                 if member.param.grad is not None:
                     member.param.grad.add_(_scaled(member, member.param, slopes, 0.0))
@@ -167,19 +167,44 @@ class CoupledGroupLasso:
             raise ValueError("CoupledGroupLasso: in mode 'loss' add value() to the loss, or take 'grad' or 'prox'")
         if self._hooks:
             raise ValueError("CoupledGroupLasso: already attached: remove() it first, or make another one")
+        check_steps("CoupledGroupLasso", optimizer, self.mode)
         held = {p for group in optimizer.param_groups for p in group["params"]}
         if any(m.param not in held for stream in self._streams.values() for m in stream.members):
             raise ValueError(
                 "CoupledGroupLasso: the optimizer lacks some of the parameters of the groups: "
                 "give it all of model.parameters()"
             )
-        self._hooks.append(StepHooks(optimizer, self._on_gradients, self._after, owner="CoupledGroupLasso"))
+        if any(group.get("maximize") for group in optimizer.param_groups):
+            raise ValueError(
+                "CoupledGroupLasso: the optimizer must minimize, got maximize=True: negate the loss instead"
+            )
+        hooks = StepHooks(optimizer, self._on_gradients, self._after, owner="CoupledGroupLasso")
+        self._hooks += [hooks, Carried(optimizer, self)]
         return self
 
     def remove(self) -> None:
         """Detaches from the optimizer."""
         while self._hooks:
             self._hooks.pop().remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The strength, and the fixed support; while it is attached, the optimizer's ``state_dict`` contains it."""
+        alive = {} if self._alive is None else {name: own.clone() for name, own in self._alive.items()}
+        return {"strength": self.strength, "alive": alive}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what :meth:`state_dict` saved."""
+        alive = state["alive"]
+        if alive and alive.keys() != self._streams.keys():
+            raise ValueError(
+                f"CoupledGroupLasso: state must hold the units of {', '.join(self._streams)}, got {', '.join(alive)}"
+            )
+        self.strength = state["strength"]
+        self._alive = {name: own.to(self._streams[name].roots.device) for name, own in alive.items()} or None
+
+    @property
+    def _is_counting(self) -> bool:
+        return True
 
     def __enter__(self) -> Self:
         return self
@@ -188,8 +213,8 @@ class CoupledGroupLasso:
         self.remove()
 
     def _on_gradients(self, optimizer: Optimizer, evaluation: int) -> None:
-        if self.mode == "grad" and evaluation >= 0:
-            self.add_gradients()
+        if self.mode == "grad":
+            self.add_gradients(gradient_scale(optimizer))
 
     @torch.no_grad()
     def _after(self, optimizer: Optimizer) -> None:
