@@ -34,8 +34,9 @@ nitpick_ignore_regex = [  # types in signatures that have no entry here
     ("py:class", r"collections\.abc\..*|contextlib\..*|ParamsT|Bound|Figure"),
     ("py:class", r"torchreg\.functional\.members\.Generators"),
     ("py:class", r"torchreg\.(penalties\.partition\.Index|regularizer\.assignment\.Assignment)"),
-    ("py:class", r"torchreg\.(regularizer\.penalized_loss\.PenalizedLoss|tuning\.path\.selection\.Mean)"),
-    ("py:class", r"torchreg\.(nn\.model\.search\.Search|steps\.steered\.Steered)"),
+    ("py:class", r"torchreg\.regularizer\.penalized_loss\.PenalizedLoss|torchreg\.steps\.steered\.Steered"),
+    ("py:class", r"torchreg\.tuning\.(path\.selection\.(Mean|P)|ridge\.spectrum\.Spectrum)"),
+    ("py:class", r"torchreg\.nn\.model\.search\.Search|torchreg\.optim\.groups\.ParamGroups|Select|Params|Rules"),
 ]
 suppress_warnings = ["config.cache"]  # the gallery's settings hold functions
 

@@ -44,7 +44,8 @@ Layers: :mod:`torchreg.nn`
 Optimizers: :mod:`torchreg.optim`
     Decoupled weight decay in any optimizer, and proximal optimizers, whose steps end in exact zeros.
 Tuning: :mod:`torchreg.tuning`
-    The strength chosen by a path of strengths, or tuned during training. :class:`Stacked` trains many models as one.
+    The strength chosen by a path of strengths, from the training examples alone, or tuned during training.
+    :class:`Stacked` trains many models as one.
 Diagnostics: :mod:`torchreg.diagnostics`
     Norms, shares of zeros, compression. :func:`compress` removes dead units from a model.
 """

@@ -12,7 +12,21 @@ from pathlib import Path
 import torch
 
 from ..errors import UserError, did_you_mean
-from . import choosing, compress, cuda, dropout, epoch, files, memory, optimizer, overhead, profile, scale, studies
+from . import (
+    choosing,
+    compress,
+    cuda,
+    dropout,
+    epoch,
+    files,
+    memory,
+    optimizer,
+    overhead,
+    profile,
+    ridge,
+    scale,
+    studies,
+)
 from .timing import Clock, Table
 
 BENCHES: Mapping[str, Callable[[Clock], Iterable[Table]]] = {
@@ -23,6 +37,7 @@ BENCHES: Mapping[str, Callable[[Clock], Iterable[Table]]] = {
     "studies": studies.tables,
     "stack": choosing.stack,
     "auto-strength": choosing.auto_strength,
+    "ridge": ridge.tables,
     "memory": memory.tables,
     "profile": profile.tables,
     "scale": scale.tables,

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchreg
 from experiments.benches import command as benches
-from experiments.benches import cuda, dropout, files, memory, optimizer, overhead
+from experiments.benches import cuda, dropout, files, memory, optimizer, overhead, ridge
 from experiments.benches.dropout import with_dropout
 from experiments.benches.epoch import Loop
 from experiments.benches.memory import Allocations
@@ -21,6 +21,7 @@ from experiments.benches.timing import Clock, Row, Table, growing, tabulate
 from experiments.errors import UserError
 from experiments.training.data import Split
 from torchreg import L1
+from torchreg.tuning import ridge_path
 
 SMALL = partial(mlp, (20, 30, 10))
 
@@ -338,6 +339,14 @@ def test_equal_ways_come_to_the_same_loss_and_unequal_work_is_refused():
     contenders["mode 'grad'"] = step(SMALL, "grad", penalty=L1(1.0))
     with pytest.raises(RuntimeError, match="must have the same loss"):
         list(Clock().race("t", contenders, rounds=CHECKED, note=partial(checked, contenders)))
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (30, 20)])
+def test_a_ridge_head_by_hand_is_that_of_the_path(shape):
+    x, y = ridge.examples_of(*shape)
+    path = ridge_path(nn.Linear(shape[1], 10), (x, y), strengths=[0.1])
+    assert torch.allclose(ridge.by_hand(x, y, 0.1).float(), path.state_at(0.1)["weight"], rtol=1e-5, atol=1e-6)
+    assert len(ridge.chosen(x, y)) == 3
 
 
 def test_every_weight_of_the_deep_network_gets_a_gradient():

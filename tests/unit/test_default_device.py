@@ -12,7 +12,7 @@ from tests.cases import GROUPED, MODES, PENALTIES, each_case, each_constraint
 from tests.helpers import assert_bit_equal, engaged, make_data, make_model, weights_of
 from torchreg import L1, L2, GroupLasso, Regularizer, Stacked, diagnostics, linear
 from torchreg.optim import SGDW, ProxSGD, TargetSparsity
-from torchreg.tuning import AutoStrength, strength_max, strength_path
+from torchreg.tuning import AutoStrength, evidence, ridge_path, strength_max, strength_path
 
 
 @pytest.fixture
@@ -131,6 +131,17 @@ def test_paths_of_strengths(data, elsewhere):
         make, L1(1.0), data, strengths=[1.0, 0.1], folds=2, optimizer=sgd, criterion=nn.MSELoss(), epochs=3
     )
     assert len(path.points) == 2
+
+
+@pytest.mark.parametrize("examples", [3, 32], ids=["wide", "tall"])
+def test_a_ridge_path(examples, data, elsewhere):
+    x, y = (part[:examples] for part in data)
+    y = x[:, :3] + y / 10
+    with torch.device("cpu"):
+        head = nn.Linear(x.shape[1], y.shape[1]).double()
+    path = ridge_path(head, (x, y))
+    head.load_state_dict(path.state_at(evidence(path).strength))
+    assert head.weight.device.type == "cpu"
 
 
 def test_strengths_that_tune_themselves(data, elsewhere):

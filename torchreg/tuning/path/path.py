@@ -36,6 +36,7 @@ from torchreg.tuning.path.problem import (
     check_given,
     check_makes_models,
     criterion_in_double,
+    descending,
     in_double,
     usual_criterion,
 )
@@ -173,7 +174,7 @@ def strength_path(
             seed=seed,
         ).strength * (1 + tolerance)  # the accuracy to which the solver fits the unpenalized parameters
         strengths = [largest * ratio ** (k / max(count - 1, 1)) for k in range(count)]
-    strengths = _descending(strengths)
+    strengths = descending("strength_path", strengths)
     problem = replace(problem, floor=_ROUNDING * strengths[0])  # about the size of the gradient at 0
     models = [model for _ in strengths for model in made]
     each = [strength for strength in strengths for _ in made]
@@ -268,16 +269,6 @@ def _loaded(model: nn.Module, state: State) -> nn.Module:
     stack = Stacked([model])
     stack.load_member(0, state)
     return stack.members()[0]
-
-
-def _descending(strengths: Sequence[float]) -> list[float]:
-    found = [float(strength) for strength in strengths]
-    for strength in found:
-        if not 0 < strength < math.inf:
-            raise ValueError(f"strength_path: strengths must be finite and > 0, got {strength!r}")
-    if not found:
-        raise ValueError("strength_path: strengths must be at least one, got none")
-    return sorted(found, reverse=True)
 
 
 def _check_penalty(penalty: Penalty | Mapping[str, Penalty]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -111,11 +112,16 @@ def check_given(owner: str, penalty: object, **examples: object) -> None:
     """Raises ``TypeError`` unless the penalty is one, or a mapping to some, and the examples are pairs."""
     for rule in penalty.values() if isinstance(penalty, Mapping) else (penalty,):
         if not isinstance(rule, Penalty):
-            raise TypeError(f"{owner}: penalty must be a Penalty such as L1(1.0), got {_kind(rule)}")
+            raise TypeError(f"{owner}: penalty must be a Penalty such as L1(1.0), got {kind_of(rule)}")
+    check_pairs(owner, **examples)
+
+
+def check_pairs(owner: str, **examples: object) -> None:
+    """Raises ``TypeError`` unless the examples are pairs."""
     for name, pair in examples.items():
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             size = f" of {len(pair)}" if isinstance(pair, tuple | list) else ""
-            raise TypeError(f"{owner}: {name} examples must be a pair (inputs, targets), got {_kind(pair)}{size}")
+            raise TypeError(f"{owner}: {name} examples must be a pair (inputs, targets), got {kind_of(pair)}{size}")
 
 
 def check_makes_models(make_model: object) -> None:
@@ -123,16 +129,27 @@ def check_makes_models(make_model: object) -> None:
     if isinstance(make_model, nn.Module) or not callable(make_model):
         raise TypeError(
             "strength_path: the first argument is a function that makes the model, as in lambda: nn.Linear(...), "
-            f"got {_kind(make_model)}"
+            f"got {kind_of(make_model)}"
         )
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
     """The kind of a value with its article, as "a list"; the name of a class, as "the class L1"."""
     if value is None or isinstance(value, type):
         return "None" if value is None else f"the class {value.__name__}"
     name = type(value).__name__
     return f"{'an' if name[0] in 'aeiouAEIO' else 'a'} {name}"
+
+
+def descending(owner: str, strengths: Sequence[float]) -> list[float]:
+    """The strengths from the strongest to the weakest. Raises ``ValueError`` unless they are positive numbers."""
+    found = [float(strength) for strength in strengths]
+    for strength in found:
+        if not 0 < strength < math.inf:
+            raise ValueError(f"{owner}: strengths must be finite and > 0, got {strength!r}")
+    if not found:
+        raise ValueError(f"{owner}: strengths must be at least one, got none")
+    return sorted(found, reverse=True)
 
 
 def is_classes(targets: Tensor) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, Protocol, TypeVar, get_args
 
 from torch import nn
 
@@ -17,6 +17,21 @@ class Mean(NamedTuple):
 
     mean: float
     se: float
+
+
+class Validated(Protocol):
+    """What a choice looks at in a point of a path."""
+
+    @property
+    def strength(self) -> float: ...
+
+    @property
+    def diverged(self) -> bool: ...
+
+    def valid(self, by: By) -> Mean: ...
+
+
+P = TypeVar("P", bound=Validated)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,13 +77,13 @@ class Point:
         return self.valid_loss if by == "loss" else self.valid_error
 
 
-def best(path: Sequence[Point], by: By = "loss") -> Point:
+def best(path: Sequence[P], by: By = "loss") -> P:
     r"""The point with the lowest validation loss or error; of equal points the strongest.
 
     .. math:: s^* = \operatorname{argmin}_s \bar L(s)
 
     Args:
-        path: the points, such as a :class:`StrengthPath`.
+        path: the points, such as a :class:`StrengthPath` or a :class:`RidgePath`.
         by: ``"loss"`` or ``"error"``.
 
     Raises:
@@ -87,7 +102,7 @@ def best(path: Sequence[Point], by: By = "loss") -> Point:
     return min(_sound(path), key=lambda point: (point.valid(by).mean, -point.strength))
 
 
-def one_standard_error(path: Sequence[Point], by: By = "loss") -> Point:
+def one_standard_error(path: Sequence[P], by: By = "loss") -> P:
     r"""The strongest point whose validation loss or error is within one standard error of the best.
 
     .. math:: \max \{ s : \bar L(s) \le \bar L(s^*) + \operatorname{SE}(s^*) \}, \qquad
@@ -97,7 +112,7 @@ def one_standard_error(path: Sequence[Point], by: By = "loss") -> Point:
     over its examples; for an error rate :math:`e` over :math:`n` examples it is :math:`\sqrt{e (1 - e) / n}`.
 
     Args:
-        path: the points, such as a :class:`StrengthPath`.
+        path: the points, such as a :class:`StrengthPath` or a :class:`RidgePath`.
         by: ``"loss"`` or ``"error"``.
 
     Raises:
@@ -128,7 +143,7 @@ def _check_by(by: str) -> None:
         raise ValueError(f"strength_path: by must be one of {', '.join(get_args(By))}, got {by!r}")
 
 
-def _sound(path: Sequence[Point]) -> list[Point]:
+def _sound(path: Sequence[P]) -> list[P]:
     sound = [point for point in path if not point.diverged]
     if not sound:
         raise ValueError("strength_path: all members diverged: check the data, or lower the optimizer's lr")

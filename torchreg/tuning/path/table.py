@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torchreg.tuning.path.plot import plot
-from torchreg.tuning.path.selection import Mean, Point, best, one_standard_error
+from torchreg.tuning.path.selection import Mean, P, Point, best, one_standard_error
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,9 +50,7 @@ class StrengthPath(Sequence[Point]):
 
     def at(self, strength: float) -> Point:
         """The point with the nearest strength, on a logarithmic scale."""
-        if not strength > 0:
-            raise ValueError(f"strength_path: strength must be > 0, got {strength!r}")
-        return min(self.points, key=lambda point: abs(math.log(max(point.strength, 1e-300) / strength)))
+        return nearest("strength_path", self.points, strength)
 
     def __repr__(self) -> str:
         sound = [point for point in self.points if not point.diverged]
@@ -62,17 +60,30 @@ class StrengthPath(Sequence[Point]):
         rows = [("strength", "train loss", "valid loss", "valid error", "zeros %", "norm", "")]
         for point in self.points:
             norm = math.hypot(*point.norms.values())
-            figures = (_shown(point.train_loss), _shown(point.valid_loss), _shown(point.valid_error))
+            figures = (shown(point.train_loss), shown(point.valid_loss), shown(point.valid_error))
             mark = "diverged" if point.diverged else marks.get(id(point), "")
             rows.append((f"{point.strength:.4g}", *figures, f"{100 * point.zeros:.1f}", f"{norm:.4g}", mark))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
-        return "\n".join(line.rstrip() for line in lines)
+        return aligned(rows)
 
     def plot(self) -> Figure:
         """Plots loss with one standard error, norms and zeros against the strength. Needs matplotlib."""
         return plot(self)
 
 
-def _shown(value: Mean) -> str:
+def nearest(owner: str, points: Sequence[P], strength: float) -> P:
+    """The point with the nearest strength, on a logarithmic scale."""
+    if not strength > 0:
+        raise ValueError(f"{owner}: strength must be > 0, got {strength!r}")
+    return min(points, key=lambda point: abs(math.log(max(point.strength, 1e-300) / strength)))
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """The rows with their columns aligned to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def shown(value: Mean) -> str:
+    """A mean with its standard error, if there is one."""
     return f"{value.mean:.4g}" + (f" ± {value.se:.2g}" if value.se > 0 else "")
