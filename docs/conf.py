@@ -2,11 +2,24 @@
 
 import sys
 from pathlib import Path
+from types import ModuleType
 
 DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS.parent), str(DOCS / "_extensions"), str(DOCS / "gallery")]
 
 import torchreg  # noqa: E402
+
+# What torchreg.integrations imports of the trainers. The build needs none; autodoc's own mocks would hide signatures.
+for name, classes in {
+    "accelerate": ["Accelerator"],
+    "lightning": [],
+    "lightning.pytorch": ["Callback"],
+    "skorch": [],
+    "skorch.callbacks": ["Callback"],
+    "transformers": ["Trainer", "TrainerCallback"],
+}.items():
+    sys.modules[name] = ModuleType(name)
+    vars(sys.modules[name]).update({cls: type(cls, (), {"__module__": name}) for cls in classes})
 
 project = "torchreg"
 author = "the authors of torchreg"
@@ -32,6 +45,7 @@ templates_path = ["_templates"]
 nitpicky = True
 nitpick_ignore_regex = [  # types in signatures that have no entry here
     ("py:class", r"collections\.abc\..*|contextlib\..*|ParamsT|Bound|Figure"),
+    ("py:class", r"(accelerate|transformers)\..*"),
     ("py:class", r"torchreg\.functional\.members\.Generators"),
     ("py:class", r"torchreg\.(penalties\.partition\.Index|regularizer\.assignment\.Assignment)"),
     ("py:class", r"torchreg\.regularizer\.penalized_loss\.PenalizedLoss|torchreg\.steps\.steered\.Steered"),

@@ -46,6 +46,8 @@ Optimizers: :mod:`torchreg.optim`
 Tuning: :mod:`torchreg.tuning`
     The strength chosen by a path of strengths, from the training examples alone, or tuned during training.
     :class:`Stacked` trains many models as one.
+Integrations: :mod:`torchreg.integrations`
+    Callbacks for Lightning, transformers and skorch, and logging for accelerate.
 Diagnostics: :mod:`torchreg.diagnostics`
     Norms, shares of zeros, compression. :func:`compress` removes dead units from a model.
 """

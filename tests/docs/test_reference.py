@@ -1,7 +1,9 @@
 """Each public name has one entry in the reference; each penalty, constraint, layer and coupling has pictures."""
 
+import importlib
 import inspect
 import re
+from importlib.util import find_spec
 from typing import get_args
 
 import pytest
@@ -39,11 +41,19 @@ def what(name):
     """The object of that full name."""
     found = torchreg
     for part in name.split(".")[1:]:
-        found = getattr(found, part)
+        found = getattr(found, part, None) or importlib.import_module(f"{found.__name__}.{part}")
     return found
 
 
-ENTRIES = [name for page in sorted(REFERENCE.glob("*.md")) for _, entries in parts(page) for name in entries]
+def is_here(name):
+    """Whether the module of an integration can be imported, because its trainer is installed."""
+    trainer = re.match(r"torchreg\.integrations\.(\w+)\.", name)
+    return not trainer or find_spec(trainer[1]) is not None
+
+
+ENTRIES = [
+    name for page in sorted(REFERENCE.glob("*.md")) for _, entries in parts(page) for name in entries if is_here(name)
+]
 SCRIPTS = {
     folder: "".join(
         path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs" / "gallery").glob(f"{folder}/*.py"))

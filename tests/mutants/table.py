@@ -1,4 +1,4 @@
-"""Forty faults that a maintainer might make, one line each, across all of ``torchreg/`` and ``experiments/``."""
+"""Forty-one faults that a maintainer might make, one line each, across all of ``torchreg/`` and ``experiments/``."""
 
 from typing import NamedTuple
 
@@ -219,6 +219,13 @@ MUTANTS = (
         "        order = order[y[order].argsort(stable=True)]",
         "        order = order[y.argsort(stable=True)]",
         "folds are no longer drawn class by class",
+    ),
+    # -- torchreg/integrations ------------------------------------------------------------------------------------
+    Mutant(
+        "torchreg/integrations/attachment.py",
+        "if _is_attached(self.attached_) and list(map(id, found)) == list(map(id, self.optimizers_)):",
+        "if _is_attached(self.attached_):",
+        "a second fit of a trainer, with a new optimizer, is without the penalty",
     ),
     # -- experiments ----------------------------------------------------------------------------------------------
     Mutant(

@@ -28,6 +28,7 @@ FLOORS = {
         steps
         regularizer  optim
         tuning
+        integrations
     """,
     "experiments": """
         errors
@@ -101,7 +102,8 @@ def test_the_table_names_what_there_is_and_no_more(top):
 
 @pytest.mark.parametrize(("top", "most"), [("torchreg", 14), ("experiments", 9)])
 def test_a_folder_can_be_taken_in_at_a_glance(top, most):
-    assert len([path for path in (REPOSITORY / top).iterdir() if path.name != "__pycache__"]) <= most
+    names = {path.name for path in (REPOSITORY / top).iterdir()} - {"__pycache__", "py.typed"}
+    assert len(names) <= most
 
 
 def test_contributing_shows_the_same_table():
@@ -158,12 +160,38 @@ def test_each_folder_opens_with_its_caption(file):
 def test_the_plug_in_needs_torch_and_nothing_else(file):
     roots = {module.split(".")[0] for module in imports_of(file.read_text(encoding="utf-8"))}
     optional = {"matplotlib"} if name_of(file)[1] == "tuning" else set()  # a path plots itself where it can
+    if name_of(file)[1] == "integrations":
+        optional = {file.stem, "pytorch_lightning"} if file.stem == "lightning" else {file.stem}
     assert roots <= {"torch", "torchreg"} | optional | sys.stdlib_module_names
 
 
 def test_without_matplotlib_nothing_but_the_plot_is_lost():
     code = "import sys; sys.modules['matplotlib'] = None; import torchreg.tuning"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
+
+
+TRAINERS = sorted(
+    file.stem
+    for file in FILES
+    if name_of(file)[1] == "integrations" and file.stem not in ("__init__", "attachment", "logged")
+)
+
+
+def test_the_plug_in_imports_no_trainer():
+    code = (
+        "import sys, torchreg; print(sorted(name for name in sys.modules if name.startswith('torchreg.integrations')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_an_integration_without_its_trainer_says_what_to_install(trainer):
+    absent = f"import sys; sys.modules |= dict.fromkeys(['{trainer}', 'pytorch_lightning']); "
+    code = f"{absent}import torchreg.integrations.{trainer}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    error = done.stderr.strip().splitlines()[-1]
+    assert re.match(rf"ImportError: torchreg\.integrations\.{trainer} needs \w+, .*: run 'pip install {trainer}", error)
 
 
 def test_every_public_name_exists_and_is_documented():

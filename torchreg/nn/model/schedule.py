@@ -32,6 +32,7 @@ class DropoutSchedule:
 
     Attributes:
         rates: the layers' full rates :math:`p_l` by name.
+        scale: the factor of the rates now.
 
     Raises:
         ValueError: the model has no dropout layers with a rate; a scheduled rate is outside [0, 1].
@@ -171,6 +172,7 @@ class DropoutSchedule:
         for name, p in scaled.items():
             layer = self._layers[name]
             setattr(layer, _attribute(layer), p)
+        self.scale = float(factor)
 
 
 def _nothing(optimizer: Optimizer, evaluation: int) -> None:
