@@ -149,7 +149,7 @@ def test_frozen_parameters_are_left_alone():
         ({"mode": "decoupled"}, "mode must be one of loss, grad, prox, got 'decoupled'"),
         ({"select": lambda units: False}, "no units are selected that could go"),
     ],
-    ids=str,
+    ids=["negative", "nan", "mode", "select"],
 )
 def test_what_does_not_fit_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
