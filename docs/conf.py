@@ -51,7 +51,10 @@ nitpick_ignore_regex = [  # types in signatures that have no entry here
     ("py:class", r"torchreg\.diagnostics\.dead_units\.Model"),
     ("py:class", r"torchreg\.regularizer\.penalized_loss\.PenalizedLoss|torchreg\.steps\.steered\.Steered"),
     ("py:class", r"torchreg\.tuning\.(path\.selection\.(Mean|P)|ridge\.spectrum\.Spectrum)"),
-    ("py:class", r"torchreg\.nn\.model\.search\.Search|torchreg\.optim\.groups\.ParamGroups|Select|Params|Rules|Weights|Reference"),
+    (
+        "py:class",
+        r"torchreg\.nn\.model\.search\.Search|torchreg\.optim\.groups\.ParamGroups|Select|Params|Rules|Weights|Reference",
+    ),
 ]
 suppress_warnings = ["config.cache"]  # the gallery's settings hold functions
 

@@ -28,6 +28,7 @@ class Taught:
     ORDER = (
         "l1", "l2", "elastic_net", "huber", "lp", "log_sum", "mcp", "scad", "hoyer_square", "slope",
         "l2sp", "l1sp", "group_lasso", "sparse_group_lasso", "exclusive_lasso", "group_mcp", "group_scad",
+        "coupled_group_lasso",
         "nuclear", "spectral_norm", "convolution_norm",
         "soft_orthogonality", "double_soft_orthogonality", "srip", "kl_sparsity", "z_loss", "confidence",
         "jacobian", "input_gradient", "complexity",
