@@ -17,6 +17,7 @@ from .study import (
     tree_of,
 )
 from .sweep import Dimension, Sweep
+from .tasks import Tasks
 from .train import Average, EarlyStopping, Metric, Train
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Sparsity",
     "Study",
     "Sweep",
+    "Tasks",
     "Train",
     "load",
     "resolve",

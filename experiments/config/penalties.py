@@ -38,6 +38,8 @@ class Regularizer(Section):
     select: str = "weights"  # "weights", "everything", or a pattern of names
     modules: Names | None = None  # whose outputs an activity penalty is on: patterns of names
     schedule: Component | None = None
+    anchor: Literal["tasks"] | None = None  # of L2SP: the weights after each task so far; None: the first weights
+    weights: Literal["fisher"] | None = None  # of L2SP at tasks: the Fisher information of each, which is EWC
 
     @model_validator(mode="before")
     @classmethod
@@ -50,13 +52,20 @@ class Regularizer(Section):
         if (self.penalty is None) == (self.activity is None):
             raise ValueError("exactly one of the keys penalty and activity must be given")
         if self.activity is not None:
-            self._refuse("an activity penalty", mode="loss", select="weights", schedule=None)
+            self._refuse("an activity penalty", mode="loss", select="weights", schedule=None, anchor=None)
             if self.modules is None:
                 raise ValueError("modules must name those whose outputs are penalized, such as 'relu*'")
         elif self.modules is not None:
             raise ValueError("modules is for an activity penalty; select chooses parameters")
         if self.is_constraint:
             self._refuse(f"the constraint {self.penalty}", mode="prox", strength=None, schedule=None)
+        if self.anchor == "tasks":
+            if self.penalty != "L2SP":
+                raise ValueError(f"anchor 'tasks' is for L2SP, whose sum over tasks is one penalty; got {self.penalty}")
+            if given := {"reference", "weights"} & self.options.keys():
+                raise ValueError(f"anchor 'tasks' takes {' and '.join(sorted(given))} from the tasks: remove it")
+        elif self.weights is not None:
+            raise ValueError("weights 'fisher' are of the tasks so far: set anchor = 'tasks', with penalty L2SP")
         return self
 
     def _refuse(self, what: str, **only: Any) -> None:

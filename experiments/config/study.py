@@ -28,6 +28,7 @@ from .sections import (
     fault_in,
 )
 from .sweep import Sweep
+from .tasks import Tasks
 from .train import Train
 
 
@@ -84,6 +85,7 @@ class Data(Section):
     augment: Annotated[tuple[Component, ...], Field(strict=False)] = ()  # of torchvision.transforms.v2, image by image
     mix: Component | None = None  # MixUp or CutMix, batch by batch
     label_noise: Annotated[float, Field(ge=0, le=1)] = 0.0  # fraction of training labels made wrong
+    tasks: Tasks | None = None  # parts of the classes, one after another; other classes are left out
     seed: Seed = 0  # of the split and the noise: the same for all arms and seeds
 
     @model_validator(mode="before")
@@ -112,12 +114,19 @@ class Data(Section):
                 raise ValueError(f"{key} must be given for {source}")
         if self.test_size is not None and (source in _WITH_TEST or self.test_path is not None):
             raise ValueError("test_size is for data without a test of its own")
+        if self.tasks is not None and self.label_noise:
+            raise ValueError("label_noise would move examples to other tasks: remove it, or tasks")
         return self
 
     @property
     def is_own(self) -> bool:
         """Whether the examples are the user's, and may change."""
         return self.name is None or self.name in _FILES
+
+    @property
+    def turns(self) -> int:
+        """The number of parts of the training, each of which sees other examples."""
+        return len(self.tasks.classes) if self.tasks is not None and self.tasks.in_turn else 1
 
     @property
     def source(self) -> str:
@@ -179,6 +188,11 @@ class Run(Settings):
     values: Tree = Field(default_factory=dict)  # of the swept keys, where the arm is searched
     seed: int
     is_average: bool = False  # the same training, of which the averaged weights are reported
+
+    @property
+    def epochs_of_turn(self) -> int:
+        """The epochs of each task, if they are trained on one after another; else all epochs."""
+        return self.train.epochs // self.data.turns
 
     @property
     def average(self) -> Run | None:

@@ -256,6 +256,8 @@ def same_test(ours: Cell, theirs: Cell) -> bool:
     """Whether two arms are tested on the same examples, wherever these lie and whatever they train on."""
     not_tested = dict.fromkeys(("root", "train_size", "valid_size", "label_noise", "augment", "mix", "stream"))
     one, two = (cell.runs[0].data.model_copy(update=not_tested) for cell in (ours, theirs))
+    if one.tasks is not None and two.tasks is not None:
+        one = one.model_copy(update={"tasks": one.tasks.model_copy(update={"in_turn": two.tasks.in_turn})})
     return one == two
 
 

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from ..config.names import short, text_of
 from ..training.data import Examples
 from ..training.files import write
-from . import datasets, figures, images, paths, predicting, settings, vega, weights
+from . import continual, datasets, figures, images, paths, predicting, settings, vega, weights
 from .cells import Cell, best_of
 from .claims import Table, claims, compared, single_runs
 from .datasets import Rows
@@ -32,8 +32,9 @@ def table(summary: Summary) -> str:
 
 
 def tables(summary: Summary) -> list[Table]:
-    """What the arms differ by: over several seeds, and in single runs."""
-    return [found for found in (compared(summary), single_runs(summary)) if found is not None]
+    """What the arms differ by, over several seeds and in single runs; and the tasks of a continual study."""
+    found = (continual.by_task(summary), compared(summary), single_runs(summary))
+    return [one for one in found if one is not None]
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -131,6 +132,7 @@ def write_page(summary: Summary, folder: Path, trusted: bool = False) -> Path:
         "environment": settings.environment_of(chosen),
     }
     pictures = [
+        *continual.pictures(done, summary),
         *figures.of_errors(done, summary),
         *predicting.pictures(done, classes, data, summary.noun),
         *of_weights,
@@ -198,6 +200,7 @@ def _data(
     return {
         "runs": datasets.runs(summary, chosen),
         "history": datasets.history(cells),
+        "tasks": continual.rows_of(cells),
         **paths.rows_of(summary),
         "reliability": [] if is_regression else datasets.reliability(cells),
         "confusion": [] if is_regression else datasets.confusion(cells, classes),

@@ -92,4 +92,4 @@ def _measured(run: Run, runs: int, group: Sequence[Run], device: torch.device) -
         epoch = plans.seconds_of_each(group, device)
     except Exception as error:  # whatever a model raises in its third step, or a device that is full
         raise UserError(f"arms[{run.arm}].model: cannot be trained: {oneline(error)}") from error
-    return ArmOutline(run.arm, runs, parameters, run.train.epochs * setup.steps, run.train.epochs * epoch)
+    return ArmOutline(run.arm, runs, parameters, setup.steps_before(run.train.epochs), run.train.epochs * epoch)

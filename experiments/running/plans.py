@@ -68,6 +68,8 @@ def obstacle(run: Run) -> str | None:
     for key in ("augment", "mix"):
         if getattr(run.data, key):
             return f"data.{key}: draws from torch's generator, which all members would share"
+    if run.data.turns > 1:
+        return "data.tasks: what is remembered of a task is that of one network"
     if run.train.amp:
         return "amp: one scale of the losses would be that of all members"
     if run.train.solve:

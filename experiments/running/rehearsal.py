@@ -14,8 +14,8 @@ from tqdm import tqdm
 from .. import config
 from ..config import Run, Study
 from ..errors import UserError, oneline
-from ..training import build, graphs, ranks, solving
-from ..training.data import Examples
+from ..training import build, continual, graphs, ranks, solving
+from ..training.data import Examples, Split
 from ..training.files import sealed, unsealed, write
 from ..training.losses import check_loss
 from ..training.measure import describe
@@ -26,6 +26,7 @@ from ..training.storage import exists
 from ..training.together import side_by_side
 
 _REHEARSED = 100_000  # steps of a schedule that are tried before the study begins
+_REMEMBERED = 2  # examples whose Fisher information is computed
 _MEASURED = 1000  # validation examples on which metrics are tried
 
 
@@ -83,6 +84,7 @@ def check(study: Study) -> Known:
 def _rehearse(run: Run) -> Examples:
     """Builds the run and makes a step with its largest and its smallest batch, or with a process's share of them."""
     ranks.check(run)
+    continual.check(run)
     examples = build.examples(run, torch.device("cpu"))
     augment = build.augmentation(run.data, examples)
     torch.manual_seed(run.seed)
@@ -117,6 +119,9 @@ def _rehearse(run: Run) -> Examples:
         if metrics is not None:
             with torch.no_grad():
                 metrics.check(model.eval()(examples.valid.x[:_MEASURED].clone()), examples.valid.y[:_MEASURED])
+        few = Split(examples.train.x[:_REMEMBERED], examples.train.y[:_REMEMBERED])
+        on_weights = [own for own in run.regularizers if own.activity is None]
+        continual.remember(regularizers, on_weights, model, examples, few)
         if run.train.solve:
             solve(model, examples, solving.strength(run, model, regularizers))
     except UserError:  # of the loss, a metric, or what is solved for
@@ -124,8 +129,9 @@ def _rehearse(run: Run) -> Examples:
     except (Exception, SystemExit) as error:  # whatever a user's model raises
         raise UserError(f"model: cannot be trained on {tuple(x.shape)} {examples.noun}: {oneline(error)}") from error
     if scheduler is not None:
-        steps = -(-len(examples.train) // (size * run.train.accumulate))
-        count = run.train.epochs * (steps if each_step else 1)
+        turns, epochs = continual.turns_of(run, examples), run.train.epochs
+        steps = continual.steps_of(turns, size * run.train.accumulate, run.epochs_of_turn, epochs)
+        count = steps if each_step else epochs
         try:
             with warnings.catch_warnings(action="ignore"):
                 for _ in range(min(count, _REHEARSED)):

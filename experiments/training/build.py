@@ -364,7 +364,8 @@ def _regularizer(
     if len(set(strengths)) > 1:
         scale = torch.tensor(strengths, dtype=torch.float64, device=next(net.parameters()).device)
     factor = () if settings.is_constraint else (settings.strength if scale is None else 1.0,)
-    penalty = constructed(key, make, name, settings.options, *factor)
+    options = {"weights": torch.zeros_like} if settings.anchor == "tasks" else {}  # no task is remembered yet
+    penalty = constructed(key, make, name, {**settings.options, **options}, *factor)
     schedule = None
     if settings.schedule is not None:
         schedule = component(f"{key}.schedule", Callable, settings.schedule, SCHEDULES)

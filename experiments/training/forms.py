@@ -35,6 +35,7 @@ class Figures(_Form):
     penalty: dict[str, float]
     metrics: dict[Literal["valid", "test"], dict[str, float | None]] = {}
     strengths: dict[str, Annotated[float, Field(gt=0)]] = {}
+    tasks: dict[Literal["valid", "test"], list[Share]] = {}  # the errors on each task of a continual study
 
     @model_validator(mode="after")
     def _shares(self) -> Figures:

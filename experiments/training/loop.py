@@ -128,7 +128,7 @@ def make_steps(setup: Setup, batches: Sequence[Tensor], epoch: int = 1) -> Tenso
     return train_epoch(
         setup.model,
         setup.optimizer,
-        setup.examples.train,
+        setup.train,
         batches,
         in_loss=setup.in_loss,
         amp=setup.amp,
@@ -191,7 +191,7 @@ def train_together(
                 with setup.average.applied(setup.model):
                     averaged = measured(setup)
             faults = [
-                _fault(own, figures, progress.epoch, setup.steps)
+                _fault(own, figures, setup, progress.epoch)
                 for own, figures in zip(torch.cat(found).unbind(1), rows, strict=True)
             ]
             progress.advance(rows, faults, described, averaged)
@@ -199,12 +199,13 @@ def train_together(
     return progress.finish(described)
 
 
-def _fault(losses: Tensor, figures: Row, epoch: int, steps: int) -> str | None:
+def _fault(losses: Tensor, figures: Row, setup: Setup, epoch: int) -> str | None:
     """Where the losses since that epoch, or the figures, are not finite, if they are not."""
     broken = (~losses.isfinite()).nonzero().flatten().tolist()
     if not broken and are_finite(figures):
         return None
-    last = epoch * steps + (broken[0] if broken else len(losses) - 1) + 1
+    place = broken[0] if broken else len(losses) - 1
+    last = setup.steps_before(epoch) + place + 1
     parts = "weights" if are_finite(figures["penalty"]) else "weights or their penalty"
     what = f"the loss is {losses[broken[0]].item()} at" if broken else f"the {parts} are not finite after"
-    return f"{what} step {last} (epoch {(last - 1) // steps + 1})"
+    return f"{what} step {last} (epoch {epoch + place // setup.steps + 1})"

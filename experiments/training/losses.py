@@ -95,8 +95,9 @@ def check_loss(task: Task, outputs: Tensor, y: Tensor) -> None:
         how = "take CrossEntropyLoss, or a model that ends with LogSoftmax"
         raise UserError(f"{KEY}: {name} must get logarithms of probabilities, got other outputs: {how}")
     try:
-        loss = task.loss(outputs, targets)
-        twice = task.loss(torch.cat([outputs, outputs]), torch.cat([targets, targets]))
+        limited = task.limited(outputs, y)
+        loss = task.loss(limited, targets)
+        twice = task.loss(torch.cat([limited, limited]), torch.cat([targets, targets]))
     except (Exception, SystemExit) as error:  # whatever a loss raises on what is not meant for it
         raise UserError(f"{KEY}: {name} does not fit {shapes}: {oneline(error)}") from error
     if not isinstance(loss, Tensor) or loss.shape != () or not loss.is_floating_point() or not loss.requires_grad:

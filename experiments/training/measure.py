@@ -69,10 +69,22 @@ def measured(setup: Setup) -> list[Row]:
     task = setup.examples.task
     strengths = {} if setup.tuned is None else {"strengths": setup.tuned.strengths}
     rows = evaluate(setup.model, setup.examples, setup.metrics)
+    by_task = tasks(setup.model, setup.examples) or [{} for _ in rows]
     return [
-        {**figures, **task.mark, "penalty": penalty, **strengths}
-        for figures, penalty in zip(rows, penalties(setup), strict=True)
+        {**figures, **task.mark, "penalty": penalty, **strengths, **own}
+        for figures, penalty, own in zip(rows, penalties(setup), by_task, strict=True)
     ]
+
+
+def tasks(model: nn.Module, examples: Examples) -> list[Row]:
+    """The validation and test errors of each task of a continual study, for each member; empty of others."""
+    if not examples.groups:
+        return []
+    valid, test = (
+        torch.stack([_loss_and_error(model, split, examples.task)[:, 1] for split in splits], 1).tolist()
+        for splits in zip(*((group.valid, group.test) for group in examples.groups), strict=True)
+    )
+    return [{"tasks": {"valid": one, "test": other}} for one, other in zip(valid, test, strict=True)]
 
 
 @torch.no_grad()

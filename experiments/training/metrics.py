@@ -133,7 +133,7 @@ class Metrics:
     def _as_taken(self, metric: Any, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         task = self._task
         if isinstance(task, Classes):
-            shares = task.scores(outputs).float().softmax(-1)
+            shares = task.scores(task.limited(outputs, y)).float().softmax(-1)
             return (shares[:, 1] if type(metric).__name__.startswith("Binary") else shares), y
         predicted, true = (values * task.scale + task.middle for values in (outputs, y))
         return (predicted[:, 0], true[:, 0]) if task.outputs == 1 else (predicted, true)

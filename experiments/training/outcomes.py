@@ -47,7 +47,9 @@ def outcomes(model: nn.Module, examples: Examples) -> Row:
         scale, middle = float(task.scale[0]), float(task.middle[0])
         predicted, true = ((scale * column.double() + middle).clamp(-most, most).cpu().numpy() for column in columns)
         return {"test": {"count": len(true), "values": _text(predicted, "<f4"), "true": _text(true, "<f4")}}
-    valid, test = (task.scores(_outputs(model, split)).cpu() for split in (examples.valid, examples.test))
+    valid, test = (
+        task.scores(task.limited(_outputs(model, split), split.y)).cpu() for split in (examples.valid, examples.test)
+    )
     y_valid, y_test = examples.valid.y.cpu(), examples.test.y.cpu()
     return {
         "valid": packed((valid.argmax(1) != y_valid).numpy()),

@@ -169,8 +169,8 @@ class Progress:
     @property
     def next(self) -> int:
         """How many epochs there are until the next evaluation."""
-        train = self.members[0].run.train
-        return min(train.evaluate_every, train.epochs - self.epoch)
+        run = self.members[0].run  # the last epoch of each task is evaluated, too
+        return min(run.train.evaluate_every, run.epochs_of_turn - self.epoch % run.epochs_of_turn)
 
     def advance(
         self,

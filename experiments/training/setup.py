@@ -17,7 +17,7 @@ from torchreg import Regularizer, Stacked
 
 from .. import config
 from ..config import Run
-from . import build, data, metrics, ranks, solving
+from . import build, continual, data, metrics, ranks, solving
 from . import graphs as recorded
 from .activity import Activity
 from .averaging import Average
@@ -49,6 +49,9 @@ class Setup:
     penalized: list[list[config.Regularizer | None]]  # the settings of each regularizer in each run
     shuffles: list[torch.Generator]
     batch_size: int
+    turns: list[data.Split]  # what is trained on: all examples, or those of one task after another
+    epochs_of_turn: int
+    turn: int = 0
     scheduler: LRScheduler | None = None
     is_each_step: bool = False
     tuned: torchreg.tuning.AutoStrength | None = None
@@ -67,9 +70,18 @@ class Setup:
     others: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def train(self) -> data.Split:
+        """What is trained on now."""
+        return self.turns[self.turn]
+
+    @property
     def steps(self) -> int:
-        """The number of steps in an epoch."""
-        return -(-len(self.examples.train) // (self.batch_size * self.accumulate))
+        """The number of steps in an epoch of now."""
+        return continual.steps_of([self.train], self.batch_size * self.accumulate, 1, 1)
+
+    def steps_before(self, epoch: int) -> int:
+        """The number of steps in so many epochs."""
+        return continual.steps_of(self.turns, self.batch_size * self.accumulate, self.epochs_of_turn, epoch)
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -85,14 +97,23 @@ class Setup:
 
     def batches(self) -> Sequence[Tensor]:
         """The positions of an epoch's examples, in a new order for each run; of a stack ``(members, batch)``."""
-        count, device = len(self.examples.train), self.examples.train.y.device
+        count, device = len(self.train), self.train.y.device
         orders = [torch.randperm(count, generator=shuffle) for shuffle in self.shuffles]
         order = torch.stack(orders) if isinstance(self.model, Stacked) else orders[0]
         batches: Sequence[Tensor] = order.to(device).split(self.batch_size, dim=-1)
         return batches
 
     def begin_epoch(self, epoch: int) -> None:
-        """Lets each of several processes draw its own numbers in that epoch, counted from 1."""
+        """Turns to the next task, if it is due; lets each of several processes draw its own numbers in that epoch.
+
+        Epochs are counted from 1. What is remembered of a task is taken here and not when it ends, so that the figures
+        after its last epoch have the penalty of its steps.
+        """
+        turn, place = divmod(epoch - 1, self.epochs_of_turn)
+        if turn and not place:
+            each, learned = [row[0] for row in self.penalized], self.turns[turn - 1]
+            continual.remember(self.regularizers, each, self.model, self.examples, learned)
+        self.turn = turn
         if ranks.is_several():
             seed, device = ranks.seed_of(self.seed, epoch), self.examples.train.y.device
             torch.manual_seed(seed)
@@ -139,12 +160,14 @@ def set_up(runs: Sequence[Run], device: torch.device, stacked: bool = False) -> 
     penalized = [row for row in rows if not build.is_of_activities(row)]
     scaler = torch.amp.GradScaler(device.type, enabled=first.train.amp and device.type == "cuda")
     train = first.train
-    made = Setup(examples, model, optimizer, regularizers, penalized, [], train.batch_size, scheduler, is_each_step)
+    turns = continual.turns_of(first, examples)
+    made = Setup(examples, model, optimizer, regularizers, penalized, [], train.batch_size, turns, first.epochs_of_turn)
+    made.scheduler, made.is_each_step = scheduler, is_each_step
     made.accumulate, made.average = train.accumulate, average
     made.tuned = build.auto_strength(first.auto_strength, regularizers, optimizer, examples)
     made.others = {
         "scaler": scaler,
-        "controller": build.controller(first.sparsity, optimizer, steps=train.epochs * made.steps),
+        "controller": build.controller(first.sparsity, optimizer, steps=made.steps_before(train.epochs)),
         "dropout_schedule": build.dropout_schedule(first.dropout_schedule, model, optimizer),
         "auto_strength": made.tuned,
     }
@@ -164,7 +187,7 @@ def set_up(runs: Sequence[Run], device: torch.device, stacked: bool = False) -> 
 
 def losses(model: nn.Module, task: data.Task, outputs: Tensor, y: Tensor) -> Tensor:
     """The mean loss of the outputs for the targets of a split; of a stack one for each member."""
-    targets = task.targets(y, outputs)
+    outputs, targets = task.limited(outputs, y), task.targets(y, outputs)
     if isinstance(model, Stacked):
         return model.per_member(task.loss, shared=False)(outputs, targets)
     return task.loss(outputs, targets)

@@ -32,6 +32,15 @@ regularizers = [{ penalty = "ElasticNet", l1_ratio = 0.5, mode = "prox", select 
 name = "ElasticNet"
 strengths = [0.0, 0.1]
 """,
+    HEAD.replace(
+        "label_noise = 0.2", "tasks = { classes = [[0, 1], [2, 3]], scenario = 'task', in_turn = true }"
+    ).replace(", early_stopping = { patience = 2 }", "")
+    + """
+regularizers = [{ penalty = "L2SP", anchor = "tasks", weights = "fisher", select = "everything" }]
+[[arms]]
+name = "EWC"
+strengths = [0.0, 100.0]
+""",
     HEAD
     + """
 scheduler = { name = "CosineAnnealingLR", T_max = 2, interval = "epoch", after = 1 }
@@ -161,6 +170,7 @@ KEYS = r"""
 name class args class_ strength mode select penalty schedule lr p epochs batch_size seed seeds strengths values low
 high log count trials metric sampler pruner space sweep arms x "a\nb" "\u0000" "" optimizer model data train dropout
 path test_path inputs target split size task standardize stratified train_size valid_size test_size label_noise
+tasks scenario in_turn anchor weights
 wrap hidden root amp weight_decay momentum betas eps foreach fused capturable maximize interval after steps start end
 activity modules max_norm freeze scale init torch timm solve l1_ratio dim groups a.b.c run runs
 """.split()  # noqa: SIM905

@@ -59,6 +59,7 @@ class Examples:
         labels: the classes' names, in order; none for a regression.
         source: the name of the data set, its path or its class.
         dtype: of inputs and targets that are no whole numbers.
+        groups: those of each task of a continual study, which are stretches of these.
     """
 
     train: Split
@@ -68,6 +69,7 @@ class Examples:
     labels: tuple[str, ...] = ()
     source: str = ""
     dtype: torch.dtype = torch.float32
+    groups: tuple[Examples, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ... import config
 from ...errors import UserError
-from . import files, images, own, toys, vision
+from . import files, groups, images, own, toys, vision
 from .examples import Examples, Source, Split, Target, noun_of
 from .stream import Stream
 from .tasks import Classes, Regression, Task
@@ -38,6 +38,9 @@ def _load(text: str, device: torch.device, dtype: torch.dtype) -> Examples:
     source = _read(settings)
     task, y, y_test, labels = _targets(source, settings)
     x, noun = source.x, noun_of(source.x)
+    if settings.tasks is not None:
+        source, task, y, y_test, labels = groups.chosen(source, settings.tasks, task, y, y_test, labels)
+        x = source.x
     if source.test is None:
         count = _count(settings.test_size or _TEST_SHARE, len(x))
         if count >= len(x):
@@ -71,6 +74,10 @@ def _load(text: str, device: torch.device, dtype: torch.dtype) -> Examples:
     draw = torch.Generator().manual_seed(settings.seed)
     order = _order(y, settings.stratified, draw)
     valid, train = order[:valid_size], order[valid_size : valid_size + size]
+    if settings.tasks is not None:
+        valid, train = (part[groups.order(settings.tasks, y[part])] for part in (valid, train))
+        by_task = groups.order(settings.tasks, y_test)
+        x_test, y_test = x_test[by_task], y_test[by_task]
     y_train = y[train]
     if settings.label_noise:
         y_train = _corrupted(y_train, settings.label_noise, task.outputs, draw)
@@ -93,7 +100,8 @@ def _load(text: str, device: torch.device, dtype: torch.dtype) -> Examples:
         return Split(placed(inputs if moments is None else (inputs - moments[0]) / moments[1]), placed(targets))
 
     parts = split(x[train], y_train), split(x[valid], y[valid]), split(x_test, y_test)
-    return Examples(*parts, task, labels, settings.source, dtype)
+    made = Examples(*parts, task, labels, settings.source, dtype)
+    return made if settings.tasks is None else groups.grouped(made, settings.tasks)
 
 
 def _read(settings: config.Data) -> Source:

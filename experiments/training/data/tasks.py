@@ -25,12 +25,14 @@ class Classes:
         loss: torch's own function or module, which a stack may have a fast form of.
         form: what targets the loss takes: the numbers of classes; 1 for the class and 0 for the others; the same with
             -1 for the others; or, of two classes and a model with one output, 1 for the second one and 0 for the first.
+        among: in row ``y`` True for the classes that an example of class ``y`` is known to be among; None: for all.
     """
 
     classes: int
     loss: Criterion = cross_entropy
     form: Form = "classes"
     name: Literal["classes"] = "classes"
+    among: Tensor | None = None
 
     @property
     def outputs(self) -> int:
@@ -41,6 +43,10 @@ class Classes:
     def mark(self) -> dict[str, str]:
         """What a record says of the task beside its figures."""
         return {}
+
+    def limited(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """The outputs with minus infinity for the classes that the examples are known not to be in."""
+        return outputs if self.among is None else outputs.masked_fill(~self.among[y], -torch.inf)
 
     def targets(self, y: Tensor, outputs: Tensor) -> Tensor:
         """The classes as the loss takes them beside such outputs; of mixed examples, the shares of the classes."""
@@ -79,6 +85,7 @@ class Classes:
         Returns:
             ``(members, 2)``.
         """
+        outputs = self.limited(outputs, y)
         if self.loss is cross_entropy:
             flat = cross_entropy(outputs.flatten(0, 1), y.repeat(len(outputs)), reduction="none")
             losses = flat.view(len(outputs), -1).double().sum(1)
@@ -115,6 +122,10 @@ class Regression:
     def mark(self) -> dict[str, str]:
         """What a record says of the task beside its figures."""
         return {"task": self.name}
+
+    def limited(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """The outputs as they are."""
+        return outputs
 
     def targets(self, y: Tensor, outputs: Tensor) -> Tensor:
         """The targets as the loss takes them."""
