@@ -20,11 +20,11 @@ Penalties
     :class:`MCP`, :class:`SCAD`, :class:`HoyerSquare`. By rank: :class:`SLOPE`. Towards a reference: :class:`L1SP`,
     :class:`L2SP`. With a weight for each element, which :func:`adaptive` and :func:`fisher` find: L1, L2, L1SP, L2SP.
     On groups: :class:`GroupLasso`, :class:`SparseGroupLasso`, :class:`ExclusiveLasso`, :class:`GroupMCP`,
-    :class:`GroupSCAD`, with :class:`Heads`. On matrices:
-    :class:`Nuclear`, :class:`SpectralNorm`, :class:`ConvolutionNorm`, :class:`SoftOrthogonality`,
-    :class:`DoubleSoftOrthogonality`, :class:`SRIP`. On activations: :class:`KLSparsity`. On logits: :class:`ZLoss`,
-    :class:`Confidence`. Of layers that learn to drop: :class:`Complexity`. Your own: subclass :class:`Penalty` or
-    :class:`ProximalPenalty`. Penalties add up and multiply: ``L1(1e-5) + 0.5 * L2(1e-4)``.
+    :class:`GroupSCAD`, with :class:`Heads`. On matrices: :class:`Nuclear`, :class:`SpectralNorm`,
+    :class:`ConvolutionNorm`, :class:`SoftOrthogonality`, :class:`DoubleSoftOrthogonality`, :class:`SRIP`. On
+    activations: :class:`KLSparsity`. On logits: :class:`ZLoss`, :class:`Confidence`. Of layers that learn to drop:
+    :class:`Complexity`. Of several parameters: :class:`Effective`, :class:`LassoNet`. Your own: subclass
+    :class:`Penalty` or :class:`ProximalPenalty`. Penalties add up and multiply: ``L1(1e-5) + 0.5 * L2(1e-4)``.
 Constraints
     Projections after the step: :class:`MaxNorm`, :class:`NonNegative`, :class:`UnitNorm`, :class:`L1Ball`,
     :class:`L2Ball`, :class:`LinfBall`, :class:`Box`, :class:`Simplex`. Exact counts: :class:`Sparsest`, :class:`NofM`,
@@ -79,6 +79,7 @@ from torchreg.penalties import (
     Constraint,
     ConvolutionNorm,
     DoubleSoftOrthogonality,
+    Effective,
     ElasticNet,
     ExclusiveLasso,
     GroupLasso,
@@ -90,6 +91,7 @@ from torchreg.penalties import (
     KLSparsity,
     L1Ball,
     L2Ball,
+    LassoNet,
     LinfBall,
     LogSum,
     Lp,
@@ -148,6 +150,7 @@ __all__ = [
     "CoupledGroupLasso",
     "DoubleSoftOrthogonality",
     "DropoutSchedule",
+    "Effective",
     "ElasticNet",
     "ExclusiveLasso",
     "GroupLasso",
@@ -161,6 +164,7 @@ __all__ = [
     "KLSparsity",
     "L1Ball",
     "L2Ball",
+    "LassoNet",
     "LinfBall",
     "LogSum",
     "Lp",

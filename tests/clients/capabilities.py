@@ -109,7 +109,13 @@ ROWS = {
         ),
         row("z-loss, confidence penalty", "torchreg.ZLoss", r"z_?loss|confidence_?penal"),
         row("Jacobian, input gradient", "torchreg.Jacobian", r"jacobian_?(reg|penal)|gradient_?penalty|double_?back"),
-        row("group lasso with a hierarchy of features", "", r"lasso_?net$", LassoNet="lassonet.LassoNetRegressor"),
+        row(
+            "a hierarchy of features: LassoNet",
+            "torchreg.LassoNet",
+            r"lasso_?net$",
+            LassoNet="lassonet.LassoNetRegressor",
+        ),
+        row("products and sums of parameters", "torchreg.Effective", r"effective_?(weight|penalty)"),
     ],
     "Constraints": [
         row(

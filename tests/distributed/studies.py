@@ -35,7 +35,8 @@ SETTINGS: dict[str, Any] = {
 KINDS: dict[str, dict[str, Any]] = {
     name: {"strength": 0.02}
     for name in build.PENALTIES
-    if name not in ("Complexity", "Confidence", "ConvolutionNorm", "KLSparsity", "ZLoss")  # of other networks
+    if name
+    not in ("Complexity", "Confidence", "ConvolutionNorm", "KLSparsity", "LassoNet", "ZLoss")  # of other networks
 }
 KINDS["Lp"]["p"], KINDS["SpectralNorm"]["strength"] = 0.5, 0.1
 KINDS |= {name: {"radius": 0.5} for name in ("L1Ball", "L2Ball", "LinfBall")}

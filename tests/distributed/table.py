@@ -1,5 +1,6 @@
 """What two processes must do as one does (``EQUAL``), and what they must refuse (``REFUSED``)."""
 
+import itertools
 import math
 from collections.abc import Callable
 from functools import cache, partial
@@ -27,13 +28,18 @@ from tests.distributed.training import (
     weights_of,
     whole,
 )
-from torchreg import L1, L2, L2SP, HoyerSquare, Penalty, Rank, Regularizer, Sparsest, everything
+from torchreg import L1, L2, L2SP, Effective, HoyerSquare, Penalty, Rank, Regularizer, Sparsest, everything
 from torchreg.diagnostics import norms, sparsity
 from torchreg.optim import TargetSparsity
 from torchreg.penalties.constraints import Constraint
 
 SEPARABLE = L1(0.5) + L2(0.3)
 COUPLED = HoyerSquare(0.1)  # its gradient at an element depends on all the others
+
+
+def product(model: nn.Module) -> Tensor:
+    """What two layers would do without the activation between them."""
+    return model[2].weight @ model[0].weight  # type: ignore[index]
 
 
 in_one = cache(regularized)
@@ -167,6 +173,9 @@ for _mode in MODES:
 for _constraint in (Sparsest(0.3, together=True), Sparsest(count=5, groups="input", together=True), Rank(1)):
     for _wrap in WRAPS:
         EQUAL[repr(_constraint), "prox", _wrap] = partial(trains_as_one, _constraint, "prox", WRAPS[_wrap])
+for _penalty in (Effective(SEPARABLE, product), Effective(COUPLED, product)):
+    for _mode, _wrap in itertools.product(("loss", "grad"), WRAPS):
+        EQUAL[repr(_penalty), _mode, _wrap] = partial(trains_as_one, _penalty, _mode, WRAPS[_wrap])
 for _function in (
     terms_are_those_of_one,
     second_derivatives_are_those_of_one,

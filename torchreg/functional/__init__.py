@@ -10,6 +10,7 @@ from torchreg.functional.dropping import (
     keep,
     mask_shape,
 )
+from torchreg.functional.hierarchy import hierarchical_threshold
 from torchreg.functional.internals import is_differentiated, is_transformed
 from torchreg.functional.losses import losses_at_once
 from torchreg.functional.masks import (
@@ -93,6 +94,7 @@ __all__ = [
     "gaussian_dropout",
     "group_soft_threshold",
     "half_square",
+    "hierarchical_threshold",
     "interpolate_gate",
     "is_differentiated",
     "is_half",

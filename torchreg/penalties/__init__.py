@@ -17,9 +17,11 @@ from torchreg.penalties.constraints import (
     UnitNorm,
 )
 from torchreg.penalties.counts import NofM, Rank, Sparsest
+from torchreg.penalties.effective import Effective
 from torchreg.penalties.elementwise import L1, L2, ElasticNet, Huber
 from torchreg.penalties.groups import ExclusiveLasso, GroupLasso, SparseGroupLasso
 from torchreg.penalties.importance import adaptive, fisher
+from torchreg.penalties.lassonet import LassoNet
 from torchreg.penalties.matrices import DoubleSoftOrthogonality, SoftOrthogonality
 from torchreg.penalties.outputs import Confidence, ZLoss
 from torchreg.penalties.partition import Heads
@@ -42,6 +44,7 @@ __all__ = [
     "Constraint",
     "ConvolutionNorm",
     "DoubleSoftOrthogonality",
+    "Effective",
     "ElasticNet",
     "ExclusiveLasso",
     "GroupLasso",
@@ -53,6 +56,7 @@ __all__ = [
     "KLSparsity",
     "L1Ball",
     "L2Ball",
+    "LassoNet",
     "LinfBall",
     "LogSum",
     "Lp",

@@ -21,7 +21,7 @@ from torchreg.selection.parameters import ParamInfo
 
 @final
 @dataclass(frozen=True, repr=False, eq=False)
-class Sparsest(ByGroup, Joint):
+class Sparsest(ByGroup, Joint, Constraint):
     r"""A bound on the number of weights that are not zero: the largest stay, to the bit, and all others become zero.
 
     .. math:: \|w\|_0 \le k, \qquad P(w) = \operatorname{argmin}_{\|u\|_0 \le k} \|u - w\|_2
@@ -105,14 +105,22 @@ class Sparsest(ByGroup, Joint):
     def _check_together(self, each: Sequence[Joint], weights: Sequence[Tensor], names: str) -> None:
         self._kept(self._number_in_all(each, weights), names)
 
-    def _value_together(self, each: Sequence[Joint], weights: Sequence[Tensor]) -> Tensor:
+    def _value_together(
+        self, each: Sequence[Joint], weights: Sequence[Tensor], scales: Sequence[float | Tensor]
+    ) -> Tensor:
         first = weights[0]
         many = torch.stack([_own(part)._nonzero(w).to(first.device) for part, w in zip(each, weights, strict=True)])
         spoilt = torch.stack([w.isnan().any().to(first.device) for w in weights]).any()
         kept = self._kept(self._number_in_all(each, weights), None)
         return self._value_of(many.sum(), kept, first).masked_fill(spoilt, torch.nan)
 
-    def _project_together_(self, each: Sequence[Joint], weights: Sequence[Tensor], are_moved: Sequence[bool]) -> None:
+    def _prox_together_(
+        self,
+        each: Sequence[Joint],
+        weights: Sequence[Tensor],
+        steps: Sequence[float | Tensor],
+        are_moved: Sequence[bool],
+    ) -> None:
         first = weights[0]
         scores = [_own(part)._scores(w).to(first.device) for part, w in zip(each, weights, strict=True)]
         kept = f.are_largest(torch.cat(scores), self._kept(sum(map(len, scores)), None))

@@ -1,4 +1,4 @@
-"""Constraints on several weights at once, such as the number of weights in a whole model that are not zero."""
+"""Penalties on several weights at once, such as a bound on the number of weights in a whole model that are not zero."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from typing import Self, TypeVar
 
 from torch import Tensor
 
-from torchreg.penalties.base import Penalty
-from torchreg.penalties.constraints import Constraint
+from torchreg.penalties.base import Penalty, ProximalPenalty
 
 Row = TypeVar("Row")
 
 
-class Joint(Constraint):
-    """A constraint on each weight alone or, if it is ``together``, on all weights of a regularizer at once.
+class Joint(ProximalPenalty):
+    """A penalty or constraint on each weight alone or, if it is ``together``, on all weights of a regularizer at once.
 
-    Bound to a parameter it is a part of the whole: of the constraint that the user gave, which does what follows with
+    Bound to a parameter it is a part of the whole: of the penalty that the user gave, which does what follows with
     all parts and their weights.
     """
 
@@ -25,7 +24,7 @@ class Joint(Constraint):
 
     @property
     def _whole(self) -> Joint | None:
-        """The constraint on all weights that this one is a part of; None if it acts on its weight alone."""
+        """The penalty on all weights that this one is a part of; None if it acts on its weight alone."""
         whole: Joint | None = vars(self).get("_given", self if self.together else None)
         return whole
 
@@ -36,24 +35,32 @@ class Joint(Constraint):
 
     @abstractmethod
     def _check_together(self, each: Sequence[Joint], weights: Sequence[Tensor], names: str) -> None:
-        """Raises ``ValueError`` if the constraint does not fit the weights, which are those of the parts ``each``."""
+        """Raises ``ValueError`` if the penalty does not fit the weights, which are those of the parts ``each``."""
 
     @abstractmethod
-    def _value_together(self, each: Sequence[Joint], weights: Sequence[Tensor]) -> Tensor:
-        """0 if the weights are in the set, else infinite; NaN for NaN."""
+    def _value_together(
+        self, each: Sequence[Joint], weights: Sequence[Tensor], scales: Sequence[float | Tensor]
+    ) -> Tensor:
+        """The value; of a constraint 0 if the weights are in the set, else infinite. NaN for NaN."""
 
     @abstractmethod
-    def _project_together_(self, each: Sequence[Joint], weights: Sequence[Tensor], are_moved: Sequence[bool]) -> None:
-        """Moves the weights to the nearest point of the set, in place: of this point, those that ``are_moved``."""
+    def _prox_together_(
+        self,
+        each: Sequence[Joint],
+        weights: Sequence[Tensor],
+        steps: Sequence[float | Tensor],
+        are_moved: Sequence[bool],
+    ) -> None:
+        """Moves the weights to the proximal point, in place: to its part, those that ``are_moved``."""
 
 
 def whole_of(penalty: Penalty | None) -> Joint | None:
-    """The constraint on several weights that the penalty is a part of, if any."""
+    """The penalty on several weights that the penalty is a part of, if any."""
     return penalty._whole if isinstance(penalty, Joint) else None
 
 
 def by_whole(rows: Iterable[tuple[Penalty, Row]]) -> dict[Joint, list[tuple[Joint, Row]]]:
-    """The rows of penalties that are parts of a constraint on several weights, for each such constraint.
+    """The rows of penalties that are parts of one on several weights, for each of these.
 
     Example:
         >>> from torchreg import L1

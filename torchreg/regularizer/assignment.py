@@ -16,11 +16,14 @@ from torchreg.functional.sharding import is_sharded
 from torchreg.penalties import Penalty, ProximalPenalty
 from torchreg.penalties.base import Sum
 from torchreg.penalties.constraints import Constraint
+from torchreg.penalties.effective import Effective
 from torchreg.penalties.joint import by_whole, whole_of
+from torchreg.penalties.lassonet import LassoNet
 from torchreg.penalties.members import ByMember, bound_by_member, by_member, member_of
 from torchreg.penalties.reference import Anchored
 from torchreg.penalties.weighted import Weighted
 from torchreg.selection.computed import ComputedWeight
+from torchreg.selection.effective import Called
 from torchreg.selection.modules import listed
 from torchreg.selection.parameters import ComputedInfo, ParamInfo, each_parameter
 from torchreg.selection.selectors import Selector
@@ -61,6 +64,11 @@ class Assignment:
     def computed(self) -> ComputedWeight | None:
         """How the layer computes the weight, as parametrizations do; None for an ordinary parameter."""
         return self.places[0]._computed
+
+    @property
+    def is_effective(self) -> bool:
+        """Whether it is what a user's function computes, and no weight of a layer."""
+        return self.computed is not None and isinstance(self.computed.compute, Called)
 
     @property
     def stored(self) -> tuple[nn.Parameter, ...]:
@@ -120,6 +128,8 @@ def as_rules(penalty: Penalty | Mapping[str, Penalty], mode: str) -> Mapping[str
     for rule in rules.values():
         if not isinstance(rule, Penalty):
             raise TypeError(f"Regularizer: penalty must be a Penalty such as L2(1e-4), got {rule!r}{_advice(rule)}")
+        if isinstance(rule, Effective):
+            _check_effective(rule, rules, mode)
         if not rule._selects_itself and any(term._selects_itself for term in rule.terms):
             raise ValueError(
                 f"Regularizer: a penalty that selects its parameters itself must not be part of a sum, got {rule!r}: "
@@ -127,7 +137,7 @@ def as_rules(penalty: Penalty | Mapping[str, Penalty], mode: str) -> Mapping[str
             )
         if len(rule.terms) > 1 and any(whole_of(term) for term in rule.terms):
             raise ValueError(
-                f"Regularizer: a constraint on all weights together must not be part of a sum, got {rule!r}: make one "
+                f"Regularizer: what acts on several weights together must not be part of a sum, got {rule!r}: make one "
                 "Regularizer for each term"
             )
         if mode == "prox" and not isinstance(rule, ProximalPenalty):
@@ -135,12 +145,25 @@ def as_rules(penalty: Penalty | Mapping[str, Penalty], mode: str) -> Mapping[str
             raise ValueError(
                 f"Regularizer: mode 'prox' needs a penalty with a proximal operator, {rule!r} has none: {advice}"
             )
-        if mode != "prox" and any(isinstance(term, Constraint) for term in rule.terms):
+        if mode != "prox" and any(isinstance(term, Constraint | LassoNet) for term in rule.terms):
             raise ValueError(
                 f"Regularizer: a constraint is a projection after the step, {rule!r} cannot act in mode {mode!r}: "
                 "use mode 'prox'"
             )
     return rules
+
+
+def _check_effective(rule: Effective, rules: Mapping[str, Penalty], mode: str) -> None:
+    if list(rules) != ["*"]:
+        raise ValueError(
+            f"Regularizer: a dict must not hold {rule!r}, which says itself what is penalized, got the patterns "
+            f"{listed(list(rules))}: make one Regularizer for it, without a pattern"
+        )
+    if mode not in ("loss", "grad"):
+        raise ValueError(
+            f"Regularizer: mode {mode!r} changes stored tensors, but the weight of {rule!r} is a function of them: use "
+            "mode 'grad' or 'loss'"
+        )
 
 
 def _advice(rule: object) -> str:
@@ -159,6 +182,11 @@ def assign(model: nn.Module, rules: Mapping[str, Penalty], select: Selector, mod
         ValueError: nothing is selected, a rule matches no parameter, a parameter is lazy or sparse, a penalty does not
             fit its parameter, or the mode cannot change a weight because its layer computes it.
     """
+    if isinstance(model, Stacked) and any(isinstance(rule, Effective) for rule in rules.values()):
+        raise ValueError(
+            "Regularizer: Effective cannot act on a stack of models, whose modules have no weights of their own: use "
+            "it on each of its members()"
+        )
     if any(isinstance(module, Stacked) for module in model.modules() if module is not model):
         raise ValueError(f"Regularizer: model must be the stack itself, got a {type(model).__name__} that holds one")
     assignments = assign_each(model, rules, select, mode)
@@ -175,6 +203,8 @@ def assign(model: nn.Module, rules: Mapping[str, Penalty], select: Selector, mod
         advice = (
             "a pattern matches whole names, as '*.weight' does" if unnamed else "select=everything lifts exemptions"
         )
+        if any(rule._selects_itself for rule in rules.values()):
+            advice = f"{listed(list(map(repr, rules.values())))} selects its parameters itself"
         raise ValueError(
             f"Regularizer: select must choose at least one parameter, got none of {listed(reasons)}: {advice}"
         )
@@ -184,7 +214,15 @@ def assign(model: nn.Module, rules: Mapping[str, Penalty], select: Selector, mod
 def assign_each(model: nn.Module, rules: Mapping[str, Penalty], select: Selector, mode: str) -> list[Assignment]:
     """:func:`assign` for a model that may have nothing to penalize."""
     members = len(model) if isinstance(model, Stacked) else None
-    each = [_assigned(tuple(places), rules, select, members) for places in each_parameter(model, members)]
+    first = next(iter(rules.values()))
+    effective: list[list[ParamInfo]] = (
+        [[place] for place in first.weights_of(model)] if isinstance(first, Effective) else []
+    )
+    places = [*effective, *each_parameter(model, members)]
+    each = [_assigned(tuple(own), rules, select, members) for own in places]
+    if effective:
+        through = {param: a.name for a in each if a.is_effective for param in a.stored}
+        each = [_passing_through(a, through) for a in each]
     for assignment in each:
         _check_computed(assignment, mode)
         for place in assignment.places:
@@ -193,6 +231,13 @@ def assign_each(model: nn.Module, rules: Mapping[str, Penalty], select: Selector
     _check_companions(each)
     _check_joint(each)
     return each
+
+
+def _passing_through(assignment: Assignment, through: Mapping[nn.Parameter, str]) -> Assignment:
+    """The assignment, which says which effective weight the parameter is a part of."""
+    names = [through[param] for param in assignment.stored if param in through]
+    is_part = names and not assignment.is_effective
+    return replace(assignment, reason=f"acts through {names[0]}") if is_part else assignment
 
 
 def _check_computed(assignment: Assignment, mode: str) -> None:
@@ -226,7 +271,7 @@ def _check_companions(assignments: Sequence[Assignment]) -> None:
 
 
 def _check_joint(assignments: Sequence[Assignment]) -> None:
-    """Raises ``ValueError`` if a constraint on several weights does not fit them."""
+    """Raises ``ValueError`` if a penalty on several weights does not fit them."""
     acting = [(a.acting, a) for a in assignments if a.acting is not None]
     for whole, parts in by_whole(acting).items():
         names = listed([a.name for _, a in parts])
@@ -252,6 +297,8 @@ def _assigned(
         )
     if found is None:
         return Assignment(places, reason="no pattern matches")
+    if isinstance(found, Effective):
+        found = found.penalty
     acting = _bound(found, places[reasons.index(None)], members)
     if is_sharded(param) and not acting.is_separable and any(map(_has_tensors, acting.terms)):
         raise ValueError(

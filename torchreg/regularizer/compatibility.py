@@ -68,12 +68,15 @@ def check_new(optimizers: Sequence[Optimizer], before: Sequence[Assignment], now
 
 
 def check_decay(optimizer: Optimizer, assignments: Sequence[Assignment]) -> None:
-    """Raises ``ValueError`` if a parameter would decay twice: by an L2 and by the optimizer's weight decay."""
+    """Raises ``ValueError`` if a parameter would decay twice: by an L2 and by the optimizer's weight decay.
+
+    An L2 on an effective weight is another penalty than weight decay of the parameters that it depends on.
+    """
     decays = {p: group.get("weight_decay", 0) for group in optimizer.param_groups for p in group["params"]}
     for assignment in assignments:
         ridges = [t for t in assignment.terms if isinstance(t, Term) and t._ridge > 0]
         decay = next((decays[p] for p in assignment.stored if decays.get(p)), 0)
-        if assignment.is_penalized and ridges and decay:
+        if assignment.is_penalized and ridges and decay and not assignment.is_effective:
             raise ValueError(
                 f"Regularizer: {assignment.name} would decay twice, by {ridges[0]} and by weight_decay={decay} of "
                 f"{type(optimizer).__name__}: pass weight_decay=0 to the optimizer or drop the {ridges[0]}"

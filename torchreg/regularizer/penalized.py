@@ -33,7 +33,7 @@ class Penalized:
         penalties: the penalty of each parameter that a layer uses as it is.
         computed: the weights that a layer computes from others.
         acting: the penalty of each parameter that a step changes.
-        has_joint: whether a constraint acts on several weights at once.
+        has_joint: whether a penalty acts on several weights at once.
         has_ridge: whether weight decay beside a penalty would decay twice.
         few: the value, if it is that of few weights.
 

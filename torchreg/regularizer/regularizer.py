@@ -247,7 +247,7 @@ class Regularizer(Steered):
 
     def _scaled_total(self, pairs: Sequence[Trained]) -> Tensor:
         if self._penalized.has_joint:
-            joint = by_whole((penalty, weight) for penalty, weight, _ in pairs)
+            joint = by_whole((penalty, (weight, self._scale_of(key))) for penalty, weight, key in pairs)
             alone = [pair for pair in pairs if whole_of(pair[0]) is None]
             values = [joint_value(whole, parts) for whole, parts in joint.items()]
             values += [self._total_of_each(alone)] if alone else []
@@ -338,7 +338,7 @@ class Regularizer(Steered):
             )
         if self._penalized.has_joint and len(optimizers) > 1:
             raise ValueError(
-                f"Regularizer: a constraint on all weights together acts in the steps of one optimizer, got "
+                f"Regularizer: what acts on several weights together acts in the steps of one optimizer, got "
                 f"{len(optimizers)}: make a Regularizer for each, with select"
             )
         self._check_parameters()

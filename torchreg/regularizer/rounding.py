@@ -14,6 +14,7 @@ from torchreg import functional as f
 from torchreg.functional.sharding import is_sharded
 from torchreg.hooks import Group, gradient_scale
 from torchreg.penalties import Constraint, Penalty, ProximalPenalty
+from torchreg.penalties.joint import whole_of
 from torchreg.regularizer.assignment import Assignment
 from torchreg.selection.modules import listed
 
@@ -75,7 +76,7 @@ class RoundingCheck:
 
 def _is_lost(mode: str, optimizer: Optimizer, group: Group, param: Tensor, penalty: Penalty, scale: float) -> bool:
     """Whether most elements that a step would change in single precision stay as they are in the parameter's."""
-    if isinstance(penalty, Constraint):
+    if isinstance(penalty, Constraint) or whole_of(penalty):
         return False  # what is outside moves in every step
     before, w = param, f.wide(param)
     if mode == "grad":

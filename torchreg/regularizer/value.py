@@ -44,10 +44,11 @@ def penalty_value(
     return _scaled(PenaltySum.apply(penalties, compile, *params), scale)
 
 
-def joint_value(whole: Joint, parts: Sequence[tuple[Joint, Tensor]]) -> Tensor:
-    """The value of a constraint on several weights, given its parts and their weights."""
-    each, weights = zip(*parts, strict=True)
-    return whole._value_together(each, [as_plain(w.detach(), local=False) for w in weights])
+def joint_value(whole: Joint, parts: Sequence[tuple[Joint, tuple[Tensor, float | Tensor]]]) -> Tensor:
+    """The value of a penalty on several weights, given its parts with their weights and scales."""
+    each = [part for part, _ in parts]
+    weights, scales = zip(*(row for _, row in parts), strict=True)
+    return whole._value_together(each, [as_plain(w.detach(), local=False) for w in weights], scales)
 
 
 def _scaled(value: Tensor, scale: float) -> Tensor:

@@ -8,7 +8,7 @@ the masks of ``prune``.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from inspect import signature
 from typing import Any, final
 
@@ -48,8 +48,8 @@ class ComputedWeight:
     ) -> None:
         self.layer, self.own_name, self.how = layer, own_name, how
         self.compute, self.originals, self.members = compute, originals, members
-        is_hooked = isinstance(compute, _Hooked)
-        self.stored = tuple(map(layer.get_parameter, originals) if is_hooked else compute.parameters())
+        is_whole = isinstance(compute, parametrize.ParametrizationList)  # it may have parameters of its own
+        self.stored = tuple(compute.parameters() if is_whole else map(layer.get_parameter, originals))
 
     def __call__(self) -> Tensor:
         """The weight of the last forward pass, differentiable by the stored tensors.
@@ -57,17 +57,29 @@ class ComputedWeight:
         It is computed as in evaluation mode, with copies of the buffers: power iterations, random masks and running
         statistics of the layer stay as they are. It has the precision of the stored tensors, also under autocast.
         """
-        exact = torch.autocast(self.stored[0].device.type, enabled=False)
-        with torch.enable_grad(), exact, _evaluating(self.compute):
+        device = self.stored[0].device.type
+        exact = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+        with torch.enable_grad(), exact, evaluating(self.compute):
             buffers = {name: buffer.clone() for name, buffer in self.compute.named_buffers()}
             if self.members is None:
-                return self._computed(buffers)
+                return self._computed(
+                    buffers | self._gathered(), ties=False
+                )  # torch would not put back those of a module in two places
             state = buffers | dict(self.compute.named_parameters())
             own = ({name: value[m] for name, value in state.items()} for m in range(self.members))
             return torch.stack([self._computed(values) for values in own])
 
-    def _computed(self, state: dict[str, Any]) -> Tensor:
-        weight: Tensor = functional_call(self.compute, state, ())
+    def _gathered(self) -> dict[str, Tensor]:
+        """Parameters that are sharded over processes, whole, for a user's function, which sees ordinary tensors."""
+        if isinstance(self.compute, parametrize.ParametrizationList | _Hooked):
+            return {}
+        sharded = {param: param.full_tensor() for param in self.stored if hasattr(param, "full_tensor")}
+        places = self.compute.named_modules() if sharded else ()
+        own = ((f"{prefix}.{name}", p) for prefix, m in places for name, p in m._parameters.items())
+        return {name: sharded[param] for name, param in own if param in sharded}
+
+    def _computed(self, state: dict[str, Any], ties: bool = True) -> Tensor:
+        weight: Tensor = functional_call(self.compute, state, (), tie_weights=ties)
         return weight
 
     @torch.no_grad()
@@ -86,7 +98,7 @@ class ComputedWeight:
         for spread in (1.0, 3.0):
             probe = (spread * torch.randn(stored.shape, generator=draw, device="cpu")).to(stored)
             try:
-                with _evaluating(self.compute):
+                with evaluating(self.compute):
                     buffers = {name: buffer.clone() for name, buffer in self.compute.named_buffers()}
                     weight = self._computed(buffers | {name: probe})
             except Exception:  # whatever a parametrization raises for a tensor that is none of its own
@@ -135,7 +147,8 @@ def computed_weights(layer: nn.Module, members: int | None = None) -> Iterator[C
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """The module in evaluation mode, for a while."""
     training = [each for each in module.modules() if each.training]
     for each in training:
         each.training = False

@@ -23,7 +23,7 @@ def layer_numbers(model: nn.Module) -> dict[str, int]:
     they are the modules in an ``nn.Sequential`` or ``nn.ModuleList``, such as the blocks of a transformer, and what
     comes before and after these. What needs no weight decay, such as a normalization, belongs to the layer before it.
     """
-    prefix, inner = _without_wrappers(model)
+    prefix, inner = without_wrappers(model)
     if callable(matcher := getattr(inner, "group_matcher", None)):
         timms: Any = import_module("timm.models")
         stated = timms.group_parameters(inner, matcher(coarse=False), reverse=True)
@@ -47,7 +47,7 @@ def hidden_matrices(model: nn.Module) -> dict[str, str | None]:
     layer that the model's own method names (``get_output_embeddings`` or ``get_classifier``), else the last one.
     """
     reasons = {places[0].name: _reason(places) for places in each_parameter(model)}
-    prefix, inner = _without_wrappers(model)
+    prefix, inner = without_wrappers(model)
     stated = [method() for name in _OUTPUTS if callable(method := getattr(inner, name, None))]
     outputs = {
         each for given in stated for each in (given if isinstance(given, tuple) else (given,)) if each is not None
@@ -94,7 +94,7 @@ def _holds_blocks(module: nn.Module) -> bool:
     return len(set(map(type, children))) == 1 and all(is_block)
 
 
-def _without_wrappers(model: nn.Module) -> tuple[str, nn.Module]:
+def without_wrappers(model: nn.Module) -> tuple[str, nn.Module]:
     """The name and the module within what wrappers such as torch.compile and DistributedDataParallel add."""
     prefix = ""
     while len(children := dict(model.named_children())) == 1 and not unwrapped(*children):

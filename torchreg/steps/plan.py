@@ -64,7 +64,7 @@ class Plan:
         ]
         alone = [row for row in self.changed if whole_of(row[3]) is None]
         self.batches = [_batch(rows, takes_gradients) for rows in _alike(alone, scale_of)]
-        trained = [(penalties[p], (p, p.grad is not None)) for p in self.params if p.requires_grad]
+        trained = [(penalties[p], (group, p, p.grad is not None)) for p, group in pairs if p.requires_grad]
         self.joint = by_whole(trained) if len(alone) < len(self.changed) else {}
         bundles = [bundle for batch in self.batches for bundle in batch.bundles]
         self._bundled = [self.params[i] for bundle in bundles for i in bundle.where]

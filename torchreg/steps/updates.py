@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from torchreg.functional.chunks import chunks_of
 from torchreg.functional.sharding import on_plain_
-from torchreg.hooks import gradient_scale, step_size
+from torchreg.hooks import Group, gradient_scale, step_size
 from torchreg.penalties import Penalty, ProximalPenalty
 from torchreg.penalties.joint import Joint
 from torchreg.steps.half import in_single, make_room
@@ -54,14 +54,17 @@ def take_proximal_steps(plan: Plan, scale_of: ScaleOf, compile: bool = False, ti
             assert isinstance(batch.penalty, ProximalPenalty)
             _update(plan.params, batch, batch.penalty._prox_, step, "prox", compile)
         for whole, parts in plan.joint.items():
-            _project_together(whole, parts)
+            own = [step_size(plan.optimizer, group) * scale_of(param) * times for _, (group, param, _) in parts]
+            _move_together(whole, parts, own)
 
 
-def _project_together(whole: Joint, parts: Sequence[tuple[Joint, tuple[nn.Parameter, bool]]]) -> None:
-    """The projection of all weights of a constraint; it moves those of which the step has a gradient."""
+def _move_together(
+    whole: Joint, parts: Sequence[tuple[Joint, tuple[Group, nn.Parameter, bool]]], steps: Sequence[float | Tensor]
+) -> None:
+    """The proximal step of a penalty on several weights; it moves those of which the step has a gradient."""
     each = [part for part, _ in parts]
-    params, are_moved = zip(*(row for _, row in parts), strict=True)
-    on_plain_(lambda *weights: whole._project_together_(each, weights, are_moved), False, *params)
+    _, params, are_moved = zip(*(row for _, row in parts), strict=True)
+    on_plain_(lambda *weights: whole._prox_together_(each, weights, steps, are_moved), False, *params)
 
 
 def _update(

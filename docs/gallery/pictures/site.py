@@ -32,6 +32,7 @@ class Taught:
         "nuclear", "spectral_norm", "convolution_norm",
         "soft_orthogonality", "double_soft_orthogonality", "srip", "kl_sparsity", "z_loss", "confidence",
         "jacobian", "input_gradient", "complexity",
+        "effective", "lasso_net",
         "max_norm", "unit_norm", "non_negative", "simplex", "l1_ball", "l2_ball", "linf_ball", "box",
         "sparsest", "n_of_m", "rank",
         "dropout", "channels", "drop_block", "gaussian_dropout",
