@@ -73,7 +73,7 @@ class ComputedWeight:
         """Parameters that are sharded over processes, whole, for a user's function, which sees ordinary tensors."""
         if isinstance(self.compute, parametrize.ParametrizationList | _Hooked):
             return {}
-        sharded = {param: param.full_tensor() for param in self.stored if hasattr(param, "full_tensor")}
+        sharded = {param: own for param in self.stored if (own := whole(param)) is not param}
         places = self.compute.named_modules() if sharded else ()
         own = ((f"{prefix}.{name}", p) for prefix, m in places for name, p in m._parameters.items())
         return {name: sharded[param] for name, param in own if param in sharded}
@@ -144,6 +144,12 @@ def computed_weights(layer: nn.Module, members: int | None = None) -> Iterator[C
             originals = tuple(own for s in _SUFFIXES if layer._parameters.get(own := f"{name}_{s}") is not None)
             if originals and name not in layer._parameters:
                 yield ComputedWeight(layer, str(name), type(hook).__name__, _Hooked(layer, hook), originals, members)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself; of one that is sharded over processes the whole, gathered."""
+    gather = getattr(tensor, "full_tensor", None)  # of DTensors, which some builds of torch lack
+    return tensor if gather is None else gather()
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parameter import is_lazy
 
-from torchreg.selection.computed import ComputedWeight, evaluating
+from torchreg.selection.computed import ComputedWeight, evaluating, whole
 from torchreg.selection.layers import without_wrappers
 from torchreg.selection.modules import ModuleFilter, listed, select_modules
 from torchreg.selection.parameters import ComputedInfo
@@ -64,7 +64,8 @@ def _used(owner: str, where: str, called: Called) -> tuple[str, ...]:
     if any(map(is_lazy, params.values())):
         raise ValueError(f"{owner}: {where} has no shape yet: run one batch through the lazy model first")
     params = {name: param for name, param in params.items() if param.is_floating_point() or param.is_complex()}
-    probes = {param: param.detach().requires_grad_() for param in params.values()}
+    # Whole ones of what is sharded over processes: a user's function sees ordinary tensors.
+    probes = {param: whole(param.detach()).requires_grad_() for param in params.values()}
     weight: object = _result(owner, where, called, probes)
     if not isinstance(weight, Tensor):
         raise TypeError(
@@ -89,7 +90,7 @@ def _used(owner: str, where: str, called: Called) -> tuple[str, ...]:
     used = tuple(
         name.removeprefix("module.") for name, gradient in zip(params, found, strict=True) if gradient is not None
     )
-    if _result(owner, where, called, {param: param.detach() for param in probes}).requires_grad:
+    if _result(owner, where, called, {param: probe.detach() for param, probe in probes.items()}).requires_grad:
         raise ValueError(
             f"{owner}: function must use only parameters of the module that it is called with, got others beside "
             f"{listed(list(used)) if used else 'none'} of {where}: choose with modules one that holds all"
