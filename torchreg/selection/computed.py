@@ -73,7 +73,7 @@ class ComputedWeight:
         """Parameters that are sharded over processes, whole, for a user's function, which sees ordinary tensors."""
         if isinstance(self.compute, parametrize.ParametrizationList | _Hooked):
             return {}
-        sharded = {param: own for param in self.stored if (own := whole(param)) is not param}
+        sharded = {param: whole(param) for param in self.stored if hasattr(param, "full_tensor")}
         places = self.compute.named_modules() if sharded else ()
         own = ((f"{prefix}.{name}", p) for prefix, m in places for name, p in m._parameters.items())
         return {name: sharded[param] for name, param in own if param in sharded}
@@ -148,8 +148,10 @@ def computed_weights(layer: nn.Module, members: int | None = None) -> Iterator[C
 
 def whole(tensor: Tensor) -> Tensor:
     """The tensor itself; of one that is sharded over processes the whole, gathered."""
-    gather = getattr(tensor, "full_tensor", None)  # of DTensors, which some builds of torch lack
-    return tensor if gather is None else gather()
+    if not hasattr(tensor, "full_tensor"):  # which DTensors have; some builds of torch lack them
+        return tensor
+    gathered: Tensor = tensor.full_tensor()
+    return gathered
 
 
 @contextmanager
