@@ -162,6 +162,7 @@ class AutoStrength(Section):
     lr: Annotated[float, Field(gt=0)] = 0.05  # of the log-strength, for each step of the optimizer
     every: Size = 4  # steps
     per: Literal["regularizer", "parameter"] = "regularizer"
+    spread: Annotated[float, Field(gt=1)] = 10.0  # of the strengths of a regularizer's parameters, around their mean
     bounds: Annotated[tuple[float, float], Field(strict=False)] = (1e-8, 1e4)
     batch_size: Size = 128  # validation images a step
 

@@ -3,13 +3,15 @@
 from typing import Any
 
 import pytest
+from torch import nn
 
 from tests.cases import each_step_mode
 from tests.clients import loops
 from tests.clients.callbacks import KEYS, STEPS, hand, several, transformers_callback
 from tests.clients.loops import PENALTY, Wrapped
-from tests.helpers import assert_bit_equal, assert_close, weights_of
-from torchreg import linear
+from tests.helpers import assert_bit_equal, assert_close, make_data, weights_of
+from torchreg import L2, Regularizer, linear
+from torchreg.tuning import AutoStrength
 
 pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore")]  # what they warn of is theirs
 
@@ -107,3 +109,30 @@ def test_transformers_trains_twice_and_evaluates(tmp_path):
     for steps in (8, 16):
         trainer.train()
         assert callback.regularizer.state_dict()["steps"] == steps
+
+
+def test_transformers_tunes_a_strength_on_its_own_kind_of_batches(tmp_path):
+    """The strength moves once in each step, not in each micro-batch, by the loss that the outputs have."""
+    x, y = make_data()
+    held_out = [{"x": x[at : at + 8], "labels": y[at : at + 8]} for at in range(0, len(x), 8)]
+
+    def tuning(model: Any, validation: Any, criterion: Any) -> AutoStrength:
+        return AutoStrength(Regularizer(model, L2(0.1), mode="decoupled"), validation, criterion, every=1)
+
+    def trained(folder: str, accumulate: int, *examples: Any) -> AutoStrength:
+        model = Wrapped()
+        options = {"gradient_accumulation_steps": accumulate, "per_device_train_batch_size": 8 // accumulate}
+        trainer = loops.transformers_trainer(model, tmp_path / folder, **options)
+        callback = transformers_callback(lambda each: tuning(each, *examples))
+        callback.add_to(trainer)
+        trainer.train()
+        return callback.regularizer
+
+    mappings = held_out, lambda outputs, batch: outputs["loss"]
+    pairs = [(b["x"], b["labels"]) for b in held_out], lambda outputs, y: nn.functional.mse_loss(outputs["logits"], y)
+    expected = trained("whole", 1, *pairs)
+    assert expected.strengths["L2"] != 0.1
+    for folder, accumulate in (("mappings", 1), ("accumulated", 2)):
+        auto = trained(folder, accumulate, *mappings)
+        assert auto._steps == expected._steps == 8
+        assert_close(auto.strengths["L2"], expected.strengths["L2"], 1e-6)

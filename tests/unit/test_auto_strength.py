@@ -15,6 +15,7 @@ from torchreg import L1, L2, ElasticNet, GroupLasso, Huber, MaxNorm, Regularizer
 from torchreg.optim import SGDW, ProxAdam, RMSpropW
 from torchreg.tuning import AutoStrength
 from torchreg.tuning.online.descent import NO_MOMENTS, normalized
+from torchreg.tuning.online.held_out import _moved, loss_of
 from torchreg.tuning.online.hypergradient import hypergradients, penalty_updates_of
 from torchreg.tuning.online.updates import updates_of
 
@@ -227,6 +228,151 @@ def test_each_parameter_may_have_a_strength_of_its_own():
     assert not any(regularizer._listeners for regularizer in regularizers)
 
 
+@pytest.mark.parametrize("spread", [math.inf, 10.0, 1.001])
+def test_strengths_are_drawn_to_their_mean(spread):
+    """The moves alone, and the moves of strengths that are drawn, by hand."""
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    regularizer = Regularizer(model, L2(0.1), mode="decoupled")
+    regularizer.scale = {"0.weight": 8.0, "2.weight": 0.5}
+    auto = AutoStrength(regularizer, HELD_OUT, nn.MSELoss(), per="parameter", spread=spread, lr=0.02, every=1)
+    auto.attach(optimizer)
+    step(model, optimizer, slice(0, 32))
+    pull = min(0.02 / math.log(spread), 1.0)
+    for name, start in (("0.weight", 8.0), ("2.weight", 0.5)):
+        left = math.log(regularizer.scale[name] / start) - pull * math.log(2.0 / start)
+        assert abs(left) == pytest.approx(0.02)
+
+
+def test_no_strength_runs_away_from_those_of_the_other_layers():
+    """Slopes that always disagree: the strengths end a factor of about the spread from their mean."""
+    model = make_model()
+    regularizer = Regularizer(model, L1(1e-2), mode="prox")
+    auto = AutoStrength(regularizer, HELD_OUT, nn.MSELoss(), per="parameter", every=1)
+    first, second = auto._tuned
+    for _ in range(2000):
+        middle = (first.log_scale + second.log_scale) / 2
+        for item, slope in ((first, -1.0), (second, 1.0)):
+            pull = auto.lr / math.log(auto.spread)
+            item.move(slope, auto.lr, auto.bounds, 1, pull * (middle - item.log_scale))
+    assert_close(first.strength, 1e-2 * 10.0, 0.01)
+    assert_close(second.strength, 1e-2 / 10.0, 0.01)
+
+
+# -- accumulation, scaled gradients, closures and trainers -----------------------------------------------------------
+
+
+def tuned_by(make_steps, mode, *, make_optimizer=None, validation=HELD_OUT):
+    """The weights and the strength after eight steps that a function makes of the optimizer and a loss."""
+    model = make_model()
+    optimizer = (make_optimizer or partial(torch.optim.Adam, lr=0.01))(model.parameters())
+    auto = AutoStrength(Regularizer(model, L2(0.1), mode=mode), validation, nn.MSELoss(), every=1).attach(optimizer)
+    for number in range(8):
+        make_steps(optimizer, lambda batch: F.mse_loss(model(X[batch]), Y[batch]), number)
+    return model.state_dict(), auto.strengths["L2"]
+
+
+def whole(optimizer, loss, number):
+    optimizer.zero_grad()
+    loss(slice(0, 32)).backward()
+    optimizer.step()
+
+
+def in_parts(optimizer, loss, number):
+    optimizer.zero_grad()
+    for at in range(0, 32, 8):
+        (loss(slice(at, at + 8)) / 4).backward()
+    optimizer.step()
+
+
+def with_a_closure(optimizer, loss, number):
+    def closure():
+        optimizer.zero_grad()
+        value = loss(slice(0, 32))
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+
+
+@pytest.mark.parametrize("mode", ["grad", "decoupled", "prox"])
+@pytest.mark.parametrize("make_steps", [in_parts, with_a_closure])
+def test_the_strength_is_that_of_the_whole_batch(make_steps, mode):
+    (weights, strength), (expected, target) = (tuned_by(each, mode) for each in (make_steps, whole))
+    assert_close(weights, expected, 1e-10)
+    assert_close(strength, target, 1e-8)
+    assert strength != 0.1
+
+
+@pytest.mark.parametrize("mode", ["grad", "decoupled", "prox"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_scaled_gradients_tune_as_plain_ones_and_a_skipped_step_is_none(fused, mode):
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1000)
+
+    def scaled(optimizer, loss, number):
+        for factor in (math.inf, 1.0) if number == 4 else (1.0,):  # an extra step, which is skipped
+            optimizer.zero_grad()
+            scaler.scale(loss(slice(0, 32)) * factor).backward()
+            scaler.step(optimizer)
+            scaler.update()
+
+    make_optimizer = partial(torch.optim.Adam, lr=0.01, fused=fused)
+    (weights, strength), (expected, target) = (
+        tuned_by(each, mode, make_optimizer=make_optimizer) for each in (scaled, whole)
+    )
+    assert_close(weights, expected, 1e-7)  # the fused kernel rounds
+    assert_close(strength, target, 1e-6)
+
+
+class Named(nn.Module):
+    """A model as transformers has it: keywords in, a dict with the loss out."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = make_model()
+
+    def forward(self, x, labels=None):
+        outputs = self.net(x)
+        return {"logits": outputs} if labels is None else {"logits": outputs, "loss": F.mse_loss(outputs, labels)}
+
+
+@pytest.mark.parametrize("form", ["pair", "mapping", "mapping of inputs"])
+def test_held_out_batches_may_be_mappings(form):
+    model = Named()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    x, y = HELD_OUT
+    validation, criterion = {
+        "pair": ([(x, y)], lambda outputs, targets: F.mse_loss(outputs["logits"], targets)),
+        "mapping": ([{"x": x, "labels": y}], lambda outputs, batch: outputs["loss"]),
+        "mapping of inputs": ([({"x": x}, y)], lambda outputs, targets: F.mse_loss(outputs["logits"], targets)),
+    }[form]
+    auto = AutoStrength(Regularizer(model, L2(0.1), mode="prox"), validation, criterion, every=1).attach(optimizer)
+    for number in range(8):
+        whole(optimizer, lambda batch: model(X[batch], Y[batch])["loss"], number)
+    assert_close(auto.strengths["L2"], tuned_by(whole, "prox")[1], 1e-6)
+
+
+def test_held_out_batches_are_moved_to_the_models_device():
+    seen = []
+
+    class Asked(nn.Linear):
+        def forward(self, input):
+            seen.append(input.device.type)
+            return super().forward(input)
+
+    with torch.device("meta"):
+        model = Asked(6, 3)
+    loss = loss_of(model, nn.MSELoss(), (torch.ones(2, 6), torch.ones(2, 3)))
+    assert seen == ["meta"]
+    assert loss.is_meta
+    nested = {"a": [torch.ones(1), (torch.ones(1), "text")], "b": 3}
+    moved = _moved(nested, torch.device("meta"))
+    assert moved["a"][0].is_meta
+    assert moved["a"][1][0].is_meta
+    assert moved["a"][1][1] == "text"
+    assert moved["b"] == 3
+
+
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path):
     def make():
         model = make_model()
@@ -372,6 +518,7 @@ class Refused:
             "lr must be": lambda: make(lr=0),
             "every must be": lambda: make(every=0),
             "per must be": lambda: make(per="layer"),
+            "spread must be": lambda: make(spread=1.0),
             "bounds must be": lambda: make(bounds=(1.0, 0.1)),
             "a constraint has no strength": lambda: AutoStrength(
                 Regularizer(self.model, MaxNorm(1.0), mode="prox"), HELD_OUT, nn.MSELoss()

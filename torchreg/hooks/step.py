@@ -193,6 +193,12 @@ def step_share(optimizer: Optimizer) -> float | Tensor:
     return 0.0 if is_no_step(optimizer) else step_size(optimizer, {"lr": 1.0})
 
 
+def is_skipped(optimizer: Optimizer) -> bool:
+    """Whether the optimizer's kernel skips this step because of infinite gradients. It waits for the device."""
+    found_inf: Tensor | None = getattr(optimizer, "found_inf", None)
+    return found_inf is not None and bool(found_inf)
+
+
 def scalar(value: Any) -> Any:
     """The number itself, or a one-element tensor as a 0-d tensor: torch accepts a learning rate of shape (1,)."""
     return value.reshape(()) if isinstance(value, Tensor) and value.ndim else value

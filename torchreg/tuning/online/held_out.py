@@ -1,8 +1,8 @@
-"""Endless held-out batches, and the evaluation mode."""
+"""Endless held-out batches, the loss on them, and the evaluation mode."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 
 class Batches(Iterator[tuple[Any, Any]]):
-    """Endless held-out batches, from two tensors or from an iterable that is repeated."""
+    """Endless held-out batches, from two tensors or from an iterable that is repeated.
+
+    A batch that is a mapping, as transformers have it, is the inputs and the targets at once.
+    """
 
     def __init__(self, owner: str, source: Any, size: int, seed: int) -> None:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
@@ -61,10 +64,28 @@ class Batches(Iterator[tuple[Any, Any]]):
                     self._open = islice(self.source, self._skipped, None)
                     self._skipped = 0
                 for batch in self._open:
-                    inputs, targets = batch
+                    inputs, targets = (batch, batch) if isinstance(batch, Mapping) else batch
                     return inputs, targets
                 self._open = None
         raise ValueError(f"{self.owner}: validation must have at least one batch in each pass, got none")
+
+
+def loss_of(model: nn.Module, criterion: Callable[[Any, Any], Tensor], batch: tuple[Any, Any]) -> Tensor:
+    """The loss of a batch, which is moved to the model's device; a mapping is passed as keywords."""
+    param = next(model.parameters(), None)
+    inputs, targets = batch if param is None else (_moved(part, param.device) for part in batch)
+    return criterion(model(**inputs) if isinstance(inputs, Mapping) else model(inputs), targets)
+
+
+def _moved(part: Any, device: torch.device) -> Any:
+    """The tensors in it on the device. Trainers move the batches of training, and these are none."""
+    if isinstance(part, Tensor):
+        return part.to(device)
+    if isinstance(part, Mapping):
+        return {key: _moved(value, device) for key, value in part.items()}
+    if type(part) in (tuple, list):
+        return type(part)(_moved(value, device) for value in part)
+    return part
 
 
 @contextmanager

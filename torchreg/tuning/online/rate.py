@@ -11,34 +11,39 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from torchreg.hooks import Carried, StepHooks, checked_steps
-from torchreg.nn.concrete import ConcreteDropout
+from torchreg.hooks import Carried, StepHooks, checked_steps, is_skipped
 from torchreg.nn.seeded import Seeded
-from torchreg.tuning.online.descent import NO_MOMENTS, Moments, normalized
-from torchreg.tuning.online.held_out import Batches, evaluating
+from torchreg.tuning.online.descent import EVEN, NO_MOMENTS, Moments, normalized
+from torchreg.tuning.online.held_out import Batches, evaluating, loss_of
+from torchreg.tuning.online.noise import Rate, noise, rates_of
 from torchreg.tuning.online.updates import Update, updates_of
 
 Examples = tuple[Tensor, Tensor] | Iterable[tuple[Any, Any]]
 
 
 class AutoRate:
-    r"""Tunes the rates of :class:`~torchreg.nn.ConcreteDropout` layers by the loss on held-out examples.
+    r"""Tunes the rates of :class:`~torchreg.nn.ConcreteDropout` and :class:`~torchreg.nn.GaussianDropout` layers.
+
+    It does so by the loss on held-out examples.
 
     .. math:: \operatorname{logit} p \leftarrow \operatorname{logit} p - \eta_p \frac{\bar h}{\sqrt{\overline{h^2}}},
               \qquad h = \Big\langle D\, \nabla L_{\text{val}}(w'),\,
               \frac{\partial}{\partial \operatorname{logit} p} \nabla_w L_{\text{train}}(w', p) \Big\rangle
 
     where :math:`w'` are the weights after a step of the optimizer, :math:`D` is the derivative of its update by the
-    gradient, and bars are running averages, as in Adam. Such a layer is differentiable in its rate :math:`p`. The
-    optimizer does not train the rates, so no :class:`~torchreg.Complexity` is needed. One update of the rates costs
-    about four training steps, because of the mixed second derivative. Start with a rate near 0.5: near 0 the masks
-    hardly depend on the rate.
+    gradient, and bars are running averages of equal memory. The training loss is that with normal noise
+    :math:`1 \pm \sqrt{p / (1 - p)}\, \epsilon`, which is differentiable in :math:`p`. For ``GaussianDropout`` this is
+    its noise; for ``ConcreteDropout`` it has the mean and the variance of its masks. The slope is averaged over both
+    signs, so that what is of first order in the noise cancels, and the rates may start anywhere. The optimizer does not
+    train the rates, so no :class:`~torchreg.Complexity` is needed. One update of the rates costs three to six training
+    steps, because of the mixed second derivatives.
 
     Args:
-        model: a model with ``ConcreteDropout`` layers.
-        training: training examples: two tensors, or any iterable of pairs, which is repeated.
+        model: a model with ``ConcreteDropout`` or ``GaussianDropout`` layers. Rates outside of ``bounds`` start there.
+        training: training examples: two tensors, or any iterable of pairs, which is repeated. Batches are moved to the
+            model's device. A batch that is a mapping, as transformers have it, is passed to the model as keywords.
         validation: held-out examples, of the same kind.
-        criterion: the loss of outputs and targets.
+        criterion: the loss of outputs and targets; for batches that are mappings, of outputs and the batch.
         lr: :math:`\eta_p`, the size of a step of the log-odds.
         every: the number of steps of the optimizer for one update of the rates.
         bounds: the smallest and the largest rate.
@@ -82,7 +87,8 @@ class AutoRate:
         batch_size: int = 128,
         seed: int = 0,
     ) -> None:
-        self.layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, ConcreteDropout)}
+        self._rates = rates_of(model)
+        self.layers: dict[str, nn.Module] = {name: rate.layer for name, rate in self._rates.items()}
         _check(model, self.layers, lr, every, bounds)
         self.model, self.criterion, self.lr, self.every, self.bounds = model, criterion, lr, every, bounds
         self.seed = seed
@@ -96,7 +102,7 @@ class AutoRate:
     @property
     def rates(self) -> dict[str, float]:
         """The current rates by the layers' names."""
-        return {name: layer.p.item() for name, layer in self.layers.items()}
+        return {name: rate.value for name, rate in self._rates.items()}
 
     def attach(self, optimizer: Optimizer) -> Self:
         """Tunes the rates during the optimizer's steps from now on.
@@ -109,10 +115,10 @@ class AutoRate:
         if type(optimizer) not in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
             raise ValueError(f"AutoRate: optimizer must be SGD, Adam or AdamW, got {type(optimizer).__name__}")
         held = {param for group in optimizer.param_groups for param in group["params"]}
-        for name, layer in self.layers.items():
-            if layer.logit_p in held:
+        for name, rate in self._rates.items():
+            if rate.param is not None and rate.param in held:
                 raise ValueError(f"AutoRate: the optimizer must not hold the rates, got {name}.logit_p")
-            layer.logit_p.requires_grad_(False)
+        self._let_train(False)
         self._hooks = (
             Carried(optimizer, self),
             StepHooks(optimizer, self._note, self._after_step, owner="AutoRate"),
@@ -122,11 +128,15 @@ class AutoRate:
     def remove(self) -> None:
         """Detaches from the optimizer. The rates keep their current values."""
         if self._hooks:
-            for layer in self.layers.values():
-                layer.logit_p.requires_grad_()
+            self._let_train(True)
         for hooks in self._hooks:
             hooks.remove()
         self._hooks = ()
+
+    def _let_train(self, may: bool) -> None:
+        for rate in self._rates.values():
+            if rate.param is not None:
+                rate.param.requires_grad_(may)
 
     @property
     def _is_counting(self) -> bool:
@@ -143,8 +153,10 @@ class AutoRate:
             self._updates = list(updates_of(optimizer))
 
     def _after_step(self, optimizer: Optimizer) -> None:
-        if self._updates:
-            updates, self._updates = self._updates, []
+        updates, self._updates = self._updates, []
+        if updates and is_skipped(optimizer):
+            return  # GradScaler makes no step, and none is counted
+        if updates:
             with torch.enable_grad():
                 slopes = self._slopes(updates)
             for name, slope in slopes.items():
@@ -154,49 +166,64 @@ class AutoRate:
     def _slopes(self, updates: list[Update]) -> dict[str, Tensor]:
         """The derivative of the held-out loss by each rate's log-odds."""
         params = [update.param for update in updates]
-        inputs, targets = next(self._validation)
         with evaluating(self.model):
-            loss = self.criterion(self.model(inputs), targets)
+            loss = loss_of(self.model, self.criterion, next(self._validation))
             gradients = torch.autograd.grad(loss, params, allow_unused=True, materialize_grads=True)
         moved = [u.response(u.param.detach(), g) for u, g in zip(updates, gradients, strict=True)]
-        logits = [layer.logit_p for layer in self.layers.values()]
-        inputs, targets = next(self._training)
-        with _apart(self.model, self.seed + self._steps), _differentiable(logits):
-            loss = self.criterion(self.model(inputs), targets)
-            slopes = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True, materialize_grads=True)
-            found = torch.autograd.grad(slopes, logits, moved, allow_unused=True, materialize_grads=True)
-        return dict(zip(self.layers, found, strict=True))
+        logits = {rate: rate.leaf(self.bounds) for rate in self._rates.values()}
+        batch, seed = next(self._training), self.seed + self._steps
+        plus, minus = (self._mixed(batch, seed, params, moved, logits, sign) for sign in (1, -1))
+        return {name: (a + b) / 2 for name, a, b in zip(self._rates, plus, minus, strict=True)}
 
-    @torch.no_grad()
+    def _mixed(
+        self,
+        batch: tuple[Any, Any],
+        seed: int,
+        params: list[nn.Parameter],
+        moved: list[Tensor],
+        logits: dict[Rate, Tensor],
+        sign: int,
+    ) -> tuple[Tensor, ...]:
+        """The derivative of ``<moved, gradient of the training loss>`` by each log-odds, with noise of a sign."""
+        with _apart(self.model, seed), noise(logits, sign):
+            loss = loss_of(self.model, self.criterion, batch)
+            slopes = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True, materialize_grads=True)
+            by = tuple(logits.values())
+            return torch.autograd.grad(slopes, by, moved, allow_unused=True, materialize_grads=True)
+
     def _move(self, name: str, slope: float) -> None:
         if not math.isfinite(slope):
             return
-        self._moments[name], unit = normalized(self._moments[name], slope)
-        least, largest = (math.log(bound / (1 - bound)) for bound in self.bounds)
-        logit = self.layers[name].logit_p
-        logit.sub_(self.lr * unit).clamp_(least, largest)
+        self._moments[name], unit = normalized(self._moments[name], slope, memory=EVEN)
+        self._rates[name].move(-self.lr * unit, self.bounds)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_hooks": (), "_updates": []}  # a copy is detached
 
     def state_dict(self) -> dict[str, Any]:
-        """The averages and the positions in the examples, if these have a length.
+        """The averages, the rates of ``GaussianDropout``, and the positions in the examples, if these have a length.
 
-        The model's ``state_dict`` contains the rates.
+        The model's ``state_dict`` contains the rates of ``ConcreteDropout``.
         """
         batches = [self._training.count, self._validation.count]
         moments = {name: list(moments) for name, moments in self._moments.items()}
-        return {"steps": self._steps, "batches": batches, "moments": moments}
+        rates = {name: rate.value for name, rate in self._rates.items() if rate.param is None}
+        return {"steps": self._steps, "batches": batches, "moments": moments, **({"rates": rates} if rates else {})}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what :meth:`state_dict` saved."""
-        if set(state) != {"steps", "batches", "moments"} or set(state["moments"]) != set(self.layers):
+        own = self.state_dict()
+        if set(state) != set(own) or any(
+            set(state[key]) != set(own[key]) for key in ("moments", "rates") if key in own
+        ):
             raise ValueError(f"AutoRate: state must be that of the layers {', '.join(self.layers)}, got {list(state)}")
         steps, *counts = (checked_steps("AutoRate", count) for count in (state["steps"], *state["batches"]))
         moments = {name: (mean, square, count) for name, (mean, square, count) in state["moments"].items()}
         for batches, count in zip((self._training, self._validation), counts, strict=True):
             batches.go_to(count)
         self._steps, self._moments = steps, moments
+        for name, value in state.get("rates", {}).items():
+            self._rates[name].value = value
 
     def __repr__(self) -> str:
         return f"AutoRate({', '.join(f'{name}: {rate:.3f}' for name, rate in self.rates.items())})"
@@ -224,22 +251,13 @@ def _apart(model: nn.Module, seed: int) -> Iterator[None]:
             module.training = mode
 
 
-@contextmanager
-def _differentiable(params: list[nn.Parameter]) -> Iterator[None]:
-    for param in params:
-        param.requires_grad_()
-    try:
-        yield
-    finally:
-        for param in params:
-            param.requires_grad_(False)
-
-
 def _check(
     model: nn.Module, layers: Mapping[str, nn.Module], lr: float, every: int, bounds: tuple[float, float]
 ) -> None:
     if not layers:
-        raise ValueError(f"AutoRate: model must have ConcreteDropout layers, {type(model).__name__} has none")
+        raise ValueError(
+            f"AutoRate: model must have ConcreteDropout or GaussianDropout layers, {type(model).__name__} has none"
+        )
     if not (isinstance(lr, (int, float)) and 0 < lr < math.inf):
         raise ValueError(f"AutoRate: lr must be finite and > 0, got {lr!r}")
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from torchreg.ensemble.stacked import Stacked
-from torchreg.hooks import Carried, StepHooks, checked_steps
-from torchreg.penalties import Term
+from torchreg.hooks import Carried, StepHooks, checked_steps, is_skipped
 from torchreg.regularizer import Regularizer
 from torchreg.selection.modules import listed
-from torchreg.tuning.online.descent import NO_MOMENTS, normalized
-from torchreg.tuning.online.held_out import Batches, evaluating
+from torchreg.tuning.online.held_out import Batches, evaluating, loss_of
 from torchreg.tuning.online.hypergradient import PenaltyUpdate, check_differentiable, hypergradients, penalty_updates_of
-
-Per = Literal["regularizer", "parameter"]
-
-_ROUNDING = 1e-12
+from torchreg.tuning.online.tuned import Per, TunedStrength, tuned_strengths, with_distinct_names
 
 
 class AutoStrength:
@@ -43,12 +37,16 @@ class AutoStrength:
             batches. Mode ``"grad"`` needs SGD, Adam or AdamW. Mode ``"decoupled"`` needs one of these or an optimizer
             without its own decay.
         validation: held-out examples: two tensors (inputs and targets), or any iterable of such pairs, such as a data
-            loader, which is repeated.
-        criterion: the loss of outputs and targets on the held-out examples.
+            loader, which is repeated. Batches are moved to the model's device. A batch that is a mapping, as
+            transformers have it, is passed to the model as keywords.
+        criterion: the loss of outputs and targets on the held-out examples; for batches that are mappings, of outputs
+            and the batch.
         lr: :math:`\eta_c`, the size of a step of the log-strength, for each step of the optimizer.
         every: the number of steps of the optimizer after which the strength moves, then by ``every`` steps at once.
-        per: ``"regularizer"``: one strength for each regularizer; ``"parameter"``: one for each parameter. With L1 and
-            ``"parameter"`` the strength of the first layer becomes too large.
+        per: ``"regularizer"``: one strength for each regularizer; ``"parameter"``: one for each parameter.
+        spread: for ``"parameter"``, about the largest ratio of a strength to the geometric mean of those of its
+            regularizer, relative to where they start. Each is drawn to the mean, because the slope of one alone is
+            mostly noise. ``math.inf`` lets them go.
         bounds: the smallest and the largest strength. For a sum, or for several penalties by patterns, they bound the
             common factor that is tuned.
         batch_size: the size of batches from two tensors, which are shuffled in each pass.
@@ -91,16 +89,18 @@ class AutoStrength:
         lr: float = 0.05,
         every: int = 4,
         per: Per = "regularizer",
+        spread: float = 10.0,
         bounds: tuple[float, float] = (1e-8, 1e4),
         batch_size: int = 128,
         seed: int = 0,
     ) -> None:
         self.regularizers = (regularizer,) if isinstance(regularizer, Regularizer) else tuple(regularizer)
-        _check(self.regularizers, lr, every, per, bounds)
+        _check(self.regularizers, lr, every, per, spread, bounds)
         self.criterion, self.lr, self.every, self.bounds = criterion, lr, every, bounds
+        self.spread = spread
         self.model = self.regularizers[0].model
         self._batches = Batches("AutoStrength", validation, batch_size, seed)
-        self._tuned = _with_distinct_names([item for each in self.regularizers for item in _tuned(each, per)])
+        self._tuned = with_distinct_names([item for each in self.regularizers for item in tuned_strengths(each, per)])
         self._start()
         self._steps = 0
         self._updates: dict[Optimizer, list[PenaltyUpdate]] = {}
@@ -184,12 +184,18 @@ class AutoStrength:
 
     def _after_step(self, optimizer: Optimizer) -> None:
         self._stepped.add(optimizer)
+        was_due = self._is_due
+        is_none = was_due and is_skipped(optimizer)
+        if is_none:
+            self._updates.pop(optimizer, None)
         if optimizer is not self._optimizers[-1]:
             return
-        if self._is_due and any(self._updates.values()):
+        if was_due and any(self._updates.values()):
             self._tune()
+            is_none = False
         self._updates.clear()
-        self._steps += 1
+        if not is_none:  # else the next step is the one to look at
+            self._steps += 1
 
     def _tune(self) -> None:
         self._start()
@@ -203,17 +209,19 @@ class AutoStrength:
             for update, slope in zip(own, hypergradients(own, gradient), strict=True):
                 found[update.regularizer, param] = slope
         slopes = dict(zip(found, _numbers(list(found.values())), strict=True))
+        means = {each: _mean_log_scale(self._tuned, each) for each in self.regularizers}
+        pull = min(self.lr * self.every / math.log(self.spread), 1.0)
         for item in self._tuned:
             parts = [slopes[item.regularizer, param] for param in item.params if (item.regularizer, param) in slopes]
             if parts:
-                item.move(sum(parts), self.lr, self.bounds, self.every)
+                drawn = pull * (means[item.regularizer] - item.log_scale)
+                item.move(sum(parts), self.lr, self.bounds, self.every, drawn)
         self._set_scales()
 
     def _gradients(self, params: list[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
         """The gradients of the held-out loss, in evaluation mode."""
-        inputs, targets = next(self._batches)
         with evaluating(self.model), torch.enable_grad():
-            loss = self.criterion(self.model(inputs), targets)
+            loss = loss_of(self.model, self.criterion, next(self._batches))
             gradients = torch.autograd.grad(loss, params, allow_unused=True)
         return {param: gradient for param, gradient in zip(params, gradients, strict=True) if gradient is not None}
 
@@ -270,63 +278,9 @@ class AutoStrength:
         return f"AutoStrength({shown})"
 
 
-class _TunedStrength:
-    """One strength that is tuned, with the parameters that share it."""
-
-    def __init__(self, regularizer: Regularizer, name: str, params: Sequence[nn.Parameter], unit: float) -> None:
-        self.regularizer, self.name, self.params, self.unit = regularizer, name, tuple(params), unit
-        self.log_scale, self.moments = 0.0, NO_MOMENTS
-        names = {a.param: a.name for a in regularizer.entries}
-        self._names = [names[param] for param in self.params]
-
-    def start(self, bounds: tuple[float, float]) -> None:
-        """Takes the regularizer's scale.
-
-        Raises:
-            ValueError: it is 0 or outside the bounds, or several scales for one strength.
-        """
-        scale = self.regularizer.scale
-        scales = [float(scale[name]) for name in self._names] if isinstance(scale, Mapping) else [float(scale)]
-        value = scales[0]
-        for name, other in zip(self._names, scales, strict=False):
-            if other != value:
-                raise ValueError(
-                    f"AutoStrength: scale must be one number for per='regularizer', got {value:g} for "
-                    f"{self._names[0]} and {other:g} for {name}: use per='parameter'"
-                )
-        if value == 0:
-            raise ValueError(f"AutoStrength: scale must be > 0 to start from, got 0 for {self.name}")
-        if value != self.scale:  # else the way by the logarithm would round it
-            self.log_scale = math.log(value)
-        least, largest = bounds
-        if not least * (1 - _ROUNDING) <= self.strength <= largest * (1 + _ROUNDING):
-            raise ValueError(
-                f"AutoStrength: strength must start from {least:g} to {largest:g}, got {self.strength:g} for "
-                f"{self.name}: widen bounds, or change the strength or the regularizer's scale"
-            )
-
-    @property
-    def scale(self) -> float:
-        return math.exp(self.log_scale)
-
-    @property
-    def strength(self) -> float:
-        return self.unit * self.scale
-
-    def move(self, slope: float, lr: float, bounds: tuple[float, float], every: int) -> None:
-        if slope == 0 and not any(bool(param.any()) for param in self.params):
-            move = -1.0  # all weights are zero: the slope would stay 0
-        elif not math.isfinite(slope):
-            warnings.warn(
-                f"AutoStrength: the held-out loss must have a finite gradient, got {slope}: {self.name} stays as it is",
-                stacklevel=2,
-            )
-            return
-        else:
-            self.moments, unit = normalized(self.moments, slope, every)
-            move = -unit
-        least, largest = (math.log(bound / self.unit) for bound in bounds)
-        self.log_scale = min(max(self.log_scale + lr * every * move, least), largest)
+def _mean_log_scale(tuned: Sequence[TunedStrength], regularizer: Regularizer) -> float:
+    own = [item.log_scale for item in tuned if item.regularizer is regularizer]
+    return sum(own) / len(own)
 
 
 def _numbers(slopes: list[Tensor]) -> list[float]:
@@ -335,36 +289,9 @@ def _numbers(slopes: list[Tensor]) -> list[float]:
     return numbers
 
 
-def _with_distinct_names(tuned: list[_TunedStrength]) -> list[_TunedStrength]:
-    """The same strengths, with a number added to names that occur more than once."""
-    names = [item.name for item in tuned]
-    for number, item in enumerate(tuned):
-        if names.count(names[number]) > 1:
-            item.name = f"{names[number]} ({names[: number + 1].count(names[number])})"
-    return tuned
-
-
-def _tuned(regularizer: Regularizer, per: Per) -> list[_TunedStrength]:
-    chosen = [a for a in regularizer.entries if a.acting is not None]
-    labels = list(dict.fromkeys(term.label for a in chosen for term in a.terms))
-    units = {a.penalty.strength if isinstance(a.penalty, Term) else 1.0 for a in chosen}
-    if 0 in units:
-        raise ValueError("AutoStrength: strength must be > 0 to start from, got 0")
-    if per == "regularizer":
-        unit = units.pop() if len(units) == 1 else 1.0
-        return [_TunedStrength(regularizer, "+".join(labels), [a.param for a in chosen], unit)]
-    return [
-        _TunedStrength(
-            regularizer,
-            f"{'+'.join(term.label for term in a.terms)} {a.name}",
-            [a.param],
-            a.penalty.strength if isinstance(a.penalty, Term) else 1.0,
-        )
-        for a in chosen
-    ]
-
-
-def _check(regularizers: Sequence[Regularizer], lr: float, every: int, per: Per, bounds: tuple[float, float]) -> None:
+def _check(
+    regularizers: Sequence[Regularizer], lr: float, every: int, per: Per, spread: float, bounds: tuple[float, float]
+) -> None:
     if not regularizers or not all(isinstance(each, Regularizer) for each in regularizers):
         raise TypeError(f"AutoStrength: regularizer must be a Regularizer or several, got {regularizers!r}")
     for each in regularizers:
@@ -390,6 +317,8 @@ def _check(regularizers: Sequence[Regularizer], lr: float, every: int, per: Per,
         raise ValueError(f"AutoStrength: every must be a whole number >= 1, got {every!r}")
     if per not in get_args(Per):
         raise ValueError(f"AutoStrength: per must be one of {', '.join(get_args(Per))}, got {per!r}")
+    if not (isinstance(spread, (int, float)) and spread > 1):
+        raise ValueError(f"AutoStrength: spread must be > 1, got {spread!r}")
     if not (len(bounds) == 2 and 0 < bounds[0] <= bounds[1] < math.inf):
         raise ValueError(f"AutoStrength: bounds must be 0 < least <= largest < inf, got {bounds!r}")
 
