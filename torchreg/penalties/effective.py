@@ -98,7 +98,7 @@ class Effective(Described, Penalty):
         within = "" if self.modules is None else f", modules={_shown(self.modules)}"
         return f"Effective({self.penalty!r}, {name_of(self.function) or 'function'}{within})"
 
-    def weights_of(self, model: nn.Module) -> Iterator[ComputedInfo]:
+    def _weights_of(self, model: nn.Module) -> Iterator[ComputedInfo]:
         """The effective weights of the model."""
         return effective_weights("Effective", model, self.function, self.modules)  # type: ignore[arg-type]
 

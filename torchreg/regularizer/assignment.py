@@ -216,7 +216,7 @@ def assign_each(model: nn.Module, rules: Mapping[str, Penalty], select: Selector
     members = len(model) if isinstance(model, Stacked) else None
     first = next(iter(rules.values()))
     effective: list[list[ParamInfo]] = (
-        [[place] for place in first.weights_of(model)] if isinstance(first, Effective) else []
+        [[place] for place in first._weights_of(model)] if isinstance(first, Effective) else []
     )
     places = [*effective, *each_parameter(model, members)]
     each = [_assigned(tuple(own), rules, select, members) for own in places]
