@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import wrap
 from typing import NamedTuple
 
 PAGE = Path(__file__).parents[2] / "docs" / "capabilities.md"
@@ -447,10 +448,11 @@ def page(found: Mapping[str, Mapping[str, tuple[str, list[str]]]]) -> str:
     lines = [
         "# What other libraries have",
         "",
-        f"{', '.join(versions)}.",
-        "Made by `python -m tests.clients.capabilities`: each name was imported, and the public names of each",
-        "library were searched for what an empty cell lacks. A cell names one class or function of the library,",
-        "with an argument in brackets where that is what does it.",
+        *wrap(f"{', '.join(versions)}.", 100),
+        "",
+        "Made by `python -m tests.clients.capabilities`: each name was imported, and the public names of",
+        "each library were searched for what an empty cell lacks. A cell names one class or function of the",
+        "library, with an argument in brackets where that is what does it.",
     ]
     for section, rows in ROWS.items():
         lines += ["", f"## {section}", "", f"| | torchreg | {' | '.join(found)} |", "|---" * (len(found) + 2) + "|"]

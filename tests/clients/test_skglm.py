@@ -6,7 +6,7 @@ import torch
 from scipy.stats import norm
 
 from tests.helpers import assert_close
-from torchreg import L1, MCP, SCAD, SLOPE, GroupLasso, GroupMCP, GroupSCAD
+from torchreg import L1, MCP, SCAD, SLOPE, GroupLasso, GroupMCP, GroupSCAD, Penalty
 
 pytest.importorskip("skglm")
 from skglm import penalties
@@ -28,7 +28,7 @@ def weights(*shape):
         (MCP(0.7, gamma=3.0), lambda: penalties.MCPenalty(0.7, 3.0)),
         (SCAD(0.7, a=3.7), lambda: penalties.SCAD(0.7, 3.7)),
     ],
-    ids=repr,
+    ids=lambda value: repr(value) if isinstance(value, Penalty) else "skglm",
 )
 @pytest.mark.parametrize("step", [0.1, 1.0])
 def test_penalties_of_single_weights(ours, theirs, step):
