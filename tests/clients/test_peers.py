@@ -2,6 +2,10 @@
 
 import contextlib
 import importlib
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -43,9 +47,29 @@ each_seed = pytest.mark.parametrize("seed", range(4))
 # -- optax ------------------------------------------------------------------------------------------------------------
 
 
+IS_APART = "TORCHREG_TESTS_ON_JAX" in os.environ
+
+
+def test_what_needs_jax_passes_in_a_process_of_its_own():
+    """JAX has threads, which forks of other tests in this process would warn of."""
+    if IS_APART:
+        pytest.skip("this is that process")
+    for library in ("jax", "keras", "optax"):
+        if find_spec(library) is None:
+            pytest.skip(f"{library} is not installed")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "optax or keras", __file__]
+    own = {"TORCHREG_TESTS_ON_JAX": "1", "KERAS_BACKEND": "jax"}
+    done = subprocess.run(command, env=os.environ | own, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+    assert " passed" in done.stdout
+    assert "skipped" not in done.stdout
+
+
 @pytest.fixture
 def optax():
-    library = pytest.importorskip("optax")
+    if not IS_APART:
+        pytest.skip("runs in a process of its own")
+    library = importlib.import_module("optax")
     with importlib.import_module("jax").enable_x64(True):
         yield library
 
@@ -105,17 +129,13 @@ def test_steps_with_decoupled_decay_are_those_of_optax(optax, ours, theirs, seed
 
 
 @pytest.fixture
-def keras(monkeypatch):
-    monkeypatch.setenv("KERAS_BACKEND", "jax")  # read at its import; the bench of an epoch has the same
-    pytest.importorskip("jax")
-    library = pytest.importorskip("keras")
-    if library.backend.backend() != "jax":
-        pytest.skip("Keras has another backend in this process")
-    usual = library.config.floatx()
+def keras():
+    if not IS_APART:
+        pytest.skip("runs in a process of its own")
+    library = importlib.import_module("keras")
     library.config.set_floatx("float64")
     with importlib.import_module("jax").enable_x64(True):
         yield library
-    library.config.set_floatx(usual)
 
 
 VALUES = {  # Keras has no factor 1/2

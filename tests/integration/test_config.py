@@ -194,7 +194,7 @@ def test_a_fault_names_the_key_and_what_was_expected(changes, line):
 BUILD_FAULTS = {
     "unknown penalty": (
         {"regularizers": [{"penalty": "Lasso", "strength": 1.0}]},
-        "regularizers.0.penalty: unknown name 'Lasso', did you mean 'GroupLasso'?",
+        "regularizers.0.penalty: unknown name 'Lasso', did you mean 'LassoNet'?",
     ),
     "unknown optimizer": (
         {"optimizer": {"name": "AdamV", "lr": 1.0}},

@@ -187,7 +187,7 @@ def test_the_gradient_is_unscaled_under_a_scaler(fused):
             scaler.update()
         penalty.remove()
         results.append({name: p.detach() for name, p in model.named_parameters()})
-    assert_close(*results, tolerance=1e-8)
+    assert_close(*results, tolerance=1e-6)  # the kernel unscales in single precision
 
 
 def test_a_checkpoint_of_the_optimizer_holds_the_fixed_support():
