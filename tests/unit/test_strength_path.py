@@ -1,6 +1,7 @@
 """Paths of strengths beyond linear models: against loops by hand, and what is refused."""
 
 import math
+import os
 import re
 import sys
 from functools import partial
@@ -16,6 +17,7 @@ from torchreg import L1, L2, L2SP, Lp, Nuclear, Regularizer
 from torchreg import nn as layers
 from torchreg.nn import seed_dropout
 from torchreg.tuning import Point, best, one_standard_error, strength_max, strength_path
+from torchreg.tuning.path import executors
 from torchreg.tuning.path.folds import splits
 from torchreg.tuning.path.selection import Mean
 
@@ -351,3 +353,24 @@ def test_a_list_of_two_tensors_and_a_class_without_arguments_are_served():
             super().__init__(5, 3, dtype=torch.float64)
 
     assert len(path(make=Net, train=[X, CLASSES], valid=TensorDataset(X, CLASSES).tensors)) == 2
+
+
+def test_workers_that_cannot_differentiate_leave_it_to_this_process(monkeypatch):
+    here, stacked = os.getpid(), executors._stacked
+
+    def refusing(*args):
+        if os.getpid() != here:
+            raise RuntimeError(f"{executors._NO_FORK}-based multiprocessing")
+        return stacked(*args)
+
+    def job(stack, strengths):
+        with torch.no_grad():
+            for param in stack.parameters():
+                param.add_(torch.tensor(strengths).view(-1, *[1] * (param.ndim - 1)))
+
+    models, strengths = [nn.Linear(2, 1) for _ in range(3)], [1.0, 2.0, 3.0]
+    expected = executors.train_all(models, strengths, job, "one after another", 2)
+    monkeypatch.setattr(executors, "_stacked", refusing)
+    with pytest.warns(RuntimeWarning, match="strength_path: worker processes cannot differentiate"):
+        found = executors.train_all(models, strengths, job, "processes", 2)
+    assert_bit_equal(found, expected)

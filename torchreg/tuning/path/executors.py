@@ -24,6 +24,7 @@ Job = Callable[[Stacked, Sequence[float]], None]  # trains a stack at its member
 State = dict[str, Tensor]
 
 _LARGE, _WAITING = 1 << 19, 1.3  # with so many weights processes wait for memory; the factor of their time
+_NO_FORK = "Unable to handle autograd's threading in combination with fork"  # of torch
 _LOOKS = 3  # the number of steps that are timed for each executor
 
 
@@ -105,7 +106,8 @@ def _in_processes(models: Sequence[nn.Module], strengths: Sequence[float], job: 
     states: list[State] = [{}] * len(models)
     try:
         for first, (worker, ours) in enumerate(workers):
-            states[first::jobs] = _received(worker, ours)
+            found = _received(worker, ours)
+            states[first::jobs] = found or _stacked(models[first::jobs], strengths[first::jobs], job)
     finally:
         for worker, _ in workers:
             worker.terminate()
@@ -114,12 +116,21 @@ def _in_processes(models: Sequence[nn.Module], strengths: Sequence[float], job: 
 
 
 def _received(worker: Any, pipe: Any) -> list[State]:
+    """What the worker has made; nothing, with a warning, if it could not differentiate."""
     try:
         content = pipe.recv_bytes()
     except EOFError:
         worker.join()
         raise RuntimeError(f"strength_path: a worker process ended with exit code {worker.exitcode}") from None
     result = torch.load(io.BytesIO(content), weights_only=False)
+    if isinstance(result, str) and _NO_FORK in result:
+        warnings.warn(
+            "strength_path: worker processes cannot differentiate, because something in this process has started "
+            "autograd's threads: training in this process instead",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return []
     if isinstance(result, str):
         raise RuntimeError(f"strength_path: a worker process failed: {result.strip().splitlines()[-1]}\n{result}")
     states: list[State] = result
