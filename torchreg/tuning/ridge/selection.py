@@ -94,8 +94,8 @@ def evidence(path: RidgePath) -> RidgePoint:
     All outputs have the same two. There the noise is :math:`\sigma^2 = \|y - f\|^2 / (N - \gamma)` and the prior's
     variance is :math:`\tau^2 = \|w\|^2 / \gamma`, with the :math:`\gamma` parameters that the data determine. The prior
     of the bias is flat. So the targets count as :math:`N = (n - 1) k` numbers, and the density is that of their
-    differences. scikit-learn's ``BayesianRidge``, with its hyperpriors at 0, has the same maximum without an intercept.
-    With one, it counts the mean that it subtracts as known.
+    differences. scikit-learn's ``BayesianRidge`` has the same maximum without an intercept, with ``alpha_1``,
+    ``alpha_2``, ``lambda_1`` and ``lambda_2`` at 0. With an intercept it counts the mean that it subtracts as known.
 
     The evidence assumes that the model is right: independent noise of one size, in features that were not trained on
     these targets. If you doubt that, take :func:`leave_one_out`.
