@@ -19,14 +19,15 @@ from pydantic import (
 Tree = dict[str, Any]
 
 
-def _number_or_share(value: Any) -> Any:
+def amount_of(value: Any) -> Any:
+    """The value itself, if it is a number of things or a share of them."""
     is_number = isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**31
     if not is_number and not (isinstance(value, float) and 0 < value < 1):
         raise ValueError("must be a whole number of at least 1, or a share between 0 and 1")
     return value
 
 
-Amount = Annotated[int | float, BeforeValidator(_number_or_share)]
+Amount = Annotated[int | float, BeforeValidator(amount_of)]
 Size = Annotated[int, Field(ge=1, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Strength = Annotated[float, Field(ge=0), AfterValidator(abs)]  # -0.0 is 0.0

@@ -25,6 +25,7 @@ from .sections import (
     Size,
     Strength,
     Tree,
+    amount_of,
     fault_in,
 )
 from .sweep import Sweep
@@ -33,15 +34,20 @@ from .train import Train
 
 
 def _true_or_two(value: Any) -> Any:
-    if isinstance(value, bool):
+    if isinstance(value, bool) or value == "mean":
         return value
     is_pair = isinstance(value, (list, tuple)) and len(value) == 2 and {*map(type, value)} <= {int, float}
     if not is_pair or value[1] <= 0:
-        raise ValueError("must be true, false, or a mean and a standard deviation > 0, such as [0.5, 0.5]")
+        raise ValueError("must be true, false, 'mean', or a mean and a standard deviation > 0, such as [0.5, 0.5]")
     return tuple(map(float, value))
 
 
-Scale = Annotated[bool | tuple[float, float], BeforeValidator(_true_or_two)]
+def _zero_or_amount(value: Any) -> Any:
+    return value if value == 0 and isinstance(value, int) and not isinstance(value, bool) else amount_of(value)
+
+
+Scale = Annotated[bool | Literal["mean"] | tuple[float, float], BeforeValidator(_true_or_two)]
+HeldOut = Annotated[int | float, BeforeValidator(_zero_or_amount)]
 DataName = Literal[
     "digits", "mnist", "fashion_mnist", "kmnist", "emnist", "qmnist", "cifar10",  # with a test of their own
     "diabetes", "breast_cancer", "wine",
@@ -76,10 +82,10 @@ class Data(Section):
     split: Literal["balanced", "byclass", "bymerge", "digits", "letters", "mnist"] = "balanced"  # of EMNIST
     size: Annotated[tuple[Size, Size], Field(strict=False)] | None = None  # height and width to resize images to
     task: Literal["classes", "regression"] | None = None  # None: what the target tells
-    standardize: Scale = True  # by the mean and standard deviation of the training examples; or by [mean, deviation]
+    standardize: Scale = True  # by the training examples' mean and deviation, or [mean, deviation]; "mean": not divided
     stratified: bool = False  # each class has its share in every part
     train_size: Size | None = None  # None: all examples that validation leaves
-    valid_size: Amount = 400  # 0.2 for data of your own, and for the small sets of scikit-learn
+    valid_size: HeldOut = 400  # 0.2 for data of your own and the small sets of scikit-learn; with 0 nothing is chosen
     test_size: Amount | None = None  # None: 0.2, where the data has no test of its own
     stream: Literal[True, False, "auto"] = "auto"  # whether inputs are read anew each time
     augment: Annotated[tuple[Component, ...], Field(strict=False)] = ()  # of torchvision.transforms.v2, image by image
@@ -114,6 +120,8 @@ class Data(Section):
                 raise ValueError(f"{key} must be given for {source}")
         if self.test_size is not None and (source in _WITH_TEST or self.test_path is not None):
             raise ValueError("test_size is for data without a test of its own")
+        if self.tasks is not None and self.valid_size == 0:
+            raise ValueError("valid_size must be at least 1 with tasks")
         if self.tasks is not None and self.label_noise:
             raise ValueError("label_noise would move examples to other tasks: remove it, or tasks")
         return self
@@ -143,10 +151,20 @@ class Optimizer(Component):
 
 
 class Sparsity(Section):
-    """A share of zeros as the target instead of a strength; for proximal optimizers."""
+    """A share of zeros as the target instead of a strength; of a proximal optimizer, or of a regularizer."""
 
     target: Annotated[float, Field(gt=0, lt=1)]
     fix_at: Annotated[float, Field(gt=0, le=1)] = 0.7  # share of the steps after which the zeros are fixed
+    groups: str | int | None = None  # what is counted, such as "output" for units; None: single weights
+    schedule: Literal["cubic", "linear", "constant"] = "cubic"  # how the goal rises to the target
+    span: Annotated[tuple[float, float], Field(strict=False)] = (0.0, 0.6)  # where: shares of the steps before fix_at
+    regularizer: Annotated[int, Field(ge=0)] | None = None  # its place, from 0; None: the optimizer, or the only one
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Sparsity:
+        if not 0 <= self.span[0] < self.span[1] <= 1:
+            raise ValueError(f"span must be two increasing shares in [0, 1], got {list(self.span)}")
+        return self
 
 
 class Scheduler(Component):
@@ -179,6 +197,17 @@ class Settings(Section):
     auto_strength: AutoStrength | None = None
     sparsity: Sparsity | None = None
     dropout_schedule: Component | None = None  # of the dropout layers' rates, by steps
+
+    @model_validator(mode="after")
+    def _chooses_by_what_is_held_out(self) -> Settings:
+        if self.data.valid_size == 0:
+            for key, given in (
+                ("auto_strength", self.auto_strength),
+                ("train.early_stopping", self.train.early_stopping),
+            ):
+                if given is not None:
+                    raise ValueError(f"{key} needs validation examples: set data.valid_size to 1 or more")
+        return self
 
 
 class Run(Settings):
@@ -311,6 +340,8 @@ def _runs(base: Tree, arm: _Arm, seeds: Sequence[int], values: Tree) -> Iterator
     if values and arm.strengths:
         raise UserError(f"{key}.strengths: must be left out of an arm that is searched; sweep.arms names those")
     settings = _settings_at(merged(base, arm.model_extra or {}), values, arm.name)
+    if settings.data.valid_size == 0 and (values or len(arm.strengths or ()) > 1):
+        raise UserError(f"{key}: strengths are chosen by validation examples: set data.valid_size to 1 or more")
     _check_distinct(f"{key}.strengths", [f"{strength:g}" for strength in arm.strengths or ()])
     for strength in arm.strengths or (None,):
         at = settings if strength is None else _at_strength(settings, strength, key)

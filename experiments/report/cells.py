@@ -178,10 +178,14 @@ class Cell:
 
     @property
     def compression(self) -> str:
-        """The compression of the weights by each count; an empty string for records without it."""
+        """The compression by each count, and the size in bytes; an empty string for records without it."""
         found = [result["compression"] for result in self.results if "compression" in result]
         counts = {count: [one.get(count) for one in found] for count in (found[0] if found else ())}
-        return " / ".join("-" if None in ratios else f"{fmean(ratios):.0f}x" for ratios in counts.values())
+        written = {"bytes": "{:,.0f} bytes"}
+        return " / ".join(
+            "-" if None in figures else written.get(count, "{:.0f}x").format(fmean(figures))
+            for count, figures in counts.items()
+        )
 
     def mean(self, key: str) -> Mean:
         """The mean of a figure of the results."""

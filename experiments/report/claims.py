@@ -239,7 +239,8 @@ def _compressed(summary: Summary) -> list[Claim]:
     counted = [f"{cell.label} {cell.compression}" for cell in compressed if cell.mean("zeros").mean > 0.9]
     if not counted:
         return []
-    return [Claim("Compression by weights that are not zero / by units left / in bits.", f"{'; '.join(counted)}.")]
+    title = "Compression by weights that are not zero / by units left / in bits / size with a mask of what is left."
+    return [Claim(title, f"{'; '.join(counted)}.")]
 
 
 def _errors(cell: Cell, remark: str = "") -> str:

@@ -239,14 +239,42 @@ def optimizer(settings: config.Optimizer, net: nn.Module, like: nn.Module | None
 
 
 def controller(
-    settings: config.Sparsity | None, opt: torch.optim.Optimizer, steps: int
+    settings: config.Sparsity | None,
+    opt: torch.optim.Optimizer,
+    steps: int,
+    regularizers: Sequence[torchreg.Regularizer | None] = (),
 ) -> torchreg.optim.TargetSparsity | None:
-    """The controller of a proximal optimizer's share of zeros, if the study has one."""
+    """The controller of a proximal optimizer's or a regularizer's share of zeros, if the study has one.
+
+    The regularizers are as :func:`in_places` gives them.
+    """
     if settings is None:
         return None
-    if not isinstance(opt, torchreg.optim.Proximal):
-        raise UserError(f"sparsity: needs the optimizer ProxSGD or ProxAdam, got {type(opt).__name__}")
-    return torchreg.optim.TargetSparsity(opt, settings.target, steps=steps, fix_at=settings.fix_at)
+    options = settings.model_dump(exclude={"regularizer"})
+    try:
+        return torchreg.optim.TargetSparsity(_steered(settings, opt, regularizers), steps=steps, **options)
+    except ValueError as error:
+        raise UserError(f"sparsity: {error}") from None
+
+
+def _steered(
+    settings: config.Sparsity, opt: torch.optim.Optimizer, regularizers: Sequence[torchreg.Regularizer | None]
+) -> torchreg.optim.Proximal | torchreg.Regularizer:
+    place = settings.regularizer
+    if place is None and isinstance(opt, torchreg.optim.Proximal):
+        return opt
+    made = [own for own in regularizers if own is not None and own.mode == "prox" and not is_constraint(own)]
+    if place is None and len(made) != 1:
+        raise UserError(
+            f"sparsity: needs the optimizer ProxSGD or ProxAdam, or one regularizer in mode 'prox', got "
+            f"{type(opt).__name__} and {len(made)} of them: name one by sparsity.regularizer"
+        )
+    if place is None:
+        return made[0]
+    found = regularizers[place] if place < len(regularizers) else None
+    if found is None:
+        raise UserError(f"sparsity.regularizer: must be the place of a penalty on parameters, got {place}")
+    return found
 
 
 def scheduler(
@@ -286,6 +314,14 @@ def regularizers(
             decayed.add(settings.select)
     rows = ((i, row) for i, row in enumerate(side_by_side) if not is_of_activities(row))
     return [_regularizer(f"regularizers.{i}", row, net, opt) for i, row in rows]
+
+
+def in_places(
+    side_by_side: Sequence[Sequence[config.Regularizer | None]], made: Sequence[torchreg.Regularizer]
+) -> list[torchreg.Regularizer | None]:
+    """The regularizers in their places in the study; None for a penalty on activities."""
+    own = iter(made)
+    return [None if is_of_activities(row) else next(own) for row in side_by_side]
 
 
 def activities(run: config.Run, net: nn.Module) -> list[Activity]:

@@ -165,9 +165,10 @@ def set_up(runs: Sequence[Run], device: torch.device, stacked: bool = False) -> 
     made.scheduler, made.is_each_step = scheduler, is_each_step
     made.accumulate, made.average = train.accumulate, average
     made.tuned = build.auto_strength(first.auto_strength, regularizers, optimizer, examples)
+    places, steps = build.in_places(rows, regularizers), made.steps_before(train.epochs)
     made.others = {
         "scaler": scaler,
-        "controller": build.controller(first.sparsity, optimizer, steps=made.steps_before(train.epochs)),
+        "controller": build.controller(first.sparsity, optimizer, steps, places),
         "dropout_schedule": build.dropout_schedule(first.dropout_schedule, model, optimizer),
         "auto_strength": made.tuned,
     }

@@ -279,7 +279,31 @@ BUILD_FAULTS = {
     ),
     "a share of zeros under another optimizer": (
         {"sparsity": {"target": 0.5}},
-        "sparsity: needs the optimizer ProxSGD or ProxAdam, got AdamW",
+        "sparsity: needs the optimizer ProxSGD or ProxAdam, or one regularizer in mode 'prox', got AdamW and 0 of them",
+    ),
+    "a share of zeros of one of two regularizers": (
+        {
+            "sparsity": {"target": 0.5},
+            "regularizers": [
+                {"penalty": "L1", "strength": 0.1, "mode": "prox", "select": select} for select in ("li*", "ou*")
+            ],
+        },
+        "sparsity: needs the optimizer ProxSGD or ProxAdam, or one regularizer in mode 'prox', got AdamW and 2 of them",
+    ),
+    "a share of zeros of no regularizer": (
+        {"sparsity": {"target": 0.5, "regularizer": 1}},
+        "sparsity.regularizer: must be the place of a penalty on parameters, got 1",
+    ),
+    "a share of zeros by a penalty that makes none": (
+        {"sparsity": {"target": 0.5, "regularizer": 0}, "regularizers": [{"penalty": "L1", "strength": 0.1}]},
+        "sparsity: TargetSparsity: ",
+    ),
+    "a share of zeros of unknown groups": (
+        {
+            "sparsity": {"target": 0.5, "groups": "rows"},
+            "optimizer": {"name": "ProxSGD", "lr": 0.1, "penalty": {"name": "L1", "strength": 0.1}},
+        },
+        "sparsity: TargetSparsity: groups must be ",
     ),
 }
 

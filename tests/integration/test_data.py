@@ -12,6 +12,7 @@ from experiments.config import Data
 from experiments.errors import UserError
 from experiments.training import data
 from experiments.training.data import loading
+from tests.integration.studies import arm, outcome
 
 CPU = torch.device("cpu")
 
@@ -30,6 +31,43 @@ def test_splits_have_the_sizes_asked_for_and_share_no_image():
 
 def test_all_images_that_validation_leaves_are_the_default():
     assert len(data.load(Data(valid_size=400), CPU).train) == 600
+
+
+def test_without_validation_all_images_are_trained_on_and_stand_for_those_held_out():
+    images = data.load(Data(valid_size=0), CPU)
+    assert images.sizes == {"train": 1000, "valid": 0, "test": 797}
+    assert len(rows(images.train)) == 1000
+    assert images.valid is images.train
+
+
+def test_a_run_that_holds_nothing_out_has_the_figures_of_its_training_images(tmp_path):
+    found = outcome(arm(data={"name": "digits", "train_size": 100, "valid_size": 0}), tmp_path)
+    assert found["valid_error"] == found["train_error"]
+    assert found["examples"] == {"train": 100, "valid": 0, "test": 797}
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"train": {"early_stopping": {"patience": 2}}},
+            "train.early_stopping needs validation examples: set data.val",
+        ),
+        ({"auto_strength": {}}, "auto_strength needs validation examples: set data.valid_size to 1 or more"),
+        ({"strengths": [0.1, 0.2], "regularizers": [{"penalty": "L1"}]}, "strengths are chosen by validation examples"),
+    ],
+)
+def test_nothing_is_chosen_by_what_is_not_held_out(changes, line):
+    with pytest.raises(UserError, match=line):
+        arm(data={"name": "digits", "valid_size": 0}, **changes)
+
+
+def test_the_mean_image_may_be_subtracted_without_a_division():
+    raw, less = (data.load(Data(train_size=300, standardize=how), CPU) for how in (False, "mean"))
+    mean = raw.train.x.double().mean(0)
+    for part in ("train", "valid", "test"):
+        expected = getattr(raw, part).x.double() - mean
+        torch.testing.assert_close(getattr(less, part).x.double(), expected, atol=1e-6, rtol=0)
 
 
 def test_exactly_the_fraction_of_labels_is_wrong():

@@ -69,7 +69,7 @@ def test_the_report_says_how_far_zeros_compress(tmp_path):
     assert summary.cells[1].mean("zeros").mean > 0.9
     assert len(told) == 1
     assert told[0].evidence.startswith("sparse ")
-    assert summary.cells[0].compression == "1x / 1x / 1x"
+    assert summary.cells[0].compression == "1x / 1x / 1x / 4,840 bytes"  # of 64 * 16 + 16 * 10 weights, 26 biases
     assert summary.cells[1].differs_only_by_regularization(summary.cells[0]) is False  # it trained for longer
 
 
@@ -89,6 +89,16 @@ def test_what_is_wrong_names_its_key(changes, message, tmp_path):
         outcome(arm(**changes), tmp_path)
 
 
-def test_shipped_studies_of_dropout_load():
-    for name in ("dropout_family", "sparse_vd"):
-        assert config.load(Path(f"configs/mnist/{name}.toml")).runs
+def test_shipped_studies_of_dropout_and_zeros_load():
+    for name in ("mnist/dropout_family", "mnist/sparse_vd", "published/sparse_vd", "published/lenet_bytes"):
+        assert config.load(Path(f"configs/{name}.toml")).runs
+
+
+def test_the_initial_weights_may_be_normal_and_leave_the_noise_levels_alone():
+    init = {"name": "normal_", "std": 0.01}
+    run = arm(model={"hidden": [200], "init": init, "wrap": {"name": "VariationalDropout", "train_clip": True}}).runs[0]
+    layer = build.model(run.model, data.load(run.data, CPU)).linear1
+    assert layer.train_clip
+    assert layer.layer.weight.std().item() == pytest.approx(0.01, rel=0.03)
+    assert not layer.layer.bias.any()
+    assert (layer.log_sigma2 == -10).all()

@@ -12,7 +12,8 @@ from experiments.running.study import run_study
 from experiments.training import build, data
 from experiments.training.progress import Progress
 from experiments.training.record import Record
-from tests.integration.studies import CPU, TREE, arm, history, small
+from experiments.training.setup import set_up
+from tests.integration.studies import CPU, TREE, arm, history, outcome, small
 from torchreg import L1, ActivityRegularizer, Confidence, KLSparsity, ZLoss
 
 
@@ -194,3 +195,47 @@ def test_a_run_with_both_goes_on_with_the_same_bits(call, tmp_path, monkeypatch)
 def test_a_regularizer_of_an_earlier_record_is_read_as_it_was():
     before = {"penalty": "L1", "strength": 0.1, "mode": "prox", "select": "weights", "schedule": None}
     assert Regularizer.model_validate(before) == Regularizer(penalty="L1", strength=0.1, mode="prox")
+
+
+# -- a share of zeros -----------------------------------------------------------------------------------------------
+
+
+GROUPS = [{"penalty": "GroupLasso", "strength": 1e-4, "mode": "prox", "select": "linear1.weight", "groups": "input"}]
+L2 = {"penalty": "L2", "strength": 1e-4}
+
+
+@pytest.mark.parametrize(
+    ("regularizers", "sparsity"),
+    [(GROUPS, {}), ([L2, *GROUPS], {"regularizer": 1}), ([L2, *GROUPS], {"schedule": "linear", "span": [0.1, 0.9]})],
+)
+def test_the_share_of_a_regularizer_may_be_that_of_its_groups(regularizers, sparsity, tmp_path):
+    shares = {"target": 0.5, "groups": "input", "fix_at": 0.5, **sparsity}
+    study = arm(regularizers=regularizers, sparsity=shares, train={"epochs": 20, "batch_size": 30})
+    outcome(study, tmp_path)
+    saved = torch.load(tmp_path / "runs/arm/seed0/checkpoint.pt", weights_only=True)["model"]
+    assert (~saved["linear1.weight"].any(0)).sum() == 32  # of 64 pixels
+
+
+@pytest.mark.parametrize("place", [None, 0])
+def test_a_proximal_optimizer_is_steered_unless_a_regularizer_is_named(place, tmp_path):
+    run = arm(
+        optimizer={"name": "ProxAdam", "lr": 1e-2, "penalty": {"name": "L1", "strength": 1e-4}},
+        regularizers=GROUPS,
+        sparsity={"target": 0.5, "schedule": "constant", **({} if place is None else {"regularizer": place})},
+    ).runs[0]
+    setup = set_up([run], CPU)
+    controller = setup.others["controller"]
+    assert controller.optimizer is (setup.optimizer if place is None else setup.regularizers[0])
+    assert controller.goal() == 0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"span": [0.5, 0.2]}, r"sparsity: span must be two increasing shares in \[0, 1\], got \[0.5, 0.2\]"),
+        ({"schedule": "square"}, "sparsity.schedule: must be 'cubic', 'linear' or 'constant'"),
+    ],
+)
+def test_a_wrong_schedule_of_zeros_names_its_key(changes, line):
+    with pytest.raises(UserError, match=line):
+        arm(sparsity={"target": 0.5, **changes})

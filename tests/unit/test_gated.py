@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+from itertools import pairwise
 
 import pytest
 import torch
@@ -156,6 +157,93 @@ def test_drowned_weights_are_dropped_in_evaluation():
         layer.log_sigma2.fill_(math.log(0.01))
     assert layer.eval()(torch.tensor([[1.0, 1.0]])).item() == 1.0
     assert layer.pruned().weight.tolist() == [[1.0, 0.0]]
+
+
+def clipped(**options):
+    """A layer in which the first of each unit's three weights is below the threshold, and the others are above it."""
+    layer = VariationalDropout(nn.Linear(3, 2, dtype=torch.float64), train_clip=True, generator=seeded(2), **options)
+    with torch.no_grad():
+        layer.layer.weight.copy_(torch.tensor([[1.0, 0.1, -0.2], [-2.0, 0.05, 0.1]]))
+        layer.log_sigma2.fill_(0.0)
+    return layer
+
+
+def test_clipped_in_training_the_mean_is_that_of_evaluation_and_the_noise_stays():
+    layer = clipped()
+    x = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
+    y = layer(x.expand(200_000, 3)).detach()
+    mean = torch.tensor([0.5, -1.0], dtype=torch.float64) + layer.layer.bias.detach()  # of the first weights alone
+    deviation = math.sqrt(0.25 + 1 + 4)  # of all three
+    assert ((y.mean(0) - mean).abs() < 4.5 * deviation / math.sqrt(200_000)).all()
+    assert_close(y.std(0), torch.full((2,), deviation, dtype=torch.float64), tolerance=0.01)
+    assert_close(layer.eval()(x), mean)
+
+
+@pytest.mark.parametrize("threshold", [3.0, 0.5, 100.0])
+def test_the_gradients_of_a_clipped_pass_are_those_of_the_formula(threshold):
+    layer, x = clipped(threshold=threshold), torch.randn(7, 3, dtype=torch.float64)
+    weight, log_sigma2 = (p.detach().clone().requires_grad_() for p in (layer.layer.weight, layer.log_sigma2))
+    noise = torch.randn(7, 2, dtype=torch.float64, generator=seeded(2))
+    is_kept = log_sigma2 - 2 * weight.abs().log() <= threshold
+    mean = x @ (weight * is_kept).T + layer.layer.bias
+    expected = mean + noise * (x.square() @ log_sigma2.exp().T + 1e-8).sqrt()
+    y = layer(x)
+    assert_close(y, expected)
+    y.square().sum().backward()
+    for own, theirs in zip(
+        (layer.layer.weight.grad, layer.log_sigma2.grad),
+        torch.autograd.grad(expected.square().sum(), (weight, log_sigma2)),
+        strict=True,
+    ):
+        assert_close(own, theirs)
+    assert ((layer.layer.weight.grad != 0) == is_kept).all()
+    assert layer.log_sigma2.grad.all()
+
+
+def test_clipping_changes_neither_the_complexity_nor_what_is_pruned_nor_the_state():
+    layer = clipped()
+    plain = VariationalDropout(nn.Linear(3, 2, dtype=torch.float64), generator=seeded(2))
+    plain.load_state_dict(layer.state_dict())
+    assert_close(layer.complexity(), plain.complexity())
+    assert_bit_equal([layer.pruned().weight], [plain.pruned().weight])
+    gradients = torch.autograd.grad(layer.complexity(), (layer.layer.weight, layer.log_sigma2))
+    assert all(each.all() for each in gradients)  # also of weights above the threshold
+    assert (layer.extra_repr(), plain.extra_repr()) == ("threshold=3.0, train_clip=True", "threshold=3.0")
+    assert pickle.loads(pickle.dumps(layer)).train_clip
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_clipping_in_half_precision_keeps_the_dtype_and_is_finite(dtype):
+    layer = clipped().to(dtype)
+    y = layer(torch.ones(4, 3, dtype=dtype))
+    y.sum().backward()
+    assert y.dtype == dtype
+    assert all(param.grad.dtype == dtype and param.grad.isfinite().all() for param in layer.parameters())
+
+
+def test_a_clipped_pass_compiles_to_the_eager_one():
+    layer, x = clipped(), torch.zeros(7, 3, dtype=torch.float64)  # no noise without inputs but that of 1e-8
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    layer.generator = None  # torch.compile cannot follow one
+    assert_close(compiled(x), layer.pruned()(x).expand(7, 2), tolerance=1e-3)
+    x.fill_(1)
+    torch.manual_seed(0)
+    gradients = torch.autograd.grad(compiled(x).sum(), layer.layer.weight)[0]
+    assert_close(gradients, torch.tensor([[7.0, 0, 0]] * 2, dtype=torch.float64))
+
+
+@each_layer
+def test_clipping_is_for_all_layers(make, shape):
+    layer = VariationalDropout(make(), train_clip=True, log_sigma2=-40.0)
+    with torch.no_grad():
+        layer.log_sigma2.view(-1)[::2] = -3.0
+        layer.layer.weight.view(-1)[::2] = 1e-3
+        x = torch.zeros(shape, dtype=torch.float64)
+        assert_close(layer(x), layer.pruned()(x), tolerance=1e-3)  # no noise without inputs
+        layer.log_sigma2.sub_(layer.log_sigma2 + 40)
+        layer.layer.weight.view(-1)[::2] = 1e-12
+        x = torch.randn(shape, dtype=torch.float64)
+        assert_close(layer(x), layer.pruned()(x), tolerance=1e-2)
 
 
 # -- hard concrete ------------------------------------------------------------------------------------------------
@@ -403,15 +491,63 @@ def test_a_layer_used_twice_stays_one_layer():
     assert ordinary[0] is ordinary[1]
 
 
-def test_compression_counts_weights_units_and_bits():
+def test_compression_counts_weights_units_bits_and_bytes():
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     model[0].weight.data[1:] = 0
     counted = compression(model)
     assert counted.weights == 18 / 10
     assert counted.units == 18 / 6
     assert counted.bits == pytest.approx(32 * 18 / (32 * 10 + math.log2(math.comb(12, 4))))
-    assert compression(nn.Sequential(nn.ReLU())) == (1, 1, 1)
+    assert counted.bytes == 4 * (4 + 2) + 4 * (1 + 2)  # 4-1-2 without zeros, with three biases
+    assert compression(nn.Sequential(nn.ReLU())) == (1, 1, 1, 0)
     assert compression(nn.ModuleList([nn.Linear(2, 2)])).units is None
+
+
+def narrowed(units, hidden):
+    """A network of which so many inputs and hidden units are left, without zeros among their weights."""
+    sizes = [784, *hidden, 10]
+    layers = [nn.Linear(before, after) for before, after in pairwise(sizes)]
+    with torch.no_grad():
+        for layer, inputs, outputs in zip(layers, units, [*units[1:], 10], strict=True):
+            layer.weight[:, inputs:] = 0
+            layer.weight[outputs:] = 0
+            layer.bias[outputs:] = 0
+    return nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+
+
+@pytest.mark.parametrize(
+    ("units", "hidden", "published"),
+    [
+        ((245, 160, 55), (500, 300), 195_100),  # structured Bayesian pruning
+        ((266, 88, 33), (300, 100), 107_092),  # L0
+        ((97, 71, 33), (300, 100), 38_696),  # VIBNet
+    ],
+)
+def test_the_bytes_are_those_of_the_published_table(units, hidden, published):
+    """Utku Evci et al., "Rigging the Lottery", 2020, table 2."""
+    assert compression(narrowed(units, hidden)).bytes == published
+
+
+def test_the_bytes_of_a_sparse_network_count_a_mask_and_the_values():
+    """RigL+ of the same table: 375-62-51 in 16,113 bytes, with 88.6 % zeros among the weights that are left."""
+    model = narrowed((375, 62, 51), (300, 100))
+    many = 0
+    with torch.no_grad():
+        for place, (outputs, inputs) in zip((0, 2, 4), ((62, 375), (51, 62), (10, 51)), strict=True):
+            order = torch.arange(max(outputs, inputs))
+            chance = torch.rand(outputs, inputs)
+            chance[order % outputs, order % inputs] = 2.0  # each unit and input stays
+            kept = chance >= chance.flatten().topk(round(0.114 * chance.numel())).values[-1]
+            model[place].weight[:outputs, :inputs] *= kept
+            many += chance.numel()
+    assert compression(model).bytes == pytest.approx(many / 8 + 4 * 0.114 * many + 4 * (62 + 51 + 10), abs=10)
+    assert compression(model).bytes == pytest.approx(16_113, rel=0.005)  # the share is published to three digits
+
+
+def test_the_bytes_of_a_dense_network_are_those_of_its_parameters():
+    dense = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2))
+    assert compression(dense).bytes == 4 * sum(param.numel() for param in dense.parameters())
+    assert compression(nn.ModuleList([nn.Linear(2, 2)])).bytes is None
 
 
 def test_training_with_the_divergence_finds_the_inputs_that_matter():

@@ -120,6 +120,51 @@ def test_training_resumes_from_a_file_to_the_bit(half):
     assert_bit_equal(weights_of(resumed[0]), weights_of(whole[0]))
 
 
+@pytest.mark.parametrize("span", [(0.0, 0.6), (0.2, 1.0)])
+@pytest.mark.parametrize(
+    ("schedule", "closed"),
+    [
+        ("cubic", lambda x: 3 * x - 3 * x**2 + x**3),
+        ("linear", lambda x: x),
+        ("constant", lambda x: 1.0),
+        (lambda x: x * x, lambda x: x * x),
+    ],
+    ids=["cubic", "linear", "constant", "own"],
+)
+def test_the_goal_follows_the_schedule_and_the_end_is_exact(schedule, closed, span):
+    net = a_net()
+    optimizer = ProxAdam(net.parameters(), L1(1e-4), lr=5e-3)
+    controller = TargetSparsity(optimizer, 0.8, steps=200, fix_at=0.5, schedule=schedule, span=span)
+    data = batches()
+    for step in range(100):
+        x = min(max((step / 100 - span[0]) / (span[1] - span[0]), 0), 1)
+        assert controller.goal() == pytest.approx(0.8 * closed(x), abs=1e-12)
+        fit(net, optimizer, 1, data)
+    assert controller.goal() == pytest.approx(0.8)
+    weights = sum(w.numel() for w in diagnostics.weights_of(net).values())
+    assert round(zeros(net) * weights) == round(0.8 * weights)
+
+
+@pytest.mark.parametrize("groups", ["output", "input"])
+def test_the_goal_of_groups_follows_the_schedule_too(groups):
+    net = a_net()
+    optimizer = ProxAdam(net.parameters(), GroupLasso(1e-4, groups=groups), lr=5e-3)
+    controller = TargetSparsity(optimizer, 0.5, steps=200, groups=groups, schedule="linear", span=(0, 1))
+    fit(net, optimizer, 70)
+    assert controller.goal() == pytest.approx(0.25)
+    fit(net, optimizer, 130)
+    dim = 0 if groups == "output" else 1
+    assert zero_groups(net, dim) == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_schedule_that_leaves_its_range_is_told():
+    net = a_net()
+    optimizer = ProxAdam(net.parameters(), L1(1e-4), lr=5e-3)
+    TargetSparsity(optimizer, 0.8, steps=100, schedule=lambda x: 2 * x)
+    with pytest.raises(ValueError, match=r"TargetSparsity: schedule must give shares in \[0, 1\], got 1\."):
+        fit(net, optimizer, 60)
+
+
 # -- a Regularizer ------------------------------------------------------------------------------------------------
 
 
@@ -282,6 +327,10 @@ def test_a_foreign_state_is_refused():
         ({"steps": 0}, "steps must be a whole number >= 1, got 0"),
         ({"steps": 10.0}, "steps must be a whole number >= 1, got 10.0"),
         ({"fix_at": 0.0}, r"fix_at must be in \(0, 1\], got 0.0"),
+        ({"schedule": "square"}, "schedule must be one of cubic, linear, constant, or a function .*, got 'square'"),
+        ({"span": (0.5, 0.5)}, r"span must be two increasing shares in \[0, 1\], got \(0.5, 0.5\)"),
+        ({"span": (0.0, 1.1)}, "span must be two increasing shares"),
+        ({"span": 0.6}, "span must be two increasing shares in .*, got 0.6"),
     ],
     ids=str,
 )

@@ -32,10 +32,16 @@ class VariationalDropout(Gated):
     start it drops too many weights, so use a schedule that starts at 0. The noise levels can have the learning rate of
     the weights.
 
+    With ``train_clip`` the mean of a training pass is that of evaluation mode: weights above the threshold add nothing
+    to it, so that the loss has no gradient for them. Their noise stays, and so does their complexity, which therefore
+    drives them further to zero. A weight comes back when the loss lowers its :math:`\sigma^2`. The authors' experiments
+    do this.
+
     Args:
         layer: ``nn.Linear`` or ``nn.Conv1d`` to ``nn.Conv3d``.
         log_sigma2: the initial :math:`\log \sigma^2`.
         threshold: of :math:`\log \alpha`; 3 is a binary dropout rate of 0.95.
+        train_clip: whether weights above the threshold are zero in the mean of a training pass too.
         generator: source of the random numbers, as in :class:`Dropout`.
 
     Shape:
@@ -61,10 +67,16 @@ class VariationalDropout(Gated):
     rates, cost, depends_on = "log_sigma2", "KL", ("log_sigma2", "layer.weight")
 
     def __init__(
-        self, layer: Layer, log_sigma2: float = -10.0, *, threshold: float = 3.0, generator: Generator | None = None
+        self,
+        layer: Layer,
+        log_sigma2: float = -10.0,
+        *,
+        threshold: float = 3.0,
+        train_clip: bool = False,
+        generator: Generator | None = None,
     ) -> None:
         super().__init__(layer, generator)
-        self.threshold = threshold
+        self.threshold, self.train_clip = threshold, train_clip
         self.log_sigma2 = nn.Parameter(torch.full_like(layer.weight, log_sigma2))
 
     @property
@@ -74,9 +86,12 @@ class VariationalDropout(Gated):
 
     def forward(self, input: Tensor) -> Tensor:
         self._check_parameters()
+        if self.training and not self.train_clip:
+            mean: Tensor = self.layer(input)
+        else:
+            mean = applied(self.layer, input, self._kept_weight(), self.layer.bias)
         if not self.training:
-            return applied(self.layer, input, self._kept_weight(), self.layer.bias)
-        mean: Tensor = self.layer(input)
+            return mean
         variance = applied(self.layer, input.square(), self.log_sigma2.exp(), None)
         self._check_generator(input)
         noise = f.drawn(torch.randn, mean.shape, mean.device, self.generator, mean.dtype)
@@ -110,7 +125,7 @@ class VariationalDropout(Gated):
         return self.layer.weight.masked_fill(self.log_alpha > self.threshold, 0.0)
 
     def extra_repr(self) -> str:
-        return f"threshold={self.threshold}"
+        return f"threshold={self.threshold}" + (", train_clip=True" if self.train_clip else "")
 
 
 def _log_alpha(log_sigma2: Tensor, weight: Tensor) -> Tensor:

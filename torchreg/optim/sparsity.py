@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,7 +20,12 @@ _NUMBERS = {"sparsity": "sparsity", "log_scale": "_log_scale", "error": "_error"
 _LOOKS = 500  # how often the zeros are counted before the support is fixed
 _GAIN = 8.0  # how far the log-strength moves until the support is fixed, at pace 1 and with a mean error of 1
 _FASTER, _FASTEST = 1.05, 16.0  # the pace grows while the error keeps its sign
-_DESCENT = 0.6  # the share of these steps after which the goal is the target
+_SPAN = (0.0, 0.6)  # the shares of these steps between which the goal rises
+_SHAPES: dict[str, Callable[[float], float]] = {
+    "cubic": lambda x: 1 - (1 - x) ** 3,
+    "linear": lambda x: x,
+    "constant": lambda x: 1.0,
+}
 
 
 class TargetSparsity:
@@ -28,9 +33,16 @@ class TargetSparsity:
 
     .. math:: \log c_{t+1} = \log c_t + k_t \log(n_t / g_t)
 
-    where :math:`c_t` is its ``scale``, :math:`n_t` the share of nonzero weights and :math:`g_t` the goal, which
-    falls from 1 to :math:`1 - \text{target}`. The pace :math:`k_t` grows while the error keeps its sign, and is halved
+    where :math:`c_t` is its ``scale``, :math:`n_t` the share of nonzero weights and :math:`1 - g_t` the goal, which
+    rises from 0 to the target. The pace :math:`k_t` grows while the error keeps its sign, and is halved
     when the sign changes.
+
+    .. math:: 1 - g_t = \text{target} \cdot s(x), \qquad
+              x = \min\Big(\max\Big(\frac{t / T - a}{b - a}, 0\Big), 1\Big)
+
+    for the :math:`T` steps until the support is fixed, the ``span`` :math:`(a, b)` and the ``schedule`` :math:`s`: the
+    cubic :math:`s(x) = 1 - (1 - x)^3`, which makes most zeros early, the linear :math:`s(x) = x`, the constant
+    :math:`s(x) = 1`, or a function.
 
     After ``fix_at`` of the steps the share is made exact: the smallest weights above it become zero, or the zeros with
     the largest gradients become nonzero. Then the support is fixed, and the remaining steps fit it without the penalty;
@@ -50,14 +62,19 @@ class TargetSparsity:
         groups: what is counted: ``None`` for single weights; otherwise groups, as for :class:`~torchreg.GroupLasso`, of
             which all weights are zero. A proximal optimizer does not know the modules: ``"output"`` is the first
             dimension there.
+        schedule: how the goal rises: ``"cubic"``, ``"linear"``, ``"constant"``, or a function from the progress, in
+            [0, 1], to the share of the target that is reached by then, in [0, 1].
+        span: where the rise begins and ends, as shares of the steps until the support is fixed; with ``"constant"``
+            the goal is the target from the first step.
 
     Attributes:
         sparsity: the last measured share of zeros, a 0-d tensor.
 
     Raises:
         TypeError: ``optimizer`` is neither a proximal optimizer nor a regularizer.
-        ValueError: ``target``, ``steps`` or ``fix_at`` out of range, groups that do not fit, or a regularizer in
-            another mode, that is not attached to one optimizer, or that has a schedule, a constraint or a stack.
+        ValueError: ``target``, ``steps``, ``fix_at``, ``schedule`` or ``span`` out of range, groups that do not fit, or
+            a regularizer in another mode, that is not attached to one optimizer, or that has a schedule, a constraint
+            or a stack.
 
     Example:
         >>> from torchreg import L1
@@ -85,6 +102,8 @@ class TargetSparsity:
         steps: int,
         fix_at: float = 0.7,
         groups: Groups | None = None,
+        schedule: Literal["cubic", "linear", "constant"] | Callable[[float], float] = "cubic",
+        span: tuple[float, float] = _SPAN,
     ) -> None:
         if not isinstance(optimizer, Steered):
             raise TypeError(
@@ -101,8 +120,16 @@ class TargetSparsity:
             raise ValueError(f"TargetSparsity: target must be in (0, 1), got {target!r}{percent}")
         if not 0 < fix_at <= 1:
             raise ValueError(f"TargetSparsity: fix_at must be in (0, 1], got {fix_at!r}")
+        if not callable(schedule) and schedule not in _SHAPES:
+            raise ValueError(
+                f"TargetSparsity: schedule must be one of {', '.join(_SHAPES)}, or a function of the progress, "
+                f"got {schedule!r}"
+            )
+        if not (isinstance(span, Sequence) and len(span) == 2 and 0 <= span[0] < span[1] <= 1):
+            raise ValueError(f"TargetSparsity: span must be two increasing shares in [0, 1], got {span!r}")
         stepping = optimizer._steered_in("TargetSparsity")
         self.optimizer, self.target, self.steps, self.fix_at = optimizer, target, steps, fix_at
+        self.schedule, self.span = schedule, span
         self.groups = None if groups is None else check_groups("TargetSparsity", groups)
         places = optimizer._steered_places()
         if not places:
@@ -170,8 +197,13 @@ class TargetSparsity:
 
     def goal(self) -> float:
         """The intended share of zeros at the current step."""
-        progress = min(1.0, self._made / (_DESCENT * self._steered))
-        return self.target * (1 - (1 - progress) ** 3)
+        first, last = self.span
+        progress = min(max((self._made / self._steered - first) / (last - first), 0.0), 1.0)
+        shape = self.schedule if callable(self.schedule) else _SHAPES[self.schedule]
+        reached = float(shape(progress))
+        if not 0 <= reached <= 1:
+            raise ValueError(f"TargetSparsity: schedule must give shares in [0, 1], got {reached!r} at {progress:g}")
+        return self.target * reached
 
     @torch.no_grad()
     def _steer(self, every: int) -> None:

@@ -53,7 +53,7 @@ class Examples:
 
     Args:
         train: to train on.
-        valid: to choose by.
+        valid: to choose by; the same as ``train`` if none are held out, and then nothing is chosen.
         test: to judge by.
         task: what to predict.
         labels: the classes' names, in order; none for a regression.
@@ -83,8 +83,9 @@ class Examples:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The number of examples in each part."""
-        return {"train": len(self.train), "valid": len(self.valid), "test": len(self.test)}
+        """The number of examples in each part; 0 for validation if the training examples stand for them."""
+        valid = 0 if self.valid is self.train else len(self.valid)
+        return {"train": len(self.train), "valid": valid, "test": len(self.test)}
 
     @property
     def digest(self) -> str:

@@ -24,7 +24,10 @@ def load(settings: config.Data, device: torch.device, dtype: torch.dtype = torch
 
     Validation examples are drawn first and training examples after them, so that a larger ``train_size`` adds some and
     keeps the rest. Inputs are shifted and scaled by the mean and standard deviation of the training examples: column by
-    column for vectors, all pixels alike for images; or by those that are given. Targets of a regression are by theirs.
+    column for vectors, all pixels alike for images; or by those that are given. With "mean" each pixel or column is
+    shifted by its own mean, and not scaled. Targets of a regression are shifted and scaled by theirs.
+
+    If no examples are held out, the training examples stand for them.
 
     Raises:
         UserError: more training examples are asked for than there are, or files are missing or damaged.
@@ -85,6 +88,8 @@ def _load(text: str, device: torch.device, dtype: torch.dtype) -> Examples:
     if isinstance(settings.standardize, tuple):
         means, scales = settings.standardize
         moments = torch.tensor(means), torch.tensor(scales)
+    elif settings.standardize == "mean":
+        moments = _mean_input(x[train])
     if isinstance(task, Regression):
         none = torch.zeros(y.shape[1]), torch.ones(y.shape[1])
         middle, scale = _scales(y_train) if settings.standardize else none
@@ -100,6 +105,8 @@ def _load(text: str, device: torch.device, dtype: torch.dtype) -> Examples:
         return Split(placed(inputs if moments is None else (inputs - moments[0]) / moments[1]), placed(targets))
 
     parts = split(x[train], y_train), split(x[valid], y[valid]), split(x_test, y_test)
+    if not valid_size:
+        parts = parts[0], parts[0], parts[2]
     made = Examples(*parts, task, labels, settings.source, dtype)
     return made if settings.tasks is None else groups.grouped(made, settings.tasks)
 
@@ -219,6 +226,14 @@ def _scales(values: Tensor | Stream) -> tuple[Tensor, Tensor]:
         values = values if values.is_floating_point() else values.double()
         mean, std = (values.mean(0), values.std(0)) if values.dim() == 2 else (values.mean(), values.std())
     return mean, torch.where(std > 0, std, torch.ones_like(std))  # also where it is unknown, of a single example
+
+
+def _mean_input(values: Tensor | Stream) -> tuple[Tensor, Tensor]:
+    """The mean input, and 1 to divide by."""
+    if isinstance(values, Stream):
+        raise UserError("data.standardize: 'mean' needs inputs in memory, got a stream: set data.stream = false")
+    mean = (values if values.is_floating_point() else values.double()).mean(0)
+    return mean, torch.ones((), dtype=mean.dtype)
 
 
 def _corrupted(y: Tensor, fraction: float, classes: int, draw: torch.Generator) -> Tensor:

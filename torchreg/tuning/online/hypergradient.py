@@ -109,6 +109,23 @@ def hypergradients(updates: Sequence[PenaltyUpdate], gradient: Tensor) -> list[T
     return found[::-1]
 
 
+@torch.no_grad()
+def effect(update: PenaltyUpdate) -> tuple[Tensor, Tensor]:
+    """The squared norms of the weight before the step and of the change of its step by the scale.
+
+    For a step that ends with a proximal operator this is its change at scale 0.
+    """
+    direction = update.penalty.gradient(update.before)
+    if update.mode == "grad":
+        return _square(update.before), _square(update.response(update.before, direction))
+    return _square(update.before), _square(direction) * update.step**2
+
+
+def _square(tensor: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32)).real
+    return norm.square()
+
+
 def _through_update(update: PenaltyUpdate, gradient: Tensor) -> Tensor:
     """The derivative of ``<gradient, w'>`` by the weight before the optimizer's update, with its gradient fixed."""
     if not update.group.get("weight_decay", 0):

@@ -15,7 +15,13 @@ from torchreg.hooks import Carried, StepHooks, checked_steps, is_skipped
 from torchreg.regularizer import Regularizer
 from torchreg.selection.modules import listed
 from torchreg.tuning.online.held_out import Batches, evaluating, loss_of
-from torchreg.tuning.online.hypergradient import PenaltyUpdate, check_differentiable, hypergradients, penalty_updates_of
+from torchreg.tuning.online.hypergradient import (
+    PenaltyUpdate,
+    check_differentiable,
+    effect,
+    hypergradients,
+    penalty_updates_of,
+)
 from torchreg.tuning.online.tuned import Per, TunedStrength, tuned_strengths, with_distinct_names
 
 
@@ -27,7 +33,12 @@ class AutoStrength:
 
     where :math:`w'(c)` are the weights after a step of the optimizer with the scale :math:`c`, and bars are running
     averages, as in Adam. A step changes the strength by a factor of at most about :math:`e^{\eta_c}`; the initial
-    strength matters little; it is that of the penalty times the regularizer's ``scale``. This replaces a search over a
+    strength matters little; it is that of the penalty times the regularizer's ``scale``. The strength stays above one
+    whose largest effect on the weights in a step so far, relative to their norm, is 1e-6:
+
+    .. math:: c \max_t \frac{\lVert \partial w'_t / \partial c \rVert}{\lVert w_t \rVert} \ge 10^{-6}
+
+    Weaker ones act alike, and the way up from them would take much of a run. This replaces a search over a
     grid. It costs about one more forward and backward pass in every fourth step, in which the strength moves as far as
     in four. It looks one step ahead only, so it favors strengths with an early benefit: use it with modes "decoupled"
     and "prox", not with L1 in mode "grad" under Adam.
@@ -47,8 +58,8 @@ class AutoStrength:
         spread: for ``"parameter"``, about the largest ratio of a strength to the geometric mean of those of its
             regularizer, relative to where they start. Each is drawn to the mean, because the slope of one alone is
             mostly noise. ``math.inf`` lets them go.
-        bounds: the smallest and the largest strength. For a sum, or for several penalties by patterns, they bound the
-            common factor that is tuned.
+        bounds: the smallest and the largest strength to begin with and to reach. For a sum, or for several penalties by
+            patterns, they bound the common factor that is tuned.
         batch_size: the size of batches from two tensors, which are shuffled in each pass.
         seed: of the shuffling.
 
@@ -203,19 +214,22 @@ class AutoStrength:
         for updates in self._updates.values():
             for update in updates:
                 by_param.setdefault(update.param, []).append(update)
-        found: dict[tuple[Regularizer, nn.Parameter], Tensor] = {}
+        found: dict[tuple[Regularizer, nn.Parameter], list[Tensor]] = {}
         for param, gradient in self._gradients(list(by_param)).items():
             own = by_param[param]
             for update, slope in zip(own, hypergradients(own, gradient), strict=True):
-                found[update.regularizer, param] = slope
-        slopes = dict(zip(found, _numbers(list(found.values())), strict=True))
+                found[update.regularizer, param] = [slope, *effect(update)]
+        numbers = iter(_numbers([number for each in found.values() for number in each]))
+        looked = {place: [next(numbers) for _ in each] for place, each in found.items()}
         means = {each: _mean_log_scale(self._tuned, each) for each in self.regularizers}
         pull = min(self.lr * self.every / math.log(self.spread), 1.0)
         for item in self._tuned:
-            parts = [slopes[item.regularizer, param] for param in item.params if (item.regularizer, param) in slopes]
+            parts = [looked[item.regularizer, param] for param in item.params if (item.regularizer, param) in looked]
             if parts:
+                slope, size, change = (sum(column) for column in zip(*parts, strict=True))
+                item.note(change, size)
                 drawn = pull * (means[item.regularizer] - item.log_scale)
-                item.move(sum(parts), self.lr, self.bounds, self.every, drawn)
+                item.move(slope, self.lr, self.bounds, self.every, drawn)
         self._set_scales()
 
     def _gradients(self, params: list[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
@@ -242,7 +256,7 @@ class AutoStrength:
 
         It can be loaded with ``torch.load(weights_only=True)``.
         """
-        tuned = {item.name: [item.log_scale, item.unit, *item.moments] for item in self._tuned}
+        tuned = {item.name: [item.log_scale, item.unit, *item.moments, item.reach] for item in self._tuned}
         return {"steps": self._steps, "batches": self._batches.count, "knobs": tuned}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -252,13 +266,15 @@ class AutoStrength:
             raise ValueError(f"AutoStrength: state must be that of the strengths {', '.join(names)}, got {list(state)}")
         steps, batches = (checked_steps("AutoStrength", state[key]) for key in ("steps", "batches"))
         loaded = [
-            (log_scale + math.log(unit / item.unit), (mean, square, count))
-            for item, (log_scale, unit, mean, square, count) in zip(self._tuned, state["knobs"].values(), strict=True)
+            (log_scale + math.log(unit / item.unit), (mean, square, count), sum(reach) * item.unit / unit)
+            for item, (log_scale, unit, mean, square, count, *reach) in zip(
+                self._tuned, state["knobs"].values(), strict=True
+            )  # records of version 0.1 have no reach
         ]
         self._steps = steps
         self._batches.go_to(batches)
-        for item, (log_scale, moments) in zip(self._tuned, loaded, strict=True):
-            item.log_scale, item.moments = log_scale, moments
+        for item, (log_scale, moments, reach) in zip(self._tuned, loaded, strict=True):
+            item.log_scale, item.moments, item.reach = log_scale, moments, reach
         self._set_scales()
 
     @property

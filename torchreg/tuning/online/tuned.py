@@ -16,6 +16,7 @@ from torchreg.tuning.online.descent import NO_MOMENTS, normalized
 Per = Literal["regularizer", "parameter"]
 
 _ROUNDING = 1e-12
+_LEAST_EFFECT = 1e-6  # of a step on the weights, relative to their norm: below, strengths are alike
 
 
 class TunedStrength:
@@ -24,6 +25,7 @@ class TunedStrength:
     def __init__(self, regularizer: Regularizer, name: str, params: Sequence[nn.Parameter], unit: float) -> None:
         self.regularizer, self.name, self.params, self.unit = regularizer, name, tuple(params), unit
         self.log_scale, self.moments = 0.0, NO_MOMENTS
+        self.reach = 0.0  # the largest relative change of the weights in a step so far, for a scale of 1
         names = {a.param: a.name for a in regularizer.entries}
         self._names = [names[param] for param in self.params]
 
@@ -61,6 +63,11 @@ class TunedStrength:
     def strength(self) -> float:
         return self.unit * self.scale
 
+    def note(self, change: float, size: float) -> None:
+        """Notes the squared norms of what a scale of 1 changes in a step, and of the weights."""
+        if 0 < size < math.inf and change < math.inf:
+            self.reach = max(self.reach, math.sqrt(change / size))
+
     def move(self, slope: float, lr: float, bounds: tuple[float, float], every: int, drawn: float) -> None:
         """Descends along the slope, and moves by ``drawn``."""
         if slope == 0 and not any(bool(param.any()) for param in self.params):
@@ -75,6 +82,8 @@ class TunedStrength:
             self.moments, unit = normalized(self.moments, slope, every)
             move = -unit
         least, largest = (math.log(bound / self.unit) for bound in bounds)
+        if self.reach > 0:
+            least = max(least, math.log(_LEAST_EFFECT / self.reach))
         self.log_scale = min(max(self.log_scale + lr * every * move + drawn, least), largest)
 
 
