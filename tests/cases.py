@@ -1,10 +1,9 @@
-"""The one table of cases: tests that run over penalties, modes or optimizers draw them from here.
+"""The one table of cases: tests that run over penalties, constraints or modes draw them from here.
 
 A new penalty is one row in ``PENALTIES``.
 """
 
 import copy
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,9 +12,30 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy.stats import norm
 from torch import Tensor
 
+from tests.formulas import (
+    INDEX,
+    UNEQUAL,
+    above_rounding,
+    grouped_value,
+    held_groups,
+    held_groups_and_elements,
+    held_ranks,
+    hoyer_square,
+    largest,
+    largest_squared,
+    lengths,
+    mcp,
+    nothing,
+    off_identity,
+    positive_power,
+    rows,
+    scad,
+    singular_values,
+    slope,
+    smaller_gram,
+)
 from tests.helpers import by_pickle
 from torchreg import (
     L1,
@@ -55,10 +75,8 @@ from torchreg import (
     SpectralNorm,
     UnitNorm,
 )
-from torchreg.optim import SGDW, AdagradW, AdamaxW, AdamW, NAdamW, RAdamW, RMSpropW, decoupled
 from torchreg.penalties import Term
-from torchreg.penalties.groups import Grouped
-from torchreg.penalties.partition import Groups, Index
+from torchreg.penalties.partition import Groups
 
 
 @dataclass(frozen=True)
@@ -97,122 +115,6 @@ class PenaltyCase:
 
 ANCHOR, DOUBLE = torch.tensor(0.2, dtype=torch.float64), torch.tensor(2.0, dtype=torch.float64)
 WEIGHTS = torch.arange(12, dtype=torch.float64).view(4, 3) / 4  # one of them is 0
-
-
-def positive_power(w: Tensor, p: float) -> Tensor:
-    return w[w != 0].abs().pow(p).sum()
-
-
-def mcp(w: Tensor, s: float, gamma: float) -> Tensor:
-    u = w.abs()
-    return torch.where(u <= gamma * s, s * u - u * u / (2 * gamma), gamma * s * s / 2).sum()
-
-
-def scad(w: Tensor, s: float, a: float) -> Tensor:
-    u = w.abs()
-    middle = (2 * a * s * u - u * u - s * s) / (2 * (a - 1))
-    return torch.where(u <= s, s * u, torch.where(u <= a * s, middle, s * s * (a + 1) / 2)).sum()
-
-
-def quantiles(w: Tensor, q: float) -> Tensor:
-    """The weight of each rank in the sorted L1 norm."""
-    return (
-        torch.from_numpy(norm.isf(torch.arange(1, w.numel() + 1).numpy() * q / (2 * w.numel())))
-        if w.numel()
-        else w.flatten()
-    )
-
-
-def slope(w: Tensor, q: float) -> Tensor:
-    """The sorted L1 norm; equal magnitudes share their weights, as the gradient that has no order does it."""
-    u, each = w.abs().flatten(), quantiles(w, q)
-    with torch.no_grad():
-        share = [each[(u > x).sum() : (u >= x).sum()].mean() for x in u]
-    return (torch.stack(share) * u).sum() if share else u.sum()
-
-
-def hoyer_square(w: Tensor) -> Tensor:
-    w = w[w != 0]
-    return w.abs().sum() ** 2 / (w * w).sum() if w.numel() else w.sum()
-
-
-def rows(w: Tensor) -> Tensor:
-    return w.flatten(1) if w.ndim > 1 else w.reshape(-1, 1)
-
-
-INDEX = torch.tensor([[0, 1, 0], [2, 2, 0], [1, 0, 2], [5, 5, 5]])  # groups of sizes 4, 2, 3 and 3
-UNEQUAL = torch.tensor([[7, 0, 0], [0, 1, 0], [2, 0, 3], [4, 4, 4]])  # sizes that share no table: 5, 1, 1, 1, 3 and 1
-
-
-def vectors(groups: Groups, w: Tensor) -> list[Tensor]:
-    """The groups of a weight."""
-    if isinstance(groups, Heads):
-        return [part.flatten() for part in w.chunk(groups.number)]
-    if isinstance(groups, str):
-        return {"output": list(rows(w)), "input": list(w.T) if w.ndim == 2 else [], "tensor": [w.flatten()]}[groups]
-    assert isinstance(groups, Tensor | Index)
-    numbers = groups.tensor if isinstance(groups, Index) else groups
-    return [w[number == numbers] for number in numbers.unique()]
-
-
-def grouped_value(penalty: Grouped, w: Tensor) -> Tensor:
-    s, nothing, each = penalty.strength, 0 * w.abs().sum(), vectors(penalty.groups, w)
-    if isinstance(penalty, GroupMCP):
-        return sum((mcp(v.norm(), s * len(v) ** 0.5, penalty.gamma) for v in each), start=nothing)
-    if isinstance(penalty, GroupSCAD):
-        return sum((scad(v.norm(), s * len(v) ** 0.5, penalty.a) for v in each), start=nothing)
-    if isinstance(penalty, ExclusiveLasso):
-        return s / 2 * sum((v.abs().sum().square() for v in each), start=nothing)
-    lasso = getattr(penalty, "l1_ratio", 0.0)
-    return s * (lasso * w.abs().sum() + (1 - lasso) * sum((len(v) ** 0.5 * v.norm() for v in each), start=nothing))
-
-
-def singular_values(w: Tensor) -> Tensor:
-    return torch.linalg.svdvals(rows(w)) if w.numel() else w.flatten()
-
-
-def above_rounding(s: Tensor) -> Tensor:
-    return s[s > 1e-14 * s.detach().sum()]
-
-
-def largest_squared(s: Tensor) -> Tensor:
-    """Of equal ones the mean, whose gradient is the same for each of them."""
-    return s[s >= (1 - 1e-13) * s.detach()[:1]].square().mean() if s.numel() else s.sum()
-
-
-def off_identity(m: Tensor) -> Tensor:
-    return m @ m.T - torch.eye(len(m), dtype=m.dtype)
-
-
-def smaller_gram(w: Tensor) -> Tensor:
-    m = rows(w)
-    return m @ m.T if len(m) <= m.shape[1] else m.T @ m
-
-
-def held_groups(groups: Groups, g: Tensor) -> Tensor:
-    return max((v.norm() / max(len(v), 1) ** 0.5 for v in vectors(groups, g)), default=0 * g.sum())
-
-
-def held_ranks(q: float, g: Tensor) -> Tensor:
-    total = g.abs().flatten().sort(descending=True).values.cumsum(0)
-    return max(total / quantiles(g, q).cumsum(0), default=0 * g.sum())
-
-
-def held_groups_and_elements(groups: Groups, g: Tensor) -> Tensor:
-    low, high = torch.zeros((), dtype=g.dtype), 10 * g.norm() + 1e-300
-    for _ in range(80):
-        s = (low + high) / 2
-        held = all((v.abs() - 0.3 * s).relu().norm() <= 0.7 * s * len(v) ** 0.5 for v in vectors(groups, g))
-        low, high = (low, s) if held else (s, high)
-    return high * bool(g.any())
-
-
-def largest(g: Tensor) -> Tensor:
-    return g.abs().flatten().sort().values[-1:].sum()
-
-
-def nothing(g: Tensor) -> Tensor:
-    return torch.zeros((), dtype=g.dtype)
 
 
 def grouped(groups: Groups, **options: Any) -> list[PenaltyCase]:
@@ -348,12 +250,10 @@ WEIGHTED = [
         shape=(4, 3),
     ),
 ]
-GROUPED = [case for groups in ("input", "tensor", Heads(2), INDEX, UNEQUAL) for case in grouped(groups, shape=(4, 3))]
-GROUPED += WEIGHTED
-
-
-def lengths(w: Tensor) -> Tensor:
-    return w.flatten(1).square().sum(1).sqrt()
+SHAPED = [  # those that take one shape, of weights or of groups
+    *(case for groups in ("input", "tensor", Heads(2), INDEX, UNEQUAL) for case in grouped(groups, shape=(4, 3))),
+    *WEIGHTED,
+]
 
 
 @dataclass(frozen=True)
@@ -446,68 +346,8 @@ class NoProx(Penalty):
 
 SILENT = [L1(0.0), L2(0.0), L1(0.0) + L2(0.0)]  # of strength 0: they must leave every bit alone
 
-OPTIMIZERS = {
-    "SGD-momentum": partial(torch.optim.SGD, lr=0.05, momentum=0.9),
-    "SGD-nesterov": partial(torch.optim.SGD, lr=0.05, momentum=0.9, nesterov=True),
-    "Adam": partial(torch.optim.Adam, lr=0.01),
-    "AdamW-single": partial(torch.optim.AdamW, lr=0.01, weight_decay=0, foreach=False),
-    "AdamW-foreach": partial(torch.optim.AdamW, lr=0.01, weight_decay=0, foreach=True),
-    "AdamW-fused": partial(torch.optim.AdamW, lr=0.01, weight_decay=0, fused=True),
-}
-FUSED = {
-    "SGD-fused": partial(torch.optim.SGD, lr=0.05, momentum=0.9, fused=True),
-    "AdamW-fused": OPTIMIZERS["AdamW-fused"],
-}
-
 STEP_MODES = ("grad", "decoupled", "prox")  # those that act in the optimizer's step
 MODES = ("loss", *STEP_MODES)
-
-IMPLEMENTATIONS = {"single": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
-DECOUPLED = {
-    "SGDW": (SGDW, torch.optim.SGD, {"lr": 0.05, "momentum": 0.9}),
-    "SGDW-nesterov": (SGDW, torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "nesterov": True}),
-    "AdamW": (AdamW, torch.optim.AdamW, {"lr": 0.01}),
-    "AdamW-amsgrad": (AdamW, torch.optim.AdamW, {"lr": 0.01, "amsgrad": True}),
-    "RMSpropW": (RMSpropW, torch.optim.RMSprop, {"lr": 0.01}),
-    "RMSpropW-centered": (RMSpropW, torch.optim.RMSprop, {"lr": 0.01, "momentum": 0.5, "centered": True}),
-    "AdagradW": (AdagradW, torch.optim.Adagrad, {"lr": 0.1, "lr_decay": 0.1}),
-    "NAdamW": (NAdamW, torch.optim.NAdam, {"lr": 0.01}),
-    "RAdamW": (RAdamW, torch.optim.RAdam, {"lr": 0.01}),
-    "AdamaxW": (AdamaxW, torch.optim.Adamax, {"lr": 0.01}),
-}
-MADE = {  # by decoupled(), of the classes that take any parameters, without a closure
-    f"decoupled({base.__name__})": (decoupled(base), base, options)
-    for base, options in (
-        (torch.optim.Adam, {"lr": 0.01}),
-        (torch.optim.Adadelta, {"lr": 1.0}),
-        (torch.optim.Adafactor, {"lr": 0.01}),
-        (torch.optim.ASGD, {"lr": 0.05, "lambd": 0.0}),  # which is a decay of its own
-        (torch.optim.Rprop, {"lr": 0.01}),
-    )
-}
-KERNELS = {
-    f"{name}-{kind}": (ours, base, options | implementation)
-    for name, (ours, base, options) in (DECOUPLED | MADE).items()
-    for kind, implementation in IMPLEMENTATIONS.items()
-    if inspect.signature(base).parameters.keys() >= implementation.keys()
-}
-COUPLINGS = ("lr", "independent", "constant", "corrected")
-FORMS = {
-    "L2": {},
-    "L1": {"decay": "L1"},
-    "L2-start": {"towards": "start"},
-    "L1-start": {"decay": "L1", "towards": "start"},
-    "L2-cautious": {"cautious": True},
-    "L1-cautious": {"decay": "L1", "cautious": True},
-    "L2-start-cautious": {"towards": "start", "cautious": True},
-    "L1-start-cautious": {"decay": "L1", "towards": "start", "cautious": True},
-}
-
-
-def undecayed(base: type[torch.optim.Optimizer], params: Any, **options: Any) -> torch.optim.Optimizer:
-    """An optimizer of a class of torch's, some of which decay by default."""
-    takes_decay = "weight_decay" in inspect.signature(base).parameters
-    return base(params, **options, **({"weight_decay": 0} if takes_decay else {}))
 
 
 def each_case(holds: Callable[[PenaltyCase], bool], cases: Sequence[PenaltyCase] = PENALTIES) -> pytest.MarkDecorator:
@@ -525,8 +365,6 @@ each_shrinking = each_case(lambda case: case.shrinks and case.is_proximal)
 each_proximal_separable = each_case(lambda case: case.is_proximal and case.penalty.is_separable)
 each_duplicate = pytest.mark.parametrize("duplicate", [copy.deepcopy, by_pickle], ids=["copy", "pickle"])
 each_silent = pytest.mark.parametrize("penalty", SILENT, ids=repr)
-each_optimizer = pytest.mark.parametrize("make_optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
-each_fused = pytest.mark.parametrize("make_optimizer", FUSED.values(), ids=FUSED.keys())
 each_mode = pytest.mark.parametrize("mode", MODES)
 each_case_and_mode, each_case_and_step_mode = (
     pytest.mark.parametrize(
@@ -542,10 +380,3 @@ each_case_and_mode, each_case_and_step_mode = (
     for modes in (MODES, STEP_MODES)
 )
 each_step_mode = pytest.mark.parametrize("mode", STEP_MODES)
-each_coupling = pytest.mark.parametrize("coupling", COUPLINGS)
-each_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS.keys())
-each_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
-each_decoupled, each_decoupled_or_made, each_kernel = (
-    pytest.mark.parametrize(("ours", "base", "options"), table.values(), ids=table.keys())
-    for table in (DECOUPLED, DECOUPLED | MADE, KERNELS)
-)

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import torchreg.nn
-from tests.cases import MODES, OPTIMIZERS, STEP_MODES, each_penalty
+from tests.cases import MODES, STEP_MODES, each_penalty
 from tests.helpers import a_step, assert_close, assert_differs, engaged, make_data, make_model, train, weights_of
+from tests.optimizers import OPTIMIZERS
 from torchreg import L1, L2, SRIP, Nuclear, Regularizer, SpectralNorm, linear
 from torchreg.optim import AdamW, ProxAdam, ProxSGD
 

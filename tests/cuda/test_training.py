@@ -5,17 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.cases import (
-    COUPLINGS,
-    FORMS,
-    KERNELS,
-    MODES,
-    OPTIMIZERS,
-    STEP_MODES,
-    each_case_and_mode,
-    each_constraint,
-    each_penalty,
-)
+from tests.cases import MODES, STEP_MODES, each_case_and_mode, each_constraint, each_penalty
 from tests.helpers import (
     assert_bit_equal,
     assert_close,
@@ -27,6 +17,7 @@ from tests.helpers import (
     train,
     weights_of,
 )
+from tests.optimizers import COUPLINGS, FORMS, KERNELS, OPTIMIZERS
 from torchreg import L1, L2, L2SP, ElasticNet, Huber, LogSum, Regularizer, Stacked, everything, linear
 from torchreg.optim import ProxAdam, ProxSGD
 

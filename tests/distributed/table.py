@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.cases import MODES, OPTIMIZERS, PENALTIES, PenaltyCase
+from tests.cases import MODES, PENALTIES, PenaltyCase
 from tests.distributed.checkpoints import WAYS, resumes_to_the_same
 from tests.distributed.training import (
     EVEN,
@@ -28,6 +28,7 @@ from tests.distributed.training import (
     weights_of,
     whole,
 )
+from tests.optimizers import OPTIMIZERS
 from torchreg import L1, L2, L2SP, Effective, HoyerSquare, Penalty, Rank, Regularizer, Sparsest, everything
 from torchreg.diagnostics import norms, sparsity
 from torchreg.optim import TargetSparsity

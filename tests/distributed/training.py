@@ -16,8 +16,8 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.cases import OPTIMIZERS
 from tests.helpers import EXAMPLES, FEATURES, OUTPUTS, make_data, make_model
+from tests.optimizers import OPTIMIZERS
 from torchreg import Penalty, Regularizer
 
 PROCESSES = 2

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR
 
-from tests.cases import COUPLINGS, DECOUPLED, FORMS, each_kernel
 from tests.helpers import assert_close
+from tests.optimizers import COUPLINGS, DECOUPLED, FORMS, each_kernel
 from torchreg.schedules import cosine
 
 STEPS, DECAY = 30, 0.002

@@ -7,15 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.cases import (
-    OPTIMIZERS,
-    each_case_and_mode,
-    each_case_and_step_mode,
-    each_mode,
-    each_optimizer,
-    each_penalty,
-    each_silent,
-)
+from tests.cases import each_case_and_mode, each_case_and_step_mode, each_mode, each_penalty, each_silent
 from tests.helpers import (
     assert_bit_equal,
     assert_close,
@@ -26,6 +18,7 @@ from tests.helpers import (
     train,
     weights_of,
 )
+from tests.optimizers import OPTIMIZERS, each_optimizer
 from torchreg import L2, Regularizer, everything
 
 DECAY = 0.1

@@ -13,8 +13,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from tests.cases import COUPLINGS, IMPLEMENTATIONS
 from tests.helpers import assert_bit_equal, assert_close, make_model, train
+from tests.optimizers import COUPLINGS, IMPLEMENTATIONS
 from torchreg import L1, ElasticNet, GroupLasso, MaxNorm, Nuclear, Regularizer, SparseGroupLasso
 from torchreg.optim import ProxAdam, ProxSGD
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.cases import COUPLINGS
 from tests.helpers import assert_bit_equal, assert_close
+from tests.optimizers import COUPLINGS
 from torchreg.optim import decoupled
 
 pytest.importorskip("expecttest")

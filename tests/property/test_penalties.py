@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from tests.cases import GROUPED, PENALTIES, PenaltyCase, each_case
+from tests.cases import PENALTIES, SHAPED, PenaltyCase, each_case
 from tests.helpers import assert_bit_equal, assert_close
 from torchreg.penalties import Term
 
@@ -29,7 +29,7 @@ def each(holds: Callable[[PenaltyCase], bool], **strategies: st.SearchStrategy) 
     """Runs a test over the cases of which something holds, and over what is drawn, in a shape that the case takes."""
 
     def decorated(test):
-        @each_case(holds, PENALTIES + GROUPED)
+        @each_case(holds, PENALTIES + SHAPED)
         @given(**strategies)
         @wraps(test)
         def fitting(case, **drawn):

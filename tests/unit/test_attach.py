@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from tests.cases import NoProx, each_optimizer, each_step_mode
+from tests.cases import NoProx, each_step_mode
 from tests.helpers import assert_bit_equal, assert_close, assert_differs, make_model, resume, train, weights_of
+from tests.optimizers import each_optimizer
 from torchreg import L1, L2, MaxNorm, Regularizer, everything, linear
 
 

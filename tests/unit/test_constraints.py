@@ -15,7 +15,8 @@ from sklearn.linear_model import Lasso
 from torch import Tensor, nn
 
 import torchreg.penalties
-from tests.cases import each_constraint, lengths
+from tests.cases import each_constraint
+from tests.formulas import lengths
 from tests.helpers import FEATURES, assert_bit_equal, assert_close, make_data, make_model, train, weights_of
 from torchreg import L1, L2, ParamInfo, Regularizer, everything
 from torchreg import functional as f

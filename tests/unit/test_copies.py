@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from tests.cases import each_optimizer, each_step_mode
+from tests.cases import each_step_mode
 from tests.helpers import (
     assert_bit_equal,
     assert_differs,
@@ -16,6 +16,7 @@ from tests.helpers import (
     train,
     weights_of,
 )
+from tests.optimizers import each_optimizer
 from tests.unit.training import PENALTY, run, sgd
 from torchreg import Regularizer, linear
 

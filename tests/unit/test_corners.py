@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.cases import each_case_and_mode, each_fused, each_step_mode
+from tests.cases import each_case_and_mode, each_step_mode
 from tests.helpers import (
     assert_bit_equal,
     assert_close,
@@ -16,6 +16,7 @@ from tests.helpers import (
     train,
     weights_of,
 )
+from tests.optimizers import each_fused
 from tests.unit.training import PENALTY, run, set_gradients, sgd
 from torchreg import L2, Regularizer
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.cases import IMPLEMENTATIONS, each_duplicate
+from tests.cases import each_duplicate
 from tests.helpers import (
     assert_bit_equal,
     assert_close,
@@ -16,6 +16,7 @@ from tests.helpers import (
     train,
     weights_of,
 )
+from tests.optimizers import IMPLEMENTATIONS
 from tests.unit.training import set_gradients
 from torchreg.optim import AdamCPR, ConstrainedNorm
 

@@ -10,16 +10,6 @@ import torch.nn.functional as F
 from torch import nn
 
 import torchreg.optim.compiled as kernels_of_adam
-from tests.cases import (
-    COUPLINGS,
-    FORMS,
-    each_coupling,
-    each_decoupled,
-    each_decoupled_or_made,
-    each_form,
-    each_kernel,
-    undecayed,
-)
 from tests.helpers import (
     assert_bit_equal,
     assert_close,
@@ -28,6 +18,16 @@ from tests.helpers import (
     make_model,
     train,
     weights_of,
+)
+from tests.optimizers import (
+    COUPLINGS,
+    FORMS,
+    each_coupling,
+    each_decoupled,
+    each_decoupled_or_made,
+    each_form,
+    each_kernel,
+    undecayed,
 )
 from tests.unit.training import a_weight, one_step
 from torchreg import L1

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.cases import COUPLINGS, FORMS, each_form
 from tests.helpers import assert_bit_equal, assert_close, make_model, train
+from tests.optimizers import COUPLINGS, FORMS, each_form
 from tests.unit.training import a_weight, one_step
 from torchreg import cosine, optim, weights
 from torchreg.optim import SGDW, AdamaxW, AdamW, DecoupledDecay, decoupled, named

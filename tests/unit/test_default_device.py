@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import torchreg.nn
-from tests.cases import GROUPED, MODES, PENALTIES, each_case, each_constraint
+from tests.cases import MODES, PENALTIES, SHAPED, each_case, each_constraint
 from tests.helpers import assert_bit_equal, engaged, make_data, make_model, weights_of
 from torchreg import L1, L2, GroupLasso, Regularizer, Stacked, diagnostics, linear
 from torchreg.optim import SGDW, ProxSGD, TargetSparsity
@@ -36,7 +36,7 @@ def steps_on(model, x, y, optimizer, criterion):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@each_case(lambda case: True, PENALTIES + GROUPED)
+@each_case(lambda case: True, PENALTIES + SHAPED)
 def test_a_step_with_each_penalty(case, mode, data, elsewhere):
     if case.is_steep or (mode == "prox" and not case.is_proximal):
         pytest.skip("not in this mode")

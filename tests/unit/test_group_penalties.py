@@ -10,7 +10,8 @@ from hypothesis.extra.numpy import arrays
 from scipy.optimize import brentq, minimize
 from torch import nn
 
-from tests.cases import INDEX, UNEQUAL, grouped, grouped_value
+from tests.cases import grouped
+from tests.formulas import INDEX, UNEQUAL, grouped_value
 from tests.helpers import assert_bit_equal, assert_close
 from torchreg import Constraint, GroupMCP, GroupSCAD, L1Ball, L2Ball, MaxNorm, Simplex, UnitNorm
 from torchreg import functional as f

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from tests.cases import GROUPED, PENALTIES
+from tests.cases import PENALTIES, SHAPED
 from torchreg import L1, L2, Huber, Regularizer, Stacked
 from torchreg.regularizer.value import penalty_value
 
 HALF = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-each = pytest.mark.parametrize("penalty", [case.penalty for case in PENALTIES + GROUPED if not case.is_steep], ids=repr)
+each = pytest.mark.parametrize("penalty", [case.penalty for case in PENALTIES + SHAPED if not case.is_steep], ids=repr)
 SIZES = {"small ones": [(4, 3)] * 3, "large and small": [(4, 3), (600, 600), (4, 3)]}
 
 

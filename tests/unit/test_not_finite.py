@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.cases import CONSTRAINTS, GROUPED, PENALTIES, STEP_MODES
+from tests.cases import CONSTRAINTS, PENALTIES, SHAPED, STEP_MODES
 from tests.unit.training import set_gradients
 from torchreg import (
     L1,
@@ -49,7 +49,7 @@ CORNERS = [  # where a formula is short of a term
     0.5 * Nuclear(0.0),
     SpectralNorm(0.0),
 ]
-EVERYTHING = [*(case.penalty for case in PENALTIES + GROUPED), *(case.constraint for case in CONSTRAINTS), *CORNERS]
+EVERYTHING = [*(case.penalty for case in PENALTIES + SHAPED), *(case.constraint for case in CONSTRAINTS), *CORNERS]
 each = pytest.mark.parametrize("penalty", EVERYTHING, ids=repr)
 each_separable = pytest.mark.parametrize("penalty", [p for p in EVERYTHING if p.is_separable], ids=repr)
 each_of_a_mode = pytest.mark.parametrize(

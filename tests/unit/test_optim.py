@@ -24,8 +24,8 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-from tests.cases import COUPLINGS, FORMS, KERNELS, each_coupling, each_decoupled, each_kernel, undecayed
 from tests.helpers import assert_bit_equal, assert_close, make_model, train, weights_of
+from tests.optimizers import COUPLINGS, FORMS, KERNELS, each_coupling, each_decoupled, each_kernel, undecayed
 from tests.unit.training import a_weight, one_step
 from torchreg import L1
 from torchreg.optim import SGDW, AdamW, DecoupledDecay, NAdamW, ProxSGD, RAdamW, decoupled

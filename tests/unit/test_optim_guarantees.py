@@ -10,17 +10,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from tests.cases import (
-    COUPLINGS,
-    KERNELS,
-    each_coupling,
-    each_decoupled,
-    each_decoupled_or_made,
-    each_duplicate,
-    each_form,
-    each_kernel,
-    undecayed,
-)
+from tests.cases import each_duplicate
 from tests.helpers import (
     assert_bit_equal,
     assert_close,
@@ -31,6 +21,16 @@ from tests.helpers import (
     through_a_file,
     train,
     weights_of,
+)
+from tests.optimizers import (
+    COUPLINGS,
+    KERNELS,
+    each_coupling,
+    each_decoupled,
+    each_decoupled_or_made,
+    each_form,
+    each_kernel,
+    undecayed,
 )
 from tests.unit.training import a_weight, one_step
 from torchreg import L2, Regularizer

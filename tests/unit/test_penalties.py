@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 import torchreg
-from tests.cases import GROUPED, PENALTIES, each_case, each_penalty, each_proximal, each_shrinking, each_term
+from tests.cases import PENALTIES, SHAPED, each_case, each_penalty, each_proximal, each_shrinking, each_term
 from tests.helpers import assert_bit_equal, assert_close
 from torchreg import L1, L2, L2SP, MCP, SCAD, ElasticNet, Heads, Huber, LogSum, Lp, Penalty, ProximalPenalty
 from torchreg.penalties import Term
 
-each_penalty_and_grouping = each_case(lambda case: True, PENALTIES + GROUPED)
+each_penalty_and_grouping = each_case(lambda case: True, PENALTIES + SHAPED)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.cases import each_fused, each_optimizer, each_step_mode
+from tests.cases import each_step_mode
 from tests.helpers import assert_bit_equal, assert_close, assert_differs, make_data, make_model, train, weights_of
+from tests.optimizers import each_fused, each_optimizer
 from tests.unit.training import PENALTY, run, set_gradients, sgd
 from torchreg import L1, L2, Regularizer
 

@@ -1,7 +1,6 @@
 """A stack of models against each of its members, trained alone: same seeds, same batches, same masks."""
 
 import pickle
-import warnings
 from copy import deepcopy
 from itertools import product
 
@@ -9,58 +8,20 @@ import pytest
 import torch
 from torch import nn
 
-from tests.cases import CONSTRAINTS, MODES, OPTIMIZERS, PENALTIES, NoProx
+from tests.cases import CONSTRAINTS, MODES, PENALTIES, NoProx
 from tests.helpers import assert_bit_equal, assert_close, assert_differs
-from torchreg import L1, L2, L2SP, ActivityRegularizer, Complexity, GroupLasso, Regularizer, Stacked
+from tests.optimizers import OPTIMIZERS
+from tests.unit.stacking import (
+    MEMBERS,
+    X,
+    Y,
+    network,
+    together_and_alone,
+    train,
+)
+from torchreg import L1, L2, L2SP, GroupLasso, Regularizer, Stacked
 from torchreg import nn as layers
 from torchreg.nn import seed_dropout
-
-MEMBERS = 4
-SCALES = torch.tensor([0.0, 0.3, 1.0, 3.0], dtype=torch.float64)
-X = torch.randn(12, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-Y = torch.randint(3, (12,), generator=torch.Generator().manual_seed(4))
-
-
-def network(seed: int, *extra: nn.Module) -> nn.Sequential:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), *extra, nn.Linear(8, 3)).double()
-    if any(getattr(module, "generator", 0) is None for module in model.modules()):
-        seed_dropout(model, seed)
-    return model
-
-
-def train(model, optimizer, criterion, regularizer=None, steps=6):
-    """The loop that anyone writes, for one model or for many."""
-    for step in range(steps):
-        half = slice(0, 6) if step % 2 else slice(6, 12)
-        optimizer.zero_grad()
-        loss = criterion(model(X[half]), Y[half])
-        if regularizer is not None and regularizer.mode == "loss":
-            loss = loss + regularizer.value()
-        loss.sum().backward()
-        optimizer.step()
-
-
-def together_and_alone(make_optimizer, penalty=None, mode="prox", *extra, vectorize=True):
-    """The state of each member: trained in a stack, and trained alone."""
-
-    def go(model, criterion, scale):
-        optimizer = make_optimizer(model.parameters())
-        regularizer = None
-        if penalty is not None:
-            regularizer = Regularizer(model, penalty, mode=mode)
-            regularizer.scale = scale
-            if mode != "loss":
-                regularizer.attach(optimizer)
-        train(model, optimizer, criterion, regularizer)
-
-    models = [network(seed, *deepcopy(extra)) for seed in range(MEMBERS)]
-    stack = Stacked(models, vectorize=vectorize)
-    go(stack, stack.per_member(nn.CrossEntropyLoss()), SCALES)
-    for model, scale in zip(models, SCALES.tolist(), strict=True):
-        go(model, nn.CrossEntropyLoss(), scale)
-    return [member.state_dict() for member in stack.members()], [model.state_dict() for model in models]
 
 
 @pytest.mark.parametrize("vectorize", [True, False], ids=["at once", "one after another"])
@@ -266,87 +227,6 @@ def test_references_of_members_are_saved_and_loaded():
     assert_close(fresh.value(), regularizer.value())
 
 
-class Looks(nn.Module):
-    def forward(self, x):
-        return x if x.sum().item() > 1e9 else 2 * x
-
-
-@pytest.mark.parametrize(
-    "criterion",
-    [
-        nn.functional.cross_entropy,
-        nn.CrossEntropyLoss(),
-        nn.CrossEntropyLoss(ignore_index=1, label_smoothing=0.2),
-        nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]).double()),
-        nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0]).double(), ignore_index=1, label_smoothing=0.2),
-        nn.CrossEntropyLoss(reduction="sum"),
-        nn.MultiMarginLoss(),
-        nn.MultiMarginLoss(weight=torch.tensor([1.0, 2.0, 3.0]).double()),
-        nn.MSELoss(),
-        nn.functional.mse_loss,
-        nn.functional.huber_loss,
-    ],
-    ids=lambda criterion: getattr(criterion, "__name__", repr(criterion)),
-)
-def test_the_losses_are_those_of_the_criterion_for_each_member(criterion):
-    outputs = torch.randn(4, 12, 3, dtype=torch.float64)
-    is_regression = "mse" in str(criterion).lower() or "huber" in str(criterion)
-    for targets in [torch.randn(12, 3).double()] if is_regression else [Y, Y.flip(0)]:
-        found = Stacked([nn.Linear(1, 1)] * 4).per_member(criterion)(outputs, targets)
-        assert_close(found, torch.stack([criterion(own, targets) for own in outputs]))
-
-
-def test_soft_targets_and_maps_have_their_cross_entropies():
-    losses = Stacked([nn.Linear(1, 1)] * 2).per_member(nn.CrossEntropyLoss())
-    outputs, soft = torch.randn(2, 5, 3), torch.rand(5, 3).softmax(1)
-    assert_close(losses(outputs, soft), torch.stack([nn.CrossEntropyLoss()(own, soft) for own in outputs]), 1e-6)
-    maps, classes = torch.randn(2, 5, 3, 4, 4), torch.randint(3, (5, 4, 4))
-    assert_close(losses(maps, classes), torch.stack([nn.CrossEntropyLoss()(own, classes) for own in maps]), 1e-6)
-
-
-def test_what_cannot_be_vectorized_is_named_and_computed_one_by_one():
-    models = [nn.Sequential(nn.Linear(6, 6), layers.Dropout(0.5), Looks()) for _ in range(2)]
-    for seed, model in enumerate(models):
-        seed_dropout(model, seed)
-    stack = Stacked(models)
-    with pytest.warns(UserWarning, match=r"2 \(Looks\) cannot be vectorized"):
-        outputs = stack(X.float())
-    assert_close(outputs, torch.stack([model(X.float()) for model in models]), 1e-6)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        stack(X.float())
-    assert not stack.vectorize
-
-
-def test_a_first_attempt_that_fails_leaves_no_trace():
-    models = [nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), Looks()) for _ in range(2)]
-    stack = Stacked(models)
-    torch.manual_seed(0)
-    with pytest.warns(UserWarning, match="cannot be vectorized"):
-        outputs = stack(X.float())
-    torch.manual_seed(0)
-    assert_close(outputs, torch.stack([model(X.float()) for model in models]), 1e-6)
-    for member, model in zip(stack.members(), models, strict=True):
-        assert_close(dict(member.named_buffers()), dict(model.named_buffers()), 1e-6)
-
-
-class Rebinding(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("calls", torch.zeros(()))
-
-    def forward(self, x):
-        self.calls = self.calls + 1
-        return x
-
-
-@pytest.mark.parametrize("vectorize", [True, False])
-def test_a_buffer_that_is_put_in_anothers_place_is_refused(vectorize):
-    stack = Stacked([Rebinding() for _ in range(2)], vectorize=vectorize)
-    with pytest.raises(RuntimeError, match="must write into the buffer calls"):
-        stack(X)
-
-
 def test_what_is_frozen_is_so_whoever_asks():
     stack = Stacked([network(seed) for seed in range(3)])
     optimizer = torch.optim.SGD(stack.parameters(), lr=0.5)
@@ -377,75 +257,11 @@ def test_each_module_keeps_its_mode():
     assert not member[2].training
 
 
-def test_a_stack_in_another_module_is_not_taken_for_one_model():
-    stack = Stacked([nn.Linear(6, 6)] * 2)
-    with pytest.raises(ValueError, match="must be the stack itself, got a Sequential that holds one"):
-        Regularizer(nn.Sequential(stack), L1(1.0))
-    with pytest.raises(ValueError, match="must not be a stack"):
-        ActivityRegularizer(stack, L1(1.0))
-
-
 def test_the_reference_of_one_model_is_that_of_all_whatever_its_size():
     models = [nn.Linear(6, 4).double() for _ in range(4)]
     anchor = nn.Linear(6, 4).double().state_dict()
     found = Regularizer(Stacked(models), L2SP(1.0, reference=anchor)).value()
     assert_close(found, torch.stack([Regularizer(model, L2SP(1.0, reference=anchor)).value() for model in models]))
-
-
-def hooked():
-    layer = nn.Linear(2, 2)
-    layer.register_forward_hook(lambda *_: None)
-    return layer
-
-
-def test_an_lstm_is_stacked_one_way_or_the_other():
-    models = [nn.LSTM(6, 4) for _ in range(2)]
-    stack = Stacked(models)
-    with warnings.catch_warnings(action="ignore"):
-        outputs, (hidden, _) = stack(X.float().unsqueeze(1))
-    for member, model in enumerate(models):
-        expected, (last, _) = model(X.float().unsqueeze(1))
-        assert_close(outputs[member], expected, 1e-5)
-        assert_close(hidden[member], last, 1e-5)
-
-
-def test_a_fault_of_the_model_is_the_models():
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        Stacked([nn.Linear(2, 2)] * 2)(torch.ones(3, 5))
-
-
-@pytest.mark.parametrize(
-    ("models", "message"),
-    [
-        ([], "at least one module"),
-        ([nn.Linear(2, 2), nn.Linear(2, 3)], "out_features=2.*in the first.*out_features=3.*in number 2"),
-        ([nn.Sequential(nn.Dropout(0.1)), nn.Sequential(nn.Dropout(0.2))], r"0 is Dropout\(p=0.1"),
-        ([nn.Linear(2, 2), nn.Linear(2, 2).double()], "float32.*float64"),
-        ([nn.Linear(2, 2), nn.Linear(2, 2).eval()], "in training, .*in the first and .*in evaluation"),
-        ([nn.LazyLinear(2)], "no shape yet"),
-        ([nn.MultiheadAttention(8, 2), nn.MultiheadAttention(8, 4)], "'num_heads': 2.*'num_heads': 4"),
-        ([nn.TransformerEncoderLayer(8, 2, activation=name) for name in ("relu", "gelu")], "relu.*gelu"),
-        ([nn.Linear(2, 2), hooked()], "with 1 forward hooks"),
-        ([Stacked([nn.Linear(2, 2)]) for _ in range(2)], "holds a stack itself"),
-    ],
-)
-def test_models_that_are_not_equal_are_refused(models, message):
-    with pytest.raises(ValueError, match=message):
-        Stacked(models)
-
-
-def test_other_mistakes_are_one_line_each():
-    with pytest.raises(TypeError, match="Modules, got int"):
-        Stacked([3])
-    stack = Stacked([nn.Linear(2, 2)] * 3)
-    regularizer = Regularizer(stack, L2(1.0))
-    for wrong in (torch.ones(2), torch.ones(3, 1), -torch.ones(3), torch.tensor([1.0, float("inf"), 1.0])):
-        with pytest.raises(ValueError, match="a tensor of 3 of them, one a member"):
-            regularizer.scale = wrong
-    with pytest.raises(ValueError, match="0-d tensor"):
-        Regularizer(nn.Linear(2, 2), L2(1.0)).scale = torch.ones(3)
-    with pytest.raises(ValueError, match="stack of models"):
-        Regularizer(Stacked([nn.Sequential(layers.HardConcrete(nn.Linear(2, 2)))] * 2), Complexity(1.0))
 
 
 def test_large_weights_take_the_same_steps_as_small_ones():
@@ -477,65 +293,3 @@ def test_the_generators_of_all_members():
     before = [own.get_state() for own in stack.generators]
     stack(torch.ones(2, 4))
     assert not any(torch.equal(own.get_state(), old) for own, old in zip(stack.generators, before, strict=True))
-
-
-# -- inputs of each member's own ----------------------------------------------------------------------------------
-
-OWN = {
-    "a perceptron": lambda: nn.Sequential(nn.Flatten(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)),
-    "dropout": lambda: nn.Sequential(nn.Linear(6, 8), layers.Dropout(0.5), nn.Linear(8, 3)),
-    "all dropped": lambda: nn.Sequential(nn.Linear(6, 8), layers.Dropout(1.0), nn.Linear(8, 3)),
-    "other noise": lambda: nn.Sequential(layers.GaussianDropout(0.3), nn.Linear(6, 8), layers.AlphaDropout(0.3)),
-    "rows that drop together": lambda: nn.Sequential(nn.Linear(6, 8), layers.Dropout(0.5, noise_shape=(None, 1))),
-    "with a normalization": lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8)),
-}
-
-
-@pytest.mark.parametrize("vectorize", [True, False], ids=["at once", "one after another"])
-@pytest.mark.parametrize("make", OWN.values(), ids=OWN.keys())
-def test_members_with_inputs_and_targets_of_their_own(make, vectorize):
-    models = []
-    for seed in range(MEMBERS):
-        torch.manual_seed(seed)
-        models.append(make().double())
-        if any(getattr(module, "generator", 0) is None for module in models[-1].modules()):
-            seed_dropout(models[-1], seed)
-    stack = Stacked(models, vectorize=vectorize)
-    x = torch.randn(MEMBERS, 5, 6, dtype=torch.float64)
-    y = torch.randint(3, (MEMBERS, 5))
-    y[0, :2] = -100
-    for _ in range(3):  # with new masks each time
-        losses = stack.per_member(nn.CrossEntropyLoss(), shared=False)(stack.each(x), y)
-        alone = [
-            nn.functional.cross_entropy(model(own), target) for model, own, target in zip(models, x, y, strict=True)
-        ]
-        assert_close(losses, torch.stack(alone), 1e-12)
-    losses.sum().backward()
-    torch.stack(alone).sum().backward()
-    for name, param in stack.named_parameters():
-        assert_close(param.grad, torch.stack([model.get_parameter(name).grad for model in models]), 1e-12)
-    stack.eval()
-    assert_close(stack.each(x), torch.stack([model.eval()(own) for model, own in zip(models, x, strict=True)]), 1e-12)
-
-
-@pytest.mark.parametrize(
-    "criterion",
-    [
-        *(nn.MSELoss(), nn.functional.mse_loss, nn.L1Loss(), nn.HuberLoss(), nn.SmoothL1Loss(beta=0.3)),
-        *(nn.BCEWithLogitsLoss(), nn.BCEWithLogitsLoss(pos_weight=torch.tensor([1.0, 2.0, 3.0]))),
-        *(nn.BCEWithLogitsLoss(weight=torch.tensor([1.0, 2.0, 3.0])), nn.BCEWithLogitsLoss(torch.rand(5, 1))),
-        *(nn.SoftMarginLoss(), nn.MultiLabelSoftMarginLoss(), nn.PoissonNLLLoss()),
-    ],
-    ids=lambda criterion: getattr(criterion, "__name__", repr(criterion)),
-)
-def test_losses_of_targets_of_their_own(criterion):
-    outputs, targets = torch.randn(2, MEMBERS, 5, 3)
-    targets = targets.abs() if isinstance(criterion, nn.PoissonNLLLoss) else targets.sign()
-    losses = Stacked([nn.Linear(1, 1)] * MEMBERS).per_member(criterion, shared=False)(outputs, targets)
-    assert_close(losses, torch.stack([criterion(o, t) for o, t in zip(outputs, targets, strict=True)]), 1e-6)
-
-
-@pytest.mark.parametrize("shape", [(5, 6), (MEMBERS + 1, 5, 6), ()], ids=str)
-def test_inputs_without_a_row_for_each_member_are_told(shape):
-    with pytest.raises(ValueError, match=r"each\(\) takes tensors with a row for each of the 4 members, got one of"):
-        Stacked([nn.Linear(6, 3)] * MEMBERS).each(torch.zeros(shape))

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from tests.cases import each_decoupled_or_made, each_form, each_kernel
 from tests.helpers import assert_close
+from tests.optimizers import each_decoupled_or_made, each_form, each_kernel
 from tests.unit.training import a_weight, one_step
 from torchreg.optim import SGDW, AdamW, param_groups, transfer
 

@@ -3,8 +3,9 @@
 from torchreg.regularizer.activity import ActivityRegularizer
 from torchreg.regularizer.coupled import CoupledGroupLasso
 from torchreg.regularizer.inputs import InputGradient, Jacobian
+from torchreg.regularizer.model_penalty import Mode
 from torchreg.regularizer.penalized_loss import PenalizedLoss
-from torchreg.regularizer.regularizer import Mode, Regularizer
+from torchreg.regularizer.regularizer import Regularizer
 
 __all__ = [
     "ActivityRegularizer",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, Self
@@ -11,17 +11,15 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils.hooks import RemovableHandle
 
 from torchreg.ensemble.stacked import Stacked
 from torchreg.penalties import KLSparsity, Penalty
 from torchreg.penalties.outputs import OfLogits
-from torchreg.regularizer.penalized_loss import PenalizedLoss
-from torchreg.schedules import check_scale
+from torchreg.regularizer.recorded import OfPasses, first_in
 from torchreg.selection.modules import ModuleFilter, check_model, select_modules
 
 
-class ActivityRegularizer:
+class ActivityRegularizer(OfPasses):
     r"""Penalizes the outputs of selected modules of an existing model, such as the activations of its hidden units.
 
     .. math:: \text{scale} \cdot \sum_{\text{calls } c} \frac{1}{n_c} R(a_c)
@@ -71,8 +69,7 @@ class ActivityRegularizer:
         Xavier Glorot, Antoine Bordes, Yoshua Bengio, "Deep Sparse Rectifier Neural Networks", AISTATS 2011.
     """
 
-    _handles: tuple[RemovableHandle, ...] = ()
-    _is_used = True  # it does not warn at the end of its life
+    _record: _Record
 
     def __init__(
         self,
@@ -93,17 +90,7 @@ class ActivityRegularizer:
         self.penalty = penalty
         self.modules = select_modules("ActivityRegularizer", model, modules)
         self.batch_dim = batch_dim
-        self.scale = 1.0
         self._listen()
-
-    @property
-    def scale(self) -> float | Tensor:
-        """The factor of the penalty."""
-        return self._scale
-
-    @scale.setter
-    def scale(self, scale: float | Tensor) -> None:
-        self._scale = check_scale("ActivityRegularizer", scale)
 
     def value(self) -> Tensor:
         """The penalty on the last forward pass, 0-d and differentiable; 0 if the pass was not recorded."""
@@ -126,29 +113,7 @@ class ActivityRegularizer:
                 totals[term.label] = value if before is None else before + value.to(before.device)
         return totals
 
-    def penalize(self, criterion: Callable[..., Tensor]) -> PenalizedLoss:
-        """The criterion plus the penalty while the model is in training mode, in evaluation the criterion alone."""
-        return PenalizedLoss(self, criterion)
-
-    def remove(self) -> None:
-        """Stops recording and discards the last pass. It may be called twice."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = ()
-        self._record.outputs.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.remove()
-
-    def __del__(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-
     def _listen(self) -> None:
-        # The hooks refer to the record only and not to this object, so that no reference cycle keeps it alive.
         self._record = record = _Record()
         self._handles = (
             self.model.register_forward_pre_hook(record.begin),
@@ -172,20 +137,6 @@ class ActivityRegularizer:
                 _Activation.of(name, wide, packed) if packed else _Activation(name, wide.movedim(self.batch_dim, 0))
             )
         return list(found.values())
-
-    # -- copying --------------------------------------------------------------------------------------------------
-
-    def __copy__(self) -> Self:
-        """The copy has its own hooks, because handles of hooks cannot be shared."""
-        twin = type(self).__new__(type(self))
-        twin.__dict__.update(self.__dict__)
-        if self._handles:
-            twin._listen()
-        return twin
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)  # with the copied hooks of a copied model
-        self._record.has_reader = True
 
     def __repr__(self) -> str:
         width = max(map(len, self.modules))
@@ -259,7 +210,7 @@ class _Record:
 
     def add(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         if self.is_open and torch.is_grad_enabled():
-            found = _first_tensor(output)
+            found = first_in(output, _is_activation)
             if found is None:
                 raise TypeError(
                     f"ActivityRegularizer: the output of {name!r} must hold a floating-point tensor, got "
@@ -274,6 +225,9 @@ class _Record:
         self.depth -= 1
         self.is_open = self.is_open and self.depth > 0  # calls of checkpointing in the backward pass are not recorded
 
+    def clear(self) -> None:
+        self.outputs.clear()
+
     def __getstate__(self) -> dict[str, Any]:
         return vars(_Record(has_reader=False))
 
@@ -284,13 +238,7 @@ def _is_nested(model: nn.Module) -> bool:
     return len(calls) > len(set(calls))
 
 
-def _first_tensor(output: Any) -> Tensor | PackedSequence | None:
-    if isinstance(output, PackedSequence):
-        return output if _first_tensor(output.data) is not None else None
-    if isinstance(output, Tensor):
-        return output if output.is_floating_point() or output.is_complex() else None
-    if isinstance(output, Mapping):
-        output = output.values()
-    elif not isinstance(output, tuple | list):
-        return None
-    return next((found for found in map(_first_tensor, output) if found is not None), None)
+def _is_activation(value: Any) -> bool:
+    if isinstance(value, PackedSequence):
+        return _is_activation(value.data)
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())

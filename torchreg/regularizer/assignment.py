@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
 from torchreg.ensemble.stacked import Stacked
 from torchreg.functional.sharding import is_sharded
 from torchreg.penalties import Penalty, ProximalPenalty
-from torchreg.penalties.base import Sum
 from torchreg.penalties.constraints import Constraint
 from torchreg.penalties.effective import Effective
 from torchreg.penalties.joint import by_whole, whole_of
 from torchreg.penalties.lassonet import LassoNet
-from torchreg.penalties.members import ByMember, bound_by_member, by_member, member_of
+from torchreg.penalties.members import bound_by_member, member_of
 from torchreg.penalties.reference import Anchored
 from torchreg.penalties.weighted import Weighted
 from torchreg.selection.computed import ComputedWeight
@@ -27,8 +25,6 @@ from torchreg.selection.effective import Called
 from torchreg.selection.modules import listed
 from torchreg.selection.parameters import ComputedInfo, ParamInfo, each_parameter
 from torchreg.selection.selectors import Selector
-
-_SAVED_AS = {"reference": "references", "weights": "weights"}  # keys of a regularizer's state
 
 
 @dataclass(frozen=True, eq=False)
@@ -299,7 +295,7 @@ def _assigned(
         return Assignment(places, reason="no pattern matches")
     if isinstance(found, Effective):
         found = found.penalty
-    acting = _bound(found, places[reasons.index(None)], members)
+    acting = bound(found, places[reasons.index(None)], members)
     if is_sharded(param) and not acting.is_separable and any(map(_has_tensors, acting.terms)):
         raise ValueError(
             f"Regularizer: {name} is sharded over processes, where a penalty with weights or a reference can be added "
@@ -313,59 +309,6 @@ def _has_tensors(term: Penalty) -> bool:
     return isinstance(term, Anchored) or (isinstance(term, Weighted) and term.weights is not None)
 
 
-def _bound(penalty: Penalty, place: ParamInfo, members: int | None) -> Penalty:
+def bound(penalty: Penalty, place: ParamInfo, members: int | None) -> Penalty:
+    """The penalty for the parameter at a place; of a stack with so many members, for the parameter of each."""
     return penalty.bind(place) if members is None else bound_by_member(penalty, place, members)
-
-
-def taken(assignments: Sequence[Assignment]) -> dict[str, dict[str, Tensor]]:
-    """The tensors that penalties have taken from the model: references and weights, by the parameter's name.
-
-    Weights of a term that is not the first one have its number behind the name.
-    """
-    found: dict[str, dict[str, Tensor]] = {}
-    for assignment in assignments:
-        for i, field, tensor in _taken(assignment):
-            found.setdefault(_SAVED_AS[field], {})[_key(assignment, i, field)] = tensor
-    return found
-
-
-def _taken(assignment: Assignment) -> Iterator[tuple[int, str, Tensor]]:
-    if assignment.acting is None:
-        return
-    for i, (given, acting) in enumerate(zip(assignment.terms, assignment.acting.terms, strict=True)):
-        for field in given._taken if isinstance(given, Weighted) else ():
-            each = [getattr(own, field) for own in (acting.each if isinstance(acting, ByMember) else (acting,))]
-            yield i, field, torch.stack(each) if isinstance(acting, ByMember) else each[0]
-
-
-def _key(assignment: Assignment, i: int, field: str) -> str:
-    return f"{assignment.name}[{i}]" if i and field == "weights" else assignment.name
-
-
-def with_taken(assignment: Assignment, saved: Mapping[str, Mapping[str, Tensor]]) -> Assignment:
-    """The assignment with the saved references and weights."""
-    acting, fields = assignment.acting, [(i, field) for i, field, _ in _taken(assignment)]
-    if acting is None or not fields:
-        return assignment
-    members = len(acting.each) if isinstance(acting, ByMember) else None
-    terms = list(acting.terms)
-    for i, given in enumerate(assignment.terms):
-        own: dict[str, Any] = {}
-        for field in [field for number, field in fields if number == i]:
-            tensors, key = saved.get(_SAVED_AS[field], {}), _key(assignment, i, field)
-            if key not in tensors:
-                raise ValueError(
-                    f"Regularizer: state must hold the {field} of {assignment.name}, got {listed(list(tensors))}"
-                )
-            own[field] = {assignment.name: tensors[key]}
-        if own:
-            assert isinstance(given, Weighted)
-            terms[i] = _bound(replace(given, **own), assignment.places[0], members)
-    return replace(assignment, acting=_with_terms(acting, terms))
-
-
-def _with_terms(acting: Penalty, terms: Sequence[Penalty]) -> Penalty:
-    if isinstance(acting, ByMember):
-        own = [[term.each[m] for term in terms if isinstance(term, ByMember)] for m in range(len(acting.each))]
-        return by_member([_with_terms(*pair) for pair in zip(acting.each, own, strict=True)])
-    return replace(acting, _terms=tuple(terms)) if isinstance(acting, Sum) else terms[0]

@@ -7,11 +7,70 @@ from collections import Counter
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from torchreg.penalties import Term
 from torchreg.regularizer.assignment import Assignment
+from torchreg.schedules import Schedule
 from torchreg.selection.modules import listed
+
+
+def check_attachable(
+    optimizers: Sequence[Optimizer],
+    *,
+    attached: Sequence[Optimizer],
+    mode: str,
+    schedule: Schedule | None,
+    every: int,
+    has_joint: bool,
+) -> None:
+    """Raises an error unless a regularizer can be attached to optimizers of that kind and number.
+
+    Args:
+        optimizers: what ``attach()`` was called with.
+        attached: what the regularizer is attached to already.
+        mode: the regularizer's.
+        schedule: the regularizer's.
+        every: the regularizer's.
+        has_joint: whether one of its penalties acts on several weights at once.
+
+    Raises:
+        TypeError: one of the arguments is no optimizer, or there is none.
+        ValueError: the regularizer is attached already, has nothing to attach, or needs a single optimizer.
+    """
+    for optimizer in optimizers or (None,):
+        if not isinstance(optimizer, Optimizer):
+            got = "nothing" if optimizer is None else type(optimizer).__name__
+            raise TypeError(
+                f"Regularizer: attach() takes a torch.optim.Optimizer, or several, got {got}: write "
+                "attach(optimizer) or attach(first, second)"
+            )
+        if "_optimizer_step_pre_hooks" not in vars(optimizer):  # it only looks like one, as accelerate's does
+            raise TypeError(
+                f"Regularizer: attach() takes the optimizer itself, got the wrapper {type(optimizer).__name__}: "
+                "attach before it is wrapped"
+            )
+    if attached:
+        raise ValueError(
+            f"Regularizer: already attached to {type(attached[0]).__name__}: call remove() first, "
+            "or make a second Regularizer"
+        )
+    if mode == "loss" and schedule is None:
+        raise ValueError(
+            "Regularizer: mode 'loss' has nothing to attach: add value() to the loss or use penalize(criterion), "
+            "or choose mode 'grad', 'decoupled' or 'prox'"
+        )
+    if every > 1 and len(optimizers) > 1:
+        raise ValueError(
+            f"Regularizer: every={every} counts the steps of one optimizer, got {len(optimizers)}: make a "
+            "Regularizer for each, with select"
+        )
+    if has_joint and len(optimizers) > 1:
+        raise ValueError(
+            f"Regularizer: what acts on several weights together acts in the steps of one optimizer, got "
+            f"{len(optimizers)}: make a Regularizer for each, with select"
+        )
 
 
 def check_optimizers(optimizers: Sequence[Optimizer], assignments: Sequence[Assignment], mode: str) -> None:
@@ -81,6 +140,27 @@ def check_decay(optimizer: Optimizer, assignments: Sequence[Assignment]) -> None
                 f"Regularizer: {assignment.name} would decay twice, by {ridges[0]} and by weight_decay={decay} of "
                 f"{type(optimizer).__name__}: pass weight_decay=0 to the optimizer or drop the {ridges[0]}"
             )
+
+
+class Decays:
+    """The weight decay of each group of optimizers when it was last checked.
+
+    A new group or a schedule can bring weight decay beside an L2 after ``attach()``.
+    """
+
+    def __init__(self, optimizers: Sequence[Optimizer]) -> None:
+        self._seen = {optimizer: _decays(optimizer) for optimizer in optimizers}
+
+    def check(self, optimizer: Optimizer, assignments: Sequence[Assignment]) -> None:
+        """Raises ``ValueError`` if a parameter decays twice since the weight decay changed."""
+        if _decays(optimizer) != self._seen[optimizer]:
+            check_decay(optimizer, assignments)
+            self._seen[optimizer] = _decays(optimizer)
+
+
+def _decays(optimizer: Optimizer) -> list[float | Tensor]:
+    decays = [group.get("weight_decay", 0) for group in optimizer.param_groups]
+    return [d.item() if isinstance(d, Tensor) and d.device.type == "cpu" else d for d in decays]
 
 
 def warn_of_frozen(assignments: Sequence[Assignment]) -> None:

@@ -9,8 +9,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from torchreg import functional as f
+from torchreg.regularizer.of_inputs import OfInputs
 from torchreg.regularizer.penalized_loss import PenalizedLoss
-from torchreg.regularizer.recorded import OfInputs
 
 
 class Jacobian(OfInputs):
@@ -105,10 +105,6 @@ class Jacobian(OfInputs):
     def terms(self) -> dict[str, Tensor]:
         """The value by name, ``{"Jacobian": tensor}``, as :meth:`Regularizer.terms` has them; empty without a pass."""
         return {} if self._record.output is None else {"Jacobian": self.value()}
-
-    def penalize(self, criterion: Callable[..., Tensor]) -> PenalizedLoss:
-        """The criterion plus the penalty while the model is in training mode, in evaluation the criterion alone."""
-        return PenalizedLoss(self, criterion)
 
     def _parts(self, rows: Tensor) -> Iterator[Tensor]:
         """Numbers for each example, the squares of whose gradients add up to those of the Jacobian."""

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from torchreg.penalties import Penalty, Term
 from torchreg.penalties.joint import whole_of
-from torchreg.regularizer.assignment import Assignment, assign, with_taken
+from torchreg.regularizer.assignment import Assignment, assign
 from torchreg.regularizer.structure import Structure, can_be_pickled, looked_again
+from torchreg.regularizer.taken import with_taken
 from torchreg.regularizer.value import FewValues
 from torchreg.selection.selectors import Selector
 

@@ -102,6 +102,32 @@ class Plan:
         return kinds, [p.requires_grad for p in self.params], [p.data_ptr() for p in self._plain]
 
 
+class Plans:
+    """The plan of each optimizer, kept until it holds no longer.
+
+    While a compiler or a CUDA graph records a step, its plan is not kept: what they record has memory of its own.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[Optimizer, Plan] = {}
+
+    def now(
+        self, optimizer: Optimizer, penalties: Penalties, scale_of: ScaleOf, takes_gradients: bool
+    ) -> tuple[Plan, Gradients]:
+        """What a step of the optimizer changes, and the gradients of these parameters now."""
+        is_compiled = torch.compiler.is_compiling()
+        plan = None if is_compiled else self._kept.get(optimizer)
+        if plan is not None and (gradients := plan.gradients()) is not None:
+            return plan, gradients
+        plan = Plan(optimizer, penalties, scale_of, takes_gradients)
+        if not (is_compiled or plan.is_captured()):
+            self._kept[optimizer] = plan
+        return plan, [param.grad for param in plan.params]
+
+    def clear(self) -> None:
+        self._kept.clear()
+
+
 class Bundle:
     """Small weights that are processed as one flat tensor: a few calls for all of them.
 
