@@ -27,9 +27,11 @@ from .benches.timing import Clock
 from .config.names import folder_name, slug
 from .errors import UserError
 from .report import summarize
+from .report.evidence import Origin, reduce, write_page
 from .running import catalog, engines, study, sweep
 from .running.outline import outline
 from .training import interrupts, loggers, ranks
+from .training.record import are_same, read_study
 from .training.storage import place
 
 app = typer.Typer(
@@ -182,6 +184,57 @@ def contrast(
     _print(report.text_of(found))
     if html is not None:
         print(f"\nPage: {report.write_comparison(found, html).resolve()}")
+
+
+@app.command("evidence")
+def prove(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="A study with a table [published]: a shipped one, or a TOML file."),
+    ] = None,
+    overrides: _Overrides = [],  # noqa: B006
+    out: _Out = None,
+    device: _Device = "auto",
+    jobs: _Jobs = None,
+    resume: _Resume = False,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="DIR", parser=place, help="Takes the records of this folder, and runs nothing."),
+    ] = None,
+    docs: Annotated[Path, typer.Option("--docs", metavar="DIR", help="The folder of the page evidence.md.")] = Path(
+        "docs"
+    ),
+) -> None:
+    """Repeats a published result, and writes the page of all such results; without a name the page alone."""
+    if not docs.is_dir():
+        raise UserError(f"--docs: must be a folder that exists, got {docs}")
+    if name is None:
+        if overrides or out or jobs or resume or source:
+            raise UserError(f"evidence: --set, --out, --jobs, --resume and --from need a NAME: {catalog.proofs()}")
+        print(f"Page: {write_page(docs, catalog.published()).resolve()}")
+        return
+    path = catalog.proof(name)
+    loaded = config.load(path, overrides)
+    if loaded.published is None:
+        raise UserError(f"evidence: {path} has no table [published], which says what it is held against: add it")
+    if source is not None and (out or jobs or resume):
+        raise UserError("--from: takes records as they are: leave out --out, --jobs and --resume")
+    folder = source or out or Path("runs") / folder_name(slug(loaded.name))
+    broken: list[str] = []
+    if source is None:
+        on = study.pick_device(device)
+        with _resumable(folder), engines.choose(None, jobs, on, engines.ForRay()) as chosen:
+            make = study.run_study if loaded.sweep is None else sweep.run_sweep
+            broken = make(loaded, folder, on, resume, chosen)
+    elif not are_same(read_study(folder), loaded):
+        raise UserError(f"--from: {folder} must hold the runs of {path}, it holds others: give their --set, too")
+    try:
+        given = [word for one in overrides for word in ("--set", one)]
+        command = shlex.join([*COMMAND.split(), "evidence", name, *given])
+        found = reduce(loaded, summarize(folder), Origin(path.stem, command))
+        print(f"Page: {write_page(docs, catalog.published(), found).resolve()}")
+    finally:
+        _end(broken)
 
 
 @app.command("list")

@@ -2,6 +2,7 @@
 
 from .model import Model
 from .penalties import Penalty, Regularizer
+from .published import Published
 from .sections import Component
 from .study import (
     AutoStrength,
@@ -31,6 +32,7 @@ __all__ = [
     "Model",
     "Optimizer",
     "Penalty",
+    "Published",
     "Regularizer",
     "Run",
     "Scheduler",

@@ -33,7 +33,7 @@ def schema(names: Mapping[str, Iterable[str]]) -> Tree:
         for key, field in section.get("properties", {}).items():
             if (offered := names.get(f"{name}.{key}")) is not None:
                 section["properties"][key] = _offering(field, sorted(offered))
-        if name != "Regularizer":  # an entry of a list, which is always whole
+        if name not in ("Regularizer", "Lower"):  # entries of lists, which are always whole
             section.pop("required", None)
     sections["Sweep"]["properties"]["space"]["additionalProperties"] = {
         "anyOf": [{"type": "array", "minItems": 1}, {"$ref": "#/$defs/Dimension"}]

@@ -14,6 +14,7 @@ from .files import merged, read
 from .model import Model
 from .names import folder_name, slug, text_of
 from .penalties import Penalty, Regularizer
+from .published import Published
 from .sections import (
     Amount,
     Component,
@@ -265,6 +266,7 @@ class Study(Section):
     name: str
     runs: tuple[Run, ...]
     sweep: Sweep | None = None
+    published: Published | None = Field(None, exclude=True)  # changes no run, and so is in no record
 
     @property
     def probes(self) -> list[Run]:
@@ -286,6 +288,7 @@ class _Head(Section):
     seeds: Annotated[tuple[Seed, ...], Field(strict=False, min_length=1)] = (0,)
     arms: Annotated[tuple[_Arm, ...], Field(strict=False, min_length=1)]
     sweep: Sweep | None = None
+    published: Published | None = None  # of a study that repeats a paper's
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Study:
@@ -326,7 +329,10 @@ def resolve(tree: Tree) -> Study:
     runs = [run for ours in each for run in ours]
     averages = {run.average.arm: None for run in runs if run.average}
     _check_distinct("arms", [folder_name(slug(name)).casefold() for name in (*names, *averages)])
-    return Study(name=head.name, runs=tuple(runs), sweep=head.sweep)
+    for measure, arms in (head.published.arms if head.published else {}).items():
+        for name in sorted(arms - {*names, *averages}):
+            raise UserError(f"published.{measure}: unknown arm {name!r}, {did_you_mean(name, [*names, *averages])}")
+    return Study(name=head.name, runs=tuple(runs), sweep=head.sweep, published=head.published)
 
 
 def _check_distinct(key: str, names: Sequence[str]) -> None:
@@ -346,7 +352,8 @@ def _runs(base: Tree, arm: _Arm, seeds: Sequence[int], values: Tree) -> Iterator
     for strength in arm.strengths or (None,):
         at = settings if strength is None else _at_strength(settings, strength, key)
         for i, regularizer in enumerate(at.regularizers):
-            if regularizer.strength is None and not regularizer.is_constraint:
+            is_given = regularizer.strength is not None or regularizer.is_constraint
+            if not is_given and not isinstance(at.train.solve, str):  # else it is chosen
                 raise UserError(f"{key}.regularizers.{i}.strength: is missing; or give the arm strengths")
         if at.optimizer.penalty is not None and at.optimizer.penalty.strength is None:
             raise UserError(f"{key}.optimizer.penalty.strength: is missing; or give the arm strengths")

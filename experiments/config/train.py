@@ -66,7 +66,8 @@ class Train(Section):
     epochs: Size
     batch_size: Size
     loss: Component | None = None  # of torch.nn, or your own; None: cross-entropy, or the mean squared error
-    solve: bool = False  # the last linear layer in closed form, in place of steps
+    solve: Literal[True, False, "leave_one_out", "generalized_cv", "evidence"] = False  # the last linear layer in
+    # closed form, in place of steps; by the name of a criterion its L2 has the strength that this chooses
     accumulate: Size = 1  # batches in a step, whose gradient is that of one batch with all their examples
     clip_norm: Annotated[float, Field(gt=0)] | None = None  # largest norm of the loss's gradient
     clip_value: Annotated[float, Field(gt=0)] | None = None  # largest element of the loss's gradient

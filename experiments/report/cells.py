@@ -39,7 +39,7 @@ class Cell:
         run = self.runs[0]
         if run.strength is not None:
             return run.strength
-        if run.auto_strength is not None:
+        if run.auto_strength is not None or isinstance(run.train.solve, str):
             return self._tuned
         strengths = [r.strength for r in run.regularizers if not r.is_constraint]
         strengths += [run.optimizer.penalty.strength] if run.optimizer.penalty and not run.sparsity else []

@@ -132,13 +132,16 @@ def drawn(picture: Picture, data: Mapping[str, Rows], number: int, pen: Pen) -> 
 def _svg(spec: Spec, data: Mapping[str, Rows], prefix: str, picture: Picture, pen: Pen) -> Markup:
     sets = {name: [_drawn_part(row) for row in data[name] if row.get("label") != ""] for name in _names_in(spec)}
     text = pen.svg({**_still(spec), "datasets": sets, "background": "transparent"})
-    text = text[text.index("<svg") :]
-    text = re.sub(r' (?:role|aria-[a-z]+)="[^"]*"', "", text)  # of the parts: the whole has a name
-    text = re.sub(r"<[^<>]+>", _shortened, text)
+    text = lean(text[text.index("<svg") :])
     own = {name: f"{prefix}{number}" for number, name in enumerate(dict.fromkeys(re.findall(r'\bid="([^"]+)"', text)))}
     text = re.sub(r'(?<=\bid=")[^"]+|(?<=url\(#)[^)]+', lambda found: own[found[0]], text)  # one on the page
     name = escape(f"{picture.title}. {picture.shows}")
     return Markup(re.sub("^<svg ", f'<svg role="img" aria-label="{name}" ', text))
+
+
+def lean(text: str) -> str:
+    """An SVG without the names of its parts, since the whole has one, and with places to a hundredth of a pixel."""
+    return re.sub(r"<[^<>]+>", _shortened, re.sub(r' (?:role|aria-[a-z]+)="[^"]*"', "", text))
 
 
 def _drawn_part(row: Mapping[str, Any]) -> dict[str, Any]:

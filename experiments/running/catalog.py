@@ -13,12 +13,15 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from .. import COMMAND, IS_INSTALLED, SHIPPED, config
+from ..config import Published
+from ..config.names import slug
 from ..config.schema import schema
 from ..config.sections import Name, Tree
 from ..config.toml import dumped
 from ..errors import UserError
 from ..training import build, models
 
+_PUBLISHED = "published"  # the folder of studies that repeat published ones
 _START = """\
 # One line on what this study is about; '{command} list' shows it.
 #   {command} show {file}
@@ -87,6 +90,31 @@ def located(path: Path) -> Path:
     """The file of a study, which may be given by the name of a shipped one, such as ``mnist/overfit``."""
     shipped = SHIPPED / f"{path}.toml"
     return shipped if not path.suffix and not path.exists() and shipped.is_file() else path
+
+
+def proof(name: str) -> Path:
+    """The file of a study that repeats a published one: a path, or the name of a shipped one.
+
+    Raises:
+        UserError: there is no such study; the line lists those that there are.
+    """
+    if name.endswith(".toml"):
+        return Path(name)
+    shipped = SHIPPED / _PUBLISHED / f"{name}.toml"
+    if not slug(name) == name or not shipped.is_file():
+        raise UserError(f"evidence: unknown study {name!r}: {proofs()}")
+    return shipped
+
+
+def proofs() -> str:
+    """The names of the shipped studies that repeat published ones, as text."""
+    return f"there are {', '.join(published())}"
+
+
+def published() -> dict[str, Published]:
+    """What the shipped studies are held against, by their names."""
+    found = {path.stem: config.load(path).published for path in sorted((SHIPPED / _PUBLISHED).glob("*.toml"))}
+    return {name: table for name, table in found.items() if table is not None}
 
 
 def _shown(path: Path) -> str:

@@ -124,7 +124,7 @@ def _rehearse(run: Run) -> Examples:
         on_weights = [own for own in run.regularizers if own.activity is None]
         continual.remember(regularizers, on_weights, model, examples, few)
         if run.train.solve:
-            solve(model, examples, solving.strength(run, model, regularizers))
+            solve(model, examples, solving.ridge(run, model, regularizers))
     except UserError:  # of the loss, a metric, or what is solved for
         raise
     except (Exception, SystemExit) as error:  # whatever a user's model raises

@@ -395,11 +395,12 @@ def _regularizer(
     settings = next(own for own in each if own is not None)
     name = settings.penalty or ""
     make = found_in(f"{key}.penalty", name, {**PENALTIES, **CONSTRAINTS})
-    strengths = [0.0 if own is None else own.strength for own in each]
+    # Without a strength of its own it gets one as its scale, from what the last layer is solved with.
+    strengths = [0.0 if own is None else 1.0 if own.strength is None else own.strength for own in each]
     scale = None
     if len(set(strengths)) > 1:
         scale = torch.tensor(strengths, dtype=torch.float64, device=next(net.parameters()).device)
-    factor = () if settings.is_constraint else (settings.strength if scale is None else 1.0,)
+    factor = () if settings.is_constraint else (strengths[0] if scale is None else 1.0,)
     options = {"weights": torch.zeros_like} if settings.anchor == "tasks" else {}  # no task is remembered yet
     penalty = constructed(key, make, name, {**settings.options, **options}, *factor)
     schedule = None

@@ -67,7 +67,8 @@ def _loss_and_error(model: nn.Module, split: Split, task: Task, metrics: Metrics
 def measured(setup: Setup) -> list[Row]:
     """The figures of a history, for each member."""
     task = setup.examples.task
-    strengths = {} if setup.tuned is None else {"strengths": setup.tuned.strengths}
+    chooser = setup.tuned if setup.ridge is None else setup.ridge
+    strengths = {"strengths": chooser.strengths} if chooser is not None and chooser.strengths else {}
     rows = evaluate(setup.model, setup.examples, setup.metrics)
     by_task = tasks(setup.model, setup.examples) or [{} for _ in rows]
     return [

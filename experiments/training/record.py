@@ -318,7 +318,7 @@ def _is_written(study: Study, folder: Path, resume: bool) -> bool:
     """Whether the folder holds this very study, which is then not written again; raises if it is not free."""
     if exists(folder / "study.json"):
         before = read_study(folder)
-        if not _are_same(before, study):
+        if not are_same(before, study):
             raise UserError(
                 f"--out: {folder} must be empty or hold this study, it holds another: remove it or choose another"
             )
@@ -398,7 +398,7 @@ def _check_links(folder: Path) -> None:
             raise RecordError(f"{path}: must be a folder, is a symbolic link: remove it")
 
 
-def _are_same(one: Study, other: Study) -> bool:
+def are_same(one: Study, other: Study) -> bool:
     """Whether two studies are the same in all but where the data lies, how often a checkpoint is written, and how many
     points are tried.
     """

@@ -58,7 +58,7 @@ class Setup:
     amp: Autocast | None = None
     augment: data.Augmentation | None = None
     activities: list[Activity] = field(default_factory=list)
-    ridge: float | None = None  # the strength with which the last layer is solved for; None: steps are made
+    ridge: solving.Ridge | None = None  # with which the last layer is solved for; None: steps are made
     accumulate: int = 1
     clip: Clip | None = None
     average: Average | None = None
@@ -178,7 +178,7 @@ def set_up(runs: Sequence[Run], device: torch.device, stacked: bool = False) -> 
     made.metrics = metrics.named_by(train.metrics, examples.task, device)
     made.augment = augment
     made.activities = build.activities(first, model)
-    made.ridge = solving.strength(first, model, regularizers) if first.train.solve else None
+    made.ridge = solving.ridge(first, model, regularizers) if first.train.solve else None
     made.graphs = recorded.graphs(first, model, optimizer, device)
     made.gradients = ranks.gradients_of(model) if made.ridge is None else None
     made.unsharded, made.seed = unsharded, first.seed

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from torchreg import Regularizer
+from torchreg import Regularizer, tuning
 
 from ..config import Run
 from ..errors import UserError
@@ -19,8 +20,40 @@ _TRIED = 8  # examples
 _NO_SQUARE = "train.loss: must be a squared error, such as MSELoss, with train.solve: it is another"
 
 
-def strength(run: Run, net: nn.Module, regularizers: Sequence[Regularizer]) -> float:
-    """The strength of the L2 on the layer that is solved for; 0 without one.
+@dataclass
+class Ridge:
+    """The L2 on the layer that is solved for.
+
+    Args:
+        strength: as the study has it, 0 without an L2; None until it is chosen.
+        criterion: the function of :mod:`torchreg.tuning` that chooses it, without held-out examples.
+        regularizer: gets the chosen strength as its scale.
+    """
+
+    strength: float | None
+    criterion: str = ""
+    regularizer: Regularizer | None = None
+
+    @property
+    def strengths(self) -> dict[str, float]:
+        """The chosen strength by the penalty's name; empty if the study has given it."""
+        return {"L2": self.strength} if self.criterion and self.strength is not None else {}
+
+    def of(self, features: Tensor, targets: Tensor, has_bias: bool, factor: float) -> float:
+        """The strength for these features of a loss that is ``factor`` times the mean squared distance."""
+        if not self.criterion:
+            return self.strength or 0.0
+        outputs = targets.shape[1]
+        head = nn.Linear(features.shape[1], outputs, bias=has_bias, dtype=features.dtype, device=features.device)
+        path = tuning.ridge_path(head, (features, targets))  # of the mean over examples and outputs
+        self.strength = getattr(tuning, self.criterion)(path).strength * outputs * factor
+        if self.regularizer is not None:
+            self.regularizer.scale = self.strength
+        return self.strength
+
+
+def ridge(run: Run, net: nn.Module, regularizers: Sequence[Regularizer]) -> Ridge:
+    """The L2 on the layer that is solved for, if there is one.
 
     Raises:
         UserError: the run has more than this, or trains more than its last linear layer.
@@ -39,7 +72,15 @@ def strength(run: Run, net: nn.Module, regularizers: Sequence[Regularizer]) -> f
             f"train.solve: takes one regularizer on {name}.weight at most, got {len(run.regularizers)} on "
             f"{', '.join(penalized) or 'others'}"
         )
-    return run.regularizers[0].strength or 0.0 if penalized else 0.0
+    if isinstance(run.train.solve, str):
+        if not penalized or run.regularizers[0].strength is not None:
+            had = "none" if not penalized else f"one of strength {run.regularizers[0].strength:g}"
+            raise UserError(
+                f"train.solve: {run.train.solve!r} chooses the strength of an L2 that has none of its own, got {had}: "
+                "give regularizers = [{ penalty = 'L2' }]"
+            )
+        return Ridge(None, run.train.solve, regularizers[0])
+    return Ridge(run.regularizers[0].strength or 0.0 if penalized else 0.0)
 
 
 def _check(run: Run) -> None:
@@ -73,7 +114,7 @@ def _check(run: Run) -> None:
 
 
 @torch.no_grad()
-def solve(net: nn.Module, examples: Examples, strength: float) -> Tensor:
+def solve(net: nn.Module, examples: Examples, ridge: Ridge) -> Tensor:
     r"""Gives the last linear layer the weights that minimize the mean loss plus ``strength / 2 * sum(w ** 2)``.
 
     The loss of ``n`` examples is ``c / n * sum((F w - y) ** 2)``, where the rows of ``F`` are the layer's inputs and
@@ -83,7 +124,8 @@ def solve(net: nn.Module, examples: Examples, strength: float) -> Tensor:
     .. math:: (F^T F + \alpha I) w = F^T y, \qquad \alpha = \text{strength} \cdot n / (2 c)
 
     With a bias that is trained, which no penalty is on, ``F`` and ``y`` are without their means. Everything is in
-    double precision, by the singular values of ``F``. At strength 0 it is the solution with the least norm.
+    double precision, by the singular values of ``F``. At strength 0 it is the solution with the least norm. A criterion
+    chooses the strength from the same examples.
 
     Returns:
         The loss, as that of one step.
@@ -104,6 +146,7 @@ def solve(net: nn.Module, examples: Examples, strength: float) -> Tensor:
         ours, wanted = features - center, targets - middle
     elif layer.bias is not None:
         wanted = targets - layer.bias.double()
+    strength = ridge.of(features, targets if has_intercept else wanted, has_intercept, factor)
     left, sizes, right = torch.linalg.svd(ours, full_matrices=False)
     least = torch.finfo(torch.float64).eps * max(ours.shape) * sizes.max()
     alpha = strength * len(features) / (2 * factor)

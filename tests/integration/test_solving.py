@@ -10,11 +10,13 @@ from torch import nn
 
 from experiments import config
 from experiments.errors import UserError
+from experiments.report import summarize
 from experiments.running.study import run_study
 from experiments.training.record import Record
 from experiments.training.setup import set_up
 from experiments.training.solving import solve
 from tests.integration.studies import CPU, TREE, small
+from torchreg import tuning
 
 MSE = {"name": "MSELoss"}
 TRAIN = {"solve": True, "epochs": 1, "batch_size": 30, "dtype": "float64", "loss": MSE}
@@ -201,12 +203,13 @@ def test_what_cannot_be_solved_is_one_line(changes, line, tmp_path):
 PUBLISHED = "configs/published"
 
 
-@pytest.mark.parametrize("name", ["double_descent", "omnigrok"])
+@pytest.mark.parametrize("name", ["decoupling", "double_descent", "omnigrok"])
 def test_a_published_study_runs_on_small_data(name, tmp_path):
     """With digits in the place of MNIST."""
     path = Path(__file__).parents[2] / PUBLISHED / f"{name}.toml"
     tree = config.tree_of(path, ["seeds=[0, 1]", "train.epochs=1", "train.batch_size=10", "model.hidden=[20]"])
     tree["data"] = {**tree["data"], "name": "digits", "valid_size": 50, "train_size": 20}
+    del tree["published"]  # which names arms that are left out here
     for arm in tree["arms"]:
         arm.get("data", {}).update(train_size=20)
         arm["strengths"] = arm["strengths"][:2] if "strengths" in arm else None
@@ -226,3 +229,52 @@ def test_double_descent_has_its_peak_where_images_are_as_many_as_features(tmp_pa
         errors[size] = sum(found) / 3
     assert errors[10] < errors[40] - 0.1
     assert errors[300] < errors[40] - 0.3
+
+
+@pytest.mark.parametrize("freeze", BIASES.values(), ids=BIASES)
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_leave_one_out_is_that_of_refitting_without_each_image(size, freeze):
+    """The chosen strength has the lowest error of scikit-learn's Ridge on the image that was left out, near it."""
+    train = {**TRAIN, "solve": "leave_one_out"}
+    model = {**MODEL, "init": {"name": "normal_", "std": 0.2}, "freeze": freeze}
+    data = {**TREE["data"], "train_size": size}
+    setup = solved(study_of(data=data, train=train, model=model, regularizers=[{"penalty": "L2"}]))
+    x, y, fits = features(setup), targets(setup), "output.bias" not in freeze
+
+    def left_out(strength):
+        total = 0.0
+        for i in range(size):
+            rest = np.arange(size) != i
+            ridge = Ridge(alpha=strength * size * 10 / 2, fit_intercept=fits, solver="svd").fit(x[rest], y[rest])
+            total += np.square(ridge.predict(x[i : i + 1]) - y[i]).sum()
+        return total
+
+    chosen = setup.ridge.strength
+    assert left_out(chosen) < 1.01 * min(left_out(chosen * factor) for factor in (0.1, 0.3, 3.0, 10.0))
+    ridge = Ridge(alpha=chosen * size * 10 / 2, fit_intercept=fits, solver="svd").fit(x, y)
+    np.testing.assert_allclose(setup.model.output.weight.detach(), ridge.coef_, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("criterion", ["leave_one_out", "generalized_cv", "evidence"])
+def test_a_chosen_strength_is_that_of_torchreg_and_stands_in_the_record(criterion, tmp_path):
+    study = study_of(train={**TRAIN, "solve": criterion}, regularizers=[{"penalty": "L2"}])
+    setup = solved(study)
+    head = nn.Linear(40, 10, dtype=torch.float64)
+    path = tuning.ridge_path(head, (torch.from_numpy(features(setup)), torch.from_numpy(targets(setup))))
+    assert setup.ridge.strength == pytest.approx(getattr(tuning, criterion)(path).strength)
+    run_study(study, tmp_path, CPU)
+    result = Record(tmp_path / "runs" / study.runs[0].folder).result
+    assert result["strengths"] == {"L2": pytest.approx(setup.ridge.strength)}
+    square = float(setup.model.output.weight.detach().square().sum())
+    assert result["penalty"]["L2"] == pytest.approx(setup.ridge.strength / 2 * square)
+    (cell,) = summarize(tmp_path).cells
+    assert cell.strength == pytest.approx(setup.ridge.strength)
+
+
+@pytest.mark.parametrize(
+    ("regularizers", "got"), [([{"penalty": "L2", "strength": 0.1}], "one of strength 0.1"), ([], "none")]
+)
+def test_a_strength_is_either_given_or_chosen(regularizers, got):
+    study = study_of(train={**TRAIN, "solve": "leave_one_out"}, regularizers=regularizers)
+    with pytest.raises(UserError, match=f"train.solve: 'leave_one_out' chooses the strength .* got {got}"):
+        set_up(study.runs[:1], CPU)

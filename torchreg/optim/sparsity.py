@@ -200,7 +200,7 @@ class TargetSparsity:
         first, last = self.span
         progress = min(max((self._made / self._steered - first) / (last - first), 0.0), 1.0)
         shape = self.schedule if callable(self.schedule) else _SHAPES[self.schedule]
-        reached = float(shape(progress))
+        reached = shape(progress)
         if not 0 <= reached <= 1:
             raise ValueError(f"TargetSparsity: schedule must give shares in [0, 1], got {reached!r} at {progress:g}")
         return self.target * reached

@@ -1,0 +1,253 @@
+"""``evidence``: a published study is repeated, reduced to a record, and shown on a page."""
+
+import json
+import re
+
+import pytest
+from torchvision import datasets
+
+import torchreg
+from experiments.training.storage import make_folder
+
+TOML = """
+name = "tiny"
+seeds = [0, 1]
+data = { name = "digits", train_size = 60, valid_size = 60 }
+model = { name = "mlp", hidden = [8] }
+optimizer = { name = "AdamW", lr = 1e-2 }
+train = { epochs = 2, batch_size = 30, stack = false }
+
+[published]
+claim = "Decay | helps"
+authors = "A. Author, B. Author"
+title = "A Paper"
+year = 2014
+where = "table 1"
+figures = "1.62 without, 1.05 with decay"
+budget = "2 epochs of 60 images"
+teaches = "That a page is written."
+uses = ["optim.AdamW"]
+notes = ["It falls short, since 2 epochs are few."]
+
+[published.finals]
+published = { none = 1.62 }
+at_most = { none = 100.0, decay = 0.0 }
+
+[[arms]]
+name = "none"
+
+[[arms]]
+name = "decay"
+strengths = [0.1, 1.0]
+"""
+QUICK = ("--set", "train.epochs=1")
+
+
+@pytest.fixture
+def evidence(experiments, tmp_path):
+    """The command, in a folder with a published study of digits and a folder for the page."""
+    (tmp_path / "tiny.toml").write_text(TOML)
+    (tmp_path / "docs").mkdir()
+    return lambda *arguments: experiments("evidence", *arguments)
+
+
+@pytest.fixture
+def made(evidence, tmp_path):
+    assert evidence("tiny.toml")[0] == 0
+    return tmp_path / "docs"
+
+
+def altered(docs, **changes):
+    """The record with other values, as if an earlier version had written it."""
+    from experiments.report.evidence.record import _checksum
+
+    file = docs / "evidence" / "tiny.json"
+    tree = {**json.loads(file.read_text()), **changes}
+    del tree["checksum"]
+    file.write_text(json.dumps({**tree, "checksum": _checksum(tree)}))
+
+
+def test_a_study_becomes_a_record_a_picture_and_a_row(made, tmp_path):
+    tree = json.loads((made / "evidence" / "tiny.json").read_text())
+    assert (tree["runs"], tree["planned"], tree["seeds"]) == (6, 6, [0, 1])
+    assert tree["versions"]["torchreg"] == torchreg.__version__
+    assert tree["command"] == "python -m experiments evidence tiny.toml"
+    assert [arm["arm"] for arm in tree["arms"]] == ["none", "decay"]
+    results = [json.loads((tmp_path / f"runs/tiny/runs/none/seed{i}/result.json").read_text()) for i in (0, 1)]
+    assert tree["arms"][0]["test_error"] == pytest.approx([row["test_error"] for row in results], rel=1e-5)
+    page = (made / "evidence.md").read_text()
+    assert "| [Decay \\| helps](#evidence-tiny) | 1.62 without, 1.05 with decay (2014) |" in page
+    assert "1. none: at most 100 %<br>2. decay: at most 0 %" in page
+    assert "| 1. yes<br>2. **no** | 2 |" in page
+    assert "- It falls short, since 2 epochs are few." in page
+    assert "evidence/tiny.svg" in page
+    svg = (made / "evidence" / "tiny.svg").read_text()
+    assert svg.startswith("<svg")
+    assert 'fill="white"' in svg
+    assert not list(made.rglob("*.part"))
+
+
+def test_each_figure_is_of_the_strength_that_validation_chooses(made, tmp_path):
+    tried = []
+    for strength in ("0.1", "1"):
+        folder = tmp_path / f"runs/tiny/runs/decay@{strength}"
+        rows = [json.loads((folder / f"seed{i}" / "result.json").read_text()) for i in (0, 1)]
+        tried.append((sum(row["valid_error"] for row in rows), -float(strength), [row["test_error"] for row in rows]))
+    (_, decay) = json.loads((made / "evidence" / "tiny.json").read_text())["arms"]
+    assert decay["test_error"] == pytest.approx(min(tried)[2], rel=1e-5)
+
+
+def test_a_folder_is_reduced_without_a_run(experiments, evidence, tmp_path):
+    assert experiments("run", "tiny.toml", "--out", "elsewhere")[0] == 0
+    assert evidence("tiny.toml", "--from", "elsewhere")[0] == 0
+    assert not (tmp_path / "runs").exists()
+    first = json.loads((tmp_path / "docs/evidence/tiny.json").read_text())
+    assert evidence("tiny.toml", "--from", "elsewhere")[0] == 0
+    assert json.loads((tmp_path / "docs/evidence/tiny.json").read_text()) == first
+
+
+def test_an_overridden_key_stands_in_the_command_and_must_be_that_of_the_folder(evidence, tmp_path):
+    assert evidence("tiny.toml", *QUICK)[0] == 0
+    tree = json.loads((tmp_path / "docs/evidence/tiny.json").read_text())
+    assert tree["command"] == "python -m experiments evidence tiny.toml --set train.epochs=1"
+    code, _, said = evidence("tiny.toml", "--from", "runs/tiny")
+    assert code == 2
+    assert said == (
+        "error: --from: runs/tiny must hold the runs of tiny.toml, it holds others: give their --set, too\n"
+    )
+    assert evidence("tiny.toml", "--from", "runs/tiny", *QUICK)[0] == 0
+
+
+def test_it_goes_on_after_the_text_was_changed(evidence, tmp_path):
+    assert evidence("tiny.toml", *QUICK)[0] == 0
+    (tmp_path / "tiny.toml").write_text(TOML.replace("since 2 epochs are few", "for another reason"))
+    assert evidence("tiny.toml", *QUICK)[0] == 2
+    assert evidence("tiny.toml", *QUICK, "--resume")[0] == 0
+    assert "for another reason" in (tmp_path / "docs/evidence.md").read_text()
+
+
+def test_a_study_that_is_not_finished_is_marked(made, evidence, tmp_path):
+    (tmp_path / "runs/tiny/runs/none/seed1/result.json").unlink()
+    assert evidence("tiny.toml", "--from", "runs/tiny")[0] == 0
+    page = (made / "evidence.md").read_text()
+    assert "1. yes, so far<br>2. **no**, so far<br>(not finished: 5 of 6 runs)" in page
+    assert "5 of 6 runs, " in page
+
+
+def test_a_search_is_made_too(evidence, tmp_path):
+    swept = TOML.replace("strengths = [0.1, 1.0]", "optimizer.weight_decay = 0.1")
+    swept += '[sweep]\nspace = { "optimizer.weight_decay" = [0.1, 1.0] }\narms = ["decay"]\n'
+    (tmp_path / "tiny.toml").write_text(swept)
+    assert evidence("tiny.toml", *QUICK)[0] == 0
+    tree = json.loads((tmp_path / "docs/evidence/tiny.json").read_text())
+    assert (tree["runs"], tree["planned"]) == (6, 6)
+
+
+def test_the_page_alone_is_that_of_all_records(made, evidence, tmp_path):
+    page = (made / "evidence.md").read_text()
+    (made / "evidence.md").unlink()
+    (made / "evidence" / "tiny.svg").unlink()
+    assert evidence()[0] == 0
+    assert (made / "evidence.md").read_text() == page
+    assert (made / "evidence" / "tiny.svg").exists()
+
+
+def test_a_record_of_another_version_is_shown_as_such(made, evidence):
+    tree = json.loads((made / "evidence" / "tiny.json").read_text())
+    altered(made, versions={**tree["versions"], "torchreg": "0.0.1"})
+    assert evidence()[0] == 0
+    page = (made / "evidence.md").read_text()
+    assert f"(made by torchreg 0.0.1, this is {torchreg.__version__})" in page
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda text: text[:-20], "is damaged"),
+        (lambda text: "[]", "is damaged"),
+        (lambda text: text.replace('"runs": 6', '"runs": 7'), "is damaged, or was altered"),
+        (lambda text: text.replace('"layout": 1', '"layout": 2'), "has layout 2, this version reads 1"),
+    ],
+)
+def test_a_record_that_cannot_be_read_is_shown_as_such(made, evidence, damage, said):
+    file = made / "evidence" / "tiny.json"
+    file.write_text(damage(file.read_text()))
+    assert evidence()[0] == 0
+    assert f"| `tiny` |  |  |  | the record {said} |" in (made / "evidence.md").read_text()
+
+
+def test_a_record_with_other_keys_is_of_another_version(made, evidence):
+    altered(made, more=1)
+    assert evidence()[0] == 0
+    assert "the record is of another version" in (made / "evidence.md").read_text()
+
+
+def test_nothing_is_left_half_written(made, evidence, monkeypatch):
+    """If the record cannot be put in its place, the page and the record before it stay as they were."""
+    from experiments.training import files
+
+    page, record = ((made / name).read_text() for name in ("evidence.md", "evidence/tiny.json"))
+
+    def full(path, content):
+        raise files.RecordError(f"{path}: cannot be written: No space left on device")
+
+    monkeypatch.setattr("experiments.report.evidence.record.write", full)
+    code, _, said = evidence("tiny.toml", "--from", "runs/tiny")
+    assert code == 2
+    assert "No space left" in said
+    assert ((made / "evidence.md").read_text(), (made / "evidence/tiny.json").read_text()) == (page, record)
+
+
+def test_an_unknown_name_lists_what_there_is(evidence):
+    code, _, said = evidence("omnigrook")
+    assert code == 2
+    assert re.fullmatch(r"error: evidence: unknown study 'omnigrook': there are (\w+, )*omnigrok(, \w+)*\n", said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["tiny.toml", "--from", "nowhere"], "nowhere: holds no study"),
+        (["tiny.toml", "--from", "runs/tiny", "--resume"], "--from: takes records as they are"),
+        (["tiny.toml", "--docs", "nowhere"], "--docs: must be a folder that exists, got nowhere"),
+        (["--resume"], "evidence: --set, --out, --jobs, --resume and --from need a NAME: there are"),
+        (["other.toml"], "evidence: other.toml has no table [published]"),
+    ],
+)
+def test_bad_input_is_told_in_one_line(evidence, tmp_path, arguments, said):
+    make_folder(tmp_path / "nothing")
+    (tmp_path / "other.toml").write_text(re.sub(r"\[published\].*?(?=\[\[arms\]\])", "", TOML, flags=re.DOTALL))
+    code, _, error = evidence(*arguments)
+    assert code == 2
+    assert error.startswith(f"error: {said}")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("at_most", "at_mots"), "published.finals.at_mots: unknown key, did you mean 'at_most'?"),
+        (("year = 2014", 'year = "2014"'), "published.year: must be a valid integer, got '2014'"),
+        (('claim = "Decay | helps"', ""), "published.claim: is missing"),
+        (("decay = 0.0 }", "dacay = 0.0 }"), "published.finals: unknown arm 'dacay'"),
+    ],
+)
+def test_the_table_is_checked_as_all_others_are(evidence, tmp_path, change, said):
+    (tmp_path / "tiny.toml").write_text(TOML.replace(*change))
+    code, _, error = evidence("tiny.toml", *QUICK)
+    assert code == 2
+    assert f"error: {said}" in error
+
+
+def test_without_mnist_a_line_says_where_it_is_looked_for(evidence, tmp_path, monkeypatch):
+    def offline(self):
+        raise OSError("no route to host")
+
+    monkeypatch.setenv("TORCHREG_DATA", str(tmp_path / "mine"))
+    monkeypatch.setattr(datasets.MNIST, "download", offline)
+    code, _, said = evidence("double_descent")
+    assert code == 2
+    assert said.count("\n") == 1
+    assert f"mnist is not in {tmp_path / 'mine/MNIST/raw'}" in said
+    assert "set data.root or TORCHREG_DATA to a folder that holds MNIST/raw" in said
+    assert not (tmp_path / "docs/evidence.md").exists()

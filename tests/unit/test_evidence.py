@@ -1,0 +1,333 @@
+"""The measures of published results, on figures whose outcome is known in closed form."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from experiments.config import Published, resolve
+from experiments.config.published import Finals, Onset, Peak, Slope, Tuned
+from experiments.errors import UserError
+from experiments.report.cells import Cell
+from experiments.report.evidence.formulas import crossing, lowest, slope, spread, thinned
+from experiments.report.evidence.measures import measured, of_finals, of_onset, of_peak, of_slope, of_tuned
+from experiments.report.summary import Summary
+
+SEEDS = (0, 1, 2)
+TEXTS = dict.fromkeys(("claim", "authors", "title", "where", "figures", "budget", "teaches", "uses"), "text")
+TREE = {
+    "name": "fake",
+    "seeds": list(SEEDS),
+    "data": {"name": "digits", "train_size": 100},
+    "model": {"name": "mlp", "hidden": [4]},
+    "optimizer": {"name": "AdamW", "lr": 1e-2},
+    "train": {"epochs": 1, "batch_size": 30},
+}
+
+
+def cell_of(arm="arm", strength=None, histories=(), changes=None, **figures):
+    """A finished cell; a figure is one number for each seed, or one for all."""
+    own = {"name": arm, **(changes or {})}
+    if strength is not None:
+        own |= {"strengths": [strength]}
+    runs = resolve({**TREE, "arms": [own]}).runs
+    rows = [{key: value[i] if isinstance(value, tuple) else value for key, value in figures.items()} for i in range(3)]
+    defaults = {"status": "done", "valid_error": 0.1, "test_error": 0.1, "train_error": 0.0, "seconds": 1.0}
+    examples = {"examples": {"train": 100, "valid": 1, "test": 1}}
+    records = [SimpleNamespace(history=history) for history in histories]
+    return Cell(runs, [{**defaults, **examples, **row} for row in rows], records=records)
+
+
+def checks(found):
+    return [(check.ours, check.is_reached) for check in found.checks]
+
+
+# -- formulas --
+
+
+@pytest.mark.parametrize(("level", "expected"), [(0.0, 0), (0.25, 2.5), (0.75, 15), (1.0, 20), (1.01, None)])
+def test_a_level_is_passed_where_the_lines_between_the_points_pass_it(level, expected):
+    assert crossing([0, 5, 10, 20], [0.0, 0.5, 0.5, 1.0], level) == expected
+
+
+def test_only_the_first_crossing_counts():
+    assert crossing([0, 1, 2, 3], [0.0, 1.0, 0.0, 1.0], 0.5) == 0.5
+
+
+@pytest.mark.parametrize("bottom", [0.7, 1.0, 1.2])
+def test_the_lowest_point_of_a_parabola_is_found_from_uneven_points(bottom):
+    xs = [-1.0, 0.2, 1.0, 1.5, 4.0]
+    at, is_inside = lowest(xs, [3 * (x - bottom) ** 2 - 7 for x in xs])
+    assert at == pytest.approx(bottom)
+    assert is_inside
+
+
+def test_the_lowest_point_is_that_of_the_polynomial_through_three_points():
+    xs, ys = np.array([0.0, 0.9, 2.0]), np.array([3.0, 1.0, 2.5])
+    a, b, _ = np.polyfit(xs, ys, 2)
+    assert lowest(xs, ys)[0] == pytest.approx(-b / (2 * a))
+
+
+@pytest.mark.parametrize(("ys", "at"), [([1.0, 2.0, 3.0], 0.0), ([3.0, 2.0, 1.0], 5.0)])
+def test_a_lowest_point_at_an_end_is_told(ys, at):
+    assert lowest([0.0, 1.0, 5.0], ys) == (at, False)
+
+
+def test_three_equal_points_have_their_lowest_in_the_middle():
+    assert lowest([0.0, 1.0, 5.0, 6.0], [2.0, 1.0, 1.0, 1.0])[1]
+
+
+def test_the_slope_is_that_of_polyfit():
+    xs, ys = [0.0, 1.0, 4.0, 5.0], [2.0, 0.5, 3.0, -1.0]
+    assert slope(xs, ys) == pytest.approx(np.polyfit(xs, ys, 1)[0])
+
+
+def test_the_spread_is_the_largest_distance_from_the_mean():
+    assert spread([9.0, 10.0, 12.0, 13.0]) == pytest.approx(2 / 11)
+
+
+def test_a_thinned_curve_has_both_ends():
+    places = thinned(5000, 40)
+    assert (places[0], places[-1]) == (0, 4999)
+    assert len(places) <= 40
+    assert places == sorted(set(places))
+
+
+# -- measures --
+
+RATES = [1e-3, 2e-3, 4e-3, 8e-3]
+
+
+def decays_of(rule, power, center, shifts=(0.0, 0.0, 0.0)):
+    """Cells whose validation loss is a parabola in log(decay), lowest at center * rate ** power."""
+    cells = {}
+    for rate in RATES:
+        bottom = math.log(center) + power * math.log(rate / RATES[0])
+        cells[f"{rule}, lr {rate}"] = [
+            cell_of(
+                f"{rule}, lr {rate}",
+                2.0**k,
+                changes={"optimizer": {"lr": rate}},
+                valid_loss=tuple((math.log(2.0**k) - bottom - shift) ** 2 for shift in shifts),
+            )
+            for k in range(-8, 9)
+        ]
+    return cells
+
+
+@pytest.mark.parametrize(("power", "is_reached"), [(-1.0, True), (-0.86, True), (-0.8, False), (0.0, False)])
+def test_the_slope_is_the_power_of_the_best_decay(power, is_reached):
+    found = of_slope(Slope(expected={"lr": -1.0}), decays_of("lr", power, 3.0), "valid_error")
+    (check,) = found.checks
+    assert check.value == pytest.approx(power)
+    assert check.is_reached is is_reached
+
+
+def test_the_slope_has_the_standard_error_of_its_seeds():
+    """Each seed's optimum moves by its own amount times log(rate)."""
+    arms = decays_of("lr", -1.0, 3.0)
+    for rate in RATES:
+        cells = arms[f"lr, lr {rate}"]
+        moved = decays_of("lr", -1.0, 3.0, [d * math.log(rate / RATES[0]) for d in (-0.1, 0.0, 0.1)])
+        cells[:] = moved[f"lr, lr {rate}"]
+    (check,) = of_slope(Slope(expected={"lr": -1.0}), arms, "valid_error").checks
+    assert check.value == pytest.approx(-1.0)
+    assert check.se == pytest.approx(0.1 / math.sqrt(3), rel=1e-5)
+
+
+def test_a_slope_of_optima_at_the_edge_is_not_reached():
+    arms = decays_of("lr", -1.0, 2.0**-9)
+    (check,) = of_slope(Slope(expected={"lr": -1.0}, within=100.0), arms, "valid_error").checks
+    assert check.is_reached is False
+
+
+def test_a_slope_without_all_its_rates_is_open():
+    arms = decays_of("lr", -1.0, 3.0)
+    arms["lr, lr 0.004"] = []
+    (check,) = of_slope(Slope(expected={"lr": -1.0}), arms, "valid_error").checks
+    assert check.is_reached is None
+
+
+def test_a_slope_of_seeds_that_no_two_rates_share_is_open():
+    arms = decays_of("lr", -1.0, 3.0)
+    for i, cells in enumerate(arms.values()):
+        cells[:] = [Cell(cell.runs[i % 3 : i % 3 + 1], cell.results[i % 3 : i % 3 + 1]) for cell in cells]
+    (check,) = of_slope(Slope(expected={"lr": -1.0}), arms, "valid_error").checks
+    assert check.is_reached is None
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        {"finals": {"at_most": {"dropout": 1.0}, "compression": {"dropout": 2.0}, "order": ["dropout"]}},
+        {"peak": {"at": 200, "grid": "ridge", "chosen": ["ridge"]}},
+        {"onset": {"level": 0.5, "arms": ["dropout"], "never": ["dropout"]}},
+        {"slope": {"expected": {"lr": 0.0}}},
+        {"tuned": {}},
+    ],
+)
+def test_before_any_run_is_finished_all_is_open(measure):
+    published = Published(**TEXTS, year=2014, **measure)
+    (found,) = measured(published, Summary("fake", [], 3, {}), ["dropout"])
+    assert {check.is_reached for check in found.checks} == {None}
+    assert found.picture.rows == []
+
+
+PEAK = Peak(at=200, grid="ridge", chosen=["ridge", "loo"], within=1.0)
+
+
+def peaked(plain=(0.4, 0.8, 0.3), loo=(0.30, 0.25, 0.20)):
+    """Of three sizes the errors: a grid whose best by validation is 0.5 points above its best on the test."""
+    arms = {}
+    for size, high, own in zip((100, 200, 300), plain, loo, strict=True):
+        at = {"data": {"train_size": size}}
+        arms[f"{size}"] = [cell_of(f"{size}", changes=at, test_error=high)]
+        arms[f"{size}, ridge"] = [
+            cell_of(f"{size}, ridge", 0.1, changes=at, test_error=own, valid_error=0.30),
+            cell_of(f"{size}, ridge", 0.2, changes=at, test_error=own + 0.005, valid_error=0.29),
+            cell_of(f"{size}, ridge", 0.05, changes=at, test_error=own + 0.1, valid_error=0.40),
+        ]
+        arms[f"{size}, loo"] = [cell_of(f"{size}, loo", changes=at, test_error=own)]
+    return arms
+
+
+def test_a_peak_that_chosen_strengths_end():
+    assert checks(of_peak(PEAK, peaked(), "valid_error")) == [
+        ("80.0 % at 200", True),
+        ("0.50 points at most (ridge, 100)", True),
+        ("-5.00 points at most (ridge, 200)", True),
+        ("3 of 3", True),
+    ]
+
+
+def test_a_grid_whose_best_is_at_its_end_is_told():
+    arms = peaked()
+    del arms["200, ridge"][2]
+    assert checks(of_peak(PEAK, arms, "valid_error"))[3] == ("2 of 3", False)
+
+
+def test_a_peak_elsewhere_or_none_is_no_peak():
+    for plain in ((0.4, 0.5, 0.8), (0.8, 0.5, 0.4)):
+        assert of_peak(PEAK, peaked(plain), "valid_error").checks[0].is_reached is False
+
+
+def test_a_rule_that_leaves_the_peak_falls_short():
+    found = of_peak(PEAK, peaked(loo=(0.30, 0.315, 0.20)), "valid_error")
+    assert checks(found)[2] == ("1.50 points at most (ridge, 200)", False)
+
+
+def test_the_yardstick_is_the_best_on_the_test_and_the_choice_is_not():
+    arms = peaked()
+    for size in (100, 200, 300):
+        arms[f"{size}, ridge"][0] = cell_of(
+            f"{size}, ridge", 0.1, changes={"data": {"train_size": size}}, test_error=0.1, valid_error=0.9
+        )
+    (_, excess, *_) = of_peak(PEAK, arms, "valid_error").checks
+    assert excess.value == pytest.approx(20.5)
+    assert excess.is_reached is False
+
+
+def grokking(decay, at, end=1000):
+    """Accuracy 0.5 until epoch ``at``, then 1; evaluated each 10 epochs, of 4 steps each."""
+    history = [
+        {"epoch": epoch, "test_error": 0.0 if epoch >= at else 0.5, "train_error": 0.0} for epoch in range(10, end, 10)
+    ]
+    return [cell_of(changes={"optimizer": {"weight_decay": decay}}, histories=[history] * 3)]
+
+
+@pytest.mark.parametrize(("late", "is_reached"), [(800, True), (600, True), (400, False)])
+def test_steps_times_decay(late, is_reached):
+    """At 0.75 the line between two evaluations passes 5 epochs before the second one, 20 steps."""
+    arms = {"none": grokking(0.0, 10_000), "0.2": grokking(0.2, 400), "0.1": grokking(0.1, late)}
+    found = of_onset(Onset(level=0.75, arms=["0.1", "0.2"], never=["none"]), arms, "valid_error")
+    products = 0.1 * (4 * late - 20), 0.2 * (4 * 400 - 20)
+    middle = sum(products) / 2
+    assert found.checks[0].value == pytest.approx(abs(products[0] - middle) / middle, rel=1e-5)
+    assert found.checks[0].is_reached is is_reached
+    assert checks(found)[1] == ("at most 50.0 %", True)
+
+
+def test_a_decay_that_never_generalizes_and_none_that_does_fall_short():
+    arms = {"none": grokking(0.0, 500), "0.2": grokking(0.2, 400), "0.1": grokking(0.1, 10_000)}
+    found = of_onset(Onset(level=0.75, arms=["0.1", "0.2"], never=["none"]), arms, "valid_error")
+    assert [check.is_reached for check in found.checks] == [False, False]
+
+
+def test_an_onset_whose_arms_are_not_finished_is_open():
+    arms = {"none": [], "0.2": grokking(0.2, 400), "0.1": []}
+    found = of_onset(Onset(level=0.75, arms=["0.1", "0.2"], never=["none"]), arms, "valid_error")
+    assert [check.is_reached for check in found.checks] == [None, None]
+
+
+def tuned(error, loss, seconds=2.0):
+    grid = [
+        cell_of("net", s, test_error=e, valid_error=v, test_loss=e, seconds=1.0)
+        for s, e, v in ((0.1, 0.20, 0.3), (0.2, 0.30, 0.2), (0.4, 0.10, 0.4))
+    ]
+    cell = cell_of("net, tuned", changes={"optimizer": {"weight_decay": 0.3}}, test_error=error, test_loss=loss)
+    cell = Cell(cell.runs, [{**row, "seconds": seconds} for row in cell.results])
+    return of_tuned(Tuned(), {"net": grid, "net, tuned": [cell]}, "valid_error")
+
+
+def test_a_tuned_strength_is_held_against_the_grids_best_by_validation():
+    """That has error 0.3; differences 0, 0.01, 0.02 have the mean 0.01 and the standard error 0.01 / sqrt(3)."""
+    assert checks(tuned((0.29, 0.30, 0.28), (0.3, 0.3, 0.3), 2.0)) == [
+        ("1 of 1 settings", True),
+        ("1 of 1 settings", True),
+        ("at most 2.00 runs", True),
+    ]
+    assert [reached for _, reached in checks(tuned((0.30, 0.31, 0.32), (0.1, 0.2, 0.1), 2.1))] == [True, False, False]
+    assert [reached for _, reached in checks(tuned((0.30, 0.30, 0.301), (0.3, 0.3, 0.3)))] == [True, True, True]
+
+
+def test_final_errors_their_order_and_their_differences():
+    arms = {
+        "L2": [cell_of("L2", test_error=(0.016, 0.017, 0.018), compression={"weights": 1.0})],
+        "dropout": [cell_of("dropout", test_error=(0.010, 0.012, 0.011), compression={"weights": 70.0})],
+    }
+    tree = {
+        "published": {"L2": 1.62, "dropout": 1.25},
+        "order": ["L2", "dropout"],
+        "at_most": {"dropout": 1.1, "L2": 1.6},
+        "lower": [{"arm": "dropout", "than": "L2", "by": 0.6}],
+        "compression": {"dropout": 68.0},
+    }
+    found = of_finals(Finals.model_validate(tree), arms, "valid_error")
+    assert checks(found) == [
+        ("1.10 ± 0.06 %", True),
+        ("1.70 ± 0.06 %", False),
+        ("0.60 ± 0.06 points", True),
+        ("70.0", True),
+        ("L2 > dropout", True),
+    ]
+    tree["order"], tree["lower"] = ["dropout", "L2"], [{"arm": "L2", "than": "dropout"}]
+    assert [check.is_reached for check in of_finals(Finals.model_validate(tree), arms, "valid_error").checks[2:]] == [
+        *(False, True, False)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("measure", "said"),
+    [
+        ({"finals": {"at_most": {"dropuot": 1.0}}}, "published.finals: unknown arm 'dropuot', valid: dropout"),
+        ({"onset": {"level": 0.5, "arms": ["dropout", "drop"]}}, "published.onset: unknown arm 'drop', valid: dropout"),
+    ],
+)
+def test_a_measure_that_names_an_unknown_arm_is_refused(measure, said):
+    published = {**TEXTS, "year": 2014, **measure}
+    with pytest.raises(UserError) as error:
+        resolve({**TREE, "arms": [{"name": "dropout"}], "published": published})
+    assert str(error.value) == said
+
+
+def test_along_must_be_the_key_of_a_number():
+    published = Published(**TEXTS, year=2014, slope=Slope(along="model.name", expected={}))
+    summary = Summary("fake", [cell_of("lr, 1", 0.1, valid_loss=1.0)], 3, {})
+    with pytest.raises(UserError, match="along must be the key of a number"):
+        measured(published, summary, ["lr, 1"])
+
+
+def test_a_paper_without_a_measure_is_refused():
+    with pytest.raises(ValueError, match="a measure must be given"):
+        Published(**TEXTS, year=2014)
