@@ -36,12 +36,21 @@ class Finals(Section):
     at_most: dict[str, Percent] = Field(default_factory=dict)  # the largest test error in percent, by arm
     lower: Annotated[tuple[Lower, ...], Field(strict=False)] = ()
     compression: dict[str, Number] = Field(default_factory=dict)  # the least ratio of weights to nonzero ones, by arm
+    bytes: dict[str, Number] = Field(default_factory=dict)  # the most bytes of the compressed model, by arm
 
     @property
     def named(self) -> set[str]:
         """All arms that it names."""
         pairs = {name for pair in self.lower for name in (pair.arm, pair.than)}
-        return {*self.published, *(self.arms or ()), *(self.order or ()), *self.at_most, *self.compression, *pairs}
+        return {
+            *self.published,
+            *(self.arms or ()),
+            *(self.order or ()),
+            *self.at_most,
+            *self.compression,
+            *self.bytes,
+            *pairs,
+        }
 
 
 class Peak(Section):

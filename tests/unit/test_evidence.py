@@ -284,7 +284,9 @@ def test_a_tuned_strength_is_held_against_the_grids_best_by_validation():
 def test_final_errors_their_order_and_their_differences():
     arms = {
         "L2": [cell_of("L2", test_error=(0.016, 0.017, 0.018), compression={"weights": 1.0})],
-        "dropout": [cell_of("dropout", test_error=(0.010, 0.012, 0.011), compression={"weights": 70.0})],
+        "dropout": [
+            cell_of("dropout", test_error=(0.010, 0.012, 0.011), compression={"weights": 70.0, "bytes": 15_000})
+        ],
     }
     tree = {
         "published": {"L2": 1.62, "dropout": 1.25},
@@ -292,6 +294,7 @@ def test_final_errors_their_order_and_their_differences():
         "at_most": {"dropout": 1.1, "L2": 1.6},
         "lower": [{"arm": "dropout", "than": "L2", "by": 0.6}],
         "compression": {"dropout": 68.0},
+        "bytes": {"dropout": 16_113, "L2": 20_000},
     }
     found = of_finals(Finals.model_validate(tree), arms, "valid_error")
     assert checks(found) == [
@@ -299,11 +302,13 @@ def test_final_errors_their_order_and_their_differences():
         ("1.70 ± 0.06 %", False),
         ("0.60 ± 0.06 points", True),
         ("70.0", True),
+        ("15000", True),
+        ("not finished", None),
         ("L2 > dropout", True),
     ]
     tree["order"], tree["lower"] = ["dropout", "L2"], [{"arm": "L2", "than": "dropout"}]
     assert [check.is_reached for check in of_finals(Finals.model_validate(tree), arms, "valid_error").checks[2:]] == [
-        *(False, True, False)
+        *(False, True, True, None, False)
     ]
 
 

@@ -46,8 +46,7 @@ def of_finals(settings: Finals, arms: Arms, metric: str) -> Found:
     """The test error of each arm, at the strength that validation chooses, and what must hold of them."""
     chosen = {name: best_of(cells, metric) for name, cells in arms.items()}
     shown = {name: cell for name, cell in chosen.items() if cell and name in (settings.arms or arms)}
-    ratios = {name: _compression(cell) for name, cell in shown.items()}
-    columns = ["arm", "published, %", "ours, %", "training, %", "strength", "weights / nonzero weights"]
+    columns = ["arm", "published, %", "ours, %", "training, %", "strength", "weights / nonzero weights", "bytes"]
     rows: list[list[Figure | str]] = [
         [
             name,
@@ -55,7 +54,8 @@ def of_finals(settings: Finals, arms: Arms, metric: str) -> Found:
             _percent(cell, "test_error", 2),
             _percent(cell, "train_error", 2),
             _strength(cell),
-            figure(ratios[name], 1),
+            figure(_counted(cell, "weights"), 1),
+            figure(_counted(cell, "bytes"), 0),
         ]
         for name, cell in shown.items()
     ]
@@ -63,6 +63,7 @@ def of_finals(settings: Finals, arms: Arms, metric: str) -> Found:
         *(_at_most(name, limit, chosen[name]) for name, limit in settings.at_most.items()),
         *(_lower(pair.arm, pair.than, pair.by, chosen) for pair in settings.lower),
         *(_compressed(name, least, chosen[name]) for name, least in settings.compression.items()),
+        *(_small(name, most, chosen[name]) for name, most in settings.bytes.items()),
     ]
     if settings.order:
         checks.append(_ordered(settings.order, chosen))
@@ -96,9 +97,16 @@ def _lower(arm: str, than: str, by: float, chosen: Mapping[str, Cell | None]) ->
 
 def _compressed(name: str, least: float, cell: Cell | None) -> Check:
     must = f"{name}: weights / nonzero weights at least {least:g}"
-    if cell is None or (ratio := _compression(cell)) is None:
+    if cell is None or (ratio := _counted(cell, "weights")) is None:
         return _open(must)
     return _check(must, ratio, 1, "", ratio.mean >= least)
+
+
+def _small(name: str, most: float, cell: Cell | None) -> Check:
+    must = f"{name}: at most {most:,.0f} bytes"
+    if cell is None or (size := _counted(cell, "bytes")) is None:
+        return _open(must)
+    return _check(must, size, 0, "", size.mean <= most)
 
 
 def _ordered(names: Sequence[str], chosen: Mapping[str, Cell | None]) -> Check:
@@ -111,10 +119,11 @@ def _ordered(names: Sequence[str], chosen: Mapping[str, Cell | None]) -> Check:
     return Check(must=must, ours=" > ".join(ours), is_reached=ours == list(names))
 
 
-def _compression(cell: Cell) -> Mean | None:
-    found = [result.get("compression", {}).get("weights") for result in cell.results]
-    ratios = [ratio for ratio in found if ratio is not None]
-    return mean(ratios) if len(ratios) == len(found) else None
+def _counted(cell: Cell, count: str) -> Mean | None:
+    """What compression has reached by a count; None if a run does not tell."""
+    found = [result.get("compression", {}).get(count) for result in cell.results]
+    known = [number for number in found if number is not None]
+    return mean(known) if len(known) == len(found) else None
 
 
 def of_peak(settings: Peak, arms: Arms, metric: str) -> Found:
