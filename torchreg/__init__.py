@@ -203,9 +203,15 @@ __all__ = [
 
 def _run_studies() -> None:
     """The command ``torchreg``: the studies in the wheel, or of an editable install those of its clone."""
+    import sys
     from importlib import import_module
     from importlib.util import find_spec
+    from pathlib import Path
 
+    if not sys.flags.safe_path:
+        sys.path.insert(
+            0, str(Path.cwd())
+        )  # as python -m does: a study may name a class of a file in the current folder
     package = "torchreg.studies" if find_spec("torchreg.studies") else "experiments"
     import_module(f"{package}.__main__").main()
 

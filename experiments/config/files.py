@@ -59,7 +59,8 @@ def _parsed(path: Path, said: str) -> Tree:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise UserError(f"{said}: cannot be read: {error.strerror}") from None
+        hint = f": did you mean {path}.toml?" if path.with_name(f"{path.name}.toml").is_file() else ""
+        raise UserError(f"{said}: cannot be read: {error.strerror}{hint}") from None
     except RecursionError:
         raise UserError(f"{said}: not a TOML file for a study: its tables or lists are too deep") from None
     except ValueError as error:  # of the syntax, of the bytes, of a number with thousands of digits

@@ -138,7 +138,23 @@ def test_a_shell_completes_a_script_and_not_a_module(tmp_path):
     assert "completion" not in printed("-m", "experiments", "--help")
 
 
+@pytest.mark.parametrize("flags", [(), ("-P",)])
+def test_the_script_finds_a_class_in_the_current_folder_as_python_m_does(tmp_path, flags):
+    (tmp_path / "nets.py").write_text("")
+    script = tmp_path / "bin" / "torchreg"
+    script.parent.mkdir()
+    shown = (
+        "import sys, importlib.util; sys.argv = ['torchreg', '--version']\nimport torchreg, experiments.__main__ as m"
+    )
+    script.write_text(f"{shown}\nm.main = lambda: print(importlib.util.find_spec('nets'))\ntorchreg._run_studies()\n")
+    around = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, *flags, str(script)]
+    done = subprocess.run(command, cwd=tmp_path, env=around, capture_output=True, text=True, check=True)
+    assert ("nets.py" in done.stdout) == (not flags)
+
+
 def test_the_command_of_an_editable_install_is_that_of_the_clone(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "argv", ["torchreg", "--version"])
     with pytest.raises(SystemExit) as end:
         torchreg._run_studies()

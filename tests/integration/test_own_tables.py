@@ -81,7 +81,11 @@ BAD_TABLES = {
     "an underscore": ("a,y\n1,2.5\n1_0,3.5\n", {}, "line 3, column 'a': must be a number, got '1_0'"),
     "NaN": ("a,y\nnan,2.5\n1,3.5\n", {}, "t.csv, line 2, column 'a': must be a number, got 'nan'"),
     "infinity": ("a,y\n1,2.5\n1,3.5\n1e999,3.5\n", {}, "line 4, column 'a': must be a number, got '1e999'"),
-    "several": ("a,b,y\n1,,2.5\n,2,3.5\n", {}, "line 2, column 'b': is missing (2 such cells)"),
+    "several": (
+        "a,b,y\n1,,2.5\n,2,3.5\n3,,1\n4,x,2\n",
+        {},
+        "line 2, column 'b': is missing (2 such cells in the column)",
+    ),
     "no target": ("a,y\n1,2.5\n1,\n", {}, "line 3, column 'y': is missing"),
     "a target that is a word": ("a,y\n1,2.5\n1,3.5\n2,?\n", {}, "line 4, column 'y': must be a number, got '?'"),
     "a word in a regression": (

@@ -22,11 +22,12 @@ Each row is a result that a paper has published, and what this library gives for
 that of final models: mean ± one standard error over seeds. Strengths are chosen by held-out
 training images, never by the test set. A row that falls short stays, with its reason.
 
-The command of a row makes its record again, in the folder `evidence`, and this page, which is never
-written by hand. `{command} evidence` writes the page alone.
+In a clone, the command of a row makes its record again, in `docs/evidence`, and this page, which is
+never written by hand. It needs the data, which are downloaded if `TORCHREG_DATA` names no folder that
+holds them. `{command} evidence` writes the page alone.
 """
 _COLUMNS = [
-    *("proof", "published", "must", "ours", "reached", "seeds"),
+    *("proof", "published", "required", "ours", "reached", "seeds"),
     *("budget", "command", "date"),
 ]
 _REACHED = {True: "yes", False: "**no**", None: "not yet"}

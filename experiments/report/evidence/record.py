@@ -72,6 +72,10 @@ class Evidence(BaseModel):
         return self.runs >= self.planned
 
 
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' if count != 1 else ''}"
+
+
 def reduce(study: Study, summary: Summary, origin: Origin) -> Evidence:
     """What is kept of a study's records.
 
@@ -104,7 +108,7 @@ def reduce(study: Study, summary: Summary, origin: Origin) -> Evidence:
         command=origin.command,
         date=datetime.now(UTC).date().isoformat(),
         versions={key: str(environment[key]) for key in ("torchreg", "torch", "python")},
-        machine=f"{environment['device']}, {environment['threads']} threads",
+        machine=f"{environment['device']}, {_threads(environment['threads'])}",
         seconds=rounded(total, 4),
         runs=sum(len(cell.runs) for cell in summary.cells),
         planned=summary.planned,

@@ -36,7 +36,9 @@ class _Table:
             i, j = faults[0]
             cell = self.rows[i][places[j]].strip()
             what = f"must be a number, got {cell!r:.60}" if cell else "is missing"
-            count = f" ({len(faults):,} such cells)" if len(faults) > 1 else ""
+            column = [self.rows[row][places[j]].strip() for row, k in faults if k == j]
+            alike = sum(bool(other) == bool(cell) for other in column)
+            count = f" ({alike:,} such cells in the column)" if alike > 1 else ""
             raise UserError(f"data.path: {self.place(i)}, column {names[j]!r}: {what}{count}: {hint}")
         return torch.tensor(values, dtype=torch.float64)
 
