@@ -69,9 +69,14 @@ class Onset(Section):
 
     level: Share  # of the test accuracy
     arms: Names  # whose steps times decay must be constant
-    never: Names = ()  # that must not pass the level
-    shown: Names = ()  # other arms
+    never: Names | None = None  # that must not pass the level
+    shown: Names | None = None  # other arms
     within: Share = 0.2  # of the mean
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """All arms that it names, in the order of its table."""
+        return (*(self.never or ()), *self.arms, *(self.shown or ()))
 
 
 class Slope(Section):
@@ -121,8 +126,8 @@ class Published(Section):
     @property
     def arms(self) -> dict[str, set[str]]:
         """The arms that each measure names."""
-        onset = () if self.onset is None else (*self.onset.arms, *self.onset.never, *self.onset.shown)
-        return {"finals": set() if self.finals is None else self.finals.named, "onset": set(onset)}
+        given = {"finals": self.finals, "onset": self.onset}
+        return {name: set() if measure is None else set(measure.named) for name, measure in given.items()}
 
     @property
     def source(self) -> str:

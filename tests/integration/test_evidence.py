@@ -126,6 +126,15 @@ def test_it_goes_on_after_the_text_was_changed(evidence, tmp_path):
     assert "for another reason" in (tmp_path / "docs/evidence.md").read_text()
 
 
+def test_a_file_may_have_any_name(evidence, tmp_path):
+    (tmp_path / "my study (2).toml").write_text(TOML)
+    assert evidence("my study (2).toml", *QUICK)[0] == 0
+    page = (tmp_path / "docs" / "evidence.md").read_text()
+    assert "](#evidence-my-study-2)" in page
+    assert "\n(evidence-my-study-2)=\n" in page
+    assert "](evidence/my%20study%20%282%29.svg)" in page
+
+
 def test_a_study_that_is_not_finished_is_marked(made, evidence, tmp_path):
     (tmp_path / "runs/tiny/runs/none/seed1/result.json").unlink()
     assert evidence("tiny.toml", "--from", "runs/tiny")[0] == 0

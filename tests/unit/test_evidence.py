@@ -333,6 +333,30 @@ def test_along_must_be_the_key_of_a_number():
         measured(published, summary, ["lr, 1"])
 
 
+def test_a_regression_has_no_errors_in_percent():
+    published = Published(**TEXTS, year=2014, finals=Finals())
+    summary = Summary("fake", [cell_of(task="regression")], 3, {})
+    with pytest.raises(UserError, match="this study is a regression"):
+        measured(published, summary, ["arm"])
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        {"finals": Finals()},
+        {"finals": Finals(lower=[{"arm": "a", "than": "b"}])},
+        {"peak": Peak(at=100, grid="grid", chosen=["rule"])},
+        {"onset": Onset(level=0.5, arms=["arm"])},
+        {"slope": Slope(expected={})},
+        {"tuned": Tuned()},
+    ],
+    ids=str,
+)
+def test_what_is_left_out_can_be_read_from_a_record(measure):
+    published = Published(**TEXTS, year=2014, **measure)
+    assert Published.model_validate_json(published.model_dump_json()) == published
+
+
 def test_a_paper_without_a_measure_is_refused():
     with pytest.raises(ValueError, match="a measure must be given"):
         Published(**TEXTS, year=2014)

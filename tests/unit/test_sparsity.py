@@ -1,5 +1,6 @@
 """TargetSparsity: the share of zeros that was asked for, however wrong the strength."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -163,6 +164,33 @@ def test_a_schedule_that_leaves_its_range_is_told():
     TargetSparsity(optimizer, 0.8, steps=100, schedule=lambda x: 2 * x)
     with pytest.raises(ValueError, match=r"TargetSparsity: schedule must give shares in \[0, 1\], got 1\."):
         fit(net, optimizer, 60)
+
+
+@pytest.mark.parametrize("reached", [None, "half", torch.tensor([0.1, 0.2]), float("nan")], ids=str)
+def test_a_schedule_that_gives_no_share_is_told(reached):
+    controller = TargetSparsity(ProxSGD(make_model().parameters(), L1(1e-3)), 0.8, steps=9, schedule=lambda _: reached)
+    with pytest.raises(ValueError, match=r"TargetSparsity: schedule must give shares in \[0, 1\], got .* at 0\Z"):
+        controller.goal()
+
+
+@pytest.mark.parametrize("give", [torch.tensor, lambda x: torch.tensor([x]), np.float32], ids=["0-d", "1-d", "numpy"])
+def test_a_schedule_may_give_any_number(give):
+    controller = TargetSparsity(
+        ProxSGD(make_model().parameters(), L1(1e-3)), 0.8, steps=9, schedule=lambda _: give(0.5)
+    )
+    assert type(controller.goal()) is float
+    assert controller.goal() == 0.4
+
+
+@pytest.mark.parametrize("groups", [None, "input"])
+def test_weights_without_elements_are_no_obstacle(groups):
+    full, empty = nn.Parameter(torch.linspace(1, 2, 10).view(5, 2)), nn.Parameter(torch.empty(0, 2))
+    optimizer = ProxSGD([full, empty], L1(1e-6), lr=1e-3)
+    controller = TargetSparsity(optimizer, 0.4, steps=2, fix_at=0.5, groups=None if groups is None else 0)
+    full.grad, empty.grad = torch.zeros_like(full), torch.zeros_like(empty)
+    optimizer.step()
+    assert controller.sparsity == 0.4
+    assert full.count_nonzero() == 6
 
 
 # -- a Regularizer ------------------------------------------------------------------------------------------------
@@ -330,7 +358,11 @@ def test_a_foreign_state_is_refused():
         ({"schedule": "square"}, "schedule must be one of cubic, linear, constant, or a function .*, got 'square'"),
         ({"span": (0.5, 0.5)}, r"span must be two increasing shares in \[0, 1\], got \(0.5, 0.5\)"),
         ({"span": (0.0, 1.1)}, "span must be two increasing shares"),
+        ({"schedule": ["cubic"]}, "schedule must be one of .*, got .'cubic'."),
+        ({"fix_at": "0.7"}, "fix_at must be .*, got '0.7'"),
         ({"span": 0.6}, "span must be two increasing shares in .*, got 0.6"),
+        ({"span": "ab"}, "span must be two increasing shares in .*, got 'ab'"),
+        ({"span": (0, "1")}, "span must be two increasing shares in .*, got .0, '1'."),
     ],
     ids=str,
 )

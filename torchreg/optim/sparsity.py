@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -118,14 +119,15 @@ class TargetSparsity:
                 else ""
             )
             raise ValueError(f"TargetSparsity: target must be in (0, 1), got {target!r}{percent}")
-        if not 0 < fix_at <= 1:
+        if isinstance(fix_at, str) or not 0 < fix_at <= 1:
             raise ValueError(f"TargetSparsity: fix_at must be in (0, 1], got {fix_at!r}")
-        if not callable(schedule) and schedule not in _SHAPES:
+        if not callable(schedule) and schedule not in list(_SHAPES):
             raise ValueError(
                 f"TargetSparsity: schedule must be one of {', '.join(_SHAPES)}, or a function of the progress, "
                 f"got {schedule!r}"
             )
-        if not (isinstance(span, Sequence) and len(span) == 2 and 0 <= span[0] < span[1] <= 1):
+        is_pair = isinstance(span, Sequence) and len(span) == 2 and not any(isinstance(end, str) for end in span)
+        if not (is_pair and 0 <= span[0] < span[1] <= 1):
             raise ValueError(f"TargetSparsity: span must be two increasing shares in [0, 1], got {span!r}")
         stepping = optimizer._steered_in("TargetSparsity")
         self.optimizer, self.target, self.steps, self.fix_at = optimizer, target, steps, fix_at
@@ -200,9 +202,13 @@ class TargetSparsity:
         first, last = self.span
         progress = min(max((self._made / self._steered - first) / (last - first), 0.0), 1.0)
         shape = self.schedule if callable(self.schedule) else _SHAPES[self.schedule]
-        reached = shape(progress)
+        found = shape(progress)
+        try:
+            reached = float(found)
+        except (TypeError, ValueError, RuntimeError):  # no number, or several
+            reached = math.nan
         if not 0 <= reached <= 1:
-            raise ValueError(f"TargetSparsity: schedule must give shares in [0, 1], got {reached!r} at {progress:g}")
+            raise ValueError(f"TargetSparsity: schedule must give shares in [0, 1], got {found!r} at {progress:g}")
         return self.target * reached
 
     @torch.no_grad()
@@ -290,4 +296,5 @@ def _kind(thing: object) -> str:
 
 def _score(size: Tensor, slope: Tensor) -> Tensor:
     """The order of sizes: those that are not zero by themselves, then zeros by their gradients."""
-    return torch.where(size != 0, 1 + size / size.amax(), slope / (1 + slope))
+    largest = size.amax() if size.numel() else 1.0
+    return torch.where(size != 0, 1 + size / largest, slope / (1 + slope))

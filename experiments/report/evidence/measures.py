@@ -32,8 +32,12 @@ def measured(published: Published, summary: Summary, arms: Iterable[str]) -> lis
         arms: the names of all arms.
 
     Raises:
-        UserError: a measure names a key of the study that is no number.
+        UserError: a measure names a key of the study that is no number, or the study is a regression.
     """
+    if summary.is_regression:
+        raise UserError(
+            "published: the measures are of shares of wrong classes, this study is a regression: give classes"
+        )
     cells: dict[str, list[Cell]] = {name: [] for name in arms}
     for cell in summary.cells:
         if cell.is_done:
@@ -211,7 +215,7 @@ def of_onset(settings: Onset, arms: Arms, metric: str) -> Found:
     points: list[dict[str, Scalar]] = []
     products: dict[str, Mean | None] = {}
     highest: dict[str, float] = {}
-    for name in dict.fromkeys((*settings.never, *settings.arms, *settings.shown)):
+    for name in dict.fromkeys(settings.named):
         if not arms[name]:
             continue
         cell = arms[name][0]
@@ -270,7 +274,7 @@ def _of_onset(settings: Onset, products: Mapping[str, Mean | None], highest: Map
         away = spread(known)
         ours = f"within {100 * away:.0f} % ({', '.join(f'{product:,.0f}' for product in known)})"
         checks = [Check(must=must, ours=ours, value=rounded(away), is_reached=away <= settings.within)]
-    for name in settings.never:
+    for name in settings.never or ():
         must = f"{name}: never {level}"
         if name not in highest:
             checks.append(_open(must))

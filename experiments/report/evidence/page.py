@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 import torchreg
 
@@ -65,7 +67,7 @@ def write_page(docs: Path, texts: Mapping[str, Published], new: Evidence | None 
                 picture = folder / f"{found.name}{f'_{number + 1}' if number else ''}.svg"
                 write(picture, drawn(each.picture, pen) + "\n")
                 shows = each.picture.shows
-                pictures.append(f"![{shows.partition('.')[0]}.]({folder.name}/{picture.name})\n\n{shows}")
+                pictures.append(f"![{shows.partition('.')[0]}.]({folder.name}/{quote(picture.name)})\n\n{shows}")
             rows.append(_row(found, text))
             sections.append(_section(found, text, pictures))
     table = _table(_COLUMNS, rows) if rows else "No record is there yet."
@@ -148,7 +150,8 @@ def _cell(text: str) -> str:
 
 
 def _anchor(found: Evidence) -> str:
-    return f"evidence-{found.name.replace('_', '-').lower()}"
+    words = re.sub(r"[\W_]+", "-", found.name.lower()).strip("-")
+    return f"evidence-{words}"
 
 
 def _time(seconds: float) -> str:
