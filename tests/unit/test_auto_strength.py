@@ -213,6 +213,15 @@ def test_a_state_is_that_of_the_strength_wherever_it_is_loaded():
     assert_close(AutoStrength(scaled, HELD_OUT, nn.MSELoss()).strengths["L2"], 0.1)
 
 
+@pytest.mark.parametrize("numbers", [[0.0, 1.0], [0.0] * 7, [math.nan, 0.1, 0.0, 0.0, 0.0, 0.0]], ids=str)
+def test_a_state_with_wrong_numbers_is_refused_and_changes_nothing(numbers):
+    auto = AutoStrength(Regularizer(make_model(), L2(0.1), mode="grad"), HELD_OUT, nn.MSELoss())
+    state = auto.state_dict()
+    with pytest.raises(ValueError, match=r"\AAutoStrength: state must hold 6 finite numbers for L2, got \["):
+        auto.load_state_dict({**state, "steps": 5, "knobs": {"L2": numbers}})
+    assert auto.state_dict() == state
+
+
 def test_a_held_out_loss_that_is_not_finite_is_told():
     model = make_model()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)

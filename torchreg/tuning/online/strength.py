@@ -264,12 +264,15 @@ class AutoStrength:
         names = [item.name for item in self._tuned]
         if set(state) != {"steps", "batches", "knobs"} or list(state["knobs"]) != names:
             raise ValueError(f"AutoStrength: state must be that of the strengths {', '.join(names)}, got {list(state)}")
+        for name, numbers in state["knobs"].items():
+            if len(numbers) not in (5, 6) or not all(map(math.isfinite, numbers)):  # 5 in records of version 0.1
+                raise ValueError(f"AutoStrength: state must hold 6 finite numbers for {name}, got {numbers}")
         steps, batches = (checked_steps("AutoStrength", state[key]) for key in ("steps", "batches"))
         loaded = [
             (log_scale + math.log(unit / item.unit), (mean, square, count), sum(reach) * item.unit / unit)
             for item, (log_scale, unit, mean, square, count, *reach) in zip(
                 self._tuned, state["knobs"].values(), strict=True
-            )  # records of version 0.1 have no reach
+            )
         ]
         self._steps = steps
         self._batches.go_to(batches)
