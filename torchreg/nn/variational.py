@@ -64,6 +64,7 @@ class VariationalDropout(Gated):
         Reparameterization Trick", NIPS 2015.
     """
 
+    train_clip = False  # of a layer that was pickled before it had the option
     rates, cost, depends_on = "log_sigma2", "KL", ("log_sigma2", "layer.weight")
 
     def __init__(
