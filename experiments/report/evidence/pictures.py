@@ -29,7 +29,13 @@ _CONFIG: Spec = {
         "labelLimit": 260,
     },
     "title": {"color": _INK, "fontSize": 13, "anchor": "start"},
-    "legend": {"labelColor": _INK, "titleColor": _INK, "labelFontSize": 12, "titleFontWeight": "normal"},
+    "legend": {
+        "labelColor": _INK,
+        "titleColor": _INK,
+        "labelFontSize": 12,
+        "titleFontWeight": "normal",
+        "columnPadding": 24,
+    },
 }
 _BAR = "M-0.2,-1.4L0.2,-1.4L0.2,1.4L-0.2,1.4Z"  # an upright one, as a symbol
 _Rows = Sequence[Mapping[str, Scalar]]
