@@ -1,9 +1,10 @@
 """Schedules: functions from the step number (0 before the first step) to a factor of strengths, decay or drop rates."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
-from typing import Protocol, final
+from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor
@@ -45,6 +46,18 @@ def check_scale(owner: str, scale: float | Tensor, members: int | None = None) -
 
 
 @dataclass(frozen=True)
+def share_at(owner: str, schedule: Callable[[float], object], progress: float) -> float:
+    """The share, in [0, 1], that a function of the progress gives; of a tensor it is waited for."""
+    found: Any = schedule(progress)
+    try:
+        share = float(found)
+    except (TypeError, ValueError, RuntimeError):  # no number, or several
+        share = math.nan
+    if not 0 <= share <= 1:
+        raise ValueError(f"{owner}: schedule must give shares in [0, 1], got {found!r} at {progress:g}")
+    return share
+
+
 class _Timed:
     steps: int
 

@@ -59,7 +59,8 @@ def _parsed(path: Path, said: str) -> Tree:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        hint = f": did you mean {path}.toml?" if path.with_name(f"{path.name}.toml").is_file() else ""
+        is_short = os.path.isfile(f"{path}.toml")  # noqa: PTH113 - it raises nothing, whatever the name
+        hint = f": did you mean {path}.toml?" if is_short else ""
         raise UserError(f"{said}: cannot be read: {error.strerror}{hint}") from None
     except RecursionError:
         raise UserError(f"{said}: not a TOML file for a study: its tables or lists are too deep") from None

@@ -159,7 +159,7 @@ def test_bytes_and_paths_that_are_no_table(tmp_path):
         ({"name": "digits", "test_size": 0.1}, "data: test_size is for data without a test of its own"),
         ({"name": "cvs", "path": "x"}, "data.name: must be 'digits', 'mnist'"),
         ({"class": "nets.py"}, "data.class: must be of the form package.module"),
-        ({"valid_size": 0}, "data.valid_size: must be a whole number of at least 1, or a share between 0 and 1, got 0"),
+        ({"valid_size": -1}, "data.valid_size: must be a whole number of at least 1, or a share"),
         ({"valid_size": 1.5}, "data.valid_size: must be a whole number of at least 1, or a share between 0 and 1"),
         ({"name": "wine", "test_size": True}, "data.test_size: must be a whole number of at least 1, or a share"),
         ({"name": "images", "path": "x", "size": [8]}, "data.size"),

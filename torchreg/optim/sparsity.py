@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ from torchreg import functional as f
 from torchreg.hooks import Carried, StepHooks, checked_steps
 from torchreg.optim.proximal import Proximal
 from torchreg.penalties.partition import Groups, Partition, check_groups, resolve, split
+from torchreg.schedules import share_at
 from torchreg.selection.parameters import ParamInfo
 from torchreg.steps.steered import Steered
 
@@ -202,14 +202,7 @@ class TargetSparsity:
         first, last = self.span
         progress = min(max((self._made / self._steered - first) / (last - first), 0.0), 1.0)
         shape = self.schedule if callable(self.schedule) else _SHAPES[self.schedule]
-        found = shape(progress)
-        try:
-            reached = float(found)
-        except (TypeError, ValueError, RuntimeError):  # no number, or several
-            reached = math.nan
-        if not 0 <= reached <= 1:
-            raise ValueError(f"TargetSparsity: schedule must give shares in [0, 1], got {found!r} at {progress:g}")
-        return self.target * reached
+        return self.target * share_at("TargetSparsity", shape, progress)
 
     @torch.no_grad()
     def _steer(self, every: int) -> None:
