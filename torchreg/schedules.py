@@ -45,7 +45,6 @@ def check_scale(owner: str, scale: float | Tensor, members: int | None = None) -
     raise ValueError(f"{owner}: scale must be a finite number >= 0 or {tensor}, got {scale!r}")
 
 
-@dataclass(frozen=True)
 def share_at(owner: str, schedule: Callable[[float], object], progress: float) -> float:
     """The share, in [0, 1], that a function of the progress gives; of a tensor it is waited for."""
     found: Any = schedule(progress)
@@ -58,6 +57,7 @@ def share_at(owner: str, schedule: Callable[[float], object], progress: float) -
     return share
 
 
+@dataclass(frozen=True)
 class _Timed:
     steps: int
 
