@@ -1,5 +1,6 @@
 """Lightning's callback: the bits of the recipe, logs that a hand computes, runs that resume with both."""
 
+import multiprocessing
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -263,12 +264,20 @@ def test_a_proximal_optimizer_goes_beside_it(tmp_path):
 
 @pytest.mark.distributed
 def test_lightning_s_processes_train_as_those_of_the_recipe(tmp_path):
+    """In a process of its own: where autograd has threads, forks cannot use it."""
+    process = multiprocessing.get_context("spawn").Process(target=train_in_two_processes, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+def train_in_two_processes(folder):
     """Each process has half of each batch, and attaches for itself."""
     ends, expected = [], {}
     for mode, callbacks in (("prox", []), ("none", [lightning_callback(PENALTY, mode="prox")])):
         net = lightning_net() if mode == "none" else loops.lightning_module(mode)
         options = {"strategy": "ddp_fork", "devices": 2, "log_every_n_steps": 1}
-        trainer = loops.lightning_trainer(tmp_path, callbacks=callbacks, **options)
+        trainer = loops.lightning_trainer(folder, callbacks=callbacks, **options)
         trainer.fit(net, batches())
         ends.append(weights_of(net.net))
         expected = {key: value.item() for key, value in trainer.callback_metrics.items() if key in KEYS}
