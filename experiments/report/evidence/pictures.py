@@ -15,7 +15,7 @@ _COLORS = ["#c2410c", "#64748b", "#2563a8", "#15803d", "#a21caf", "#b45309"]
 _CONFIG: Spec = {
     "font": "Arial, Helvetica, sans-serif",
     "background": "white",
-    "padding": 8,
+    "padding": {"left": 28, "top": 8, "right": 16, "bottom": 8},  # browsers may have wider letters than the renderer
     "view": {"stroke": None},
     "axis": {
         "domainColor": _SOFT,
