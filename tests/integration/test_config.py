@@ -42,7 +42,7 @@ CONFIGS = sorted(ROOT.glob("configs/**/*.toml"))
 
 
 def needs(path: Path) -> list[pytest.MarkDecorator]:
-    is_of_mnist = path.parent.name == "published" and '"mnist"' in path.read_text()
+    is_of_mnist = path.parent.name != "mnist" and '"mnist"' in path.read_text()
     return [pytest.mark.mnist] * is_of_mnist + [pytest.mark.torchvision] * (path.stem == "images")
 
 
