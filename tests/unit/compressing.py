@@ -9,15 +9,20 @@ from torchreg.diagnostics.dead_units import compress
 SIDE = 9  # of the maps that convolutions get
 
 
-def build(*modules, seed=0):
-    """The modules in sequence, in double precision, with weights and running statistics that are all different."""
-    model = nn.Sequential(*modules).double().eval()
+def randomized(model, seed=0):
+    """The model in double precision, with weights and running statistics that are all different."""
+    model = model.double().eval()
     draw = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point():
             tensor.copy_(torch.randn(tensor.shape, generator=draw, dtype=tensor.dtype))
             tensor.abs_() if name.endswith("running_var") else None
     return model
+
+
+def build(*modules, seed=0):
+    """The modules in sequence, randomized."""
+    return randomized(nn.Sequential(*modules), seed)
 
 
 def kill(layer, units, *, also_outgoing=()):

@@ -6,19 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.helpers import assert_bit_equal, assert_close, weights_of
+from tests.unit.compressing import randomized
 from torchreg import compress
 from torchreg.diagnostics import compression, coupled_units
-
-
-def randomized(model, seed=0):
-    """The model in double precision, all its numbers different."""
-    model = model.double().eval()
-    draw = torch.Generator().manual_seed(seed)
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point():
-            tensor.copy_(torch.randn(tensor.shape, generator=draw, dtype=tensor.dtype))
-            tensor.abs_() if name.endswith("running_var") else None
-    return model
 
 
 def size(model):
