@@ -1,0 +1,52 @@
+"""The measures: what is held against a paper's figures. Each is of the final models, and of no choice by the test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ....config import Published
+from ....config.published import MEASURES
+from ....errors import UserError
+from ...cells import Cell
+from ...summary import Summary
+from ..found import Found
+from .common import Arms
+from .finals import of_finals
+from .onset import of_onset
+from .peak import of_peak
+from .slope import of_slope
+from .tuned import of_tuned
+
+__all__ = ["measured", "of_finals", "of_onset", "of_peak", "of_slope", "of_tuned"]
+
+_BY_NAME: dict[str, Callable[[Any, Arms, str], Found]] = {
+    "finals": of_finals,
+    "peak": of_peak,
+    "onset": of_onset,
+    "slope": of_slope,
+    "tuned": of_tuned,
+}
+
+
+def measured(published: Published, summary: Summary, arms: Iterable[str]) -> list[Found]:
+    """What each measure of a study finds.
+
+    Args:
+        published: names the measures.
+        summary: of the runs that are finished.
+        arms: the names of all arms.
+
+    Raises:
+        UserError: a measure names a key of the study that is no number, or the study is a regression.
+    """
+    if summary.is_regression:
+        raise UserError(
+            "published: the measures are of shares of wrong classes, this study is a regression: give classes"
+        )
+    cells: dict[str, list[Cell]] = {name: [] for name in arms}
+    for cell in summary.cells:
+        if cell.is_done:
+            cells[cell.arm].append(cell)
+    given = {name: getattr(published, name) for name in MEASURES}
+    return [_BY_NAME[name](own, cells, summary.metric) for name, own in given.items() if own is not None]

@@ -1,0 +1,81 @@
+"""Strengths that were tuned in one run, beside the best of a grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ....config.published import Tuned
+from ...cells import best_of
+from ...numbers import rounded
+from ...statistics import Mean
+from ..found import Check, Figure, Found, Picture, Scalar, Table, figure
+from .common import Arms, difference, mean_of, open_check, percent, strength
+
+
+def of_tuned(settings: Tuned, arms: Arms, metric: str) -> Found:
+    """The loss and error of strengths that were tuned in one run, less those of the grid's best by validation."""
+    end = f", {settings.suffix}"
+    pairs = {name: f"{name}{end}" for name in arms if f"{name}{end}" in arms}
+    rows: list[list[Figure | str]] = []
+    points: list[dict[str, Scalar]] = []
+    gaps: dict[str, list[Mean | None]] = {"test_loss": [], "test_error": []}
+    costs: list[float] = []
+    for name, other in pairs.items():
+        best, tuned = best_of(arms[name], metric), best_of(arms[other], metric)
+        if best is None or tuned is None:
+            continue
+        cost = tuned.seconds / (sum(cell.seconds for cell in arms[name]) / len(arms[name]))
+        costs.append(cost)
+        for key, found in gaps.items():
+            found.append(difference(tuned, best, key))
+        rows.append(
+            [
+                name,
+                strength(best),
+                strength(tuned),
+                percent(best, "test_error", 1),
+                percent(tuned, "test_error", 1),
+                figure(difference(tuned, best, "test_error", 100), 2),
+                figure(difference(tuned, best, "test_loss"), 4),
+                f"{cost:.2f}",
+            ]
+        )
+        for kind, cell in (("best of the grid", best), ("tuned", tuned)):
+            error = mean_of(cell, "test_error", 100)
+            loss = mean_of(cell, "test_loss")
+            row: dict[str, Scalar] = {"setting": name, "kind": kind, "error": rounded(error.mean)}
+            row |= {
+                "error_se": rounded(error.se or 0.0),
+                "loss": rounded(loss.mean),
+                "loss_se": rounded(loss.se or 0.0),
+            }
+            points.append(row)
+    is_whole = len(rows) == len(pairs) > 0
+    errors = "one standard error" if settings.errors == 1 else f"{settings.errors:g} standard errors"
+    checks = [
+        _no_worse(f"{noun}: at most {errors} above the grid's best, everywhere", gaps[key], settings.errors, is_whole)
+        for key, noun in (("test_loss", "loss"), ("test_error", "error"))
+    ]
+    must = f"time: at most {settings.cost:g} runs at one strength"
+    worst = max(costs, default=0.0)
+    ours = f"at most {worst:.2f} runs"
+    checks.append(
+        Check(must=must, ours=ours, value=rounded(worst), is_reached=worst <= settings.cost)
+        if is_whole
+        else open_check(must)
+    )
+    columns = [
+        *("setting", "grid's best", "tuned", "error of the grid's best, %", "error tuned, %"),
+        *("difference, points", "difference of the loss", "time, runs"),
+    ]
+    shows = "Test errors and losses at the grid's best strength by validation and at the tuned one."
+    picture = Picture(kind="tuned", shows=shows, rows=points)
+    return Found(checks=checks, tables=[Table(title="Settings", columns=columns, rows=rows)], picture=picture)
+
+
+def _no_worse(must: str, gaps: Sequence[Mean | None], errors: float, is_whole: bool) -> Check:
+    if not is_whole or any(gap is None or gap.se is None for gap in gaps):
+        return open_check(must)
+    known = [gap for gap in gaps if gap is not None]
+    within = sum(gap.mean <= errors * (gap.se or 0.0) for gap in known)
+    return Check(must=must, ours=f"{within} of {len(known)} settings", is_reached=within == len(known))
