@@ -10,7 +10,19 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from torchreg import L1, L2, ElasticNet, GroupLasso, Huber, LogSum, Nuclear, Penalty, Regularizer, SpectralNorm
+from torchreg import (
+    L1,
+    L2,
+    ElasticNet,
+    GroupLasso,
+    Huber,
+    LogSum,
+    MaxNorm,
+    Nuclear,
+    Penalty,
+    Regularizer,
+    SpectralNorm,
+)
 from torchreg.regularizer import Mode
 
 from .steps import CHECKED, Step, deep, l1_l2, mlp, step
@@ -73,6 +85,8 @@ def penalties(clock: Clock) -> Iterator[Table]:
             contenders[name] = made(mode, penalty=penalty)
             if penalty.is_uniform:
                 contenders[f"{name}, compile=True"] = made(mode, penalty=penalty, compile=True)
+    bound = MaxNorm(1.0)
+    contenders[f"{bound!r}, 'prox'"] = made("prox", penalty=bound)
     yield from clock.race("the same step, by penalty", contenders, 25)
 
 

@@ -35,6 +35,18 @@ def test_the_projection_is_inside(case, w):
     assert case.constraint.value(projected) == 0
 
 
+@pytest.mark.shows("prox")
+@cases()
+@given(w=weights, enabled=st.booleans())
+def test_in_place_it_is_the_projection(case, w, enabled):
+    before, expected = w.clone(), case.constraint.project(w)
+    with torch.set_grad_enabled(enabled):  # the steps of optimizers disable it, and may then overwrite what they read
+        assert case.constraint._prox_(w, 0.3) is w
+    assert_close(w, expected)
+    if (before == expected).all():
+        assert_bit_equal(w, expected)
+
+
 @pytest.mark.shows("value")
 @cases()
 @given(w=weights)

@@ -114,7 +114,7 @@ def real_dtype(w: Tensor) -> torch.dtype:
 
 def row_squares(w: Tensor) -> Tensor:
     # Not vector_norm, which adds one by one: for ten million equal float32 weights its relative error is 8e-3.
-    return magnitude(w).square().sum(-1, keepdim=True)
+    return (magnitude(w) if w.is_complex() else wide(w)).square().sum(-1, keepdim=True)
 
 
 def nan_of(w: Tensor) -> Tensor:

@@ -111,9 +111,30 @@ class GroupConstraint(ByGroup, Constraint):
         return self._split(w).map(self._projected)
 
 
+class _Euclidean(GroupConstraint):
+    """A bound on the Euclidean norm of each group."""
+
+    @property
+    @abstractmethod
+    def _bound(self) -> float:
+        """The largest norm."""
+
+    def _projected(self, part: Part) -> Tensor:
+        return f.project_l2_ball(part.rows, self._bound)
+
+    def _prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
+        parts = self._in_place(1.0, w)
+        if parts is None:
+            return super()._prox_(w, step)
+        (own,) = parts
+        lengths = f.row_lengths(own.rows)
+        own.rows.mul_(torch.where(lengths > self._bound, self._bound / lengths, 1.0))
+        return w
+
+
 @final
 @dataclass(frozen=True, repr=False, eq=False)
-class MaxNorm(GroupConstraint):
+class MaxNorm(_Euclidean):
     r"""The max-norm constraint: a bound on the length of each unit's vector of incoming weights.
 
     .. math:: \|w_g\|_2 \le c \text{ for every group } g, \qquad
@@ -146,8 +167,9 @@ class MaxNorm(GroupConstraint):
     max_norm: float
     groups: Groups = "output"
 
-    def _projected(self, part: Part) -> Tensor:
-        return f.project_l2_ball(part.rows, self.max_norm)
+    @property
+    def _bound(self) -> float:
+        return self.max_norm
 
 
 @final
@@ -262,7 +284,7 @@ class L1Ball(GroupConstraint):
 
 @final
 @dataclass(frozen=True, repr=False, eq=False)
-class L2Ball(GroupConstraint):
+class L2Ball(_Euclidean):
     r"""A bound on the Euclidean norm: a Ridge with a given bound instead of a strength.
 
     .. math:: \|w_g\|_2 \le r \text{ for every group } g, \qquad
@@ -286,8 +308,9 @@ class L2Ball(GroupConstraint):
     radius: float
     groups: Groups = "tensor"
 
-    def _projected(self, part: Part) -> Tensor:
-        return f.project_l2_ball(part.rows, self.radius)
+    @property
+    def _bound(self) -> float:
+        return self.radius
 
 
 @final

@@ -55,6 +55,16 @@ class ByGroup(Described):
         owner = type(self).__name__
         return split(w, check_groups(owner, self.groups), owner)
 
+    def _in_place(self, number: float | Tensor, *tensors: Tensor) -> list[Part] | None:
+        """The groups as rows in the tensors' own memory; None if they lie elsewhere, or if that would be wrong.
+
+        It is wrong where derivatives need what was there before, and with a ``number`` that differs within a group.
+        """
+        if torch.is_grad_enabled() or (isinstance(number, Tensor) and number.ndim):
+            return None
+        found = [self._split(tensor) for tensor in tensors]
+        return [each.parts[0] for each in found] if all(each.is_view for each in found) else None
+
 
 class Grouped(ByGroup, Term, ProximalPenalty):
     """A penalty on each group of the weight.
@@ -77,16 +87,6 @@ class Grouped(ByGroup, Term, ProximalPenalty):
             return self._split(w).map(lambda part: act(part, step))
         steps = iter(self._split(step).parts)
         return self._split(w).map(lambda part: act(part, next(steps).rows))
-
-    def _in_place(self, number: float | Tensor, *tensors: Tensor) -> list[Part] | None:
-        """The groups as rows in the tensors' own memory; None if they lie elsewhere, or if that would be wrong.
-
-        It is wrong where derivatives need what was there before, and with a ``number`` that differs within a group.
-        """
-        if torch.is_grad_enabled() or (isinstance(number, Tensor) and number.ndim):
-            return None
-        found = [self._split(tensor) for tensor in tensors]
-        return [each.parts[0] for each in found] if all(each.is_view for each in found) else None
 
     def _slopes(self, w: Tensor, strength: float) -> Tensor:
         """``strength * sqrt(size) / norm`` of the group of each element of ``w``; 0 in a group of zeros."""
