@@ -1,5 +1,6 @@
 """Penalties written out a second time, in torch's own operations."""
 
+import numpy as np
 import torch
 from scipy.stats import norm
 from torch import Tensor
@@ -132,3 +133,13 @@ def nothing(g: Tensor) -> Tensor:
 
 def lengths(w: Tensor) -> Tensor:
     return w.flatten(1).square().sum(1).sqrt()
+
+
+def bisected(w: Tensor, total: float) -> Tensor:
+    """``max(w - tau, 0)`` with the sum ``total``, for a vector: tau by bisection, in NumPy."""
+    v = w.double().numpy()
+    low, high = v.min() - total, v.max()
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.maximum(v - middle, 0).sum() > total else (low, middle)
+    return torch.from_numpy(np.maximum(v - low, 0))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from torchreg.optim import SGDW, AdagradW, AdamaxW, AdamW, NAdamW, RAdamW, RMSpropW, decoupled
 
@@ -68,6 +69,13 @@ def undecayed(base: type[torch.optim.Optimizer], params: Any, **options: Any) ->
     """An optimizer of a class of torch's, some of which decay by default."""
     takes_decay = "weight_decay" in inspect.signature(base).parameters
     return base(params, **options, **({"weight_decay": 0} if takes_decay else {}))
+
+
+def each_couplings_share(model: nn.Module) -> list[dict[str, Any]]:
+    """A group for each coupling."""
+    return [
+        {"params": [param], "coupling": coupling} for param, coupling in zip(model.parameters(), COUPLINGS, strict=True)
+    ]
 
 
 each_optimizer = pytest.mark.parametrize("make_optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from tests.cases import CONSTRAINTS
+from tests.formulas import bisected
 from tests.helpers import assert_bit_equal, assert_close
-from tests.unit.test_constraints import bisected
 from torchreg import functional as f
 
 numbers = st.floats(-100, 100, allow_subnormal=False) | st.sampled_from([0.0, -0.0, 1e-300, -1e-9, 1.0])

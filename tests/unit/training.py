@@ -35,3 +35,15 @@ def one_step(optimizer: torch.optim.Optimizer, gradient: float = 0.0) -> None:
 
 def a_weight(value: float = 1.0) -> nn.Parameter:
     return nn.Parameter(torch.tensor([value], dtype=torch.float64))
+
+
+def weights(*values: float, dtype: torch.dtype = torch.float64) -> nn.Parameter:
+    return nn.Parameter(torch.tensor(values, dtype=dtype))
+
+
+def step(optimizer: torch.optim.Optimizer, gradient: float | torch.Tensor) -> torch.Tensor:
+    """A step of an optimizer that has one parameter; returns the parameter."""
+    (w,) = optimizer.param_groups[0]["params"]
+    w.grad = torch.as_tensor(gradient, dtype=w.dtype).expand_as(w).clone()
+    optimizer.step()
+    return w.detach()
