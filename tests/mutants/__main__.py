@@ -1,8 +1,9 @@
 """Breaks one line after another, each in a copy of the tree, and runs the tests until one fails.
 
 A mutant meets the tests in the order in which they are likely to see it: first the files that speak most of what the
-broken code defines, then all others that ``make test`` runs, then the rest. It ends with the first test that fails. So
-"caught" means that some test of that selection fails, and the test that is named is the first one that was met.
+broken code defines, then the others that ``make test`` runs, the slow ones last, then the rest. It ends with the first
+test that fails. So "caught" means that some test of that selection fails, and the test that is named is the first one
+that was met.
 
     python -m tests.mutants                 # all, one after another: an hour or more of one core
     python -m tests.mutants 3 17 --jobs 2   # some of them, two at a time; writes nothing
@@ -26,7 +27,7 @@ from tests.mutants.table import MUTANTS, Mutant
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "mutants.md"
-LIKELY = 5  # test files that are run first
+LIKELY = 8  # test files that are run first
 LIMIT = 3600  # seconds for one run of tests: a mutant may loop for ever
 
 
@@ -61,9 +62,10 @@ def judge(mutant: Mutant) -> Verdict:
     with tempfile.TemporaryDirectory(prefix="mutant") as name:
         folder = Path(name)
         copy_tree(folder)
-        likely = likely_tests(mutant, folder)
+        ordered = by_likelihood(mutant, folder)
         apply(mutant, folder)
-        others = [str(path) for path in _tests(folder) if str(path) not in likely] + ["torchreg", "experiments"]
+        likely, others = ordered[:LIKELY], sorted(ordered[LIKELY:], key=_is_slow)
+        others += ["torchreg", "experiments"]
         few = first_failure(folder, "--representatives", *likely) or first_failure(folder, "--representatives", *others)
         every = few or first_failure(folder, "--rest", *likely, *others)
     return Verdict(mutant, few, every, time.monotonic() - started)
@@ -89,10 +91,11 @@ def apply(mutant: Mutant, folder: Path) -> None:
     path.write_text(text.replace(mutant.text, mutant.replacement), encoding="utf-8")
 
 
-def likely_tests(mutant: Mutant, folder: Path) -> list[str]:
-    """The test files that speak most of what the mutated file defines; what encloses its line counts ten times.
+def by_likelihood(mutant: Mutant, folder: Path) -> list[str]:
+    """The test files, first those that speak most of what the mutated file defines.
 
-    The rarer a name is in the tests, the more it tells: a file gets its share of all places where the name stands.
+    What encloses the mutated line counts ten times. The rarer a name is in the tests, the more it tells: a file gets
+    its share of all places where the name stands.
     """
     source = (folder / mutant.file).read_text(encoding="utf-8")
     line = source[: source.index(mutant.text)].count("\n") + 1
@@ -109,7 +112,12 @@ def likely_tests(mutant: Mutant, folder: Path) -> list[str]:
         total = sum(counts[name] for counts in words.values())
         for path, counts in words.items():
             scores[path] += weight * counts[name] / max(total, 1)
-    return sorted(scores, key=lambda path: (-scores[path], path))[:LIKELY]
+    return sorted(words, key=lambda path: (-scores[path], path))
+
+
+def _is_slow(path: str) -> bool:
+    """Whether whole programs run in the file's tests."""
+    return not path.startswith(("tests/unit/", "tests/property/", "tests/oracle/"))
 
 
 def first_failure(folder: Path, *arguments: str) -> str:

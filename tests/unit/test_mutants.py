@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutants.__main__ import ROOT, Verdict, apply, likely_tests, page
+from tests.mutants.__main__ import LIKELY, ROOT, Verdict, apply, by_likelihood, page
 from tests.mutants.table import MUTANTS
 
 
@@ -22,9 +22,9 @@ def test_each_fault_can_be_made_in_one_place_and_is_still_a_program(mutant, tmp_
 
 def test_the_tests_of_what_is_broken_are_run_first():
     hooks = next(mutant for mutant in MUTANTS if mutant.file == "torchreg/hooks/step.py")
-    likely = likely_tests(hooks, ROOT)
-    assert "tests/unit/test_hooks.py" in likely
-    assert len(likely) == 5
+    ordered = by_likelihood(hooks, ROOT)
+    assert "tests/unit/test_hooks.py" in ordered[:LIKELY]
+    assert sorted(ordered) == sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py"))
 
 
 def test_there_are_forty_one_and_each_part_of_the_source_has_some():
