@@ -27,7 +27,7 @@ from .benches.timing import Clock
 from .config.names import folder_name, slug
 from .errors import UserError
 from .report import summarize
-from .report.evidence import Origin, reduce, write_page
+from .report.evidence import Origin, check_measures, check_place, reduce, write_page
 from .running import catalog, engines, study, sweep
 from .running.outline import outline
 from .training import interrupts, loggers, ranks
@@ -206,9 +206,8 @@ def prove(
     ),
 ) -> None:
     """Repeats a published result, and writes the page of all such results; without a name the page alone."""
-    if not docs.is_dir():
-        raise UserError(f"--docs: must be a folder that exists, got {docs}")
     if name is None:
+        check_place(docs)
         if overrides or out or jobs or resume or source:
             raise UserError(f"evidence: --set, --out, --jobs, --resume and --from need a NAME: {catalog.proofs()}")
         print(f"Page: {write_page(docs, catalog.published()).resolve()}")
@@ -219,6 +218,10 @@ def prove(
         raise UserError(f"evidence: {path} has no table [published], which says what it is held against: add it")
     if source is not None and (out or jobs or resume):
         raise UserError("--from: takes records as they are: leave out --out, --jobs and --resume")
+    command = shlex.join([*COMMAND.split(), "evidence", name, *(word for one in overrides for word in ("--set", one))])
+    origin = Origin(path.stem, command, catalog.seen_from(docs, path))
+    check_place(docs, origin)
+    check_measures(loaded.published, loaded.runs)
     folder = source or out or Path("runs") / folder_name(slug(loaded.name))
     broken: list[str] = []
     if source is None:
@@ -229,9 +232,7 @@ def prove(
     elif not are_same(read_study(folder), loaded):
         raise UserError(f"--from: {folder} must hold the runs of {path}, it holds others: give their --set, too")
     try:
-        given = [word for one in overrides for word in ("--set", one)]
-        command = shlex.join([*COMMAND.split(), "evidence", name, *given])
-        found = reduce(loaded, summarize(folder), Origin(path.stem, command))
+        found = reduce(loaded, summarize(folder), origin)
         print(f"Page: {write_page(docs, catalog.published(), found).resolve()}")
     finally:
         _end(broken)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Iterator
@@ -104,6 +105,17 @@ def proof(name: str) -> Path:
     if not slug(name) == name or not shipped.is_file():
         raise UserError(f"evidence: unknown study {name!r}: {proofs()}")
     return shipped
+
+
+def seen_from(folder: Path, path: Path) -> str:
+    """The name of a shipped study that repeats a published one; of another study its file, as seen from a folder."""
+    file = path.resolve()
+    if file.parent == (SHIPPED / _PUBLISHED).resolve():
+        return file.stem
+    try:
+        return Path(os.path.relpath(file, folder.resolve())).as_posix()
+    except ValueError:  # on another drive of Windows
+        return file.as_posix()
 
 
 def proofs() -> str:

@@ -102,6 +102,10 @@ class Search:
         """What decides whether to prune a trial, if trials are pruned."""
         return Judge(self.storage, self.name, self.sweep, number) if self.sweep.pruner is not None else None
 
+    def reopen(self, number: int) -> None:
+        """Makes a trial that has ended one to try again, since its records are lost; the storage knows its end."""
+        del self._ended[number]
+
     def tell(self, number: int, status: str, value: float | None) -> None:
         """Reports the end of a trial: "done" with its metric, "pruned" or "diverged"."""
         with _quietly():
@@ -172,7 +176,10 @@ class Judge:
             study, storage = _begun(self.storage, self.name, self.sweep), opened(self.storage)
             of = storage.get_study_id_from_name(self.name)
             trial = storage.get_trial_id_from_study_id_trial_number(of, self.number)
-            last = storage.get_trial(trial).last_step
+            before = storage.get_trial(trial)
+            last = before.last_step
+            if before.state.is_finished():  # its records were lost: it ends as it did
+                return before.state.name == "PRUNED" and last is not None and step >= last
             if last is None or step > last:  # else a checkpoint lies before what was reported
                 storage.set_trial_intermediate_value(trial, step, row[self.sweep.metric])
             elif step < last:
@@ -253,7 +260,7 @@ def _tell(study: optuna.Study, number: int, value: float | None, state: str) -> 
     import optuna
 
     with suppress(RuntimeError):  # after a grid's last point: it asks to leave a loop that is not Optuna's
-        study.tell(number, value, optuna.trial.TrialState[state])
+        study.tell(number, value, optuna.trial.TrialState[state], skip_if_finished=True)
 
 
 def _suggest(trial: optuna.trial.Trial, key: str, dimension: Dimension) -> None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import groupby
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby, takewhile
 from pathlib import Path
 from statistics import fmean
 
 import torch
 
-from ..config import Study
+from ..config import Run, Study
 from ..config.names import point_of
 from ..errors import UserError
 from ..training.bars import Bar
-from ..training.record import Log, open_study
-from ..training.storage import is_local
+from ..training.record import Log, Record, open_study
+from ..training.storage import files_below, is_local
 from . import search
 from .catalog import counts
 from .engines import Engine, Local, outcomes
@@ -60,6 +61,7 @@ def run_sweep(
     with open_study(study, folder, resume), (engine or Local()).open(folder, device) as pool:
         data.begin(folder)
         searches = _searches(study, folder, storage)
+        _reopen(study, searches, folder)
         tasks = _tasks(study, searches)
         total = sum(counts(study).values())
         seeds = len({run.seed for run in study.runs})
@@ -84,6 +86,32 @@ def _searches(study: Study, folder: Path, storage: str | None) -> dict[str, Sear
         for arm in dict.fromkeys(run.arm for run in study.runs if run.values)
         if study.sweep is not None
     }
+
+
+def _reopen(study: Study, searches: Mapping[str, Search], folder: Path) -> None:
+    """Lets the searches try the points again whose records are missing, as where their folders were removed."""
+    made = {"/".join(path.parts[1:-1]) for path in files_below(folder, "runs/*/*/seed*/result.json")}
+    for arm, ours in searches.items():
+        runs = [run for run in study.runs if run.arm == arm]
+        lost = [
+            trial.number
+            for trial, status, _ in ours.told
+            if not _is_recorded([run.at(dict(trial.values)) for run in runs], status, made, folder)
+        ]
+        for number in lost:
+            ours.reopen(number)
+        if lost:
+            points = "1 point is" if len(lost) == 1 else f"{len(lost)} points are"
+            print(f"note: {arm}: {points} made again, whose records are missing", file=sys.stderr)
+
+
+def _is_recorded(runs: Sequence[Run], status: str, made: Collection[str], folder: Path) -> bool:
+    """Whether all runs of a point that has ended are there: of one that was given up, those up to the one that was."""
+    count = len(list(takewhile(lambda run: run.folder in made, runs)))
+    if count == len(runs) or status == "done" or not count:
+        return count == len(runs)
+    last = Record(folder / "runs" / runs[count - 1].folder).result
+    return last is not None and last["status"] != "done"
 
 
 def _tasks(study: Study, searches: dict[str, Search]) -> Iterator[Setting]:

@@ -1,12 +1,15 @@
 """``evidence``: a published study is repeated, reduced to a record, and shown on a page."""
 
+import errno
 import json
 import re
+from tempfile import TemporaryFile
 
 import pytest
 from torchvision import datasets
 
 import torchreg
+from experiments import SHIPPED
 from experiments.training.storage import make_folder
 
 TOML = """
@@ -143,6 +146,18 @@ def test_a_study_that_is_not_finished_is_marked(made, evidence, tmp_path):
     assert "5 of 6 runs, " in page
 
 
+def test_an_arm_that_diverged_is_told_and_its_check_is_not_reached(evidence, tmp_path):
+    diverging = TOML.replace("strengths = [0.1, 1.0]", 'optimizer.name = "SGD"\noptimizer.lr = 1e30')
+    (tmp_path / "tiny.toml").write_text(diverging)
+    code, _, said = evidence("tiny.toml", *QUICK)
+    assert code == 1
+    assert "diverged: decay" in said
+    page = (tmp_path / "docs" / "evidence.md").read_text()
+    assert re.search(r"\| 1\. [\d.]+ ± [\d.]+ %<br>2\. decay diverged \| 1\. yes<br>2\. \*\*no\*\* \|", page)
+    assert "| decay |  | diverged | - | - | - | - |" in page
+    assert "not finished" not in page
+
+
 def test_a_search_is_made_too(evidence, tmp_path):
     swept = TOML.replace("strengths = [0.1, 1.0]", "optimizer.weight_decay = 0.1")
     swept += '[sweep]\nspace = { "optimizer.weight_decay" = [0.1, 1.0] }\narms = ["decay"]\n'
@@ -205,6 +220,116 @@ def test_nothing_is_left_half_written(made, evidence, monkeypatch):
     assert code == 2
     assert "No space left" in said
     assert ((made / "evidence.md").read_text(), (made / "evidence/tiny.json").read_text()) == (page, record)
+
+
+def test_the_record_of_another_study_with_the_same_file_name_is_not_replaced(evidence, tmp_path):
+    for name in ("a", "b"):
+        make_folder(tmp_path / name)
+        (tmp_path / name / "x.toml").write_text(TOML.replace('"tiny"', f'"{name}"'))
+    assert evidence("a/x.toml", *QUICK)[0] == 0
+    record = (tmp_path / "docs/evidence/x.json").read_text()
+    for arguments in (QUICK, (*QUICK, "--from", "runs/a")):
+        code, _, said = evidence("b/x.toml", *arguments)
+        assert code == 2
+        assert said == (
+            "error: evidence: docs/evidence/x.json is the record of another study, a/x.toml: rename the file of this "
+            "one, or choose another folder by --docs; or remove the record\n"
+        )
+    assert not (tmp_path / "runs/b").exists()
+    assert (tmp_path / "docs/evidence/x.json").read_text() == record
+    (tmp_path / "docs/evidence/x.json").unlink()
+    assert evidence("b/x.toml", *QUICK)[0] == 0
+
+
+def test_the_record_of_the_same_file_is_replaced_wherever_the_command_is_called(evidence, tmp_path, monkeypatch):
+    make_folder(tmp_path / "a")
+    (tmp_path / "a" / "x.toml").write_text(TOML)
+    assert evidence("a/x.toml", *QUICK)[0] == 0
+    assert evidence(str(tmp_path / "a/x.toml"), "--resume", *QUICK)[0] == 0
+    monkeypatch.chdir(tmp_path / "a")
+    assert evidence("x.toml", "--from", "../runs/tiny", "--docs", "../docs", *QUICK)[0] == 0
+    tree = json.loads((tmp_path / "docs/evidence/x.json").read_text())
+    assert tree["command"] == "python -m experiments evidence x.toml --set train.epochs=1"
+
+
+def test_a_study_named_as_a_shipped_one_has_its_own_text_and_neither_replaces_the_other(evidence, tmp_path):
+    (tmp_path / "omnigrok.toml").write_text(TOML)
+    assert evidence("omnigrok.toml", *QUICK)[0] == 0
+    assert "[Decay \\| helps](#evidence-omnigrok)" in (tmp_path / "docs/evidence.md").read_text()
+    for name in ("omnigrok", str(SHIPPED / "published" / "omnigrok.toml")):
+        code, _, said = evidence(name)
+        assert code == 2
+        assert "docs/evidence/omnigrok.json is the record of another study, omnigrok.toml: rename" in said
+
+
+def test_a_record_of_a_shipped_study_by_an_earlier_version_is_that_study_s(made, evidence, tmp_path):
+    altered(made, study="")
+    code, _, said = evidence("tiny.toml", "--from", "runs/tiny")
+    assert code == 2
+    assert "docs/evidence/tiny.json is the record of another study, tiny: rename" in said
+
+
+def test_a_record_that_cannot_be_read_is_not_replaced(made, evidence):
+    file = made / "evidence" / "tiny.json"
+    file.write_text("[]")
+    code, _, said = evidence("tiny.toml", "--resume")
+    assert code == 2
+    assert said == (
+        "error: evidence: docs/evidence/tiny.json is damaged, and may be the record of another study: remove it, and "
+        "run this again\n"
+    )
+    assert file.read_text() == "[]"
+
+
+def touched(path):
+    path.write_text("")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda docs: touched(docs / "evidence"), "docs/evidence must be a folder to write to, got: Not a directory:"),
+        (lambda docs: (docs / "evidence").symlink_to("no"), "docs/evidence must be a folder to write to, got: No such"),
+        (lambda docs: make_folder(docs / "evidence.md"), "docs/evidence.md must be a file, is a folder: remove it"),
+        (lambda docs: make_folder(docs / "evidence" / "tiny.json"), "docs/evidence/tiny.json must be a file"),
+        (lambda docs: make_folder(docs / "evidence" / "tiny_2.svg"), "docs/evidence/tiny_2.svg must be a file"),
+    ],
+)
+def test_a_folder_that_cannot_hold_the_record_is_found_before_the_runs(evidence, tmp_path, make, said):
+    make(tmp_path / "docs")
+    code, _, error = evidence("tiny.toml", *QUICK)
+    assert (code, error.count("\n")) == (2, 1)
+    assert error.startswith(f"error: --docs: {said}")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_key_that_is_no_number_is_found_before_the_runs(evidence, tmp_path):
+    slope = "[published.slope]\nalong = 'model.name'\nexpected = {}\n\n[published.finals]"
+    (tmp_path / "tiny.toml").write_text(TOML.replace("[published.finals]", slope))
+    code, _, error = evidence("tiny.toml", *QUICK)
+    assert code == 2
+    assert error.startswith("error: published: along must be the key of a number, such as data.train_size, got 'model.")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("place", ["docs", "docs/evidence"])
+def test_a_folder_that_must_not_be_written_to_is_found_before_the_runs(evidence, tmp_path, monkeypatch, place):
+    """By an error as the system raises it, since the tests may run as root, who may write anywhere."""
+    make_folder(tmp_path / "docs" / "evidence")
+    used = TemporaryFile
+
+    def refused(dir):
+        if str(dir) == place:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return used(dir=dir)
+
+    monkeypatch.setattr("experiments.report.evidence.place.TemporaryFile", refused)
+    code, _, error = evidence("tiny.toml", *QUICK)
+    assert code == 2
+    assert error == (
+        f"error: --docs: {place} must be a folder to write to, got: Permission denied: choose another for --docs\n"
+    )
+    assert not (tmp_path / "runs").exists()
 
 
 def test_an_unknown_name_lists_what_there_is(evidence):

@@ -1,5 +1,6 @@
 """Searches: their points, their pruning, being killed, several processes, and what they refuse."""
 
+import shutil
 import sys
 import time
 import tomllib
@@ -75,6 +76,12 @@ def test_ranges_are_sampled_between_their_ends(tmp_path):
     assert results(tmp_path / "a") == results(tmp_path / "b")
     run_sweep(swept(space, trials=12, sampler={"name": "RandomSampler"}, seed=8), tmp_path / "c", CPU)
     assert asked(tmp_path / "c") != points
+
+
+def trials_in(folder):
+    """What Optuna holds of the searches in a folder."""
+    opened.cache_clear()
+    return optuna.load_study(study_name="small: arm", storage=opened(str(folder / "optuna.log"))).trials
 
 
 PRUNED = swept(
@@ -202,6 +209,46 @@ def test_a_point_that_fails_is_told_and_tried_again_by_resuming(tmp_path, monkey
     monkeypatch.setattr(Fragile, "forward", nn.Sequential.forward)
     assert run_sweep(study, tmp_path, CPU, resume=True) == []
     assert len(asked(tmp_path)) == len(results(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("pattern", ["*", "*/seed0", "*/seed1"])
+def test_points_whose_folders_were_removed_are_made_again(pruned, tmp_path, capsys, pattern):
+    """Of a sampler that learns: some of its points are done, the others were pruned in one of their seeds."""
+    shutil.copytree(pruned, tmp_path / "cut")
+    trials = [(trial.state, trial.values, trial.intermediate_values) for trial in trials_in(tmp_path / "cut")]
+    removed = {path for path in (tmp_path / "cut/runs/arm").glob(pattern) if list(path.glob("**/result.json"))}
+    for path in removed:
+        shutil.rmtree(path)
+    assert run_sweep(PRUNED, tmp_path / "cut", CPU, resume=True) == []
+    assert results(tmp_path / "cut") == results(pruned)
+    assert asked(tmp_path / "cut") == asked(pruned)
+    assert [(trial.state, trial.values, trial.intermediate_values) for trial in trials_in(tmp_path / "cut")] == trials
+    said = f"note: arm: {len(removed)} points are made again, whose records are missing\n"
+    assert capsys.readouterr().err == said
+    assert "Not finished" not in summarize(tmp_path / "cut").note
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_points_of_a_grid_are_made_again_and_the_others_are_not(jobs, tmp_path, capsys):
+    sgd = [{"name": "arm", "optimizer": {"name": "SGD", "lr": 0.1}}]
+    study = swept({"optimizer.lr": [0.01, 0.1, 1e30]}, sgd, seeds=[0, 1])
+    storage = f"sqlite:///{tmp_path}/search.db"
+    run_sweep(study, tmp_path / "a", CPU, storage=storage)
+    before = results(tmp_path / "a")
+    for path in (tmp_path / "a/runs/arm").glob("*=[01]*"):
+        if not path.name.endswith("=0.01"):
+            shutil.rmtree(path)
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").glob("runs/**/result.json")}
+    assert len(times) == 2
+    engine = Local() if jobs == 1 else Processes(jobs)
+    assert run_sweep(study, tmp_path / "a", CPU, resume=True, engine=engine, storage=storage) == []
+    assert results(tmp_path / "a") == before
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert "2 points are made again" in capsys.readouterr().err
+    (tmp_path / "a/runs/arm/optimizer.lr=0.1/seed1/result.json").unlink()
+    assert run_sweep(study, tmp_path / "a", CPU, resume=True, storage=storage) == []
+    assert results(tmp_path / "a") == before
+    assert "1 point is made again" in capsys.readouterr().err
 
 
 def test_a_search_may_go_further_with_more_trials(tmp_path):

@@ -39,6 +39,11 @@ def cell_of(arm="arm", strength=None, histories=(), changes=None, **figures):
     return Cell(runs, [{**defaults, **examples, **row} for row in rows], records=records)
 
 
+def ended(cell, status="diverged"):
+    """The cell as if its last run had ended without figures."""
+    return Cell(cell.runs, [*cell.results[:-1], {"status": status, "reason": "nan", "seconds": 1.0}])
+
+
 def checks(found):
     return [(check.ours, check.is_reached) for check in found.checks]
 
@@ -310,6 +315,54 @@ def test_final_errors_their_order_and_their_differences():
     assert [check.is_reached for check in of_finals(Finals.model_validate(tree), arms, "valid_error").checks[2:]] == [
         *(False, True, True, None, False)
     ]
+
+
+def lost_finals():
+    tree = {"order": ["L1", "L2"], "at_most": {"L1": 1.0}, "lower": [{"arm": "L2", "than": "L1"}]}
+    tree |= {"compression": {"L1": 2.0}, "bytes": {"L1": 100}}
+    return of_finals, Finals.model_validate(tree), {"L1": [cell_of("L1")], "L2": [cell_of("L2")]}, "L1"
+
+
+def lost_onset():
+    arms = {"none": grokking(0.0, 500), "0.2": grokking(0.2, 400), "0.1": grokking(0.1, 400)}
+    return of_onset, Onset(level=0.75, arms=["0.1", "none"], never=["0.1"]), arms, "0.1"
+
+
+def lost_rule():
+    (first, cells), *others = decays_of("lr", -1.0, 3.0).items()
+    return of_slope, Slope(expected={"lr": -1.0}), {first: cells, **{name: [] for name, _ in others}}, first
+
+
+LOST = {
+    "finals": lost_finals,
+    "peak, plain": lambda: (of_peak, PEAK, peaked(), "200"),
+    "peak, grid": lambda: (of_peak, PEAK, peaked(), "200, ridge"),
+    "peak, rule": lambda: (of_peak, PEAK, peaked(), "300, loo"),
+    "onset": lost_onset,
+    "slope": lambda: (of_slope, Slope(expected={"lr": -1.0}), decays_of("lr", -1.0, 3.0), "lr, lr 0.004"),
+    "slope of a whole rule": lost_rule,
+    "tuned": lambda: (of_tuned, Tuned(), {"a": [cell_of("a", 0.1)], "a, tuned": [cell_of("a, tuned")]}, "a, tuned"),
+    "grid": lambda: (of_tuned, Tuned(), {"a": [cell_of("a", 0.1)], "a, tuned": [cell_of("a, tuned")]}, "a"),
+}
+
+
+@pytest.mark.parametrize(("status", "is_reached"), [("diverged", False), ("pruned", False), ("failed", None)])
+@pytest.mark.parametrize("case", LOST.values(), ids=LOST)
+def test_an_arm_that_has_ended_without_a_model_is_told_and_its_checks_are_not_reached(case, status, is_reached):
+    """A run that failed can be made again, so its check is open."""
+    measure, settings, arms, name = case()
+    arms[name] = [ended(cell, status) for cell in arms[name]]
+    for ours, reached in checks(measure(settings, arms, "valid_error")):
+        assert f"{name} {status}" in ours
+        assert reached is is_reached
+
+
+def test_an_arm_of_which_one_strength_diverged_is_that_of_the_others():
+    grid = peaked()
+    for name, cells in grid.items():
+        if name.endswith("ridge"):
+            cells.append(ended(cell_of(name, 100.0)))
+    assert checks(of_peak(PEAK, grid, "valid_error")) == checks(of_peak(PEAK, peaked(), "valid_error"))
 
 
 @pytest.mark.parametrize(

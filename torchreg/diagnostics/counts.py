@@ -7,10 +7,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from torchreg.diagnostics.dead_units import compress
+from torchreg.diagnostics.values import check_values
 from torchreg.functional.sharding import as_plain
 from torchreg.nn import pruned
+from torchreg.nn.parametrized import PRUNING, rewriting
 from torchreg.selection.parameters import each_parameter
 from torchreg.selection.selectors import weights
 
@@ -31,6 +34,7 @@ def sparsity(model: nn.Module) -> dict[str, float]:
         >>> sparsity(layer)
         {'weight': 0.75}
     """
+    check_values("sparsity", model)
     return {name: 1 - _number(w.count_nonzero()) / max(w.numel(), 1) for name, w in weights_of(model).items()}
 
 
@@ -50,6 +54,7 @@ def norms(model: nn.Module) -> dict[str, float]:
         >>> norms(layer)
         {'weight': 5.0}
     """
+    check_values("norms", model)
     return {name: _number(torch.linalg.vector_norm(w)) for name, w in weights_of(model).items()}
 
 
@@ -92,12 +97,15 @@ def compression(model: nn.Module, example: Any = None) -> Compression:
 
     with a bit for each weight that says whether it is zero, which a weight tensor without zeros does not need, and
     :math:`m` other parameters, such as biases. Which inputs are left is not counted. Layers that learn what to drop
-    count as :func:`torchreg.nn.pruned` makes them.
+    count as :func:`torchreg.nn.pruned` makes them, and the masks of ``torch.nn.utils.prune`` as permanent ones.
 
     Args:
         model: any module.
         example: an input of the model, without which ``units`` is known of a ``torch.nn.Sequential`` only; see
             :func:`~torchreg.compress`.
+
+    Raises:
+        ValueError: a parameter is lazy or on the meta device.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -110,7 +118,8 @@ def compression(model: nn.Module, example: Any = None) -> Compression:
         Utku Evci, Trevor Gale, Jacob Menick, Pablo Samuel Castro, Erich Elsen, "Rigging the Lottery: Making All Tickets
         Winners", ICML 2020 (the bytes, appendix B).
     """
-    model = pruned(model)
+    check_values("compression", model)
+    model = _unmasked(pruned(model))
     tensors = list(weights_of(model).values())
     counts = [(w.numel(), int(_number(w.count_nonzero()))) for w in tensors]
     total, kept = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
@@ -123,6 +132,15 @@ def compression(model: nn.Module, example: Any = None) -> Compression:
         bits=_ratio(32 * total, 32 * kept + places),
         bytes=None if smaller is None else _bytes(smaller),
     )
+
+
+def _unmasked(model: nn.Module) -> nn.Module:
+    """The model, in which the masks of pruning are made permanent."""
+    for module in model.modules():
+        for name in {name.removesuffix("_mask") for name, _ in module.named_buffers(recurse=False)}:
+            if rewriting(module, name) == PRUNING:
+                prune.remove(module, name)
+    return model
 
 
 def _bytes(model: nn.Module) -> int:

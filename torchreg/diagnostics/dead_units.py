@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 from torchreg.diagnostics.examples import as_arguments
 from torchreg.diagnostics.heads import remove_heads
 from torchreg.diagnostics.units import Analysis
+from torchreg.selection.parameters import copied
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -54,8 +54,9 @@ def compress(model: Model, example: Any = None) -> Model:
 
     Raises:
         TypeError: ``model`` is no module, or is no ``Sequential`` and comes without an example.
-        ValueError: the model does not run with the example; what it computes depends on the values of a tensor, as in
-            ``if x.sum() > 0``; it is compiled; or its ``forward`` has numbers of units of its own.
+        ValueError: a parameter is lazy or on the meta device; the model does not run with the example; what it computes
+            depends on the values of a tensor, as in ``if x.sum() > 0``; it is compiled; or its ``forward`` has numbers
+            of units of its own.
 
     Example:
         A group lasso makes rows of weights exactly zero. Here they are set to zero by hand.
@@ -82,7 +83,7 @@ def compress(model: Model, example: Any = None) -> Model:
         Pruning", CVPR 2023.
     """
     args = as_arguments("compress", model, example)
-    small = copy.deepcopy(model)
+    small = cast(Model, copied(model))
     remove_heads(small)
     while bool((analysis := Analysis("compress", small, args)).dead.any()):  # a smaller model may have new dead units
         _fold(analysis)
@@ -162,5 +163,5 @@ def _check(model: nn.Module, small: nn.Module, args: tuple[Any, ...]) -> None:
 
 def _outputs(model: nn.Module, args: tuple[Any, ...]) -> list[Tensor]:
     """The outputs of a copy in evaluation mode."""
-    outputs = copy.deepcopy(model).eval()(*args)
+    outputs = copied(model).eval()(*args)
     return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from torchreg.diagnostics.values import check_values
+from torchreg.selection.parameters import copied
+
 
 def as_arguments(owner: str, model: nn.Module, example: Any) -> tuple[Any, ...]:
     """The model's arguments: those given, or for a ``Sequential`` some that fit its first layer.
 
     Raises:
-        TypeError: a model that is no ``Sequential`` comes without an example.
-        ValueError: no square map and no few features were found that the layers take.
+        TypeError: it is no model, or one that is no ``Sequential`` comes without an example.
+        ValueError: a parameter has no values, or no square map and no few features were found that the layers take.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{owner}: model must be a torch.nn.Module, got {type(model).__name__}")
+    check_values(owner, model)
     if example is not None:
         return tuple(example) if isinstance(example, tuple | list) else (example,)
     if not isinstance(model, nn.Sequential) or type(model).forward is not nn.Sequential.forward:
@@ -30,7 +31,7 @@ def as_arguments(owner: str, model: nn.Module, example: Any) -> tuple[Any, ...]:
     if first is None:
         return (torch.zeros(2, 1),)
     with torch.no_grad():
-        bare = copy.deepcopy(model).eval().to("meta")
+        bare = copied(model).eval().to("meta")
         for shape in _shapes(first):
             if _takes(bare, torch.zeros(shape, device="meta", dtype=first.weight.dtype)):
                 return (torch.zeros(shape, device=first.weight.device, dtype=first.weight.dtype),)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torchreg.diagnostics.examples import as_arguments
 from torchreg.diagnostics.seen import Reader
 from torchreg.diagnostics.tracing import Trace
+from torchreg.selection.parameters import copied
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def coupled_units(model: nn.Module, example: Any = None) -> list[CoupledUnits]:
         out.weight: 3 units, 0 dead, 3 must stay (it is an output of the model)
     """
     args = as_arguments("coupled_units", model, example)
-    found = Analysis("coupled_units", copy.deepcopy(model), args)
+    found = Analysis("coupled_units", copied(model), args)
     return list(found.streams())
 
 

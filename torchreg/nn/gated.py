@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from operator import attrgetter
 from typing import ClassVar
@@ -13,6 +12,7 @@ from torch import Generator, Tensor, nn
 from torchreg import functional as f
 from torchreg.nn.parametrized import Layer, name_of, rewriting
 from torchreg.nn.seeded import Seeded
+from torchreg.selection.parameters import copied
 
 
 class Gated(Seeded):
@@ -139,11 +139,11 @@ def pruned(model: nn.Module) -> nn.Module:
     """
     if isinstance(model, Gated):
         return model.pruned().train(model.training)
-    copied = copy.deepcopy(model)
+    twin = copied(model)
     made: dict[nn.Module, nn.Module] = {}
-    for name, module in list(copied.named_modules(remove_duplicate=False)):  # each place of those at several places
+    for name, module in list(twin.named_modules(remove_duplicate=False)):  # each place of those at several places
         if isinstance(module, Gated):
             path, _, key = name.rpartition(".")
             new = made.setdefault(module, module.pruned().train(module.training))
-            copied.get_submodule(path).register_module(key, new)
-    return copied
+            twin.get_submodule(path).register_module(key, new)
+    return twin

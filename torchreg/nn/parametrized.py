@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+PRUNING = "torch.nn.utils.prune"
 PARAMETRIZATION = "a parametrization"  # that of torch.nn.utils.parametrize, computed whenever it is read
 
 
@@ -18,7 +19,7 @@ def rewriting(module: nn.Module, name: str) -> str | None:
     if hasattr(module, f"{name}_g"):
         return "torch.nn.utils.weight_norm"
     if hasattr(module, f"{name}_orig"):
-        return "torch.nn.utils.prune" if hasattr(module, f"{name}_mask") else "torch.nn.utils.spectral_norm"
+        return PRUNING if hasattr(module, f"{name}_mask") else "torch.nn.utils.spectral_norm"
     return None
 
 

@@ -16,6 +16,7 @@ from ...training.storage import make_folder
 from ..vega import Pen
 from .found import Check, Table
 from .pictures import drawn
+from .place import PAGE, RECORDS
 from .record import Evidence, read_record, write_record
 
 _HEAD = """# Published results, repeated
@@ -40,14 +41,14 @@ def write_page(docs: Path, texts: Mapping[str, Published], new: Evidence | None 
 
     Args:
         docs: the folder of the page; the records are in its folder ``evidence``.
-        texts: the tables ``published`` of the studies as they are now, by the names of the records: what a record
-            holds of it may be older.
+        texts: the tables ``published`` of the shipped studies as they are now, by their names: what a record holds of
+            it may be older.
         new: a record to write.
 
     Returns:
         The page.
     """
-    folder, page = docs / "evidence", docs / "evidence.md"
+    folder, page = docs / RECORDS, docs / PAGE
     make_folder(folder)
     if new is not None:
         write_record(new, folder / f"{new.name}.json")
@@ -59,7 +60,7 @@ def write_page(docs: Path, texts: Mapping[str, Published], new: Evidence | None 
             except ValueError as error:
                 rows.append([f"`{file.stem}`", *[""] * 3, f"the record {error}", *[""] * 4])
                 continue
-            text = texts.get(found.name, found.published)
+            text = texts.get(found.origin, found.published)
             pictures = []
             for number, each in enumerate(found.found):
                 if not each.picture.rows:  # nothing is finished yet

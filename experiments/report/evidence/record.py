@@ -26,10 +26,17 @@ LAYOUT: Literal[1] = 1  # of the file: another one is not read
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a record comes from: the study's name in file names, and the command that makes it again."""
+    """Where a record comes from.
+
+    Args:
+        name: the study's in file names.
+        command: makes the record again.
+        study: its name, if it is shipped; else its file, as seen from the page's folder.
+    """
 
     name: str
     command: str
+    study: str
 
 
 class Arm(BaseModel):
@@ -55,6 +62,7 @@ class Evidence(BaseModel):
     layout: Literal[1] = LAYOUT
     name: str
     command: str
+    study: str = ""  # as in Origin; earlier versions wrote none, and made those of shipped studies
     date: str
     versions: dict[str, str]
     machine: str
@@ -65,6 +73,11 @@ class Evidence(BaseModel):
     published: Published
     found: list[Found]
     arms: list[Arm]
+
+    @property
+    def origin(self) -> str:
+        """The study that the record is of, which is another one than that of a file with the same name elsewhere."""
+        return self.study or self.name
 
     @property
     def is_whole(self) -> bool:
@@ -82,7 +95,7 @@ def reduce(study: Study, summary: Summary, origin: Origin) -> Evidence:
     Args:
         study: with the table ``published``.
         summary: of its folder.
-        origin: its name, and the command that makes it again.
+        origin: where it comes from.
 
     Raises:
         UserError: the study has no such table, or names an arm that there is not.
@@ -106,6 +119,7 @@ def reduce(study: Study, summary: Summary, origin: Origin) -> Evidence:
     return Evidence(
         name=origin.name,
         command=origin.command,
+        study=origin.study,
         date=datetime.now(UTC).date().isoformat(),
         versions={key: str(environment[key]) for key in ("torchreg", "torch", "python")},
         machine=f"{environment['device']}, {_threads(environment['threads'])}",

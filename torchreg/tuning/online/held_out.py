@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchreg.tuning.online.arguments import checked_count, checked_seed
+
 
 class Batches(Iterator[tuple[Any, Any]]):
     """Endless held-out batches, from two tensors or from an iterable that is repeated.
@@ -18,9 +20,8 @@ class Batches(Iterator[tuple[Any, Any]]):
     """
 
     def __init__(self, owner: str, source: Any, size: int, seed: int) -> None:
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(f"{owner}: batch_size must be a whole number >= 1, got {size!r}")
-        self.owner, self.source, self.size, self.seed = owner, source, size, seed
+        self.owner, self.source = owner, source
+        self.size, self.seed = checked_count(owner, "batch_size", size), checked_seed(owner, seed)
         self.is_tensors = isinstance(source, Sequence) and len(source) == 2 and isinstance(source[0], Tensor)
         self.count = 0
         self._order = -1, torch.empty(0)  # a pass over the tensors, and its order

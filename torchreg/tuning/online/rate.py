@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from torchreg.hooks import Carried, StepHooks, checked_steps, is_skipped
 from torchreg.nn.seeded import Seeded
+from torchreg.tuning.online.arguments import checked_bounds, checked_count, checked_lr, checked_seed
 from torchreg.tuning.online.descent import EVEN, NO_MOMENTS, Moments, normalized
 from torchreg.tuning.online.held_out import Batches, evaluating, loss_of
 from torchreg.tuning.online.noise import Rate, noise, rates_of
@@ -89,9 +90,15 @@ class AutoRate:
     ) -> None:
         self._rates = rates_of(model)
         self.layers: dict[str, nn.Module] = {name: rate.layer for name, rate in self._rates.items()}
-        _check(model, self.layers, lr, every, bounds)
-        self.model, self.criterion, self.lr, self.every, self.bounds = model, criterion, lr, every, bounds
-        self.seed = seed
+        if not self.layers:
+            raise ValueError(
+                f"AutoRate: model must have ConcreteDropout or GaussianDropout layers, {type(model).__name__} has none"
+            )
+        self.model, self.criterion = model, criterion
+        self.lr = checked_lr("AutoRate", lr)
+        self.every = checked_count("AutoRate", "every", every)
+        self.bounds = checked_bounds("AutoRate", bounds, 1.0)
+        self.seed = checked_seed("AutoRate", seed)
         self._training = Batches("AutoRate", training, batch_size, seed)
         self._validation = Batches("AutoRate", validation, batch_size, seed)
         self._moments: dict[str, Moments] = dict.fromkeys(self.layers, NO_MOMENTS)
@@ -249,18 +256,3 @@ def _apart(model: nn.Module, seed: int) -> Iterator[None]:
             generator.set_state(state)
         for module, mode in modes:
             module.training = mode
-
-
-def _check(
-    model: nn.Module, layers: Mapping[str, nn.Module], lr: float, every: int, bounds: tuple[float, float]
-) -> None:
-    if not layers:
-        raise ValueError(
-            f"AutoRate: model must have ConcreteDropout or GaussianDropout layers, {type(model).__name__} has none"
-        )
-    if not (isinstance(lr, (int, float)) and 0 < lr < math.inf):
-        raise ValueError(f"AutoRate: lr must be finite and > 0, got {lr!r}")
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise ValueError(f"AutoRate: every must be a whole number >= 1, got {every!r}")
-    if not (len(bounds) == 2 and 0 < bounds[0] <= bounds[1] < 1):
-        raise ValueError(f"AutoRate: bounds must be 0 < least <= largest < 1, got {bounds!r}")

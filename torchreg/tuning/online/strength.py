@@ -14,6 +14,7 @@ from torchreg.ensemble.stacked import Stacked
 from torchreg.hooks import Carried, StepHooks, checked_steps, is_skipped
 from torchreg.regularizer import Regularizer
 from torchreg.selection.modules import listed
+from torchreg.tuning.online.arguments import checked_bounds, checked_count, checked_lr, checked_spread
 from torchreg.tuning.online.held_out import Batches, evaluating, loss_of
 from torchreg.tuning.online.hypergradient import (
     PenaltyUpdate,
@@ -105,10 +106,13 @@ class AutoStrength:
         batch_size: int = 128,
         seed: int = 0,
     ) -> None:
-        self.regularizers = (regularizer,) if isinstance(regularizer, Regularizer) else tuple(regularizer)
-        _check(self.regularizers, lr, every, per, spread, bounds)
-        self.criterion, self.lr, self.every, self.bounds = criterion, lr, every, bounds
-        self.spread = spread
+        self.regularizers = tuple(regularizer) if isinstance(regularizer, Iterable) else (regularizer,)
+        _check(self.regularizers, per)
+        self.criterion = criterion
+        self.lr = checked_lr("AutoStrength", lr)
+        self.every = checked_count("AutoStrength", "every", every)
+        self.spread = checked_spread("AutoStrength", spread)
+        self.bounds = checked_bounds("AutoStrength", bounds, math.inf)
         self.model = self.regularizers[0].model
         self._batches = Batches("AutoStrength", validation, batch_size, seed)
         self._tuned = with_distinct_names([item for each in self.regularizers for item in tuned_strengths(each, per)])
@@ -308,9 +312,7 @@ def _numbers(slopes: list[Tensor]) -> list[float]:
     return numbers
 
 
-def _check(
-    regularizers: Sequence[Regularizer], lr: float, every: int, per: Per, spread: float, bounds: tuple[float, float]
-) -> None:
+def _check(regularizers: Sequence[Regularizer], per: Per) -> None:
     if not regularizers or not all(isinstance(each, Regularizer) for each in regularizers):
         raise TypeError(f"AutoStrength: regularizer must be a Regularizer or several, got {regularizers!r}")
     for each in regularizers:
@@ -330,16 +332,8 @@ def _check(
             raise ValueError("AutoStrength: the model must not be a stack: use its members()")
         if each.model is not regularizers[0].model:
             raise ValueError("AutoStrength: the regularizers must be of one model, got several")
-    if not (isinstance(lr, (int, float)) and 0 < lr < math.inf):
-        raise ValueError(f"AutoStrength: lr must be finite and > 0, got {lr!r}")
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise ValueError(f"AutoStrength: every must be a whole number >= 1, got {every!r}")
     if per not in get_args(Per):
         raise ValueError(f"AutoStrength: per must be one of {', '.join(get_args(Per))}, got {per!r}")
-    if not (isinstance(spread, (int, float)) and spread > 1):
-        raise ValueError(f"AutoStrength: spread must be > 1, got {spread!r}")
-    if not (len(bounds) == 2 and 0 < bounds[0] <= bounds[1] < math.inf):
-        raise ValueError(f"AutoStrength: bounds must be 0 < least <= largest < inf, got {bounds!r}")
 
 
 def _nothing(optimizer: Optimizer, evaluation: int) -> None:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from ....config import Published
+from ....config import Published, Run
 from ....config.published import MEASURES
 from ....errors import UserError
 from ...cells import Cell
 from ...summary import Summary
 from ..found import Found
-from .common import Arms
+from .common import Arms, value_at
 from .finals import of_finals
 from .onset import of_onset
 from .peak import of_peak
 from .slope import of_slope
 from .tuned import of_tuned
 
-__all__ = ["measured", "of_finals", "of_onset", "of_peak", "of_slope", "of_tuned"]
+__all__ = ["check_measures", "measured", "of_finals", "of_onset", "of_peak", "of_slope", "of_tuned"]
 
 _BY_NAME: dict[str, Callable[[Any, Arms, str], Found]] = {
     "finals": of_finals,
@@ -29,12 +29,24 @@ _BY_NAME: dict[str, Callable[[Any, Arms, str], Found]] = {
 }
 
 
+def check_measures(published: Published, runs: Sequence[Run]) -> None:
+    """Finds before the runs what a measure could not be made of.
+
+    Raises:
+        UserError: a measure names a key of the study that is no number.
+    """
+    for measure in (published.peak, published.slope):
+        if measure is not None:
+            for run in {run.arm: run for run in runs}.values():
+                value_at(run, measure.along)
+
+
 def measured(published: Published, summary: Summary, arms: Iterable[str]) -> list[Found]:
     """What each measure of a study finds.
 
     Args:
         published: names the measures.
-        summary: of the runs that are finished.
+        summary: of the runs that have ended.
         arms: the names of all arms.
 
     Raises:
@@ -46,7 +58,6 @@ def measured(published: Published, summary: Summary, arms: Iterable[str]) -> lis
         )
     cells: dict[str, list[Cell]] = {name: [] for name in arms}
     for cell in summary.cells:
-        if cell.is_done:
-            cells[cell.arm].append(cell)
+        cells[cell.arm].append(cell)
     given = {name: getattr(published, name) for name in MEASURES}
     return [_BY_NAME[name](own, cells, summary.metric) for name, own in given.items() if own is not None]

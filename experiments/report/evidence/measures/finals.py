@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from ....config.published import Finals
 from ...cells import Cell, best_of
 from ...numbers import rounded
 from ...statistics import Mean, mean
 from ..found import Check, Figure, Found, Picture, Scalar, Table, figure
-from .common import Arms, check_of, difference, mean_of, open_check, percent, strength
+from .common import Arms, check_of, difference, ending, mean_of, missing_check, percent, strength
 
 
 def of_finals(settings: Finals, arms: Arms, metric: str) -> Found:
     """The test error of each arm, at the strength that validation chooses, and what must hold of them."""
     chosen = {name: best_of(cells, metric) for name, cells in arms.items()}
     shown = {name: cell for name, cell in chosen.items() if cell and name in (settings.arms or arms)}
+    lost = {name: end for name, cells in arms.items() if name in (settings.arms or arms) and (end := ending(cells))}
     columns = ["arm", "published, %", "ours, %", "training, %", "strength", "weights / nonzero weights", "bytes"]
     rows: list[list[Figure | str]] = [
         [
             name,
-            f"{settings.published[name]:g}" if name in settings.published else "",
+            _published(name, settings),
             percent(cell, "test_error", 2),
             percent(cell, "train_error", 2),
             strength(cell),
@@ -29,14 +30,15 @@ def of_finals(settings: Finals, arms: Arms, metric: str) -> Found:
         ]
         for name, cell in shown.items()
     ]
+    rows += [[name, _published(name, settings), end, *["-"] * (len(columns) - 3)] for name, end in lost.items()]
     checks = [
-        *(_at_most(name, limit, chosen[name]) for name, limit in settings.at_most.items()),
-        *(_lower(pair.arm, pair.than, pair.by, chosen) for pair in settings.lower),
-        *(_compressed(name, least, chosen[name]) for name, least in settings.compression.items()),
-        *(_small(name, most, chosen[name]) for name, most in settings.bytes.items()),
+        *(_at_most(name, limit, arms, metric) for name, limit in settings.at_most.items()),
+        *(_lower(pair.arm, pair.than, pair.by, arms, metric) for pair in settings.lower),
+        *(_compressed(name, least, arms, metric) for name, least in settings.compression.items()),
+        *(_small(name, most, arms, metric) for name, most in settings.bytes.items()),
     ]
     if settings.order:
-        checks.append(_ordered(settings.order, chosen))
+        checks.append(_ordered(settings.order, arms, metric))
     points: list[dict[str, Scalar]] = []
     for name, cell in shown.items():
         for seed, error in cell.by_seed("test_error").items():
@@ -49,41 +51,47 @@ def of_finals(settings: Finals, arms: Arms, metric: str) -> Found:
     return Found(checks=checks, tables=[Table(title="Final models", columns=columns, rows=rows)], picture=picture)
 
 
-def _at_most(name: str, limit: float, cell: Cell | None) -> Check:
+def _published(name: str, settings: Finals) -> str:
+    return f"{settings.published[name]:g}" if name in settings.published else ""
+
+
+def _at_most(name: str, limit: float, arms: Arms, metric: str) -> Check:
     must = f"{name}: at most {limit:g} %"
-    if cell is None:
-        return open_check(must)
+    if (cell := best_of(arms[name], metric)) is None:
+        return missing_check(must, arms, [name])
     error = mean_of(cell, "test_error", 100)
     return check_of(must, error, 2, " %", error.mean <= limit)
 
 
-def _lower(arm: str, than: str, by: float, chosen: Mapping[str, Cell | None]) -> Check:
+def _lower(arm: str, than: str, by: float, arms: Arms, metric: str) -> Check:
     must = f"{arm} lower than {than}" + (f" by at least {by:g} points" if by else "")
-    ours, theirs = chosen[arm], chosen[than]
+    ours, theirs = best_of(arms[arm], metric), best_of(arms[than], metric)
     if ours is None or theirs is None or (gain := difference(theirs, ours, "test_error", 100)) is None:
-        return open_check(must)
+        return missing_check(must, arms, [arm, than])
     return check_of(must, gain, 2, " points", gain.mean >= by)
 
 
-def _compressed(name: str, least: float, cell: Cell | None) -> Check:
+def _compressed(name: str, least: float, arms: Arms, metric: str) -> Check:
     must = f"{name}: weights / nonzero weights at least {least:g}"
+    cell = best_of(arms[name], metric)
     if cell is None or (ratio := _counted(cell, "weights")) is None:
-        return open_check(must)
+        return missing_check(must, arms, [name])
     return check_of(must, ratio, 1, "", ratio.mean >= least)
 
 
-def _small(name: str, most: float, cell: Cell | None) -> Check:
+def _small(name: str, most: float, arms: Arms, metric: str) -> Check:
     must = f"{name}: at most {most:,.0f} bytes"
+    cell = best_of(arms[name], metric)
     if cell is None or (size := _counted(cell, "bytes")) is None:
-        return open_check(must)
+        return missing_check(must, arms, [name])
     return check_of(must, size, 0, "", size.mean <= most)
 
 
-def _ordered(names: Sequence[str], chosen: Mapping[str, Cell | None]) -> Check:
+def _ordered(names: Sequence[str], arms: Arms, metric: str) -> Check:
     must = f"the order {' > '.join(names)}"
-    cells = [cell for name in names if (cell := chosen[name]) is not None]
+    cells = [cell for name in names if (cell := best_of(arms[name], metric)) is not None]
     if len(cells) < len(names):
-        return open_check(must)
+        return missing_check(must, arms, names)
     errors = {cell.arm: cell.mean("test_error").mean for cell in cells}
     ours = sorted(names, key=lambda name: -errors[name])
     return Check(must=must, ours=" > ".join(ours), is_reached=ours == list(names))

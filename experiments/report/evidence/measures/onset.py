@@ -11,7 +11,7 @@ from ...numbers import rounded
 from ...statistics import Mean, mean
 from ..formulas import crossing, spread, thinned
 from ..found import Check, Figure, Found, Picture, Scalar, Table, figure
-from .common import Arms, open_check, percent
+from .common import Arms, ending, missing_check, percent
 
 _POINTS = 40  # of a run's curve in a record
 
@@ -25,9 +25,11 @@ def of_onset(settings: Onset, arms: Arms, metric: str) -> Found:
     products: dict[str, Mean | None] = {}
     highest: dict[str, float] = {}
     for name in dict.fromkeys(settings.named):
-        if not arms[name]:
+        if end := ending(arms[name]):
+            rows.append([name, "", end, "-", "-", ""])
+        cell = next((cell for cell in arms[name] if cell.is_done), None)
+        if cell is None:
             continue
-        cell = arms[name][0]
         decay, size = cell.runs[0].optimizer.weight_decay, _steps_of_epoch(cell)
         curves = [
             [(row["epoch"] * size, 1 - row["test_error"], 1 - row["train_error"]) for row in history]
@@ -66,17 +68,19 @@ def of_onset(settings: Onset, arms: Arms, metric: str) -> Found:
         rows=points,
         marks={"level": 100 * settings.level},
     )
-    checks = _of_onset(settings, products, highest)
+    checks = _of_onset(settings, arms, products, highest)
     return Found(checks=checks, tables=[Table(title="Arms", columns=columns, rows=rows)], picture=picture)
 
 
-def _of_onset(settings: Onset, products: Mapping[str, Mean | None], highest: Mapping[str, float]) -> list[Check]:
+def _of_onset(
+    settings: Onset, arms: Arms, products: Mapping[str, Mean | None], highest: Mapping[str, float]
+) -> list[Check]:
     level = f"{100 * settings.level:g} %"
     must = f"steps to {level} times decay: each within {100 * settings.within:g} % of their mean"
     found = [products[name] for name in settings.arms if name in products]
     known = [product.mean for product in found if product is not None]
     if len(found) < len(settings.arms):
-        checks = [open_check(must)]
+        checks = [missing_check(must, arms, settings.arms)]
     elif len(known) < len(found):
         checks = [Check(must=must, ours=f"{len(found) - len(known)} of them never reach it", is_reached=False)]
     else:
@@ -86,7 +90,7 @@ def _of_onset(settings: Onset, products: Mapping[str, Mean | None], highest: Map
     for name in settings.never or ():
         must = f"{name}: never {level}"
         if name not in highest:
-            checks.append(open_check(must))
+            checks.append(missing_check(must, arms, [name]))
         else:
             top = highest[name]
             ours = f"at most {100 * top:.1f} %"

@@ -10,7 +10,7 @@ from ...cells import Cell, best_of
 from ...numbers import plus_minus, rounded
 from ...statistics import Mean
 from ..found import Check, Figure, Found, Picture, Scalar, Table
-from .common import NAMES, Arms, check_of, difference, mean_of, open_check, percent, value_at
+from .common import NAMES, Arms, check_of, difference, lost_check, mean_of, open_check, percent, value_at
 
 
 def of_peak(settings: Peak, arms: Arms, metric: str) -> Found:
@@ -18,16 +18,22 @@ def of_peak(settings: Peak, arms: Arms, metric: str) -> Found:
     rules = list(dict.fromkeys([*settings.chosen, settings.grid]))
     # By the value of the key: the arm without a penalty, the best strength on the test examples, each rule's arm.
     places: dict[float, tuple[Cell, Cell, dict[str, Cell]]] = {}
+    needed: list[str] = []  # the arms of all places
     inside = 0  # of the grids, those whose best strength is not at an end
     for arm, cells in arms.items():
-        ours = {rule: best_of(arms.get(f"{arm}, {rule}", ()), metric) for rule in rules}
+        names = {rule: f"{arm}, {rule}" for rule in rules}
+        if not arms.keys() >= set(names.values()):
+            continue
+        needed += [arm, *names.values()]
+        plain = best_of(cells, metric)
+        ours = {rule: best_of(arms[name], metric) for rule, name in names.items()}
         whole = {rule: cell for rule, cell in ours.items() if cell is not None}
-        if cells and len(whole) == len(rules):
-            grid = arms[f"{arm}, {settings.grid}"]
+        if plain is not None and len(whole) == len(rules):
+            grid = [cell for cell in arms[names[settings.grid]] if cell.is_done]
             yardstick = min(grid, key=lambda cell: cell.mean("test_error").mean)
             strengths = [cell.strength or 0.0 for cell in grid]
             inside += min(strengths) < (yardstick.strength or 0.0) < max(strengths)
-            places[value_at(cells[0], settings.along)] = cells[0], yardstick, whole
+            places[value_at(plain.runs[0], settings.along)] = plain, yardstick, whole
     name = NAMES.get(settings.along) or settings.along.rpartition(".")[2].replace("_", " ")
     head = [name, "no penalty, %", "best of the grid on the test, %"]
     rows: list[list[Figure | str]] = []
@@ -51,6 +57,7 @@ def of_peak(settings: Peak, arms: Arms, metric: str) -> Found:
     checks = _of_peak(settings, name, dict(sorted(places.items())))
     must, counted = "the grid's best inside the grid, everywhere", f"{inside} of {len(places)}"
     checks.append(Check(must=must, ours=counted, is_reached=inside == len(places)) if places else open_check(must))
+    checks = [lost_check(check.must, arms, needed) or check for check in checks]
     return Found(checks=checks, tables=[Table(title="Test errors", columns=columns, rows=rows)], picture=picture)
 
 

@@ -11,21 +11,23 @@ from ...numbers import rounded
 from ...statistics import Mean, mean
 from ..formulas import lowest, slope
 from ..found import Check, Figure, Found, Picture, Scalar, Table, figure
-from .common import NAMES, Arms, check_of, open_check, percent, value_at
+from .common import NAMES, Arms, check_of, missing_check, percent, value_at
 
 
 def of_slope(settings: Slope, arms: Arms, metric: str) -> Found:
     """The slope of log(best decay) on log(learning rate), by rule; of the decay with the lowest validation loss."""
     del metric
     rules: dict[str, dict[float, Sequence[Cell]]] = {}
-    planned: dict[str, int] = {}
+    named: dict[str, list[str]] = {}  # the arms of each rule
     for name, cells in arms.items():
         rule, comma, _ = name.rpartition(", ")
         if comma:
-            planned[rule] = planned.get(rule, 0) + 1
-            decayed = sorted((cell for cell in cells if cell.strength), key=lambda cell: cell.strength or 0.0)
+            named.setdefault(rule, []).append(name)
+            decayed = sorted(
+                (cell for cell in cells if cell.is_done and cell.strength), key=lambda cell: cell.strength or 0.0
+            )
             if decayed:
-                rules.setdefault(rule, {})[value_at(decayed[0], settings.along)] = decayed
+                rules.setdefault(rule, {})[value_at(decayed[0].runs[0], settings.along)] = decayed
     rows: list[list[Figure | str]] = []
     points: list[dict[str, Scalar]] = []
     checks: list[Check] = []
@@ -56,13 +58,15 @@ def of_slope(settings: Slope, arms: Arms, metric: str) -> Found:
             points.append({"rule": rule, "x": rate, "y": rounded(math.exp(best[rate][0]), 4), "loss": None})
         if expected is not None:
             must = f"{rule}: slope {expected:g} ± {settings.within:g}"
-            if slopes is None or len(by_rate) < planned[rule]:
-                checks.append(open_check(must))
+            if slopes is None or len(by_rate) < len(named[rule]):
+                checks.append(missing_check(must, arms, named[rule]))
             else:
                 is_near = abs(slopes.mean - expected) <= settings.within and inside == len(best)
                 checks.append(check_of(must, slopes, 2, "", is_near))
     columns = ["rule", "slope", "expected", "best decay inside the grid", "lowest test error, %", "most training error"]
-    checks += [open_check(f"{rule}: slope {of:g}") for rule, of in settings.expected.items() if rule not in rules]
+    for rule, expected in settings.expected.items():
+        if rule not in rules:
+            checks.append(missing_check(f"{rule}: slope {expected:g}", arms, named.get(rule, ())))
     shows = (
         "Validation loss by learning rate and decay. Points: the best decay at each rate, by a parabola through the "
     )

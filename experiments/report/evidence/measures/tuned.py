@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 
 from ....config.published import Tuned
 from ...cells import best_of
 from ...numbers import rounded
 from ...statistics import Mean
 from ..found import Check, Figure, Found, Picture, Scalar, Table, figure
-from .common import Arms, difference, mean_of, open_check, percent, strength
+from .common import Arms, difference, mean_of, missing_check, percent, strength
 
 
 def of_tuned(settings: Tuned, arms: Arms, metric: str) -> Found:
@@ -24,7 +25,7 @@ def of_tuned(settings: Tuned, arms: Arms, metric: str) -> Found:
         best, tuned = best_of(arms[name], metric), best_of(arms[other], metric)
         if best is None or tuned is None:
             continue
-        cost = tuned.seconds / (sum(cell.seconds for cell in arms[name]) / len(arms[name]))
+        cost = tuned.seconds / fmean(cell.seconds for cell in arms[name] if cell.is_done)
         costs.append(cost)
         for key, found in gaps.items():
             found.append(difference(tuned, best, key))
@@ -50,19 +51,21 @@ def of_tuned(settings: Tuned, arms: Arms, metric: str) -> Found:
                 "loss_se": rounded(loss.se or 0.0),
             }
             points.append(row)
+    needed = [arm for pair in pairs.items() for arm in pair]
     is_whole = len(rows) == len(pairs) > 0
     errors = "one standard error" if settings.errors == 1 else f"{settings.errors:g} standard errors"
-    checks = [
-        _no_worse(f"{noun}: at most {errors} above the grid's best, everywhere", gaps[key], settings.errors, is_whole)
-        for key, noun in (("test_loss", "loss"), ("test_error", "error"))
-    ]
+    checks = []
+    for key, noun in (("test_loss", "loss"), ("test_error", "error")):
+        must = f"{noun}: at most {errors} above the grid's best, everywhere"
+        check = _no_worse(must, gaps[key], settings.errors) if is_whole else None
+        checks.append(check or missing_check(must, arms, needed))
     must = f"time: at most {settings.cost:g} runs at one strength"
     worst = max(costs, default=0.0)
     ours = f"at most {worst:.2f} runs"
     checks.append(
         Check(must=must, ours=ours, value=rounded(worst), is_reached=worst <= settings.cost)
         if is_whole
-        else open_check(must)
+        else missing_check(must, arms, needed)
     )
     columns = [
         *("setting", "grid's best", "tuned", "error of the grid's best, %", "error tuned, %"),
@@ -73,9 +76,9 @@ def of_tuned(settings: Tuned, arms: Arms, metric: str) -> Found:
     return Found(checks=checks, tables=[Table(title="Settings", columns=columns, rows=rows)], picture=picture)
 
 
-def _no_worse(must: str, gaps: Sequence[Mean | None], errors: float, is_whole: bool) -> Check:
-    if not is_whole or any(gap is None or gap.se is None for gap in gaps):
-        return open_check(must)
+def _no_worse(must: str, gaps: Sequence[Mean | None], errors: float) -> Check | None:
+    if any(gap is None or gap.se is None for gap in gaps):
+        return None
     known = [gap for gap in gaps if gap is not None]
     within = sum(gap.mean <= errors * (gap.se or 0.0) for gap in known)
     return Check(must=must, ours=f"{within} of {len(known)} settings", is_reached=within == len(known))
