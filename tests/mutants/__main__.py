@@ -1,9 +1,9 @@
 """Breaks one line after another, each in a copy of the tree, and runs the tests until one fails.
 
 A mutant meets the tests in the order in which they are likely to see it: first the files that speak most of what the
-broken code defines, then the others that ``make test`` runs, the slow ones last, then the rest. It ends with the first
-test that fails. So "caught" means that some test of that selection fails, and the test that is named is the first one
-that was met.
+broken code defines, then the others that ``make test`` runs, first those of its package, then the rest. It ends with
+the first test that fails. So "caught" means that some test of that selection fails, and the test that is named is the
+first one that was met.
 
     python -m tests.mutants                 # all, one after another: an hour or more of one core
     python -m tests.mutants 3 17 --jobs 2   # some of them, two at a time; writes nothing
@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,7 +65,7 @@ def judge(mutant: Mutant) -> Verdict:
         copy_tree(folder)
         ordered = by_likelihood(mutant, folder)
         apply(mutant, folder)
-        likely, others = ordered[:LIKELY], sorted(ordered[LIKELY:], key=_is_slow)
+        likely, others = ordered[:LIKELY], sorted(ordered[LIKELY:], key=partial(_is_apart, mutant))
         others += ["torchreg", "experiments"]
         few = first_failure(folder, "--representatives", *likely) or first_failure(folder, "--representatives", *others)
         every = few or first_failure(folder, "--rest", *likely, *others)
@@ -115,9 +116,10 @@ def by_likelihood(mutant: Mutant, folder: Path) -> list[str]:
     return sorted(words, key=lambda path: (-scores[path], path))
 
 
-def _is_slow(path: str) -> bool:
-    """Whether whole programs run in the file's tests."""
-    return not path.startswith(("tests/unit/", "tests/property/", "tests/oracle/"))
+def _is_apart(mutant: Mutant, path: str) -> bool:
+    """Whether a test file is not of the kind that tests the package."""
+    kinds = {"torchreg": ("tests/unit/", "tests/property/", "tests/oracle/"), "experiments": ("tests/integration/",)}
+    return not path.startswith(kinds[Path(mutant.file).parts[0]])
 
 
 def first_failure(folder: Path, *arguments: str) -> str:
