@@ -330,7 +330,8 @@ def _finals(picture: Picture) -> Spec:
     for arm in arms:
         own = [float(row["error"] or 0) for row in rows if row["arm"] == arm and row["seed"] is not None]
         values.append({"arm": arm, "error": sum(own) / len(own), "kind": "mean"})
-    x = {"field": "error", "type": "quantitative", "title": "test error, %", "scale": {"zero": False}}
+    x: Spec = {"field": "error", "type": "quantitative", "title": "test error, %"}
+    x |= {"scale": {"zero": False, "padding": 12}, "axis": {"tickCount": 6, "labelFlush": False}}
     shapes = {"x": x, "y": y, "color": color, "shape": shape}
     return {
         "data": {"values": values},
