@@ -51,6 +51,16 @@ def test_a_resumed_search_goes_on_with_the_points_it_would_have_had(name, new_se
     assert made(new_search(sweep, "cut")) == whole
 
 
+def test_a_step_that_is_made_again_is_not_judged_by_a_later_one(new_search):
+    pruner = {"name": "ThresholdPruner", "upper": 0.5}
+    search = new_search(swept(LARGE, trials=1, sampler={"name": "RandomSampler"}, pruner=pruner).sweep, "cut")
+    judge = search.judge(next(search.trials()).number)
+    errors = {1: 0.1, 2: 0.2, 3: 0.9}
+    assert [judge(step, {"valid_error": error}) for step, error in errors.items()] == [False, False, True]
+    # Killed before the trial was told to be pruned, and resumed from a checkpoint of the first step:
+    assert [judge(step, {"valid_error": errors[step]}) for step in (2, 3)] == [False, True]
+
+
 @pytest.mark.parametrize("name", ["TPESampler", "GridSampler"])
 def test_a_search_that_is_killed_within_a_question_to_optuna_asks_it_again(name, new_search, monkeypatch):
     sweep = swept(LARGE, trials=None if name == "GridSampler" else 8, sampler={"name": name}).sweep
