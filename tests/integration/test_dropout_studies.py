@@ -90,7 +90,7 @@ def test_what_is_wrong_names_its_key(changes, message, tmp_path):
 
 
 def test_shipped_studies_of_dropout_and_zeros_load():
-    for name in ("mnist/dropout_family", "published/sparse_vd", "published/lenet_bytes"):
+    for name in ("mnist/dropout_family", "published/dropout", "published/sparse_vd", "published/lenet_bytes"):
         assert config.load(Path(f"configs/{name}.toml")).runs
 
 
