@@ -123,7 +123,7 @@ class _Euclidean(GroupConstraint):
         return f.project_l2_ball(part.rows, self._bound)
 
     def _prox_(self, w: Tensor, step: float | Tensor) -> Tensor:
-        parts = self._in_place(1.0, w)
+        parts = self._in_place(0.0, w)  # the step does not matter
         if parts is None:
             return super()._prox_(w, step)
         (own,) = parts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ....config.published import Finals
 from ...cells import Cell, best_of
@@ -73,18 +73,22 @@ def _lower(arm: str, than: str, by: float, arms: Arms, metric: str) -> Check:
 
 def _compressed(name: str, least: float, arms: Arms, metric: str) -> Check:
     must = f"{name}: weights / nonzero weights at least {least:g}"
-    cell = best_of(arms[name], metric)
-    if cell is None or (ratio := _counted(cell, "weights")) is None:
-        return missing_check(must, arms, [name])
-    return check_of(must, ratio, 1, "", ratio.mean >= least)
+    return _held(must, name, "weights", 1, lambda ratio: ratio >= least, arms, metric)
 
 
 def _small(name: str, most: float, arms: Arms, metric: str) -> Check:
     must = f"{name}: at most {most:,.0f} bytes"
+    return _held(must, name, "bytes", 0, lambda size: size <= most, arms, metric)
+
+
+def _held(
+    must: str, name: str, count: str, digits: int, holds: Callable[[float], bool], arms: Arms, metric: str
+) -> Check:
+    """The check of what compression has reached by a count."""
     cell = best_of(arms[name], metric)
-    if cell is None or (size := _counted(cell, "bytes")) is None:
+    if cell is None or (found := _counted(cell, count)) is None:
         return missing_check(must, arms, [name])
-    return check_of(must, size, 0, "", size.mean <= most)
+    return check_of(must, found, digits, "", holds(found.mean))
 
 
 def _ordered(names: Sequence[str], arms: Arms, metric: str) -> Check:
