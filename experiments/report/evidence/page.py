@@ -21,18 +21,15 @@ from .record import Evidence, read_record, write_record
 
 _HEAD = """# Published results, repeated
 
-Each row is a result that a paper has published, and what this library gives for it. Every figure is
+Each proof is a result that a paper has published, and what this library gives for it. Every figure is
 that of final models: mean ± one standard error over seeds. Strengths are chosen by held-out
 training images, never by the test set. A row that falls short stays, with its reason.
 
-In a clone, the command of a row makes its record again, in `docs/evidence`, and this page, which is
-never written by hand. It needs the data, which are downloaded if `TORCHREG_DATA` names no folder that
-holds them. `{command} evidence` writes the page alone.
+In a clone, `{command}` with the command of a proof makes its record again, in
+`docs/evidence`, and this page, which is never written by hand. It needs the data, which are downloaded
+if `TORCHREG_DATA` names no folder that holds them. `{command} evidence` writes the page alone.
 """
-_COLUMNS = [
-    *("proof", "published", "required", "ours", "reached", "seeds"),
-    *("budget", "command", "date"),
-]
+_COLUMNS = ["proof", "published", "required", "ours", "reached", "seeds, budget", "command, date"]
 _REACHED = {True: "yes", False: "**no**", None: "not yet"}
 
 
@@ -58,7 +55,7 @@ def write_page(docs: Path, texts: Mapping[str, Published], new: Evidence | None 
             try:
                 found = read_record(file)
             except ValueError as error:
-                rows.append([f"`{file.stem}`", *[""] * 3, f"the record {error}", *[""] * 4])
+                rows.append([f"`{file.stem}`", *[""] * 3, f"the record {error}", *[""] * 2])
                 continue
             text = texts.get(found.origin, found.published)
             pictures = []
@@ -69,27 +66,26 @@ def write_page(docs: Path, texts: Mapping[str, Published], new: Evidence | None 
                 write(picture, drawn(each.picture, pen) + "\n")
                 shows = each.picture.shows
                 pictures.append(f"![{shows.partition('.')[0]}.]({folder.name}/{quote(picture.name)})\n\n{shows}")
-            rows.append(_row(found, text))
+            rows += _rows(found, text)
             sections.append(_section(found, text, pictures))
     table = _table(_COLUMNS, rows) if rows else "No record is there yet."
     write(page, "\n".join([_HEAD.format(command=COMMAND), table, *sections]) + "\n")
     return page
 
 
-def _row(found: Evidence, text: Published) -> list[str]:
+def _rows(found: Evidence, text: Published) -> list[list[str]]:
+    """A row for each requirement; the first says whose they are."""
     checks = [check for each in found.found for check in each.checks]
     marks = [_REACHED[check.is_reached] if found.is_whole else _unfinished(check) for check in checks]
-    return [
-        f"[{text.claim}](#{_anchor(found)})",
-        f"{text.figures} ({text.year})",
-        _listed([check.must for check in checks]),
-        _listed([check.ours for check in checks]),
-        _listed(marks) + _remarks(found),
-        str(len(found.seeds)),
-        text.budget,
-        f"`{found.command}`",
-        found.date,
-    ]
+    lines = [[check.must, check.ours, mark] for check, mark in zip(checks, marks, strict=True)] or [["", "", ""]]
+    lines[0][-1] += _remarks(found)
+    proof = [f"[{text.claim}](#{_anchor(found)})", f"{text.figures} ({text.year})"]
+    made = [f"{_seeds(len(found.seeds))}; {text.budget}", f"`{found.command.removeprefix(COMMAND).strip()}`<br>{found.date}"]
+    return [[*proof, *lines[0], *made], *(["", "", *line, "", ""] for line in lines[1:])]
+
+
+def _seeds(number: int) -> str:
+    return "1 seed" if number == 1 else f"{number} seeds"
 
 
 def _unfinished(check: Check) -> str:
@@ -137,13 +133,6 @@ def _rows_of(table: Table) -> str:
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
-
-
-def _listed(texts: Sequence[str]) -> str:
-    """The texts with their numbers, if they are several."""
-    if len(texts) == 1:
-        return texts[0]
-    return "<br>".join(f"{number}. {text}" for number, text in enumerate(texts, start=1))
 
 
 def _cell(text: str) -> str:
