@@ -308,7 +308,7 @@ def test_final_errors_their_order_and_their_differences():
         ("0.60 ± 0.06 points", True),
         ("70.0", True),
         ("15000", True),
-        ("not finished", None),
+        ("its records do not tell", None),
         ("L2 > dropout", True),
     ]
     tree["order"], tree["lower"] = ["dropout", "L2"], [{"arm": "L2", "than": "dropout"}]
