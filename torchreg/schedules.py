@@ -45,6 +45,11 @@ def check_scale(owner: str, scale: float | Tensor, members: int | None = None) -
     raise ValueError(f"{owner}: scale must be a finite number >= 0 or {tensor}, got {scale!r}")
 
 
+def of_steps(schedule: object) -> bool:
+    """Whether it is a schedule of the step number, or the class of one, where another function is expected."""
+    return isinstance(schedule, _Timed) or (isinstance(schedule, type) and issubclass(schedule, _Timed))
+
+
 def share_at(owner: str, schedule: Callable[[float], object], progress: float) -> float:
     """The share, in [0, 1], that a function of the progress gives; of a tensor it is waited for."""
     found: Any = schedule(progress)

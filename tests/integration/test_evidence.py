@@ -80,7 +80,10 @@ def test_a_study_becomes_a_record_a_picture_and_a_row(made, tmp_path):
     assert tree["arms"][0]["test_error"] == pytest.approx([row["test_error"] for row in results], rel=1e-5)
     page = (made / "evidence.md").read_text()
     assert "| [Decay \\| helps](#evidence-tiny) | 1.62 without, 1.05 with decay (2014) |" in page
-    assert re.search(r"2014\) \| none: at most 100 % \| [\d.]+ ± [\d.]+ % \| yes \| 2 seeds; [^|]+ \| `evidence tiny.toml`<br>2", page)
+    assert re.search(
+        r"2014\) \| none: at most 100 % \| [\d.]+ ± [\d.]+ % \| yes \| 2 seeds; [^|]+ \| `evidence tiny.toml`<br>2",
+        page,
+    )
     assert re.search(r"\n\|  \|  \| decay: at most 0 % \| [\d.]+ ± [\d.]+ % \| \*\*no\*\* \|  \|  \|\n", page)
     assert "- It falls short, since 2 epochs are few." in page
     assert "evidence/tiny.svg" in page

@@ -262,6 +262,16 @@ def test_other_activations_are_sampled():
     assert_close(few, expected, tolerance=0.02)
 
 
+@pytest.mark.parametrize("size", [1e-3, 260.0])
+def test_moments_of_float16_neither_overflow_nor_vanish(size):
+    layer = DropConnect(nn.Linear(8, 4, bias=False), 0.5, inference="moments", activation=nn.ReLU()).eval()
+    x = torch.full((1, 8), size)
+    expected = layer(x)
+    assert_close(layer.half()(x.half()) / size, expected.half() / size, tolerance=2e-3)
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert_close(layer.float()(x).float() / size, expected / size, tolerance=2e-3)
+
+
 def test_without_noise_moments_have_a_gradient():
     layer = DropConnect(nn.Linear(3, 2), 0.5, inference="moments", activation=nn.ReLU()).eval()
     x, inputs = torch.zeros(1, 3, requires_grad=True), list(layer.parameters())

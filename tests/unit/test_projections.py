@@ -11,12 +11,53 @@ from torch import nn
 from tests.cases import each_constraint
 from tests.formulas import bisected
 from tests.helpers import assert_bit_equal, assert_close
-from torchreg import ParamInfo
+from torchreg import L2, GroupLasso, ParamInfo
 from torchreg import functional as f
-from torchreg.penalties.constraints import L1Ball, L2Ball, LinfBall, MaxNorm, NonNegative, Simplex, UnitNorm
+from torchreg.penalties.constraints import Box, L1Ball, L2Ball, LinfBall, MaxNorm, NonNegative, Simplex, UnitNorm
 from torchreg.penalties.partition import Heads
 
 each_dtype = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+
+
+# -- at the ends of the range of numbers --------------------------------------------------------------------------
+
+
+@each_dtype
+@pytest.mark.parametrize("bound", [1e20, 1e40, 1e155, 1e300])
+@pytest.mark.parametrize("make", [MaxNorm, L1Ball, L2Ball, LinfBall, lambda c: Box(-c, c)])
+def test_a_bound_above_all_numbers_changes_nothing(make, bound, dtype):
+    w, constraint = torch.randn(3, 4).to(dtype), make(bound)
+    assert_bit_equal(constraint.project(w), w)
+    assert_bit_equal(constraint._prox_(w.clone(), 0.1), w)
+    assert constraint.value(w) == 0
+
+
+@pytest.mark.parametrize("bound", [1e20, 1e40, 1e300])
+def test_a_large_simplex_is_still_one(bound):
+    projected = Simplex(bound).project(torch.randn(3, 4))
+    assert_close(projected.double().sum(1), torch.full((3,), min(bound, torch.finfo().max)).double(), tolerance=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 1e20), (torch.float32, 3e38), (torch.float64, 1e200)])
+@pytest.mark.parametrize("groups", ["output", "input"])
+def test_weights_whose_squares_overflow_keep_their_direction(groups, dtype, size):
+    draw = torch.Generator().manual_seed(0)
+    unit = torch.rand(3, 4, dtype=dtype, generator=draw)
+    expected = MaxNorm(0.1, groups=groups).project(unit)
+    w = unit * size
+    assert_close(MaxNorm(0.1, groups=groups).project(w), expected, tolerance=1e-6)
+    with torch.no_grad():
+        assert_close(MaxNorm(0.1, groups=groups)._prox_(w.clone(), 0.1), expected, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("penalty", [MaxNorm(0.5), L2Ball(0.5), GroupLasso(0.1), L2(0.1)], ids=repr)
+def test_lazy_conjugates_are_weights_too(penalty):
+    w = torch.randn(4, 6, dtype=torch.complex64)
+    lazy = w.conj().resolve_conj().conj()  # w, as a lazy conjugate
+    assert lazy.is_conj()
+    assert_bit_equal(penalty.value(lazy), penalty.value(w))
+    with torch.no_grad():
+        assert_close(penalty._prox_(lazy, 0.3).resolve_conj(), penalty.prox(w, 0.3))
 
 
 # -- what others find ---------------------------------------------------------------------------------------------

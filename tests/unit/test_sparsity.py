@@ -7,7 +7,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from tests.helpers import assert_bit_equal, assert_close, make_model, resume, weights_of
-from torchreg import L1, L2, GroupLasso, LogSum, MaxNorm, Regularizer, Stacked, diagnostics, linear
+from torchreg import L1, L2, GroupLasso, LogSum, MaxNorm, Regularizer, Stacked, cosine, diagnostics, late, linear
 from torchreg.optim import AdamW, ProxAdam, ProxSGD, TargetSparsity
 
 STEPS = 300
@@ -166,6 +166,17 @@ def test_a_schedule_that_leaves_its_range_is_told():
         fit(net, optimizer, 60)
 
 
+@pytest.mark.parametrize("schedule", [cosine, cosine(steps=10), late(steps=10)], ids=repr)
+def test_a_schedule_of_the_step_number_is_refused(schedule):
+    with pytest.raises(ValueError, match=r"a function of the progress, got .*, which is one of the step number\Z"):
+        TargetSparsity(ProxSGD(make_model().parameters(), L1(1e-3)), 0.8, steps=9, schedule=schedule)
+
+
+def test_parameters_without_elements_alone_are_refused():
+    with pytest.raises(ValueError, match="a penalized parameter must be trained, got no elements"):
+        TargetSparsity(ProxSGD([nn.Parameter(torch.empty(0, 3))], L1(1e-3), lr=0.1), 0.5, steps=9)
+
+
 @pytest.mark.parametrize("reached", [None, "half", torch.tensor([0.1, 0.2]), float("nan")], ids=str)
 def test_a_schedule_that_gives_no_share_is_told(reached):
     controller = TargetSparsity(ProxSGD(make_model().parameters(), L1(1e-3)), 0.8, steps=9, schedule=lambda _: reached)
@@ -180,6 +191,56 @@ def test_a_schedule_may_give_any_number(give):
     )
     assert type(controller.goal()) is float
     assert controller.goal() == 0.4
+
+
+TIED = {
+    "equal": torch.ones(10, 10),
+    "zero": torch.zeros(10, 10),
+    "rounded": (4 * torch.linspace(-1, 1, 100).view(10, 10)).round() / 4,
+    "bfloat16": torch.linspace(-1, 1, 100).view(10, 10).bfloat16(),
+}
+
+
+def fixed(*weights, target, **options):
+    """The weights when the support is fixed, without gradients."""
+    params = [nn.Parameter(w.clone()) for w in weights]
+    optimizer = ProxSGD(params, L1(1e-30), lr=1e-9)
+    controller = TargetSparsity(optimizer, target, steps=2, fix_at=0.5, **options)
+    for param in params:
+        param.grad = torch.zeros_like(param)
+    optimizer.step()
+    return params, controller.sparsity.item()
+
+
+@pytest.mark.parametrize("target", [0.01, 0.37, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("w", TIED.values(), ids=TIED)
+def test_the_share_is_exact_although_weights_are_equal(w, target):
+    (param,), sparsity = fixed(w, target=target)
+    assert param.count_nonzero() == 100 - round(100 * target)
+    assert sparsity == pytest.approx(round(100 * target) / 100)
+
+
+@pytest.mark.parametrize("target", [0.1, 0.5, 0.9])
+def test_the_share_of_equal_groups_is_exact(target):
+    (param,), sparsity = fixed(torch.ones(10, 4), target=target, groups=0)
+    assert (~param.any(1)).sum() == round(10 * target)
+    assert sparsity == pytest.approx(target)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 1e6])
+def test_the_smallest_weights_of_all_parameters_become_zero(scale):
+    (large, small), _ = fixed(torch.tensor([[1.0, 0.5]]), scale * torch.tensor([[0.02, 0.01]]), target=0.5)
+    whole = torch.cat([torch.tensor([1.0, 0.5]), scale * torch.tensor([0.02, 0.01])])
+    assert_bit_equal(torch.cat([large, small], 1).detach()[0], whole.where(whole >= whole.sort().values[2], 0))
+
+
+def test_zeros_come_back_by_their_gradients_whatever_their_size():
+    param = nn.Parameter(torch.zeros(1, 6))
+    optimizer = ProxSGD([param], L1(1e-30), lr=1e-30)
+    TargetSparsity(optimizer, 0.5, steps=2, fix_at=0.5)
+    param.grad = torch.tensor([[1e-25, 3e-25, 2e-25, 0.0, 5e-25, 0.0]])
+    optimizer.step()
+    assert param.detach().bool().tolist() == [[False, True, True, False, True, False]]
 
 
 @pytest.mark.parametrize("groups", [None, "input"])

@@ -24,6 +24,28 @@ def test_variational_noise_has_the_mean_and_variance_of_noisy_weights():
     assert_close(y.std(0), deviation, tolerance=0.01)
 
 
+@pytest.mark.parametrize("size", [1e-3, 260.0, 3e4])
+@pytest.mark.parametrize("is_autocast", [False, True])
+def test_the_noise_of_float16_neither_overflows_nor_vanishes(is_autocast, size):
+    layer = VariationalDropout(nn.Linear(8, 4), log_sigma2=-18.0, generator=seeded(2))
+    x = torch.full((20_000, 8), size)
+    if is_autocast:
+        with torch.autocast("cpu", dtype=torch.float16):
+            y = layer(x)
+    else:
+        y = layer.half()(x.half())
+    expected = math.sqrt(8 * size**2 * math.exp(-18) + 1e-8)
+    noise = (y - y.mean(0)).float().std(0)
+    rounding = y.abs().amax().float() * torch.finfo(torch.float16).eps
+    assert ((noise - expected).abs() <= 0.05 * expected + rounding).all()
+
+
+@pytest.mark.parametrize("threshold", [math.nan, None, "3"])
+def test_the_threshold_must_be_a_number(threshold):
+    with pytest.raises(ValueError, match="VariationalDropout: threshold must be a number, got"):
+        VariationalDropout(nn.Linear(3, 2), threshold=threshold)
+
+
 @pytest.mark.parametrize("log_alpha", [-6.0, -3.0, -1.0, 0.0, 1.0, 3.0, 6.0])
 def test_the_divergence_is_the_papers_approximation_of_the_integral(log_alpha):
     """KL = E log|1 + sqrt(alpha) e| - log(alpha)/2 for a normal e, less its limit at infinity."""

@@ -37,6 +37,7 @@ from torchreg.functional.measures import (
     row_lengths,
     row_norms,
     wide,
+    within,
 )
 from torchreg.functional.members import Generators, Source, computing
 from torchreg.functional.projections import (
@@ -136,6 +137,7 @@ __all__ = [
     "sorted_threshold",
     "svd",
     "wide",
+    "within",
 ]
 
 

@@ -40,7 +40,7 @@ def half_square(w: Tensor) -> Tensor:
         >>> half_square(torch.tensor([3.0, -4.0]))
         tensor(12.5000)
     """
-    parts = wide(torch.view_as_real(w) if w.is_complex() else w)
+    parts = wide(real_parts(w) if w.is_complex() else w)
     return (parts * parts).sum() / 2  # not torch.dot, which adds one by one
 
 
@@ -66,7 +66,7 @@ def row_lengths(w: Tensor) -> Tensor:
                 [0.]])
     """
     if w.is_complex() and w.stride(1) == 1:
-        return row_lengths(torch.view_as_real(w).flatten(1))
+        return row_lengths(real_parts(w).flatten(1))
     if w.is_cpu and w.stride(1) != 1:  # vector_norm would go along each row on its own
         squares = [row_squares(some) for some in w.split(max(1, CHUNK // max(1, len(w))), dim=1)]
         return torch.stack(squares).sum(0).sqrt_() if len(squares) > 1 else squares[0].sqrt_()
@@ -115,6 +115,17 @@ def real_dtype(w: Tensor) -> torch.dtype:
 def row_squares(w: Tensor) -> Tensor:
     # Not vector_norm, which adds one by one: for ten million equal float32 weights its relative error is 8e-3.
     return (magnitude(w) if w.is_complex() else wide(w)).square().sum(-1, keepdim=True)
+
+
+def real_parts(w: Tensor) -> Tensor:
+    """The real and imaginary parts of a complex tensor along a new last dimension; the latter may be negated."""
+    return torch.view_as_real(w.conj() if w.is_conj() else w)  # a lazy conjugate has no such view
+
+
+def within(bound: float, dtype: torch.dtype) -> float:
+    """The bound, or the dtype's largest number if that is smaller."""
+    largest = torch.finfo(dtype).max
+    return min(max(bound, -largest), largest)
 
 
 def nan_of(w: Tensor) -> Tensor:

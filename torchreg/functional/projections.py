@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchreg.functional.measures import magnitude, real_dtype, row_squares, wide
+from torchreg.functional.measures import magnitude, real_dtype, row_norms, row_squares, wide, within
 
 
 def normalize(w: Tensor) -> Tensor:
@@ -42,9 +42,9 @@ def project_l2_ball(w: Tensor, radius: float) -> Tensor:
         tensor([[0.6000, 0.8000],
                 [0.3000, 0.4000]])
     """
-    square = row_squares(w)
-    scale = radius / square.clamp(min=radius**2).sqrt()
-    return torch.where(square > radius**2, (w * scale).to(w.dtype), w)
+    lengths, radius = row_norms(w), within(radius, real_dtype(w))
+    shorter = torch.where(lengths.isinf(), normalize(w) * radius, w * (radius / lengths.clamp(min=radius)))
+    return torch.where(lengths > radius, shorter.to(w.dtype), w)
 
 
 def project_l1_ball(w: Tensor, radius: float) -> Tensor:
@@ -66,7 +66,7 @@ def project_l1_ball(w: Tensor, radius: float) -> Tensor:
         >>> project_l1_ball(torch.tensor([1.0, -0.5, 0.1]), 1.0)
         tensor([ 0.7500, -0.2500,  0.0000])
     """
-    size = magnitude(w)
+    size, radius = magnitude(w), within(radius, real_dtype(w))
     outside = size.sum(-1, keepdim=True) > radius
     return torch.where(outside, w.sgn() * project_simplex(size, radius).to(real_dtype(w)), w)
 
@@ -94,7 +94,7 @@ def project_simplex(w: Tensor, total: float = 1.0) -> Tensor:
     """
     if not w.numel():
         return w
-    below = wide(w)
+    below, total = wide(w), within(total, w.dtype)
     below = below - below.amax(-1, keepdim=True)  # the differences of large and nearly equal elements are exact
     count = torch.arange(1, w.shape[-1] + 1, device=w.device)
     sums = below.sort(dim=-1, descending=True).values.cumsum(-1)
@@ -108,14 +108,14 @@ def are_largest(size: Tensor, count: int) -> Tensor:
 
     Args:
         size: real tensor of shape (..., n).
-        count: at least 1; all elements are among the largest if it is ``n`` or more.
+        count: at least 0; all elements are among the largest if it is ``n`` or more.
 
     Example:
         >>> are_largest(torch.tensor([2.0, 3.0, 2.0, 2.0]), 2)
         tensor([ True,  True, False, False])
     """
-    if count >= size.shape[-1]:
-        return torch.ones_like(size, dtype=torch.bool)
+    if count == 0 or count >= size.shape[-1]:
+        return torch.full_like(size, count > 0, dtype=torch.bool)
     size = size.masked_fill(size.isnan(), math.inf)
     least = size.topk(count, dim=-1, sorted=False).values.amin(-1, keepdim=True)
     above, tied = size > least, size == least

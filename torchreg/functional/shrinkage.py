@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchreg.functional.measures import as_tensor, magnitude, row_norms, wide
+from torchreg.functional.measures import as_tensor, magnitude, real_dtype, row_norms, wide, within
 from torchreg.functional.singular import svd
 
 _NEWTON_STEPS = 12
@@ -90,6 +90,7 @@ def scaled_sign(w: Tensor, scale: float | Tensor) -> Tensor:
 
 def clip(w: Tensor, limit: float) -> Tensor:
     """``w`` with magnitudes of at most ``limit``; complex elements keep their phase."""
+    limit = within(limit, real_dtype(w))
     return torch.where(w.abs() > limit, w.sgn() * limit, w) if w.is_complex() else w.clamp(-limit, limit)
 
 

@@ -165,8 +165,8 @@ class DropConnect(Seeded):
         mean: Tensor = layer(input)
         if self.activation is None:
             return mean
-        variance = applied(layer, input.square(), layer.weight.square(), None) * (self.p / (1 - self.p))
-        deviation = variance.clamp(min=0).sqrt()
+        variance = applied_to_squares(layer, input, f.wide(layer.weight).square()) * (self.p / (1 - self.p))
+        deviation = variance.clamp(min=0).sqrt().to(mean.dtype)
         if isinstance(self.activation, nn.ReLU) or self.activation in (torch.relu, F.relu):
             return _rectified_mean(mean, deviation)
         self._check_generator(mean)
@@ -186,6 +186,17 @@ def applied(layer: nn.Linear | _Convolution, x: Tensor, weight: Tensor, bias: Te
         return F.linear(x, weight, bias)
     output: Tensor = layer._conv_forward(x, weight, bias)
     return output
+
+
+def applied_to_squares(layer: nn.Linear | _Convolution, x: Tensor, weight: Tensor) -> Tensor:
+    """The layer's map of squares with another weight, without a bias; in float32 instead of float16."""
+    device = x.device.type
+    is_cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    computed = torch.get_autocast_dtype(device) if is_cast else x.dtype
+    if computed != torch.float16:
+        return applied(layer, x.square(), weight.to(x.dtype), None)
+    with torch.autocast(device, enabled=False):  # squares of 256 overflow there, those of 1e-4 vanish
+        return applied(layer, f.wide(x).square(), f.wide(weight), None)
 
 
 def _rectified_mean(mean: Tensor, deviation: Tensor) -> Tensor:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from numbers import Real
+
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from torchreg import functional as f
-from torchreg.nn.connect import applied
+from torchreg.nn.connect import applied, applied_to_squares
 from torchreg.nn.gated import Gated
 from torchreg.nn.parametrized import Layer, plain_copy
 
@@ -40,7 +43,7 @@ class VariationalDropout(Gated):
     Args:
         layer: ``nn.Linear`` or ``nn.Conv1d`` to ``nn.Conv3d``.
         log_sigma2: the initial :math:`\log \sigma^2`.
-        threshold: of :math:`\log \alpha`; 3 is a binary dropout rate of 0.95.
+        threshold: of :math:`\log \alpha`; 3 is a binary dropout rate of 0.95, and at 8 or more no weight is dropped.
         train_clip: whether weights above the threshold are zero in the mean of a training pass too.
         generator: source of the random numbers, as in :class:`Dropout`.
 
@@ -49,6 +52,7 @@ class VariationalDropout(Gated):
 
     Raises:
         TypeError: ``layer`` is of another type.
+        ValueError: ``threshold`` is not a number.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -77,6 +81,7 @@ class VariationalDropout(Gated):
         generator: Generator | None = None,
     ) -> None:
         super().__init__(layer, generator)
+        _check_threshold(threshold)
         self.threshold, self.train_clip = threshold, train_clip
         self.log_sigma2 = nn.Parameter(torch.full_like(layer.weight, log_sigma2))
 
@@ -93,7 +98,7 @@ class VariationalDropout(Gated):
             mean = applied(self.layer, input, self._kept_weight(), self.layer.bias)
         if not self.training:
             return mean
-        variance = applied(self.layer, input.square(), self.log_sigma2.exp(), None)
+        variance = applied_to_squares(self.layer, input, f.wide(self.log_sigma2).exp())
         self._check_generator(input)
         noise = f.drawn(torch.randn, mean.shape, mean.device, self.generator, mean.dtype)
         # 1e-8 because the slope of the root is infinite at 0
@@ -127,6 +132,11 @@ class VariationalDropout(Gated):
 
     def extra_repr(self) -> str:
         return f"threshold={self.threshold}" + (", train_clip=True" if self.train_clip else "")
+
+
+def _check_threshold(threshold: object) -> None:
+    if not isinstance(threshold, Real) or math.isnan(threshold):
+        raise ValueError(f"VariationalDropout: threshold must be a number, got {threshold!r}")
 
 
 def _log_alpha(log_sigma2: Tensor, weight: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -13,7 +14,7 @@ from torchreg import functional as f
 from torchreg.hooks import Carried, StepHooks, checked_steps
 from torchreg.optim.proximal import Proximal
 from torchreg.penalties.partition import Groups, Partition, check_groups, resolve, split
-from torchreg.schedules import share_at
+from torchreg.schedules import of_steps, share_at
 from torchreg.selection.parameters import ParamInfo
 from torchreg.steps.steered import Steered
 
@@ -45,9 +46,10 @@ class TargetSparsity:
     cubic :math:`s(x) = 1 - (1 - x)^3`, which makes most zeros early, the linear :math:`s(x) = x`, the constant
     :math:`s(x) = 1`, or a function.
 
-    After ``fix_at`` of the steps the share is made exact: the smallest weights above it become zero, or the zeros with
-    the largest gradients become nonzero. Then the support is fixed, and the remaining steps fit it without the penalty;
-    see :meth:`Proximal.fix_support`. Of a regularizer the scale is then 0, and the controller keeps the zeros.
+    After ``fix_at`` of the steps the share is made exact: the smallest weights of all become zero, or the zeros with
+    the largest gradients become nonzero. Of equal ones the first stay. Then the support is fixed, and the remaining
+    steps fit it without the penalty; see :meth:`Proximal.fix_support`. Of a regularizer the scale is then 0, and the
+    controller keeps the zeros.
 
     The strength of the penalty is only the start of the search and may be wrong by orders of magnitude. It should
     rather be too small, because a unit that has become zero may stay zero. The controller never waits for the device.
@@ -112,21 +114,18 @@ class TargetSparsity:
             )
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise ValueError(f"TargetSparsity: steps must be a whole number >= 1, got {steps!r}")
-        if isinstance(target, str) or not 0 < target < 1:
-            percent = (
-                f": a share, {target / 100:g} for {target:g} %"
-                if not isinstance(target, str) and 1 < target < 100
-                else ""
-            )
-            raise ValueError(f"TargetSparsity: target must be in (0, 1), got {target!r}{percent}")
-        if isinstance(fix_at, str) or not 0 < fix_at <= 1:
+        if not (_is_number(target) and 0 < target < 1):
+            is_percent = _is_number(target) and 1 < target < 100
+            advice = f": a share, {target / 100:g} for {target:g} %" if is_percent else ""
+            raise ValueError(f"TargetSparsity: target must be in (0, 1), got {target!r}{advice}")
+        if not (_is_number(fix_at) and 0 < fix_at <= 1):
             raise ValueError(f"TargetSparsity: fix_at must be in (0, 1], got {fix_at!r}")
-        if not callable(schedule) and schedule not in list(_SHAPES):
+        if schedule not in list(_SHAPES) and (not callable(schedule) or of_steps(schedule)):
             raise ValueError(
                 f"TargetSparsity: schedule must be one of {', '.join(_SHAPES)}, or a function of the progress, "
-                f"got {schedule!r}"
+                f"got {schedule!r}" + (", which is one of the step number" if of_steps(schedule) else "")
             )
-        is_pair = isinstance(span, Sequence) and len(span) == 2 and not any(isinstance(end, str) for end in span)
+        is_pair = isinstance(span, Sequence) and len(span) == 2 and all(map(_is_number, span))
         if not (is_pair and 0 <= span[0] < span[1] <= 1):
             raise ValueError(f"TargetSparsity: span must be two increasing shares in [0, 1], got {span!r}")
         stepping = optimizer._steered_in("TargetSparsity")
@@ -134,10 +133,9 @@ class TargetSparsity:
         self.schedule, self.span = schedule, span
         self.groups = None if groups is None else check_groups("TargetSparsity", groups)
         places = optimizer._steered_places()
-        if not places:
-            raise ValueError("TargetSparsity: a penalized parameter must be trained, got none")
-        for place in places:
-            self._split(place, place.param)  # raises an error if the groups do not fit
+        if not sum(self._nonzero(place)[1] for place in places):  # an error if the groups do not fit
+            what = "no elements" if places else "none"
+            raise ValueError(f"TargetSparsity: a penalized parameter must be trained, got {what}")
         self.sparsity = torch.zeros((), dtype=torch.float64, device=places[0].param.device)
         self._log_scale, self._error, self._pace = (self.sparsity + start for start in (0, 0, 1))
         self._scales = optimizer._steered_scales()
@@ -228,15 +226,16 @@ class TargetSparsity:
         places = self.optimizer._steered_places()
         scores = [self._scores(place) for place in places]
         every = torch.cat([score.flatten() for score in scores])
-        limit = every.kthvalue(max(1, round(self.target * every.numel()))).values
-        for place, score in zip(places, scores, strict=True):
-            param, stays = place.param, score > limit
+        gone = max(1, round(self.target * every.numel()))
+        stays = f.are_largest(every, every.numel() - gone)
+        for place, score, own in zip(places, scores, stays.split([score.numel() for score in scores]), strict=True):
+            param = place.param
             if self.groups is None:
                 kept = torch.where(param == 0, torch.finfo(param.dtype).tiny, param)
-                param.copy_(torch.where(stays, kept, 0))
+                param.copy_(torch.where(own.view_as(score), kept, 0))
             else:
-                param.copy_(self._with_groups(place, stays))
-        self.sparsity = (every <= limit).double().mean()
+                param.copy_(self._with_groups(place, own))
+        self.sparsity = (~stays).double().mean()
         self.optimizer._end_penalty()
 
     def _scores(self, place: ParamInfo) -> Tensor:
@@ -283,11 +282,14 @@ class TargetSparsity:
         vars(self).update(numbers)
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def _kind(thing: object) -> str:
     return f"the class {thing.__name__}" if isinstance(thing, type) else f"{type(thing).__name__}"
 
 
 def _score(size: Tensor, slope: Tensor) -> Tensor:
-    """The order of sizes: those that are not zero by themselves, then zeros by their gradients."""
-    largest = size.amax() if size.numel() else 1.0
-    return torch.where(size != 0, 1 + size / largest, slope / (1 + slope))
+    """The order of sizes, the same for all parameters: zeros stand below them, by their gradients."""
+    return torch.where(size != 0, size, -1 / slope)

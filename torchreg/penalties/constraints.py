@@ -128,6 +128,8 @@ class _Euclidean(GroupConstraint):
             return super()._prox_(w, step)
         (own,) = parts
         lengths = f.row_lengths(own.rows)
+        if lengths.is_cpu and not torch.compiler.is_compiling() and lengths.isinf().any():  # others would wait for it
+            return super()._prox_(w, step)
         own.rows.mul_(torch.where(lengths > self._bound, self._bound / lengths, 1.0))
         return w
 
@@ -388,7 +390,8 @@ class Box(Constraint):
 
     def project(self, w: Tensor) -> Tensor:
         self._check_real(w)
-        return w.clamp(self.low, self.high)
+        low, high = (None if bound is None else f.within(bound, w.dtype) for bound in (self.low, self.high))
+        return w.clamp(low, high)
 
 
 @final

@@ -193,5 +193,5 @@ def _by_autograd(
 def _inner(a: Tensor, b: Tensor) -> Tensor:
     """The real part of the inner product, in one pass."""
     if a.is_complex():
-        a, b = torch.view_as_real(a), torch.view_as_real(b)
+        a, b = (torch.view_as_real(each.resolve_conj()) for each in (a, b))
     return torch.dot(a.reshape(-1), b.reshape(-1).to(a.dtype))
