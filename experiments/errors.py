@@ -99,7 +99,11 @@ def _line(fault: Mapping[str, Any], cls: type[BaseModel] | None, also: Sequence[
     message = fault["msg"]
     for pydantic, ours in _WORDING.items():
         message = re.sub(pydantic, ours, message)
-    return f"{where}: {message}, got {fault['input']!r:.200}"
+    advice = ""
+    if fault["type"] in ("list_type", "tuple_type"):
+        is_table = isinstance(fault["input"], dict)
+        advice = f": begin each of its tables with [[{where}]]" if is_table else ": put it in brackets, as in [1, 2]"
+    return f"{where}: {message}, got {fault['input']!r:.200}{advice}"
 
 
 def _keys(cls: type[BaseModel], path: Sequence[int | str]) -> list[str]:

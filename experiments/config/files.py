@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from copy import deepcopy
@@ -65,4 +66,6 @@ def _parsed(path: Path, said: str) -> Tree:
     except RecursionError:
         raise UserError(f"{said}: not a TOML file for a study: its tables or lists are too deep") from None
     except ValueError as error:  # of the syntax, of the bytes, of a number with thousands of digits
-        raise UserError(f"{said}: not a TOML file: {' '.join(str(error).split())}") from None
+        twice = re.match(r"Cannot declare \('(\w+)',\) twice", str(error))
+        advice = f": if it is one of several, write [[{twice[1]}]]" if twice else ""
+        raise UserError(f"{said}: not a TOML file: {' '.join(str(error).split())}{advice}") from None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from torchreg import penalties
 
@@ -13,6 +13,21 @@ from .sections import Component, Names, Section, Strength
 
 _NAMED = {name: getattr(penalties, name) for name in penalties.__all__}
 CONSTRAINTS = [name for name, it in _NAMED.items() if inspect.isclass(it) and issubclass(it, penalties.Constraint)]
+
+
+def _patterns(value: Any) -> str | tuple[str, ...]:
+    if isinstance(value, str):
+        return value
+    if not (isinstance(value, (list, tuple)) and value and all(isinstance(each, str) for each in value)):
+        raise ValueError("must be a pattern of names, or a list of them")
+    return tuple(value)
+
+
+Patterns = Annotated[
+    str | Annotated[tuple[str, ...], Field(strict=False)],
+    BeforeValidator(_patterns),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
+]
 
 
 class Penalty(Component):
@@ -35,7 +50,7 @@ class Regularizer(Section):
     activity: str | None = None  # on the outputs of modules
     strength: Strength | None = None  # None only of a constraint, and where the arm has strengths
     mode: Literal["loss", "grad", "decoupled", "prox"] = "loss"  # of a constraint always "prox"
-    select: str = "weights"  # "weights", "everything", or a pattern of names
+    select: Patterns = "weights"  # or "everything", or patterns of names
     modules: Names | None = None  # whose outputs an activity penalty is on: patterns of names
     schedule: Component | None = None
     anchor: Literal["tasks"] | None = None  # of L2SP: the weights after each task so far; None: the first weights

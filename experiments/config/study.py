@@ -407,6 +407,10 @@ def _at_strength(settings: Settings, strength: float, key: str) -> Settings:
     )
 
 
+def _named(tables: dict[str, Any]) -> str:
+    return f"its names are {', '.join(map(repr, tables))}" if tables else "its tables have none; set the whole list"
+
+
 def _set(tree: Tree, override: str) -> None:
     """Sets ``a.b=value``; below ``arms`` the first key is the arm's name."""
     key, equals, text = override.partition("=")
@@ -421,11 +425,16 @@ def _set(tree: Tree, override: str) -> None:
     node: Any = tree
     for depth, part in enumerate(path[:-1]):
         if isinstance(node, list):
-            node = next((arm for arm in node if isinstance(arm, dict) and arm.get("name") == part), None)
+            named = {arm["name"]: arm for arm in node if isinstance(arm, dict) and "name" in arm}
+            if part not in named:
+                where = ".".join(path[:depth])
+                raise UserError(f"--set {key}: no table in {where} has the name {part!r}: {_named(named)}")
+            node = named[part]
         elif isinstance(node, dict):
             node = node.setdefault(part, {})
         if not isinstance(node, (dict, list)):
             raise UserError(f"--set {key}: {'.'.join(path[: depth + 1])} must be a table, got {node!r}")
     if not isinstance(node, dict):
-        raise UserError(f"--set {key}: {'.'.join(path[:-1])} must be a table, got a list")
+        whole = ".".join(path[:-1])
+        raise UserError(f"--set {key}: {whole} must be a table, got a list: set all of it, as in {whole}=[...]")
     node[path[-1]] = value

@@ -12,7 +12,7 @@ from .cells import Cell, best_of, of_metric, one_standard_error
 from .summary import Summary
 from .vega import INK, SOFT, TEST, TRAIN, VALID, Picture, Spec, shares_of
 
-_PATHS = "Errors, the norm of each layer's weights, and the share of exact zeros, {over}."
+_PATHS = "Errors{and_} the norm of each layer's weights{zeros}, {over}."
 _CLOUDS = "Each dot is a point, at one of its values and its {metric}. The ring marks the best, gray dots were pruned."
 
 Rows = list[dict[str, Any]]
@@ -31,7 +31,8 @@ def pictures(summary: Summary) -> list[Picture]:
 
     names = ", ".join(path[0].arm for path in paths)
     if paths:
-        text = _PATHS.format(over=summary.over_seeds)
+        and_, zeros = (",", ", and the share of exact zeros") if _has_zeros(paths) else (" and", "")
+        text = _PATHS.format(and_=and_, zeros=zeros, over=summary.over_seeds)
         found.append(Picture(f"Along the {_axis_of(paths)}", text, along, f"Curves of {names}."))
     if summary.clouds:
         text = _CLOUDS.format(metric=summary.metric_in_words)
@@ -79,15 +80,18 @@ def _error(key: str, summary: Summary) -> str:
     return f"{names[key]} {summary.error}"
 
 
+def _has_zeros(paths: Sequence[Sequence[Cell]]) -> bool:
+    return any(cell.mean("zeros").mean for path in paths for cell in path)
+
+
 def _along(paths: Sequence[Sequence[Cell]], summary: Summary, width: int) -> Spec:
     columns = min(len(paths), 3 if width > 600 else 1)
     each = (width - 20) // columns - 60
-    has_zeros = any(cell.mean("zeros").mean for path in paths for cell in path)
     panels = []
     for path in paths:
         x, marks, names = _x_of(path, summary, each)
         kinds: list[Spec] = [_errors(path, summary, x, _path_top(paths, summary)), _of_layers("norm", x)]
-        kinds += [_of_layers("zeros", x)] if has_zeros else []
+        kinds += [_of_layers("zeros", x)] if _has_zeros(paths) else []
         stack: list[Spec] = [
             {
                 "width": each,
@@ -151,7 +155,7 @@ def _errors(path: Sequence[Cell], summary: Summary, x: Spec, top: float) -> Spec
         "type": "nominal",
         "title": None,
         "scale": {"domain": names, "range": [TRAIN, TEST, VALID]},
-        "legend": {"columns": 3, "labelFontSize": 11, "labelLimit": 130, "columnPadding": 6, "symbolOpacity": 1},
+        "legend": {"columns": 3, "labelFontSize": 11, "labelLimit": 130, "columnPadding": 16, "symbolOpacity": 1},
     }
     axis = {**shares_of(summary), "tickCount": 4}
     y = {"type": "quantitative", "title": summary.error, "scale": {"domain": [0, top]}, "axis": axis}
@@ -171,7 +175,7 @@ def _of_layers(kind: str, x: Spec) -> Spec:
         "title": None,
         "sort": None,
         "scale": {"scheme": "tableau10"},
-        "legend": {"columns": 4, "labelFontSize": 11, "labelLimit": 100, "symbolLimit": 8},
+        "legend": {"columns": 3, "labelFontSize": 11, "labelLimit": 100, "columnPadding": 24, "symbolLimit": 8},
     }
     title, style = ("norm of the weights", ".3~g") if kind == "norm" else ("exact zeros", ".3~%")
     axis = {"tickCount": 4, "format": ".6~g" if kind == "norm" else "~%"}

@@ -163,11 +163,23 @@ class Summary:
             and self.sweep is None,
             f"Of {counts}, the one with the lowest {self.metric_in_words}.": self.sweep is not None,
             self._choosing: bool(self._choosing),
+            "No arm is without regularization, so there is none to compare the others with.": self._is_alone,
+            f"{', '.join(self._off)}: strength 0 was chosen, which is no regularization.": bool(self._off),
             f"'{ONE_SE.strip(', ')}': the strongest within one standard error of that.": has_strongest,
             f"Not finished: these are {finished} of {self.planned} runs.": finished < self.planned,
             self._sampling: bool(self._sampling),
         }
         return " ".join(note for note, applies in notes.items() if applies)
+
+    @property
+    def _is_alone(self) -> bool:
+        """Whether several arms are regularized, and none is not."""
+        return not any(cell.is_plain() for cell in self.cells) and len({cell.arm for cell in self.chosen if cell.is_done}) > 1
+
+    @property
+    def _off(self) -> list[str]:
+        """The arms of which validation chose strength 0."""
+        return [cell.arm for cell in self.chosen if cell.is_done and cell.is_strength and cell.is_off()]
 
     @property
     def _choosing(self) -> str:

@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import groupby, takewhile
 from pathlib import Path
 
@@ -31,7 +32,7 @@ _START = """\
 #   {command} schema > study.schema.json
 # and named in the first line of this file:  #:schema study.schema.json
 {name}
-seeds = [0, 1, 2]         # one run for each; differences between arms are told with three or more
+seeds = [0, 1, 2]         # one run for each; two or more tell differences between arms
 
 [data]
 name = "digits"           # or "mnist", or data of your own: docs/guides/own_data.md
@@ -88,9 +89,22 @@ def entries() -> Iterator[Entry]:
 
 
 def located(path: Path) -> Path:
-    """The file of a study, which may be given by the name of a shipped one, such as ``mnist/overfit``."""
-    shipped = SHIPPED / f"{path}.toml"
-    return shipped if not path.suffix and not path.exists() and shipped.is_file() else path
+    """The file of a study, which may be given by the name of a shipped one, such as ``mnist/overfit``.
+
+    Raises:
+        UserError: there is no such file, and a shipped study has nearly this name.
+    """
+    if os.path.exists(path) or os.path.isfile(f"{path}.toml"):  # noqa: PTH110, PTH113 - they raise nothing
+        return path
+    name = path.with_suffix("") if path.suffix == ".toml" else path
+    shipped = SHIPPED / f"{name}.toml"
+    if not path.suffix and os.path.isfile(shipped):  # noqa: PTH113
+        return shipped
+    known = [file.relative_to(SHIPPED).with_suffix("").as_posix() for file in SHIPPED.glob("**/*.toml")]
+    asked = name.as_posix().removeprefix("configs/")
+    if near := get_close_matches(asked, known, n=1, cutoff=0.7):
+        raise UserError(f"{path}: no such file: did you mean {near[0]}, a shipped study? All: {COMMAND} list")
+    return path
 
 
 def proof(name: str) -> Path:

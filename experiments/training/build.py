@@ -305,7 +305,7 @@ def regularizers(
     Each row has the settings in each run of a stack, or in the only run; None where it has strength 0.
     """
     for run in zip(*side_by_side, strict=True):
-        decayed: set[str] = set()
+        decayed: set[str | Sequence[str]] = set()
         for i, settings in enumerate(run):
             if settings is None or settings.penalty != "L2":
                 continue
@@ -409,7 +409,9 @@ def _regularizer(
         if scale is not None:
             schedule = partial(_times, scale, schedule)
     selections = {"weights": torchreg.weights, "everything": torchreg.everything}
-    select = selections.get(settings.select) or torchreg.named(settings.select)
+    patterns = [settings.select] if isinstance(settings.select, str) else settings.select
+    select = selections.get(patterns[0]) if len(patterns) == 1 else None
+    select = select or torchreg.named(*patterns)
     try:
         regularizer = torchreg.Regularizer(net, penalty, mode=settings.mode, select=select, schedule=schedule)
         if scale is not None and schedule is None:

@@ -58,8 +58,12 @@ def test_a_diverged_run_ends_with_1_and_names_the_step(command):
         (["run", "study.toml", "--set", "name.x=1"], "error: --set name.x: name must be a table, got 'small'"),
         (
             ["run", "study.toml", "--set", "arms.L9.strength=1"],
-            "error: --set arms.L9.strength: arms.L9 must be",
+            "error: --set arms.L9.strength: no table in arms has the name 'L9': its names are",
         ),
+        (["run", "study.toml", "--set", "arms.0=1"], "error: --set arms.0: arms must be a table, got a list: set all"),
+        (["run", "study.tml"], "error: study.tml: cannot be read"),
+        (["run", "quickstrat"], "error: quickstrat: no such file: did you mean quickstart, a shipped study? All: "),
+        (["show", "configs/mnist/overfit.toml"], "error: configs/mnist/overfit.toml: no such file: did you mean mnist"),
         (["run", "study.toml", "--set", "train.epochs=1\ntrain=3"], "error: train.epochs: must be a valid integer"),
         (["run", "study.toml", "--out", "study.toml"], "error: --out: study.toml must be a folder, it is a file"),
         (

@@ -176,6 +176,12 @@ FAULTS = {
         {"model": {"class": "nets.py"}},
         "model.class: must be of the form package.module",
     ),
+    "a seed": ({"seeds": 3}, "seeds: must be a valid list, got 3: put it in brackets, as in [1, 2]"),
+    "one arm": ({"arms": {"name": "a"}}, "got {'name': 'a'}: begin each of its tables with [[arms]]"),
+    "no patterns": (
+        {"regularizers": [{"penalty": "L1", "strength": 1.0, "select": []}]},
+        "regularizers.0.select: must be a pattern of names, or a list of them, got []",
+    ),
     "a name of two lines": ({"arms": [{"name": "a\nb"}]}, "arms.0.name: must be a name on one line"),
     "strengths of what": (
         {"arms": [{"name": "a", "strengths": [1.0], "regularizers": [{"penalty": "L1"}, {"penalty": "L2"}]}]},

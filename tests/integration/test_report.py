@@ -430,3 +430,28 @@ def test_a_folder_without_a_finished_run_says_what_to_do(tmp_path):
         pass
     with pytest.raises(UserError, match="no run of this study is finished yet: 'run --resume'"):
         summarize(tmp_path)
+
+
+def with_strengths(name: str, *errors: float, regularizers: Sequence[Any] = (L2,)) -> list[Cell]:
+    """An arm at strengths 0, 1, ... with these errors."""
+    cells = []
+    for i, error in enumerate(errors):
+        made = small(arms=[{"name": name, "strengths": [float(i)], "regularizers": list(regularizers)}], seeds=[0, 1])
+        row = {"status": "done", "valid_error": error, "test_error": error, "train_error": 0.0, "norms": {}}
+        cells.append(Cell(made.runs, [row, row]))
+    return cells
+
+
+def test_the_note_tells_that_there_is_nothing_to_compare_with():
+    alone = [*with_strengths("L2", 0.3, 0.2), *with_strengths("L1", 0.3, 0.1)]
+    said = "No arm is without regularization, so there is none to compare the others with."
+    assert said in Summary("made up", alone, 8, {}).note
+    plain = Cell(small(arms=[{"name": "none"}], seeds=[0, 1]).runs, alone[0].results)
+    assert said not in Summary("made up", [plain, *alone], 10, {}).note
+    assert said not in Summary("made up", with_strengths("L2", 0.3, 0.2), 4, {}).note
+
+
+def test_the_note_tells_of_arms_for_which_strength_0_was_chosen():
+    cells = [*with_strengths("L2", 0.1, 0.2), *with_strengths("L1", 0.1, 0.2), *with_strengths("other", 0.3, 0.2)]
+    note = Summary("made up", cells, 12, {}).note
+    assert "L2, L1: strength 0 was chosen, which is no regularization." in note

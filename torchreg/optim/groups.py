@@ -234,7 +234,7 @@ def _rules(argument: str, given: Rules, names: Sequence[str]) -> Mapping[str, Nu
         if rules is given and not any(fnmatchcase(name, str(pattern)) for name in names):
             raise ValueError(
                 f"param_groups: the pattern {pattern!r} of {argument} matches none of the parameters "
-                f"{listed(list(names))}: a pattern matches whole names, as '*.weight' does"
+                f"{listed(list(dict.fromkeys(names)))}: a pattern matches whole names, as '*.weight' does"
             )
     return rules
 

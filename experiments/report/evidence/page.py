@@ -80,7 +80,8 @@ def _rows(found: Evidence, text: Published) -> list[list[str]]:
     lines = [[check.must, check.ours, mark] for check, mark in zip(checks, marks, strict=True)] or [["", "", ""]]
     lines[0][-1] += _remarks(found)
     proof = [f"[{text.claim}](#{_anchor(found)})", f"{text.figures} ({text.year})"]
-    made = [f"{_seeds(len(found.seeds))}; {text.budget}", f"`{found.command.removeprefix(COMMAND).strip()}`<br>{found.date}"]
+    command = found.command.removeprefix(COMMAND).strip()
+    made = [f"{_seeds(len(found.seeds))}; {text.budget}", f"`{command}`<br>{found.date}"]
     return [[*proof, *lines[0], *made], *(["", "", *line, "", ""] for line in lines[1:])]
 
 

@@ -144,7 +144,9 @@ def _together(items: Sequence[Tensor | UserError]) -> Tensor | UserError:
     shapes = {tuple(item.shape): None for item in tensors}
     if len(shapes) > 1:
         one, other, *_ = shapes
-        return UserError(f"data: all inputs must have one shape, got {one} and {other}")
+        return UserError(
+            f"data: all inputs must have one shape, got {one} and {other}: of images set data.size, as in [28, 28]"
+        )
     return torch.stack(tensors)
 
 
