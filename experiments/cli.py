@@ -221,7 +221,7 @@ def prove(
     command = shlex.join([*COMMAND.split(), "evidence", name, *(word for one in overrides for word in ("--set", one))])
     origin = Origin(path.stem, command, catalog.seen_from(docs, path))
     check_place(docs, origin)
-    check_measures(loaded.published, loaded.runs)
+    check_measures(loaded)
     folder = source or out or Path("runs") / folder_name(slug(loaded.name))
     broken: list[str] = []
     if source is None:

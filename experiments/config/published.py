@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from .sections import Name, Names, Section
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+def _one_line(given: Any) -> Any:
+    return " ".join(given.split()) if isinstance(given, str) else given
 
 
-Text = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_one_line)]
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"must be distinct, got {name!r} twice: remove one")
+    return names
+
+
+Text = Annotated[str, Field(min_length=1, max_length=2000), BeforeValidator(_one_line)]
+Distinct = Annotated[Names, AfterValidator(_distinct)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Number = Annotated[float, Field(gt=0)]
@@ -26,13 +34,19 @@ class Lower(Section):
     than: Name
     by: Percent = 0.0  # points
 
+    @model_validator(mode="after")
+    def _of_two(self) -> Lower:
+        if self.arm == self.than:
+            raise ValueError(f"arm and than must be two arms, got {self.arm!r} for both")
+        return self
+
 
 class Finals(Section):
     """The final test errors of arms: their size, their order, their differences, and what was compressed."""
 
     published: dict[str, Percent] = Field(default_factory=dict)  # the paper's test errors in percent, by arm
-    arms: Names | None = None  # those that are shown; None: all
-    order: Names | None = None  # arms, from the highest to the lowest test error
+    arms: Distinct | None = None  # those that are shown; None: all
+    order: Distinct | None = None  # arms, from the highest to the lowest test error
     at_most: dict[str, Percent] = Field(default_factory=dict)  # the largest test error in percent, by arm
     lower: Annotated[tuple[Lower, ...], Field(strict=False)] = ()
     compression: dict[str, Number] = Field(default_factory=dict)  # the least ratio of weights to nonzero ones, by arm
@@ -60,7 +74,7 @@ class Peak(Section):
     at: Number  # where the peak must be
     around: Share = 0.1  # how far from there it may be, as a share of it
     grid: Name  # the rule of the arms with a grid of strengths, of which validation chooses
-    chosen: Names  # the rules that are held against the best strength of the grid on the test examples
+    chosen: Distinct  # the rules that are held against the best strength of the grid on the test examples
     within: Percent = 1.0  # points of its test error
 
 
@@ -68,9 +82,9 @@ class Onset(Section):
     """When the test accuracy passes a level: the number of steps is inversely proportional to the decay."""
 
     level: Share  # of the test accuracy
-    arms: Names  # whose steps times decay must be constant
-    never: Names | None = None  # that must not pass the level
-    shown: Names | None = None  # other arms
+    arms: Distinct  # whose steps times decay must be constant
+    never: Distinct | None = None  # that must not pass the level
+    shown: Distinct | None = None  # other arms
     within: Share = 0.2  # of the mean
 
     @property
@@ -109,7 +123,7 @@ class Published(Section):
     figures: Text  # the published figures
     budget: Text  # how much was trained here, beside the paper
     teaches: Text  # what to learn from it
-    uses: Names  # the parts of torchreg that it exercises
+    uses: Distinct  # the parts of torchreg that it exercises
     notes: Annotated[tuple[Text, ...], Field(strict=False)] = ()  # what was tried, and what falls short and why
     finals: Finals | None = None
     peak: Peak | None = None

@@ -174,7 +174,10 @@ class Summary:
     @property
     def _is_alone(self) -> bool:
         """Whether several arms are regularized, and none is not."""
-        return not any(cell.is_plain() for cell in self.cells) and len({cell.arm for cell in self.chosen if cell.is_done}) > 1
+        return (
+            not any(cell.is_plain() for cell in self.cells)
+            and len({cell.arm for cell in self.chosen if cell.is_done}) > 1
+        )
 
     @property
     def _off(self) -> list[str]:

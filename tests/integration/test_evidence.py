@@ -60,6 +60,11 @@ def made(evidence, tmp_path):
     return tmp_path / "docs"
 
 
+def with_two_measures(text):
+    onset = "[published.onset]\nlevel = 0.875\narms = ['decay']\n\n[[arms]]"
+    return text.replace("strengths = [0.1, 1.0]", "optimizer.weight_decay = 0.1").replace("[[arms]]", onset, 1)
+
+
 def altered(docs, **changes):
     """The record with other values, as if an earlier version had written it."""
     from experiments.report.evidence.record import _checksum
@@ -226,6 +231,64 @@ def test_nothing_is_left_half_written(made, evidence, monkeypatch):
     assert ((made / "evidence.md").read_text(), (made / "evidence/tiny.json").read_text()) == (page, record)
 
 
+def test_nothing_is_written_if_a_picture_cannot_be_drawn(made, evidence, monkeypatch):
+    """Else each later call would meet the record, and fail."""
+    from experiments.report.evidence import page
+
+    def drawn(picture, pen):
+        raise RuntimeError("no ink")
+
+    before = {file: file.read_bytes() for file in made.rglob("*") if file.is_file()}
+    altered(made, versions={"torchreg": "0.0.1"})
+    (older,) = made.rglob("*.json")
+    before[older] = older.read_bytes()
+    monkeypatch.setattr(page, "drawn", drawn)
+    with pytest.raises(RuntimeError, match="no ink"):
+        evidence("tiny.toml", "--from", "runs/tiny")
+    assert {file: file.read_bytes() for file in made.rglob("*") if file.is_file()} == before
+
+
+ODD = r"""a*b* <b>x</b> $d$ [e](f) \ `c`"""
+
+
+def test_what_is_data_is_shown_letter_by_letter(evidence, tmp_path):
+    odd = TOML.replace('"none"', f"'{ODD}'").replace("none =", f"'{ODD}' =")
+    (tmp_path / "tiny.toml").write_text(odd.replace('["optim.AdamW"]', '["a`b", "x\\ny"]'))
+    assert evidence("tiny.toml", "--set", "seeds=[0,\n1]", *QUICK)[0] == 0
+    page = (tmp_path / "docs/evidence.md").read_text()
+    name = r"a\*b\* \<b>x\</b> \$d\$ \[e\](f) \\ \`c\`"
+    assert f"| {name}: at most 100 % |" in page
+    assert f"| {name} | 1.62 |" in page
+    assert "| `evidence tiny.toml --set 'seeds=[0, 1]' --set train.epochs=1`<br>" in page
+    assert "\nUses: ``a`b``, `x y`.\n" in page
+
+
+def test_studies_whose_names_differ_in_signs_alone_have_labels_of_their_own(evidence, tmp_path):
+    for name in ("a b", "a-b"):
+        (tmp_path / f"{name}.toml").write_text(TOML.replace('"tiny"', f'"{name}"'))
+        assert evidence(f"{name}.toml", *QUICK)[0] == 0
+    page = (tmp_path / "docs/evidence.md").read_text()
+    assert re.findall(r"\]\(#(.*?)\)", page) == re.findall(r"\n\((.*?)\)=", page) == ["evidence-a-b", "evidence-a-b-2"]
+
+
+def test_no_picture_of_a_study_replaces_that_of_another(evidence, tmp_path):
+    (tmp_path / "a.toml").write_text(with_two_measures(TOML))
+    (tmp_path / "a_2.toml").write_text(TOML.replace('"tiny"', '"other"'))
+    for name in ("a", "a_2"):
+        assert evidence(f"{name}.toml", *QUICK)[0] == 0
+    page = (tmp_path / "docs/evidence.md").read_text()
+    assert re.findall(r"\]\(evidence/(.*?)\.svg\)", page) == ["a", "a_2", "a_2_2"]
+    assert len([*tmp_path.glob("docs/evidence/*.svg")]) == 3
+
+
+def test_the_text_of_a_picture_is_its_first_sentence(evidence, tmp_path):
+    (tmp_path / "tiny.toml").write_text(with_two_measures(TOML))
+    assert evidence("tiny.toml", *QUICK)[0] == 0
+    page = (tmp_path / "docs/evidence.md").read_text()
+    assert "; the dashed line is at 87.5 %.](evidence/tiny_2.svg)" in page
+    assert "![The final test errors of each seed, their mean, and the paper's.](evidence/tiny.svg)" in page
+
+
 def test_the_record_of_another_study_with_the_same_file_name_is_not_replaced(evidence, tmp_path):
     for name in ("a", "b"):
         make_folder(tmp_path / name)
@@ -309,7 +372,8 @@ def test_a_folder_that_cannot_hold_the_record_is_found_before_the_runs(evidence,
 
 def test_a_key_that_is_no_number_is_found_before_the_runs(evidence, tmp_path):
     slope = "[published.slope]\nalong = 'model.name'\nexpected = {}\n\n[published.finals]"
-    (tmp_path / "tiny.toml").write_text(TOML.replace("[published.finals]", slope))
+    named = TOML.replace('name = "decay"', 'name = "lr, 1"').replace("decay =", '"lr, 1" =')
+    (tmp_path / "tiny.toml").write_text(named.replace("[published.finals]", slope))
     code, _, error = evidence("tiny.toml", *QUICK)
     assert code == 2
     assert error.startswith("error: published: along must be the key of a number, such as data.train_size, got 'model.")
@@ -368,13 +432,15 @@ def test_bad_input_is_told_in_one_line(evidence, tmp_path, arguments, said):
         (("year = 2014", 'year = "2014"'), "published.year: must be a valid integer, got '2014'"),
         (('claim = "Decay | helps"', ""), "published.claim: is missing"),
         (("decay = 0.0 }", "dacay = 0.0 }"), "published.finals: unknown arm 'dacay'"),
+        (("[[arms]]", "[published.tuned]\n[[arms]]"), "published.tuned: no arm's name ends in ', tuned': name one so"),
     ],
 )
 def test_the_table_is_checked_as_all_others_are(evidence, tmp_path, change, said):
-    (tmp_path / "tiny.toml").write_text(TOML.replace(*change))
+    (tmp_path / "tiny.toml").write_text(TOML.replace(*change, 1))
     code, _, error = evidence("tiny.toml", *QUICK)
     assert code == 2
     assert f"error: {said}" in error
+    assert not (tmp_path / "runs").exists()
 
 
 def test_without_mnist_a_line_says_where_it_is_looked_for(evidence, tmp_path, monkeypatch):

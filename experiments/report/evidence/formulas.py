@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from statistics import fmean
 
 import numpy as np
+
+_NOISE = 1e-9  # far above the rounding of floats, and far below what any check is about
+
+
+def exceeds(value: float, limit: float) -> bool:
+    """Whether a value is above a limit by more than the rounding of floats, so that a limit met exactly is met.
+
+    Example:
+        >>> 0.1 + 0.2 > 0.3, exceeds(0.1 + 0.2, 0.3)
+        (True, False)
+    """
+    return value > limit and not math.isclose(value, limit, rel_tol=_NOISE, abs_tol=_NOISE)
 
 
 def crossing(places: Sequence[float], values: Sequence[float], level: float) -> float | None:
@@ -16,10 +29,10 @@ def crossing(places: Sequence[float], values: Sequence[float], level: float) -> 
         >>> crossing([0, 10, 20], [0.1, 0.5, 0.9], 0.6), crossing([0, 10], [0.1, 0.5], 0.6)
         (12.5, None)
     """
-    if values[0] >= level:
+    if not exceeds(level, values[0]):
         return places[0]
     for (left, low), (right, high) in pairwise(zip(places, values, strict=True)):
-        if high >= level:
+        if not exceeds(level, high):
             return left + (right - left) * (level - low) / (high - low)
     return None
 

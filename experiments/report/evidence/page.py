@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
 from urllib.parse import quote
 
@@ -15,6 +16,7 @@ from ...training.files import write
 from ...training.storage import make_folder
 from ..vega import Pen
 from .found import Check, Table
+from .markdown import block, code, literal, table
 from .pictures import drawn
 from .place import PAGE, RECORDS
 from .record import Evidence, read_record, write_record
@@ -34,7 +36,9 @@ _REACHED = {True: "yes", False: "**no**", None: "not yet"}
 
 
 def write_page(docs: Path, texts: Mapping[str, Published], new: Evidence | None = None) -> Path:
-    """Writes a record, if there is a new one, then the page and the pictures of all records.
+    """Writes a record, if there is a new one, then the pictures of all records and the page.
+
+    All is drawn first: a record that cannot be shown is not written.
 
     Args:
         docs: the folder of the page; the records are in its folder ``evidence``.
@@ -47,41 +51,62 @@ def write_page(docs: Path, texts: Mapping[str, Published], new: Evidence | None 
     """
     folder, page = docs / RECORDS, docs / PAGE
     make_folder(folder)
-    if new is not None:
-        write_record(new, folder / f"{new.name}.json")
+    ours = {} if new is None else {folder / f"{new.name}.json": new}
     rows, sections = [], []
+    pictures: dict[str, str] = {}  # by the names of their files
+    labels: set[str] = set()
     with Pen() as pen:
-        for file in sorted(folder.glob("*.json")):
+        for file in sorted({*folder.glob("*.json"), *ours}):
             try:
-                found = read_record(file)
+                found = ours.get(file) or read_record(file)
             except ValueError as error:
-                rows.append([f"`{file.stem}`", *[""] * 3, f"the record {error}", *[""] * 2])
+                rows.append([code(file.stem), *[""] * 3, f"the record {literal(str(error))}", *[""] * 2])
                 continue
-            text = texts.get(found.origin, found.published)
-            pictures = []
-            for number, each in enumerate(found.found):
+            text, label = texts.get(found.origin, found.published), _free(_label(found.name), "-", labels)
+            labels.add(label)
+            shown = []
+            for each in found.found:
                 if not each.picture.rows:  # nothing is finished yet
                     continue
-                picture = folder / f"{found.name}{f'_{number + 1}' if number else ''}.svg"
-                write(picture, drawn(each.picture, pen) + "\n")
-                shows = each.picture.shows
-                pictures.append(f"![{shows.partition('.')[0]}.]({folder.name}/{quote(picture.name)})\n\n{shows}")
-            rows += _rows(found, text)
-            sections.append(_section(found, text, pictures))
-    table = _table(_COLUMNS, rows) if rows else "No record is there yet."
-    write(page, "\n".join([_HEAD.format(command=COMMAND), table, *sections]) + "\n")
+                picture = f"{_free(found.name, '_', {name.removesuffix('.svg') for name in pictures})}.svg"
+                pictures[picture] = drawn(each.picture, pen) + "\n"
+                shows = literal(each.picture.shows)
+                sentence = re.split(r"\.(?=\s|$)", shows, maxsplit=1)[0]
+                shown.append(f"![{sentence}.]({folder.name}/{quote(picture)})\n\n{shows}")
+            rows += _rows(found, text, label)
+            sections.append(_section(found, text, label, shown))
+    for file, record in ours.items():
+        write_record(record, file)
+    for name, svg in pictures.items():
+        write(folder / name, svg)
+    overview = table(_COLUMNS, rows) if rows else "No record is there yet."
+    write(page, "\n".join([_HEAD.format(command=COMMAND), overview, *sections]) + "\n")
     return page
 
 
-def _rows(found: Evidence, text: Published) -> list[list[str]]:
+def _free(name: str, mark: str, taken: Collection[str]) -> str:
+    """The name, with a number behind a mark if it is taken already."""
+    numbered = (f"{name}{mark}{number}" for number in count(2))
+    return next(each for each in chain([name], numbered) if each not in taken)
+
+
+def _label(name: str) -> str:
+    """The label of a record's section, in letters, digits and hyphens."""
+    words = re.sub(r"[\W_]+", "-", name.lower()).strip("-")
+    return f"evidence-{words}"
+
+
+def _rows(found: Evidence, text: Published, label: str) -> list[list[str]]:
     """A row for each requirement; the first says whose they are."""
     checks = [check for each in found.found for check in each.checks]
     marks = [_REACHED[check.is_reached] if found.is_whole else _unfinished(check) for check in checks]
-    lines = [[check.must, check.ours, mark] for check, mark in zip(checks, marks, strict=True)] or [["", "", ""]]
+    lines = [[literal(check.must), literal(check.ours), mark] for check, mark in zip(checks, marks, strict=True)] or [
+        ["", "", ""]
+    ]
     lines[0][-1] += _remarks(found)
-    proof = [f"[{text.claim}](#{_anchor(found)})", f"{text.figures} ({text.year})"]
-    command = found.command.removeprefix(COMMAND).strip()
-    made = [f"{_seeds(len(found.seeds))}; {text.budget}", f"`{command}`<br>{found.date}"]
+    proof = [f"[{text.claim}](#{label})", f"{text.figures} ({text.year})"]
+    command = code(found.command.removeprefix(COMMAND).strip())
+    made = [f"{_seeds(len(found.seeds))}; {text.budget}", f"{command}<br>{found.date}"]
     return [[*proof, *lines[0], *made], *(["", "", *line, "", ""] for line in lines[1:])]
 
 
@@ -103,11 +128,11 @@ def _remarks(found: Evidence) -> str:
     return "".join(f"<br>({remark})" for remark in remarks)
 
 
-def _section(found: Evidence, text: Published, pictures: Sequence[str]) -> str:
+def _section(found: Evidence, text: Published, label: str, pictures: Sequence[str]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in found.versions.items())
     runs = f"{found.runs} runs" if found.is_whole else f"{found.runs} of {found.planned} runs"
     parts = [
-        f"({_anchor(found)})=",
+        f"({label})=",
         f"## {text.claim}",
         "",
         f"{text.source}: {text.where}.",
@@ -117,32 +142,18 @@ def _section(found: Evidence, text: Published, pictures: Sequence[str]) -> str:
         *(f"{picture}\n" for picture in pictures),
     ]
     for each in found.found:
-        for table in each.tables:
-            parts += [_rows_of(table), ""]
-    parts += [f"Uses: {', '.join(f'`{name}`' for name in text.uses)}.", ""]
+        for own in each.tables:
+            parts += [_table(own), ""]
+    parts += [f"Uses: {', '.join(map(code, text.uses))}.", ""]
     if text.notes:
         parts += ["What was tried, and what falls short:", "", *(f"- {note}" for note in text.notes), ""]
-    parts.append(f"```sh\n{found.command}\n```\n")
-    parts.append(f"{runs}, {_time(found.seconds)} on {found.machine}; {versions}; {found.date}.")
+    parts.append(f"{block(found.command, 'sh')}\n")
+    parts.append(literal(f"{runs}, {_time(found.seconds)} on {found.machine}; {versions}; {found.date}."))
     return "\n".join(["", *parts])
 
 
-def _rows_of(table: Table) -> str:
-    return _table(table.columns, [[str(cell) for cell in row] for row in table.rows])
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
-def _anchor(found: Evidence) -> str:
-    words = re.sub(r"[\W_]+", "-", found.name.lower()).strip("-")
-    return f"evidence-{words}"
+def _table(found: Table) -> str:
+    return table([*map(literal, found.columns)], [[literal(str(cell)) for cell in row] for row in found.rows])
 
 
 def _time(seconds: float) -> str:

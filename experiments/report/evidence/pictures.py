@@ -56,7 +56,7 @@ def _peak(picture: Picture) -> Spec:
     rules = _names(rows, "rule")
     best = rules[1]  # a broad line below those of the rules, which should lie on it
     others = [rule for rule in rules if rule != best]
-    colors = {best: "#cbd5e1", **dict(zip(others, _COLORS, strict=False))}
+    colors = {best: "#cbd5e1", **{rule: _COLORS[i % len(_COLORS)] for i, rule in enumerate(others)}}
     x = {
         "field": "x",
         "type": "quantitative",

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from ....config import Published, Run
+from ....config import Published, Run, Study
 from ....config.published import MEASURES
 from ....errors import UserError
 from ...cells import Cell
 from ...summary import Summary
 from ..found import Found
-from .common import Arms, value_at
+from .common import Arms
 from .finals import of_finals
-from .onset import of_onset
-from .peak import of_peak
-from .slope import of_slope
-from .tuned import of_tuned
+from .onset import check_onset, of_onset
+from .peak import check_peak, of_peak
+from .slope import check_slope, of_slope
+from .tuned import check_tuned, of_tuned
 
 __all__ = ["check_measures", "measured", "of_finals", "of_onset", "of_peak", "of_slope", "of_tuned"]
 
@@ -27,18 +27,24 @@ _BY_NAME: dict[str, Callable[[Any, Arms, str], Found]] = {
     "slope": of_slope,
     "tuned": of_tuned,
 }
+_CHECKS: dict[str, Callable[[Any, Sequence[Run]], None]] = {
+    "peak": check_peak,
+    "onset": check_onset,
+    "slope": check_slope,
+    "tuned": check_tuned,
+}
 
 
-def check_measures(published: Published, runs: Sequence[Run]) -> None:
+def check_measures(study: Study) -> None:
     """Finds before the runs what a measure could not be made of.
 
     Raises:
-        UserError: a measure names a key of the study that is no number.
+        UserError: a measure lacks an arm, or has one that it cannot be made of.
     """
-    for measure in (published.peak, published.slope):
-        if measure is not None:
-            for run in {run.arm: run for run in runs}.values():
-                value_at(run, measure.along)
+    runs = [run for probe in study.probes for run in (probe, probe.average) if run is not None]
+    for name, check in _CHECKS.items():
+        if (measure := getattr(study.published, name)) is not None:
+            check(measure, runs)
 
 
 def measured(published: Published, summary: Summary, arms: Iterable[str]) -> list[Found]:
@@ -50,7 +56,7 @@ def measured(published: Published, summary: Summary, arms: Iterable[str]) -> lis
         arms: the names of all arms.
 
     Raises:
-        UserError: a measure names a key of the study that is no number, or the study is a regression.
+        UserError: a measure lacks an arm, names a key of the study that is no number, or the study is a regression.
     """
     if summary.is_regression:
         raise UserError(

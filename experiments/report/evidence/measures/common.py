@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import reduce
 
 from ....config import Run
@@ -16,8 +16,23 @@ Arms = Mapping[str, Sequence[Cell]]
 NAMES = {"data.train_size": "training images", "optimizer.lr": "learning rate"}  # of the keys that arms differ in
 
 
+def exact(value: float) -> str:
+    """A number with all digits that tell it from others, as a study's file has it.
+
+    Example:
+        >>> exact(10_000_001.0), exact(100 * 0.57), exact(0.5)
+        ('10000001', '57', '0.5')
+    """
+    return f"{value:.15g}"
+
+
 def open_check(must: str) -> Check:
     return Check(must=must, ours="not finished")
+
+
+def apart_check(must: str) -> Check:
+    """The check of arms that are finished, and cannot be compared seed by seed."""
+    return Check(must=must, ours="no seed in common")
 
 
 def ending(cells: Sequence[Cell]) -> str:
@@ -72,9 +87,41 @@ def strength(cell: Cell) -> str:
     return "" if cell.strength is None else f"{cell.strength:.3g}"
 
 
+def names_of(runs: Sequence[Run]) -> list[str]:
+    """The arms of runs, each once."""
+    return list(dict.fromkeys(run.arm for run in runs))
+
+
 def value_at(run: Run, key: str) -> float:
     """The number at a key of the run's settings, such as data.train_size."""
     try:
         return float(reduce(getattr, key.split("."), run))  # type: ignore[arg-type]
     except (AttributeError, TypeError, ValueError):
         raise UserError(f"published: along must be the key of a number, such as data.train_size, got {key!r}") from None
+
+
+def check_distinct_places(measure: str, key: str, names: Iterable[str], runs: Sequence[Run]) -> list[float]:
+    """The numbers at a key of arms, which must differ.
+
+    Raises:
+        UserError: two of them are equal, or the key is that of no number.
+    """
+    run_of = {run.arm: run for run in runs}
+    found: dict[float, str] = {}
+    for name in names:
+        place = value_at(run_of[name], key)
+        if place in found:
+            raise UserError(
+                f"published.{measure}: {found[place]!r} and {name!r} must differ in {key}, both have {exact(place)}: "
+                "change or remove one"
+            )
+        found[place] = name
+    return list(found)
+
+
+def check_pair(measure: str, name: str, other: str, names: Collection[str]) -> None:
+    """Refuses an arm without the other one that it is held against."""
+    if other not in names:
+        raise UserError(
+            f"published.{measure}: {name!r} needs the arm {other!r}, which is missing: add it, or rename one"
+        )

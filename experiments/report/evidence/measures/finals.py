@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from ....config.published import Finals
 from ...cells import Cell, best_of
 from ...numbers import rounded
 from ...statistics import Mean, mean
+from ..formulas import exceeds
 from ..found import Check, Figure, Found, Picture, Scalar, Table, figure
-from .common import Arms, check_of, difference, ending, mean_of, missing_check, percent, strength
+from .common import (
+    Arms,
+    apart_check,
+    check_of,
+    difference,
+    ending,
+    exact,
+    mean_of,
+    missing_check,
+    percent,
+    strength,
+)
 
 
 def of_finals(settings: Finals, arms: Arms, metric: str) -> Found:
@@ -52,33 +65,36 @@ def of_finals(settings: Finals, arms: Arms, metric: str) -> Found:
 
 
 def _published(name: str, settings: Finals) -> str:
-    return f"{settings.published[name]:g}" if name in settings.published else ""
+    return exact(settings.published[name]) if name in settings.published else ""
 
 
 def _at_most(name: str, limit: float, arms: Arms, metric: str) -> Check:
-    must = f"{name}: at most {limit:g} %"
+    must = f"{name}: at most {exact(limit)} %"
     if (cell := best_of(arms[name], metric)) is None:
         return missing_check(must, arms, [name])
     error = mean_of(cell, "test_error", 100)
-    return check_of(must, error, 2, " %", error.mean <= limit)
+    return check_of(must, error, 2, " %", not exceeds(error.mean, limit))
 
 
 def _lower(arm: str, than: str, by: float, arms: Arms, metric: str) -> Check:
-    must = f"{arm} lower than {than}" + (f" by at least {by:g} points" if by else "")
+    must = f"{arm} lower than {than}" + (f" by at least {exact(by)} points" if by else "")
     ours, theirs = best_of(arms[arm], metric), best_of(arms[than], metric)
-    if ours is None or theirs is None or (gain := difference(theirs, ours, "test_error", 100)) is None:
+    if ours is None or theirs is None:
         return missing_check(must, arms, [arm, than])
-    return check_of(must, gain, 2, " points", gain.mean >= by)
+    if (gain := difference(theirs, ours, "test_error", 100)) is None:
+        return apart_check(must)
+    is_lower = not exceeds(by, gain.mean) if by else exceeds(gain.mean, 0.0)  # equal is not lower
+    return check_of(must, gain, 2, " points", is_lower)
 
 
 def _compressed(name: str, least: float, arms: Arms, metric: str) -> Check:
-    must = f"{name}: weights / nonzero weights at least {least:g}"
-    return _held(must, name, "weights", 1, lambda ratio: ratio >= least, arms, metric)
+    must = f"{name}: weights / nonzero weights at least {exact(least)}"
+    return _held(must, name, "weights", 1, lambda ratio: not exceeds(least, ratio), arms, metric)
 
 
 def _small(name: str, most: float, arms: Arms, metric: str) -> Check:
-    must = f"{name}: at most {most:,.0f} bytes"
-    return _held(must, name, "bytes", 0, lambda size: size <= most, arms, metric)
+    must = f"{name}: at most {most:,.15g} bytes"
+    return _held(must, name, "bytes", 0, lambda size: not exceeds(size, most), arms, metric)
 
 
 def _held(
@@ -88,7 +104,9 @@ def _held(
     cell = best_of(arms[name], metric)
     if cell is None:
         return missing_check(must, arms, [name])
-    if (found := _counted(cell, count)) is None:  # all weights are 0, or the records are of an earlier version
+    if any(result.get("compression", {}).get("weights", 1.0) is None for result in cell.results):  # was infinite
+        return Check(must=must, ours="no weight is left", is_reached=False)  # nothing, however small, is no model
+    if (found := _counted(cell, count)) is None:  # of an earlier version, or a model whose bytes are not known
         return Check(must=must, ours="its records do not tell")
     return check_of(must, found, digits, "", holds(found.mean))
 
@@ -100,7 +118,10 @@ def _ordered(names: Sequence[str], arms: Arms, metric: str) -> Check:
         return missing_check(must, arms, names)
     errors = {cell.arm: cell.mean("test_error").mean for cell in cells}
     ours = sorted(names, key=lambda name: -errors[name])
-    return Check(must=must, ours=" > ".join(ours), is_reached=ours == list(names))
+    signs = [" > " if exceeds(errors[high], errors[low]) else " = " for high, low in pairwise(ours)]
+    text = "".join(f"{name}{sign}" for name, sign in zip(ours, [*signs, ""], strict=True))
+    is_falling = all(exceeds(errors[high], errors[low]) for high, low in pairwise(names))
+    return Check(must=must, ours=text, is_reached=is_falling)
 
 
 def _counted(cell: Cell, count: str) -> Mean | None:

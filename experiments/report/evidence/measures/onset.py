@@ -3,23 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from ....config import Run
 from ....config.published import Onset
-from ...cells import Cell
+from ....errors import UserError
+from ...cells import Cell, best_of
 from ...numbers import rounded
 from ...statistics import Mean, mean
-from ..formulas import crossing, spread, thinned
+from ..formulas import crossing, exceeds, spread, thinned
 from ..found import Check, Figure, Found, Picture, Scalar, Table, figure
-from .common import Arms, ending, missing_check, percent
+from .common import Arms, ending, exact, missing_check, percent
 
 _POINTS = 40  # of a run's curve in a record
 
 
+def check_onset(settings: Onset, runs: Sequence[Run]) -> None:
+    """Refuses arms whose curves would not be those of the same epochs, or that have no decay to multiply by.
+
+    Raises:
+        UserError: an arm stops early, or has no weight decay and needs one.
+    """
+    for run in runs:
+        if run.arm in settings.named and run.train.early_stopping is not None:
+            raise UserError(f"published.onset: {run.arm!r} must train all its epochs: remove train.early_stopping")
+        if run.arm in settings.arms and not run.optimizer.weight_decay:
+            raise UserError(
+                f"published.onset.arms: {run.arm!r} must have an optimizer.weight_decay above 0, got 0: set it, or "
+                "move the arm to never or shown"
+            )
+
+
 def of_onset(settings: Onset, arms: Arms, metric: str) -> Found:
     """The number of steps at which the test accuracy passes the level, times the weight decay."""
-    del metric
-    columns = ["arm", "decay", f"steps to {100 * settings.level:g} %", "steps x decay", "final test error, %", "seeds"]
+    level = f"{exact(100 * settings.level)} %"
+    columns = ["arm", "decay", f"steps to {level}", "steps x decay", "final test error, %", "seeds"]
     rows: list[list[Figure | str]] = []
     points: list[dict[str, Scalar]] = []
     products: dict[str, Mean | None] = {}
@@ -27,7 +45,7 @@ def of_onset(settings: Onset, arms: Arms, metric: str) -> Found:
     for name in dict.fromkeys(settings.named):
         if end := ending(arms[name]):
             rows.append([name, "", end, "-", "-", ""])
-        cell = next((cell for cell in arms[name] if cell.is_done), None)
+        cell = best_of(arms[name], metric)
         if cell is None:
             continue
         decay, size = cell.runs[0].optimizer.weight_decay, _steps_of_epoch(cell)
@@ -42,11 +60,10 @@ def of_onset(settings: Onset, arms: Arms, metric: str) -> Found:
         steps = mean(whole) if len(whole) == len(passed) else None
         products[name] = mean([decay * at for at in whole]) if steps else None
         highest[name] = max(test for curve in curves for _, test, _ in curve)
-        label = f"{decay:g}" if decay else "0"
         rows.append(
             [
                 name,
-                label,
+                exact(decay),
                 figure(steps, 0) if steps else f"never in {curves[0][-1][0]:,}",
                 figure(products[name], 0) if decay else "-",
                 percent(cell, "test_error", 1),
@@ -64,7 +81,7 @@ def of_onset(settings: Onset, arms: Arms, metric: str) -> Found:
     picture = Picture(
         kind="onset",
         shows="Test accuracy (solid) and training accuracy (dotted) over the steps, and the test accuracy over the "
-        f"steps times the decay, mean over seeds; the dashed line is at {100 * settings.level:g} %.",
+        f"steps times the decay, mean over seeds; the dashed line is at {level}.",
         rows=points,
         marks={"level": 100 * settings.level},
     )
@@ -75,8 +92,8 @@ def of_onset(settings: Onset, arms: Arms, metric: str) -> Found:
 def _of_onset(
     settings: Onset, arms: Arms, products: Mapping[str, Mean | None], highest: Mapping[str, float]
 ) -> list[Check]:
-    level = f"{100 * settings.level:g} %"
-    must = f"steps to {level} times decay: each within {100 * settings.within:g} % of their mean"
+    level = f"{exact(100 * settings.level)} %"
+    must = f"steps to {level} times decay: each within {exact(100 * settings.within)} % of their mean"
     found = [products[name] for name in settings.arms if name in products]
     known = [product.mean for product in found if product is not None]
     if len(found) < len(settings.arms):
@@ -86,7 +103,7 @@ def _of_onset(
     else:
         away = spread(known)
         ours = f"within {100 * away:.0f} % ({', '.join(f'{product:,.0f}' for product in known)})"
-        checks = [Check(must=must, ours=ours, value=rounded(away), is_reached=away <= settings.within)]
+        checks = [Check(must=must, ours=ours, value=rounded(away), is_reached=not exceeds(away, settings.within))]
     for name in settings.never or ():
         must = f"{name}: never {level}"
         if name not in highest:
@@ -94,7 +111,8 @@ def _of_onset(
         else:
             top = highest[name]
             ours = f"at most {100 * top:.1f} %"
-            checks.append(Check(must=must, ours=ours, value=rounded(100 * top), is_reached=top < settings.level))
+            is_below = exceeds(settings.level, top)
+            checks.append(Check(must=must, ours=ours, value=rounded(100 * top), is_reached=is_below))
     return checks
 
 

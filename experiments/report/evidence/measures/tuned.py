@@ -2,21 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from statistics import fmean
 
+from ....config import Run
 from ....config.published import Tuned
+from ....errors import UserError
 from ...cells import best_of
 from ...numbers import rounded
 from ...statistics import Mean
+from ..formulas import exceeds
 from ..found import Check, Figure, Found, Picture, Scalar, Table, figure
-from .common import Arms, difference, mean_of, missing_check, percent, strength
+from .common import (
+    Arms,
+    apart_check,
+    check_pair,
+    difference,
+    exact,
+    mean_of,
+    missing_check,
+    names_of,
+    percent,
+    strength,
+)
+
+
+def check_tuned(settings: Tuned, runs: Sequence[Run]) -> None:
+    """Refuses a study without the arms that the measure needs; see :func:`_pairs`."""
+    _pairs(settings, names_of(runs))
+
+
+def _pairs(settings: Tuned, names: Collection[str]) -> dict[str, str]:
+    """Of each arm with a grid the one that is tuned.
+
+    Raises:
+        UserError: there is none, or one has no arm with a grid.
+    """
+    end = f", {settings.suffix}"
+    found = {name.removesuffix(end): name for name in names if name.endswith(end)}
+    if not found:
+        raise UserError(f"published.tuned: no arm's name ends in {end!r}: name one so, or change suffix")
+    for name, other in found.items():
+        check_pair("tuned", other, name, names)
+    return found
 
 
 def of_tuned(settings: Tuned, arms: Arms, metric: str) -> Found:
     """The loss and error of strengths that were tuned in one run, less those of the grid's best by validation."""
-    end = f", {settings.suffix}"
-    pairs = {name: f"{name}{end}" for name in arms if f"{name}{end}" in arms}
+    pairs = _pairs(settings, arms)
     rows: list[list[Figure | str]] = []
     points: list[dict[str, Scalar]] = []
     gaps: dict[str, list[Mean | None]] = {"test_loss": [], "test_error": []}
@@ -52,18 +85,18 @@ def of_tuned(settings: Tuned, arms: Arms, metric: str) -> Found:
             }
             points.append(row)
     needed = [arm for pair in pairs.items() for arm in pair]
-    is_whole = len(rows) == len(pairs) > 0
-    errors = "one standard error" if settings.errors == 1 else f"{settings.errors:g} standard errors"
+    is_whole = len(rows) == len(pairs)
+    errors = "one standard error" if settings.errors == 1 else f"{exact(settings.errors)} standard errors"
     checks = []
     for key, noun in (("test_loss", "loss"), ("test_error", "error")):
         must = f"{noun}: at most {errors} above the grid's best, everywhere"
-        check = _no_worse(must, gaps[key], settings.errors) if is_whole else None
-        checks.append(check or missing_check(must, arms, needed))
-    must = f"time: at most {settings.cost:g} runs at one strength"
+        check = _no_worse(must, gaps[key], settings.errors) if is_whole else missing_check(must, arms, needed)
+        checks.append(check)
+    must = f"time: at most {exact(settings.cost)} runs at one strength"
     worst = max(costs, default=0.0)
     ours = f"at most {worst:.2f} runs"
     checks.append(
-        Check(must=must, ours=ours, value=rounded(worst), is_reached=worst <= settings.cost)
+        Check(must=must, ours=ours, value=rounded(worst), is_reached=not exceeds(worst, settings.cost))
         if is_whole
         else missing_check(must, arms, needed)
     )
@@ -76,9 +109,11 @@ def of_tuned(settings: Tuned, arms: Arms, metric: str) -> Found:
     return Found(checks=checks, tables=[Table(title="Settings", columns=columns, rows=rows)], picture=picture)
 
 
-def _no_worse(must: str, gaps: Sequence[Mean | None], errors: float) -> Check | None:
-    if any(gap is None or gap.se is None for gap in gaps):
-        return None
+def _no_worse(must: str, gaps: Sequence[Mean | None], errors: float) -> Check:
     known = [gap for gap in gaps if gap is not None]
-    within = sum(gap.mean <= errors * (gap.se or 0.0) for gap in known)
+    if len(known) < len(gaps):
+        return apart_check(must)
+    if any(gap.se is None for gap in known):
+        return Check(must=must, ours="one seed: no standard error")
+    within = sum(not exceeds(gap.mean, errors * (gap.se or 0.0)) for gap in known)
     return Check(must=must, ours=f"{within} of {len(known)} settings", is_reached=within == len(known))
