@@ -7,10 +7,12 @@ import re
 import tomllib
 from collections.abc import Mapping
 from copy import deepcopy
+from difflib import get_close_matches
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
+from .. import COMMAND, SHIPPED
 from ..errors import UserError
 from .sections import Tree, fault_in
 
@@ -60,8 +62,7 @@ def _parsed(path: Path, said: str) -> Tree:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        is_short = os.path.isfile(f"{path}.toml")  # noqa: PTH113 - it raises nothing, whatever the name
-        hint = f": did you mean {path}.toml?" if is_short else ""
+        hint = _hint(path) if isinstance(error, FileNotFoundError) else ""
         raise UserError(f"{said}: cannot be read: {error.strerror}{hint}") from None
     except RecursionError:
         raise UserError(f"{said}: not a TOML file for a study: its tables or lists are too deep") from None
@@ -69,3 +70,13 @@ def _parsed(path: Path, said: str) -> Tree:
         twice = re.match(r"Cannot declare \('(\w+)',\) twice", str(error))
         advice = f": if it is one of several, write [[{twice[1]}]]" if twice else ""
         raise UserError(f"{said}: not a TOML file: {' '.join(str(error).split())}{advice}") from None
+
+
+def _hint(path: Path) -> str:
+    """A file or a shipped study that nearly has the name."""
+    if os.path.isfile(f"{path}.toml"):  # noqa: PTH113 - it raises nothing, whatever the name
+        return f": did you mean {path}.toml?"
+    shipped = [file.relative_to(SHIPPED).with_suffix("").as_posix() for file in SHIPPED.glob("**/*.toml")]
+    asked = path.as_posix().removeprefix("configs/").removesuffix(".toml")
+    near = get_close_matches(asked, shipped, n=1, cutoff=0.7)
+    return f": did you mean {near[0]}, which is shipped? All: {COMMAND} list" if near else ""

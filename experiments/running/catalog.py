@@ -8,7 +8,6 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import groupby, takewhile
 from pathlib import Path
 
@@ -89,22 +88,9 @@ def entries() -> Iterator[Entry]:
 
 
 def located(path: Path) -> Path:
-    """The file of a study, which may be given by the name of a shipped one, such as ``mnist/overfit``.
-
-    Raises:
-        UserError: there is no such file, and a shipped study has nearly this name.
-    """
-    if os.path.exists(path) or os.path.isfile(f"{path}.toml"):  # noqa: PTH110, PTH113 - they raise nothing
-        return path
-    name = path.with_suffix("") if path.suffix == ".toml" else path
-    shipped = SHIPPED / f"{name}.toml"
-    if not path.suffix and os.path.isfile(shipped):  # noqa: PTH113
-        return shipped
-    known = [file.relative_to(SHIPPED).with_suffix("").as_posix() for file in SHIPPED.glob("**/*.toml")]
-    asked = name.as_posix().removeprefix("configs/")
-    if near := get_close_matches(asked, known, n=1, cutoff=0.7):
-        raise UserError(f"{path}: no such file: did you mean {near[0]}, a shipped study? All: {COMMAND} list")
-    return path
+    """The file of a study, which may be given by the name of a shipped one, such as ``mnist/overfit``."""
+    shipped = SHIPPED / f"{path}.toml"
+    return shipped if not path.suffix and not path.exists() and shipped.is_file() else path
 
 
 def proof(name: str) -> Path:

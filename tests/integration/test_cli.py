@@ -62,8 +62,14 @@ def test_a_diverged_run_ends_with_1_and_names_the_step(command):
         ),
         (["run", "study.toml", "--set", "arms.0=1"], "error: --set arms.0: arms must be a table, got a list: set all"),
         (["run", "study.tml"], "error: study.tml: cannot be read"),
-        (["run", "quickstrat"], "error: quickstrat: no such file: did you mean quickstart, a shipped study? All: "),
-        (["show", "configs/mnist/overfit.toml"], "error: configs/mnist/overfit.toml: no such file: did you mean mnist"),
+        (
+            ["run", "quickstrat"],
+            "No such file or directory: did you mean quickstart, which is shipped? All: ",
+        ),
+        (
+            ["show", "configs/mnist/overfit.toml"],
+            "did you mean mnist/overfit, which is shipped?",
+        ),
         (["run", "study.toml", "--set", "train.epochs=1\ntrain=3"], "error: train.epochs: must be a valid integer"),
         (["run", "study.toml", "--out", "study.toml"], "error: --out: study.toml must be a folder, it is a file"),
         (
