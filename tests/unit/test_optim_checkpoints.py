@@ -151,3 +151,16 @@ def test_a_checkpoint_goes_into_its_base_class_and_back_and_keeps_each_groups_op
     assert_bit_equal(train(twin, back, steps=2), original)
     before = weights_of(model)
     assert_differs(train(model, plain, steps=1), before)
+
+
+@pytest.mark.parametrize("saved", [lambda m: torch.optim.AdamW(m.parameters()), lambda m: AdamW(m.parameters())])
+def test_a_checkpoint_of_parameters_does_not_fit_the_groups_of_a_model(saved):
+    model = make_model()
+    state = saved(model).state_dict()
+    said = r"AdamW: the checkpoint must have the 2 parameter groups that were made of the model, got 1: load one of"
+    with pytest.raises(ValueError, match=said):
+        AdamW(model).load_state_dict(state)
+    AdamW(model.parameters()).load_state_dict(state)
+    AdamW(model).load_state_dict(AdamW(model).state_dict())
+    with pytest.raises(ValueError, match="parameter group that doesn't match the size"):  # another model
+        AdamW(model).load_state_dict(AdamW(torch.nn.Linear(3, 2)).state_dict())

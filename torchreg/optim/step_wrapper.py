@@ -105,6 +105,20 @@ class StepWrapper(Optimizer):
     def _check_group(self, group: Group) -> None:
         """Raises ``ValueError`` if one of our options is wrong."""
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a checkpoint, as torch's optimizers do."""
+        try:
+            super().load_state_dict(state_dict)
+        except ValueError as error:
+            theirs, ours = len(state_dict["param_groups"]), len(self.param_groups)
+            if not self._places or theirs == ours:
+                raise
+            name = type(self).__name__
+            raise ValueError(
+                f"{name}: the checkpoint must have the {ours} parameter groups that were made of the model, got "
+                f"{theirs}: load one of {name}(model), or make this optimizer of model.parameters()"
+            ) from error
+
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Makes one step; returns the closure's loss, if there is a closure."""
         differentiable = bool(self.defaults.get("differentiable"))
