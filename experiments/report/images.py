@@ -103,7 +103,10 @@ def _confused(cells: Mapping[str, Cell], examples: Examples) -> list[Shown]:
         worst = [int(i) for i in order[:MOST] if wrong[:, i].any()]
         images = [_image(found, examples, i) for i in worst]
         strips.append(Strip(label, f"{int(wrong.any(0).sum()):,} of {wrong.shape[1]:,} wrong with some seed", images))
-    text = "The test images that most seeds get wrong, of these first the ones they are surest of."
+    text = (
+        "The test images that most seeds get wrong, of these first the ones they are surest of. "
+        "A → B: an A, taken for a B."
+    )
     return [Shown("The most confused images", text, strips)] if strips else []
 
 
@@ -137,7 +140,10 @@ def _gained(cells: Mapping[str, Cell], summary: Summary, examples: Examples) -> 
         lost = int((ours & ~theirs).sum())
         text = f"{len(gained):,} more right than {plain.arm}, and {lost:,} that only {plain.arm} gets right"
         strips.append(Strip(label, text, [_image(before, examples, i, f" by {plain.arm}") for i in best]))
-    text = "Test images that most seeds of an arm get right and most without regularization do not, the surest first."
+    text = (
+        "Test images that most seeds of an arm get right and most without regularization do not, the surest first. "
+        "A → B: an A, taken for a B without regularization."
+    )
     return [Shown("What regularization gets right", text, strips)] if strips else []
 
 

@@ -12,7 +12,9 @@ from .figures import averaged, facets, grid_of, label_axis, label_width, names_o
 from .summary import Summary
 from .vega import INK, LINE, TRAIN, Picture, Spec
 
-_HISTOGRAMS = "The sizes of all weights, on a logarithmic axis, all seeds together. The rest is written above."
+_HISTOGRAMS = (
+    "The sizes of all weights, on a logarithmic axis, all seeds together. Above each: the weights that are not in it."
+)
 _LAYERS = "The share of exact zeros and the Euclidean norm of each layer's weights, {over}."
 
 
