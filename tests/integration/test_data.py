@@ -317,7 +317,8 @@ def test_files_that_are_missing_and_cannot_be_downloaded(tmp_path, monkeypatch):
         raise RuntimeError("no route to host")
 
     monkeypatch.setattr(datasets.MNIST, "download", offline)
-    with pytest.raises(UserError, match=r"mnist is not in .* cannot be downloaded there \(no route to host\)"):
+    said = r"mnist is not in .*: set data.root or .* MNIST.raw; it cannot be downloaded there \(no route to host\)\Z"
+    with pytest.raises(UserError, match=said):
         data.load(Data(name="mnist", root=str(tmp_path / "data")), CPU)
     assert list(tmp_path.iterdir()) == []
 

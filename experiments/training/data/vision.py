@@ -63,8 +63,8 @@ def read(settings: config.Data) -> Source:
                     folder.rmdir()
             why = " ".join(str(error).split())
             raise UserError(
-                f"data.root: {settings.name} is not in {raw} and cannot be downloaded there ({why}): set "
-                f"data.root or TORCHREG_DATA to a folder that holds {raw.relative_to(root)}"
+                f"data.root: {settings.name} is not in {raw}: set data.root or TORCHREG_DATA to a folder that holds "
+                f"{raw.relative_to(root)}; it cannot be downloaded there ({why})"
             ) from None
         labels = tuple(map(str, found.classes))
     if settings.name == "emnist" and settings.split == "letters":
