@@ -32,6 +32,17 @@ def test_a_bound_above_all_numbers_changes_nothing(make, bound, dtype):
     assert constraint.value(w) == 0
 
 
+@pytest.mark.parametrize("make", [L1Ball, L2Ball])
+@pytest.mark.parametrize(("bound", "is_inside"), [(2e5, True), (1e5, False)])
+def test_a_bound_of_float16_weights_may_be_larger_than_each_of_them(make, bound, is_inside):
+    w = torch.full((16,), 4e4 if make is L2Ball else 1e4, dtype=torch.float16)  # both have the size 1.6e5
+    projected = make(bound).project(w)
+    if is_inside:
+        assert_bit_equal(projected, w)
+    else:
+        assert_close(projected.double(), w.double() * bound / 1.6e5, tolerance=1e-3)
+
+
 @pytest.mark.parametrize("bound", [1e20, 1e40, 1e300])
 def test_a_large_simplex_is_still_one(bound):
     projected = Simplex(bound).project(torch.randn(3, 4))

@@ -42,7 +42,8 @@ def project_l2_ball(w: Tensor, radius: float) -> Tensor:
         tensor([[0.6000, 0.8000],
                 [0.3000, 0.4000]])
     """
-    lengths, radius = row_norms(w), within(radius, real_dtype(w))
+    lengths = row_norms(w)
+    radius = within(radius, lengths.dtype)
     shorter = torch.where(lengths.isinf(), normalize(w) * radius, w * (radius / lengths.clamp(min=radius)))
     return torch.where(lengths > radius, shorter.to(w.dtype), w)
 
@@ -66,7 +67,8 @@ def project_l1_ball(w: Tensor, radius: float) -> Tensor:
         >>> project_l1_ball(torch.tensor([1.0, -0.5, 0.1]), 1.0)
         tensor([ 0.7500, -0.2500,  0.0000])
     """
-    size, radius = magnitude(w), within(radius, real_dtype(w))
+    size = magnitude(w)
+    radius = within(radius, size.dtype)
     outside = size.sum(-1, keepdim=True) > radius
     return torch.where(outside, w.sgn() * project_simplex(size, radius).to(real_dtype(w)), w)
 
@@ -94,7 +96,8 @@ def project_simplex(w: Tensor, total: float = 1.0) -> Tensor:
     """
     if not w.numel():
         return w
-    below, total = wide(w), within(total, w.dtype)
+    below = wide(w)
+    total = within(total, below.dtype)
     below = below - below.amax(-1, keepdim=True)  # the differences of large and nearly equal elements are exact
     count = torch.arange(1, w.shape[-1] + 1, device=w.device)
     sums = below.sort(dim=-1, descending=True).values.cumsum(-1)
