@@ -116,6 +116,19 @@ def test_selecting_nothing_is_refused_with_the_parameters_and_their_reasons(sele
         Regularizer(a_network(), L2(1.0), select=select)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ("head.*", r"got none of 0\.weight, .*, not named head\.\*: a pattern matches whole names"),
+        ("*bias", r"got none of 0\.bias \(bias\).*: select=everything lifts exemptions\Z"),
+    ],
+)
+def test_nothing_selected_by_name_tells_the_parameters_of_that_name(pattern, said):
+    with pytest.raises(ValueError, match=said) as error:
+        Regularizer(a_network(), L2(1.0), select=named(pattern))
+    assert str(error.value).count("not named") <= 1
+
+
 @pytest.mark.parametrize("model", [nn.BatchNorm1d(2), nn.ReLU(), nn.Sequential()], ids=repr)
 def test_a_model_without_weights_is_refused(model):
     with pytest.raises(ValueError, match="must choose at least one parameter"):

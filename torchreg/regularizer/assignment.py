@@ -194,16 +194,14 @@ def assign(model: nn.Module, rules: Mapping[str, Penalty], select: Selector, mod
                 "matches whole names, as '*.weight' does"
             )
     if all(a.penalty is None for a in assignments):
-        reasons = [f"{a.name} ({a.reason})" for a in assignments]
-        unnamed = assignments and all((a.reason or "").startswith("not named ") for a in assignments)
-        advice = (
-            "a pattern matches whole names, as '*.weight' does" if unnamed else "select=everything lifts exemptions"
-        )
+        chosen = [a for a in assignments if not (a.reason or "").startswith("not named ")]
+        found, advice = listed([f"{a.name} ({a.reason})" for a in chosen]), "select=everything lifts exemptions"
+        if assignments and not chosen:
+            found = f"{listed(names, 6)}, {assignments[0].reason}"
+            advice = "a pattern matches whole names, as '*.weight' does"
         if any(rule._selects_itself for rule in rules.values()):
             advice = f"{listed(list(map(repr, rules.values())))} selects its parameters itself"
-        raise ValueError(
-            f"Regularizer: select must choose at least one parameter, got none of {listed(reasons)}: {advice}"
-        )
+        raise ValueError(f"Regularizer: select must choose at least one parameter, got none of {found}: {advice}")
     return assignments
 
 
