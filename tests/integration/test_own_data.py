@@ -1,5 +1,6 @@
 """The user's images, functions and classes, and what each fault in them is told as."""
 
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -291,7 +292,7 @@ def test_what_make_writes_is_what_is_shipped(tmp_path, monkeypatch):
 
 
 LINES = [
-    line.partition("#")[0].split()[3:]
+    shlex.split(line, comments=True)[3:]
     for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     if line.startswith("python -m experiments run configs/own/")
 ]
@@ -307,6 +308,7 @@ def test_the_lines_of_readme_run_on_a_users_own_files(line, tmp_path, monkeypatc
     )
     for i in range(24):
         picture(tmp_path / "photos" / ["bus", "car", "van"][i % 3] / f"{i}.jpg", size=(20, 16), mode="RGB", value=i)
+    picture(tmp_path / "photos" / "bus" / "another.jpg", size=(16, 20), mode="RGB", value=1)
     (tmp_path / "nets.py").write_text(
         "from torch import nn\n\n\nclass Net(nn.Sequential):\n    def __init__(self, shape, outputs):\n"
         "        super().__init__(nn.Linear(shape[0], 8), nn.ReLU(), nn.Linear(8, outputs))\n"
