@@ -285,6 +285,9 @@ def scheduler(
         return None, False
     made = component("scheduler", lr_scheduler.LRScheduler, settings, SCHEDULERS, opt)
     if settings.after:
+        if isinstance(made, lr_scheduler.CyclicLR | lr_scheduler.OneCycleLR):
+            name = type(made).__name__
+            raise UserError(f"scheduler.after: must be 0 for {name}, which has its own rates, got {settings.after}")
         constant = lr_scheduler.ConstantLR(opt, factor=1.0, total_iters=settings.after)
         made = lr_scheduler.SequentialLR(opt, [constant, made], milestones=[settings.after])
     return made, settings.interval == "step"

@@ -74,6 +74,8 @@ def train_epoch(
     forward = model.each if isinstance(model, Stacked) else model
 
     def loss_of(x: Tensor, y: Tensor, share: Tensor | float | None, size: int, is_first: bool) -> Tensor:
+        if isinstance(share, Tensor) and isinstance(task, data.Classes):
+            y = task.counting(y, share)
         with nullcontext() if amp is None else amp.context():
             loss = losses(model, task, forward(x), y)
         for activity in activities:

@@ -220,6 +220,10 @@ BUILD_FAULTS = {
         {"optimizer": {"weight_decay": 0.1}, "regularizers": [{"penalty": "L2", "strength": 1.0}]},
         "regularizers.0: Regularizer: linear1.weight would decay twice, by L2(1.0) and by weight_decay=0.1 of AdamW",
     ),
+    "a schedule with its own rates after others": (
+        {"scheduler": {"name": "OneCycleLR", "max_lr": 0.1, "total_steps": 99, "after": 2}},
+        "scheduler.after: must be 0 for OneCycleLR, which has its own rates, got 2",
+    ),
     "no such class": ({"model": {"class": "torch.nn:Lineal"}}, "model.class: 'torch.nn:Lineal' cannot be imported"),
     "not a class": ({"model": {"class": "math:pi"}}, "model.class: must name a class of Module"),
     "option of a wrong type": ({"optimizer": {"eps": "x"}}, "optimizer: AdamW(eps='x') cannot be made"),

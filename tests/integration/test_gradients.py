@@ -96,6 +96,21 @@ def test_a_step_counts_once_for_what_counts_steps(changes, tmp_path):
     assert_equal(finished(parts, tmp_path / "parts"), finished(whole, tmp_path / "whole"))
 
 
+@pytest.mark.parametrize("stack", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [{"ignore_index": 3}, {"weight": [0.0, 1, 1, 0.0, 1, 0.1, 1, 1, 0.0, 10]}, {"ignore_index": 0, "weight": WEIGHTS}],
+    ids=["ignored", "weights of 0", "both"],
+)
+def test_a_batch_whose_examples_count_nothing_adds_nothing(options, stack, tmp_path):
+    train = {**DOUBLE, "loss": {"name": "CrossEntropyLoss", **options}, "stack": stack}
+    whole, parts = (
+        sgd(train={**train, "batch_size": size, "accumulate": accumulate}, seeds=[0, 1])
+        for size, accumulate in ((10, 1), (1, 10))
+    )
+    assert_equal(finished(parts, tmp_path / "parts"), finished(whole, tmp_path / "whole"))
+
+
 @pytest.mark.torchvision
 def test_mixed_images_count_alike(tmp_path):
     data = {**TREE["data"], "train_size": 95, "mix": {"name": "MixUp", "alpha": 0.4}}

@@ -83,7 +83,8 @@ class ConcreteDropout(Gated):
         if self.training:
             is_linear = isinstance(self.layer, nn.Linear)
             noise = self._uniform(input, tuple(input.shape) if is_linear else self._over_channels(input))
-            kept = f.interpolate_gate(-self.logit_p, noise, self.temperature) / (-self.logit_p).sigmoid()
+            logit = -f.wide(self.logit_p)  # of keeping; its sigmoid vanishes in half precision
+            kept = f.interpolate_gate(logit, noise, self.temperature) / logit.sigmoid()
             input = input * kept.to(input.dtype)
         output: Tensor = self.layer(input)
         return output

@@ -43,7 +43,9 @@ class Magnitudes(Term, ProximalPenalty):
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         size = f.magnitude(w)
-        return w.sgn() * self._shrunk(size, f.as_tensor(step, size)).to(f.real_dtype(w))
+        step = f.as_tensor(step, size)
+        shrunk = w.sgn() * self._shrunk(size, step).to(f.real_dtype(w))
+        return torch.where(step * self.strength == 0, w, shrunk)  # objectives of tiny weights underflow, and are equal
 
     def optimality(self, w: Tensor, gradient: Tensor) -> Tensor:
         slope = self._slope(f.magnitude(w).new_zeros(()))
@@ -156,7 +158,13 @@ class LogSum(Magnitudes):
         self._require("epsilon", "positive and finite", lambda epsilon: 0 < epsilon < math.inf)
 
     def _cost(self, u: Tensor) -> Tensor:
-        return self.strength * torch.log1p(u / self.epsilon)
+        ratio = u / self.epsilon
+        is_large = ratio > 1  # and may overflow
+        inner = torch.log1p(torch.where(is_large, 1.0, ratio))
+        outer = torch.where(is_large, u, 1.0)
+        return self.strength * torch.where(
+            is_large, outer.log() - math.log(self.epsilon) + torch.log1p(self.epsilon / outer), inner
+        )
 
     def _slope(self, u: Tensor) -> Tensor:
         return self.strength / (u + self.epsilon)

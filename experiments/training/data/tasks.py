@@ -75,6 +75,19 @@ class Classes:
         counted = y != ignored
         return counted.sum(-1, dtype=torch.double) if weights is None else (weights[y] * counted).sum(-1)
 
+    def counting(self, y: Tensor, share: Tensor) -> Tensor:
+        """The targets of a batch that counts for a share; where that is 0, others, whose mean loss is no 0 / 0.
+
+        Args:
+            y: ``(examples,)``, or ``(members, examples)``.
+            share: 0-d, or ``(members,)``.
+        """
+        assert isinstance(self.loss, nn.CrossEntropyLoss | nn.NLLLoss)  # else all batches count
+        weights = torch.ones(self.classes, device=y.device) if self.loss.weight is None else self.loss.weight.clone()
+        if 0 <= self.loss.ignore_index < self.classes:
+            weights[self.loss.ignore_index] = 0.0
+        return torch.where(share.unsqueeze(-1) == 0, weights.argmax(), y)
+
     def totals(self, outputs: Tensor, y: Tensor) -> Tensor:
         """The sums of what :meth:`figures` needs the means of: the losses, and the wrong classes.
 
