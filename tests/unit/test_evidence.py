@@ -270,6 +270,15 @@ def test_steps_times_decay(late, is_reached):
     assert checks(found)[1] == ("at most 50.0 %", True)
 
 
+def test_seeds_that_never_reach_the_level_are_counted():
+    (early,), (late,) = grokking(0.1, 400), grokking(0.1, 10_000)
+    some = cell_of(changes={"optimizer": {"weight_decay": 0.1}}, histories=[*early.histories[:1], *late.histories[:2]])
+    arms = {"0.1": [early], "some": [some], "none": [late]}
+    found = of_onset(Onset(level=0.75, arms=["0.1"], shown=["some", "none"]), arms, "valid_error")
+    steps = {row[0]: str(row[2]) for row in found.tables[0].rows}
+    assert steps == {"0.1": "1580", "some": "2 of 3 never in 3,960", "none": "never in 3,960"}
+
+
 def test_a_decay_that_never_generalizes_and_none_that_does_fall_short():
     arms = {"none": grokking(0.0, 500), "0.2": grokking(0.2, 400), "0.1": grokking(0.1, 10_000)}
     found = of_onset(Onset(level=0.75, arms=["0.1", "0.2"], never=["none"]), arms, "valid_error")

@@ -11,7 +11,7 @@ from ..vega import Pen, Spec, lean
 from .found import Picture, Scalar
 
 _INK, _SOFT, _LINE = "#1e293b", "#64748b", "#e2e8f0"
-_COLORS = ["#c2410c", "#64748b", "#2563a8", "#15803d", "#a21caf", "#b45309"]
+_COLORS = ["#c2410c", "#64748b", "#2563a8", "#15803d", "#a21caf", "#b45309", "#0891b2", "#111827"]
 _CONFIG: Spec = {
     "font": "Arial, Helvetica, sans-serif",
     "background": "white",

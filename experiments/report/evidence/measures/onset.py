@@ -64,7 +64,7 @@ def of_onset(settings: Onset, arms: Arms, metric: str) -> Found:
             [
                 name,
                 exact(decay),
-                figure(steps, 0) if steps else f"never in {curves[0][-1][0]:,}",
+                figure(steps, 0) if steps else f"{_lacking(passed)}never in {curves[0][-1][0]:,}",
                 figure(products[name], 0) if decay else "-",
                 percent(cell, "test_error", 1),
                 str(len(cell.runs)),
@@ -87,6 +87,12 @@ def of_onset(settings: Onset, arms: Arms, metric: str) -> Found:
     )
     checks = _of_onset(settings, arms, products, highest)
     return Found(checks=checks, tables=[Table(title="Arms", columns=columns, rows=rows)], picture=picture)
+
+
+def _lacking(passed: Sequence[float | None]) -> str:
+    """How many of the seeds never reach the level, if others do."""
+    never = sum(steps is None for steps in passed)
+    return f"{never} of {len(passed)} " if never < len(passed) else ""
 
 
 def _of_onset(
