@@ -158,13 +158,7 @@ class LogSum(Magnitudes):
         self._require("epsilon", "positive and finite", lambda epsilon: 0 < epsilon < math.inf)
 
     def _cost(self, u: Tensor) -> Tensor:
-        ratio = u / self.epsilon
-        is_large = ratio > 1  # and may overflow
-        inner = torch.log1p(torch.where(is_large, 1.0, ratio))
-        outer = torch.where(is_large, u, 1.0)
-        return self.strength * torch.where(
-            is_large, outer.log() - math.log(self.epsilon) + torch.log1p(self.epsilon / outer), inner
-        )
+        return self.strength * torch.log1p(u / self.epsilon)
 
     def _slope(self, u: Tensor) -> Tensor:
         return self.strength / (u + self.epsilon)
