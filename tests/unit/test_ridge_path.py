@@ -241,7 +241,10 @@ def test_the_table_marks_the_choices():
     assert marked["best"] is leave_one_out(path)
     assert "GCV" in lines[1 + path.points.index(generalized_cv(path))]
     assert path.at(path[3].strength * 1.01) is path[3]
-    with pytest.raises(ValueError, match="ridge_path: strength must be > 0"):
-        path.at(0)
+    for wrong in (0, math.inf):
+        with pytest.raises(ValueError, match=f"ridge_path: strength must be > 0 and finite, got {wrong}"):
+            path.at(wrong)
+    with pytest.raises(ValueError, match=r"^by must be one of loss, error, got 'accuracy'"):
+        leave_one_out(path, by="accuracy")
     with pytest.raises(ValueError, match="ridge_path: strengths must be finite and > 0"):
         path.state_at(0)

@@ -143,7 +143,7 @@ def test_the_best_is_the_strongest_of_equals_and_one_standard_error_goes_further
     assert best([a_point(1.0, 0.1, error=0.3), a_point(2.0, 0.2, error=0.2)], by="error").strength == 2.0
     points.append(a_point(16.0, math.nan))
     assert one_standard_error(points).strength == 4.0
-    with pytest.raises(ValueError, match="all members diverged"):
+    with pytest.raises(ValueError, match="all points diverged"):
         best([a_point(1.0, math.nan)])
     with pytest.raises(ValueError, match="by must be one of loss, error, got 'accuracy'"):
         best(points, by="accuracy")

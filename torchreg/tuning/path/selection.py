@@ -140,11 +140,11 @@ def one_standard_error(path: Sequence[P], by: By = "loss") -> P:
 
 def _check_by(by: str) -> None:
     if by not in get_args(By):
-        raise ValueError(f"strength_path: by must be one of {', '.join(get_args(By))}, got {by!r}")
+        raise ValueError(f"by must be one of {', '.join(get_args(By))}, got {by!r}")
 
 
 def _sound(path: Sequence[P]) -> list[P]:
     sound = [point for point in path if not point.diverged]
     if not sound:
-        raise ValueError("strength_path: all members diverged: check the data, or lower the optimizer's lr")
+        raise ValueError("all points diverged: check the data, or lower the optimizer's lr")
     return sound

@@ -72,8 +72,8 @@ class StrengthPath(Sequence[Point]):
 
 def nearest(owner: str, points: Sequence[P], strength: float) -> P:
     """The point with the nearest strength, on a logarithmic scale."""
-    if not strength > 0:
-        raise ValueError(f"{owner}: strength must be > 0, got {strength!r}")
+    if not 0 < strength < math.inf:
+        raise ValueError(f"{owner}: strength must be > 0 and finite, got {strength!r}")
     return min(points, key=lambda point: abs(math.log(max(point.strength, 1e-300) / strength)))
 
 
