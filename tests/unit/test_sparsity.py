@@ -1,44 +1,16 @@
 """TargetSparsity: the share of zeros that was asked for, however wrong the strength."""
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from tests.helpers import assert_bit_equal, assert_close, make_model, resume, weights_of
-from torchreg import L1, L2, GroupLasso, LogSum, MaxNorm, Regularizer, Stacked, cosine, diagnostics, late, linear
+from tests.unit.sparsifying import a_net, batches, fit, zero_groups, zeros
+from torchreg import L1, L2, GroupLasso, LogSum, MaxNorm, Regularizer, Stacked, diagnostics, linear
 from torchreg.optim import AdamW, ProxAdam, ProxSGD, TargetSparsity
 
 STEPS = 300
-
-
-def a_net(seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(30, 60), nn.ReLU(), nn.Linear(60, 20), nn.ReLU(), nn.Linear(20, 4))
-
-
-def batches(seed: int = 1):
-    draw = torch.Generator().manual_seed(seed)
-    x = torch.randn(512, 30, generator=draw)
-    y = (x[:, :4] * x[:, 4:8] + x[:, 8:12]).argmax(1)
-    while True:
-        batch = torch.randint(512, (64,), generator=draw)
-        yield x[batch], y[batch]
-
-
-def fit(net: nn.Module, optimizer: torch.optim.Optimizer, steps: int, data=None) -> None:
-    data = data or batches()
-    for _ in range(steps):
-        x, y = next(data)
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(net(x), y).backward()
-        optimizer.step()
-
-
-def zeros(net: nn.Module) -> float:
-    weights = diagnostics.weights_of(net).values()
-    return 1 - sum(w.count_nonzero().item() for w in weights) / sum(w.numel() for w in weights)
 
 
 @pytest.mark.parametrize("target", [0.5, 0.8, 0.95])
@@ -121,76 +93,9 @@ def test_training_resumes_from_a_file_to_the_bit(half):
     assert_bit_equal(weights_of(resumed[0]), weights_of(whole[0]))
 
 
-@pytest.mark.parametrize("span", [(0.0, 0.6), (0.2, 1.0)])
-@pytest.mark.parametrize(
-    ("schedule", "closed"),
-    [
-        ("cubic", lambda x: 3 * x - 3 * x**2 + x**3),
-        ("linear", lambda x: x),
-        ("constant", lambda x: 1.0),
-        (lambda x: x * x, lambda x: x * x),
-    ],
-    ids=["cubic", "linear", "constant", "own"],
-)
-def test_the_goal_follows_the_schedule_and_the_end_is_exact(schedule, closed, span):
-    net = a_net()
-    optimizer = ProxAdam(net.parameters(), L1(1e-4), lr=5e-3)
-    controller = TargetSparsity(optimizer, 0.8, steps=200, fix_at=0.5, schedule=schedule, span=span)
-    data = batches()
-    for step in range(100):
-        x = min(max((step / 100 - span[0]) / (span[1] - span[0]), 0), 1)
-        assert controller.goal() == pytest.approx(0.8 * closed(x), abs=1e-12)
-        fit(net, optimizer, 1, data)
-    assert controller.goal() == pytest.approx(0.8)
-    weights = sum(w.numel() for w in diagnostics.weights_of(net).values())
-    assert round(zeros(net) * weights) == round(0.8 * weights)
-
-
-@pytest.mark.parametrize("groups", ["output", "input"])
-def test_the_goal_of_groups_follows_the_schedule_too(groups):
-    net = a_net()
-    optimizer = ProxAdam(net.parameters(), GroupLasso(1e-4, groups=groups), lr=5e-3)
-    controller = TargetSparsity(optimizer, 0.5, steps=200, groups=groups, schedule="linear", span=(0, 1))
-    fit(net, optimizer, 70)
-    assert controller.goal() == pytest.approx(0.25)
-    fit(net, optimizer, 130)
-    dim = 0 if groups == "output" else 1
-    assert zero_groups(net, dim) == pytest.approx(0.5, abs=0.01)
-
-
-def test_a_schedule_that_leaves_its_range_is_told():
-    net = a_net()
-    optimizer = ProxAdam(net.parameters(), L1(1e-4), lr=5e-3)
-    TargetSparsity(optimizer, 0.8, steps=100, schedule=lambda x: 2 * x)
-    with pytest.raises(ValueError, match=r"TargetSparsity: schedule must give shares in \[0, 1\], got 1\."):
-        fit(net, optimizer, 60)
-
-
-@pytest.mark.parametrize("schedule", [cosine, cosine(steps=10), late(steps=10)], ids=repr)
-def test_a_schedule_of_the_step_number_is_refused(schedule):
-    with pytest.raises(ValueError, match=r"a function of the progress, got .*, which is one of the step number\Z"):
-        TargetSparsity(ProxSGD(make_model().parameters(), L1(1e-3)), 0.8, steps=9, schedule=schedule)
-
-
 def test_parameters_without_elements_alone_are_refused():
     with pytest.raises(ValueError, match="a penalized parameter must be trained, got no elements"):
         TargetSparsity(ProxSGD([nn.Parameter(torch.empty(0, 3))], L1(1e-3), lr=0.1), 0.5, steps=9)
-
-
-@pytest.mark.parametrize("reached", [None, "half", torch.tensor([0.1, 0.2]), float("nan")], ids=str)
-def test_a_schedule_that_gives_no_share_is_told(reached):
-    controller = TargetSparsity(ProxSGD(make_model().parameters(), L1(1e-3)), 0.8, steps=9, schedule=lambda _: reached)
-    with pytest.raises(ValueError, match=r"TargetSparsity: schedule must give shares in \[0, 1\], got .* at 0\Z"):
-        controller.goal()
-
-
-@pytest.mark.parametrize("give", [torch.tensor, lambda x: torch.tensor([x]), np.float32], ids=["0-d", "1-d", "numpy"])
-def test_a_schedule_may_give_any_number(give):
-    controller = TargetSparsity(
-        ProxSGD(make_model().parameters(), L1(1e-3)), 0.8, steps=9, schedule=lambda _: give(0.5)
-    )
-    assert type(controller.goal()) is float
-    assert controller.goal() == 0.4
 
 
 TIED = {
@@ -294,11 +199,6 @@ def test_the_scales_of_a_regularizer_keep_their_proportions():
     fit(net, optimizer, 100)
     assert_close(regularizer.scale["4.weight"], 4 * regularizer.scale["0.weight"])
     assert regularizer.scale["2.weight"] != 1.0
-
-
-def zero_groups(net, dim):
-    weights = diagnostics.weights_of(net).values()
-    return sum((~w.any(1 - dim)).sum().item() for w in weights) / sum(w.shape[dim] for w in weights)
 
 
 @pytest.mark.parametrize(("groups", "dim"), [("output", 0), ("input", 1)])
