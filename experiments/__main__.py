@@ -15,8 +15,8 @@ def main() -> None:
     try:
         from . import cli
     except ModuleNotFoundError as error:
-        extra = "'torch-regularizers[experiments]'" if IS_INSTALLED else "-e '.[experiments]' in the clone"
-        print(f"error: {error.name} is not installed: pip install {extra}", file=sys.stderr)
+        how = "" if IS_INSTALLED else "-e "
+        print(f"error: {error.name} is not installed: pip install {how}'.[experiments]' in the clone", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:  # the imports take seconds
         sys.exit(128 + signal.SIGINT)

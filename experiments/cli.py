@@ -31,7 +31,8 @@ from .report.evidence import Origin, check_measures, check_place, reduce, write_
 from .running import catalog, engines, study, sweep
 from .running.outline import outline
 from .training import interrupts, loggers, ranks
-from .training.record import are_same, read_study
+from .training.record import read_study
+from .training.sameness import are_same
 from .training.storage import place
 
 app = typer.Typer(

@@ -74,25 +74,28 @@ def validated(cls: type[M], tree: Mapping[str, Any], prefix: str = "", also: Seq
     try:
         return cls.model_validate(tree)
     except ValidationError as error:
-        raise UserError("\n".join(prefix + line for line in faults(error, cls, also))) from None
+        header = re.sub(r"\[.*\]", "", prefix)  # arms[L1].regularizers is written [[arms.regularizers]]
+        raise UserError("\n".join(prefix + line for line in faults(error, cls, also, header))) from None
 
 
-def faults(error: ValidationError, cls: type[BaseModel] | None = None, also: Sequence[str] = ()) -> list[str]:
-    """A line for each error, without errors that only follow from another one."""
+def faults(
+    error: ValidationError, cls: type[BaseModel] | None = None, also: Sequence[str] = (), header: str = ""
+) -> list[str]:
+    """A line for each error, without errors that only follow from another one; ``header`` begins those of tables."""
     found = error.errors()
     places = [fault["loc"] for fault in found]
     return [
-        _line(fault, cls, also)
+        _line(fault, cls, also, header)
         for fault in found
         if not any(len(place) > len(fault["loc"]) and place[: len(fault["loc"])] == fault["loc"] for place in places)
     ]
 
 
-def _line(fault: Mapping[str, Any], cls: type[BaseModel] | None, also: Sequence[str]) -> str:
+def _line(fault: Mapping[str, Any], cls: type[BaseModel] | None, also: Sequence[str], header: str) -> str:
     where = ".".join(map(str, fault["loc"]))
     *above, key = fault["loc"] or ("",)
     if fault["type"] == "extra_forbidden" and cls is not None:
-        keys = [*_keys(cls, above), *(also if not above else ())]
+        keys = [*keys_of(cls, above), *(also if not above else ())]
         return f"{where}: unknown key, {did_you_mean(str(key), keys)}"
     if fault["type"] == "missing":
         return f"{where}: is missing"
@@ -101,13 +104,14 @@ def _line(fault: Mapping[str, Any], cls: type[BaseModel] | None, also: Sequence[
         message = re.sub(pydantic, ours, message)
     advice = ""
     if fault["type"] in ("list_type", "tuple_type"):
-        is_table = isinstance(fault["input"], dict)
-        advice = f": begin each of its tables with [[{where}]]" if is_table else ": put it in brackets, as in [1, 2]"
+        advice = ": put it in brackets, as in [1, 2]"
+        if isinstance(fault["input"], dict):
+            advice = f": put it in brackets, as in {key} = [{{ ... }}], or begin its tables with [[{header}{where}]]"
     return f"{where}: {message}, got {fault['input']!r:.200}{advice}"
 
 
-def _keys(cls: type[BaseModel], path: Sequence[int | str]) -> list[str]:
-    """The valid keys of a section, given by a path of keys."""
+def keys_of(cls: type[BaseModel], path: Sequence[int | str] = ()) -> list[str]:
+    """The valid keys of a section, or of one inside it that a path of keys leads to."""
     for part in path:
         if isinstance(part, str) and part in cls.model_fields:  # else a key that the user chose
             cls = _section_in(cls.model_fields[part].annotation) or cls

@@ -3,7 +3,7 @@
 from .model import Model
 from .penalties import Penalty, Regularizer
 from .published import Published
-from .sections import Component
+from .sections import Component, Section
 from .study import (
     AutoStrength,
     Data,
@@ -36,6 +36,7 @@ __all__ = [
     "Regularizer",
     "Run",
     "Scheduler",
+    "Section",
     "Settings",
     "Sparsity",
     "Study",

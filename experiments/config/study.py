@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -354,6 +355,9 @@ def _runs(base: Tree, arm: _Arm, seeds: Sequence[int], values: Tree) -> Iterator
         for i, regularizer in enumerate(at.regularizers):
             is_given = regularizer.strength is not None or regularizer.is_constraint
             if not is_given and not isinstance(at.train.solve, str):  # else it is chosen
+                near = get_close_matches("strength", regularizer.options, n=1)
+                if near:
+                    raise UserError(f"{key}.regularizers.{i}.{near[0]}: unknown key, did you mean 'strength'?")
                 raise UserError(f"{key}.regularizers.{i}.strength: is missing; or give the arm strengths")
         if at.optimizer.penalty is not None and at.optimizer.penalty.strength is None:
             raise UserError(f"{key}.optimizer.penalty.strength: is missing; or give the arm strengths")

@@ -14,7 +14,8 @@ from ..errors import RecordError, StorageError, UserError, oneline
 from ..training import ranks
 from ..training.files import checksum
 from ..training.loop import train_together
-from ..training.record import Record, Row, digest_of, load_sealed, save_sealed
+from ..training.record import Record, Row, load_sealed, save_sealed
+from ..training.sameness import digest_of
 from ..training.storage import exists, make_folder, remove, remove_folder_if_empty
 from ..training.together import is_strength_0_of, kind_of
 from .plans import is_stacked

@@ -334,7 +334,7 @@ def activities(run: config.Run, net: nn.Module) -> list[Activity]:
         if settings.activity is not None:
             key = f"regularizers.{i}"
             make = found_in(f"{key}.activity", settings.activity, PENALTIES)
-            penalty = constructed(key, make, settings.activity, settings.options, settings.strength)
+            penalty = constructed(key, make, settings.activity, settings.options, settings.strength, table=settings)
             try:
                 made.append(Activity(torchreg.ActivityRegularizer(net, penalty, settings.modules or ())))
             except ValueError as error:
@@ -405,7 +405,7 @@ def _regularizer(
         scale = torch.tensor(strengths, dtype=torch.float64, device=next(net.parameters()).device)
     factor = () if settings.is_constraint else (strengths[0] if scale is None else 1.0,)
     options = {"weights": torch.zeros_like} if settings.anchor == "tasks" else {}  # no task is remembered yet
-    penalty = constructed(key, make, name, {**settings.options, **options}, *factor)
+    penalty = constructed(key, make, name, {**settings.options, **options}, *factor, table=settings)
     schedule = None
     if settings.schedule is not None:
         schedule = component(f"{key}.schedule", Callable, settings.schedule, SCHEDULES)

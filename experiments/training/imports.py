@@ -11,8 +11,8 @@ from typing import Any, get_origin, get_type_hints
 
 from pydantic import ValidationError
 
-from ..config import Component
-from ..errors import UserError, did_you_mean, faults, oneline
+from ..config import Component, Section
+from ..errors import UserError, did_you_mean, faults, keys_of, oneline
 
 
 def imported(key: str, path: str, kind: Any) -> Callable[..., Any]:
@@ -56,14 +56,26 @@ def _annotated(function: Any) -> Any:
 
 
 def constructed(
-    key: str, make: Callable[..., Any], name: str, options: Mapping[str, Any], *args: Any, **given: Any
+    key: str,
+    make: Callable[..., Any],
+    name: str,
+    options: Mapping[str, Any],
+    *args: Any,
+    table: Section | None = None,
+    **given: Any,
 ) -> Any:
-    """``make(*args, **given, **options)``, with each option checked against the constructor's signature."""
+    """``make(*args, **given, **options)``, with each option checked against the constructor's signature.
+
+    ``table`` is the one that the options stand in. An unknown key may be one of its own that is misspelt.
+    """
     accepted = _parameters(make)
-    for option in options:
-        own = [name for name in accepted[len(args) :] if name not in given] if accepted else [option]
+    own = [name for name in accepted[len(args) :] if name not in given]
+    for option in options if accepted else ():
         if option not in own:
-            raise UserError(f"{key}.{option}: unknown key, {did_you_mean(option, own)}")
+            is_inside = option in getattr(table, "args", {})
+            others = [] if table is None or is_inside else keys_of(type(table))
+            where = f"{key}.args.{option}" if is_inside else f"{key}.{option}"
+            raise UserError(f"{where}: unknown key, {did_you_mean(option, {*own, *others})}")
     if accepted:
         given = {name: value for name, value in given.items() if name in accepted}
     try:
@@ -81,9 +93,10 @@ def component(
     """The object that a table of the study names, of the given kind."""
     if settings.class_ is None:
         name = settings.name or ""
-        return constructed(key, found_in(f"{key}.name", name, table), name, settings.options, *args, **given)
+        make = found_in(f"{key}.name", name, table)
+        return constructed(key, make, name, settings.options, *args, table=settings, **given)
     make = imported(f"{key}.class", settings.class_, kind)
-    built = constructed(key, make, settings.class_, settings.options, *args, **given)
+    built = constructed(key, make, settings.class_, settings.options, *args, table=settings, **given)
     if not isinstance(built, kind):
         raise UserError(f"{key}.class: must make a {kind.__name__}, got {settings.class_!r}, which makes {built!r:.80}")
     return built

@@ -33,11 +33,11 @@ def of_torchvision(settings: config.Model, examples: Examples) -> nn.Module:
     channels, outputs = _channels(key, examples), examples.task.outputs
     make = models.get_model_builder(name)
     if settings.options.get("weights") is None:
-        made: nn.Module = constructed("model", make, name, settings.options, num_classes=outputs)
+        made: nn.Module = constructed("model", make, name, settings.options, table=settings, num_classes=outputs)
         return made if channels == 3 else _with_channels(made, channels, name)
     if channels != 3:
         raise UserError(f"model.weights: are for images of 3 channels, got {channels}: remove the key")
-    made = constructed("model", make, name, settings.options)
+    made = constructed("model", make, name, settings.options, table=settings)
     last, layer = [(place, module) for place, module in made.named_modules() if not list(module.children())][-1]
     if not isinstance(layer, nn.Linear):
         raise UserError(f"model.weights: {name} ends in no linear layer to replace: remove the key")
@@ -61,7 +61,7 @@ def of_timm(settings: config.Model, examples: Examples) -> nn.Module:
         made: nn.Module = timm.create_model(name, **options)
         return made
 
-    made: nn.Module = constructed("model", make, name, settings.options, **given)
+    made: nn.Module = constructed("model", make, name, settings.options, table=settings, **given)
     return made
 
 

@@ -31,12 +31,10 @@ from .files import append, checksum, content_of, damaged, line_of, parsed, seale
 from .forms import Environments, Event, Figures, Result, check_form
 from .locks import InUseError, is_lock, lock
 from .loggers import Told
+from .sameness import are_same, difference, digest_of
 from .storage import exists, files_below, is_local, make_folder, names_in, remove
 
 Row = dict[str, Any]
-# What a run may change when it goes on. Whether it is stacked or compiled may change the last bits, as another machine
-# may, and is chosen by what is fast there.
-_FREE: Any = {"data": {"root"}, "train": {"checkpoint_seconds", "compile", "shard", "stack"}}
 _BESIDE = ("config.json", "environment.json", "history.jsonl", "checkpoint.pt")
 _SEAL = b"\nsha256 "  # at the end of a checkpoint, where torch.load does not look
 
@@ -320,7 +318,8 @@ def _is_written(study: Study, folder: Path, resume: bool) -> bool:
         before = read_study(folder)
         if not are_same(before, study):
             raise UserError(
-                f"--out: {folder} must be empty or hold this study, it holds another: remove it or choose another"
+                f"--out: {folder} must be empty or hold this study, it holds another, {difference(before, study)}: "
+                "choose another"
             )
         if not resume:
             raise UserError(
@@ -396,24 +395,6 @@ def _check_links(folder: Path) -> None:
     for path in (folder / "stacks", runs, *inside):
         if path.is_symlink() and not path.is_file():  # it leads to a folder, or to nothing
             raise RecordError(f"{path}: must be a folder, is a symbolic link: remove it")
-
-
-def are_same(one: Study, other: Study) -> bool:
-    """Whether two studies are the same in all but where the data lies, how often a checkpoint is written, and how many
-    points are tried.
-    """
-    heads = [study.model_dump(exclude={"runs": True, "sweep": {"trials"}}) for study in (one, other)]
-    runs = zip(one.runs, other.runs, strict=False)
-    return (
-        heads[0] == heads[1]
-        and len(one.runs) == len(other.runs)
-        and all(ours.model_dump(exclude=_FREE) == theirs.model_dump(exclude=_FREE) for ours, theirs in runs)
-    )
-
-
-def digest_of(run: Run) -> str:
-    """The checksum of what makes two runs the same."""
-    return checksum(run.model_dump_json(exclude=_FREE, exclude_defaults=True).encode())
 
 
 def _is_ours(name: str) -> bool:

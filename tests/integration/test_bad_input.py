@@ -97,6 +97,29 @@ BAD = {
     "a regularizer's class_": (f'{L1} class_ = "a:b" }}]', "regularizers.0.class_: unknown key"),
     "a regularizer's args": (f"{L1} args = {{}} }}]", "regularizers.0.args: unknown key"),
     "a regularizer's name": (f'{L1} name = "L2" }}]', "regularizers.0.name: unknown key"),
+    "a misspelt decay": (
+        'optimizer={ name = "SGD", lr = 1, weigth_decay = 1 }',
+        "optimizer.weigth_decay: unknown key, did you mean 'weight_decay'?",
+    ),
+    "a misspelt mode": (f'{L1} mdoe = "prox" }}]', "regularizers.0.mdoe: unknown key, did you mean 'mode'?"),
+    "a misspelt selection": (f'{L1} slect = "a" }}]', "regularizers.0.slect: unknown key, did you mean 'select'?"),
+    "a misspelt strength": (
+        'regularizers=[{ penalty = "L1", strenght = 1 }]',
+        "regularizers.0.strenght: unknown key, did you mean 'strength'?",
+    ),
+    "an interval of a misspelt key": (
+        'scheduler={ name = "StepLR", step_size = 1, intervall = "step" }',
+        "scheduler.intervall: unknown key, did you mean 'interval'?",
+    ),
+    "an unknown argument": ("model.args={ hiden = 3 }", "model.args.hiden: unknown key, valid: hidden"),
+    "a table in place of tables": (
+        'regularizers={ penalty = "L1" }',
+        "put it in brackets, as in regularizers = [{ ... }], or begin its tables with [[regularizers]]",
+    ),
+    "a table in place of an arm's": (
+        'arms=[{ name = "plain", regularizers = { penalty = "L1" } }]',
+        "put it in brackets, as in regularizers = [{ ... }], or begin its tables with [[arms.regularizers]]",
+    ),
     "a class that exits": ('model={ class = "sys:exit" }', "must name a class of Module"),
     "a class that kills": ('model={ class = "os:abort" }', "must name a class of Module"),
     "a class of another kind": (f'model={{ class = "{HERE}:Loud" }}', "must name a class of Module"),

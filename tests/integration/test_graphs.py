@@ -11,7 +11,7 @@ from experiments.running.study import run_study
 from experiments.training import graphs
 from experiments.training.graphs import Graphs
 from experiments.training.loop import make_steps
-from experiments.training.record import digest_of
+from experiments.training.sameness import digest_of
 from experiments.training.setup import set_up
 from tests.helpers import assert_bit_equal, assert_close, assert_differs
 from tests.integration.plain import finished, sgd

@@ -105,8 +105,17 @@ def test_a_folder_takes_one_study(tmp_path):
     run_study(small(), tmp_path / "a", CPU)
     with pytest.raises(UserError, match="already holds this study: --resume continues it"):
         run_study(small(), tmp_path / "a", CPU)
-    with pytest.raises(UserError, match="it holds another"):
-        run_study(small(seeds=[1]), tmp_path / "a", CPU, resume=True)
+    for other, said in (
+        ({"seeds": [1]}, "with a run none/seed0 that this one does not have"),
+        ({"seeds": [0, 1]}, "without a run none/seed1 that this one has"),
+        (
+            {"optimizer": {"name": "AdamW", "lr": 0.25}},
+            "with other .* none/seed0: optimizer.lr is 0.01 there and 0.25 here",
+        ),
+        ({"name": "b"}, "with the same runs in another order, or with another name or sweep"),
+    ):
+        with pytest.raises(UserError, match=f"it holds another, {said}.*: choose another"):
+            run_study(small(**other), tmp_path / "a", CPU, resume=True)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "thesis.tex").touch()
     with pytest.raises(UserError, match="it holds other files"):

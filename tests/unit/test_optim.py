@@ -5,6 +5,7 @@ Each coupling and form is compared with NumPy in ``tests/oracle/test_couplings.p
 
 import contextlib
 import math
+import pickle
 import re
 from functools import partial
 from types import SimpleNamespace
@@ -206,8 +207,13 @@ BAD = [
     ({"weight_decay": float("inf")}, "weight_decay must be finite and >= 0, got inf"),
     ({"weight_decay": torch.tensor(-0.1)}, "weight_decay"),
     ({"weight_decay": torch.tensor(float("nan"))}, "weight_decay"),
-    ({"coupling": "schedule", "lr": 0.0}, "coupling 'schedule' divides by the initial lr, which must be > 0, got 0"),
-    ({"coupling": "corrected", "lr": 0.0}, "coupling 'corrected' divides by the initial lr, which must be > 0, got 0"),
+    *(
+        (
+            {"coupling": name, "lr": 0.0, "weight_decay": 0.1},
+            f"coupling '{name}' divides by the initial lr, which must be > 0, got 0",
+        )
+        for name in ("schedule", "corrected")
+    ),
     *(
         ({"coupling": name, "weight_decay": 1.5}, f"weight_decay must be at most 1 with coupling '{name}', .*got 1.5")
         for name in ("constant", "independent", "schedule")
@@ -255,6 +261,27 @@ def test_couplings_that_do_not_divide_by_the_rate_take_one_of_zero_and_only_inde
     SGDW([a_weight()], lr=0.0, coupling="lr")
     SGDW([a_weight()], lr=0.0, coupling="constant")
     AdamW([a_weight()], weight_decay=1.5, coupling="lr")
+
+
+@pytest.mark.parametrize("coupling", ["independent", "schedule", "constant"])
+def test_a_default_decay_that_the_learning_rate_would_multiply_is_not_the_share_of_a_step(coupling):
+    message = f"AdamW: weight_decay must be given with coupling '{coupling}', .* the default 0.01 is for coupling 'lr'"
+    group = {"params": [a_weight()], "coupling": coupling}
+    for wrong in (
+        lambda: AdamW([a_weight()], coupling=coupling),
+        lambda: AdamW(nn.Linear(2, 2), coupling=coupling),
+        lambda: AdamW([group]),
+        lambda: AdamW([{"params": [a_weight()], "weight_decay": 0.1}, {"params": [a_weight()]}], coupling=coupling),
+        lambda: AdamW([a_weight()]).add_param_group(group),
+    ):
+        with refused(ValueError, message):
+            wrong()
+    for decay in (0.0, 1e-4, {"*": 1e-4}):
+        given = AdamW(nn.Linear(2, 2), weight_decay=decay, coupling=coupling)
+        pickle.loads(pickle.dumps(given)).add_param_group({"params": [a_weight()]})
+    AdamW([a_weight()], 1e-3, (0.9, 0.99), 1e-8, 1e-4, coupling=coupling)
+    AdamW([{**group, "weight_decay": 1e-4}])
+    SGDW([a_weight()], coupling=coupling)  # has no decay by default
 
 
 def test_the_schedule_may_begin_at_zero():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchreg import functional as f
 from torchreg.functional.chunks import chunks_of
@@ -22,7 +23,8 @@ _LR_COUPLED = (torch.optim.AdamW, torch.optim.Adafactor, torch.optim.Muon)  # th
 _TAKE_SPARSE = (torch.optim.SGD, torch.optim.Adagrad, torch.optim.SparseAdam)
 
 _OF_PEAK = ("independent", "schedule", "corrected", "timescale")  # couplings that divide by the largest learning rate
-_FULL = ("independent", "schedule", "constant", "timescale")  # couplings whose rate may be 1
+_OF_STEPS = ("independent", "schedule", "constant")  # couplings whose decay is the share that a step takes
+_FULL = (*_OF_STEPS, "timescale")  # couplings whose rate may be 1
 _ROUNDING = 1 + 1e-5  # schedulers reach the largest learning rate with a rounding error
 
 
@@ -101,7 +103,8 @@ class DecoupledDecay(StepWrapper):
 
     Raises:
         ValueError: an unknown coupling or form; a decay that is negative or not finite, or with coupling "independent"
-            or "constant" above 1; coupling "timescale" without a timescale, or with a decay other than 0 and 1; a
+            or "constant" above 1 or not given, where the base's own is above 0, since there it is the share that a step
+            takes; coupling "timescale" without a timescale, or with a decay other than 0 and 1; a
             coupling that divides by :math:`\eta_{\max}` with ``lr=0``, and in a step with a learning rate above
             :math:`\eta_{\max}`; a sparse gradient for which the base has no rule; in loading a checkpoint of a class
             whose ``weight_decay`` means something else. A learning rate in a tensor on another device is not read;
@@ -127,6 +130,8 @@ class DecoupledDecay(StepWrapper):
         Networks", ICML 2018.
         Lizhang Chen, Jonathan Li, Kaizhao Liang and others, "Cautious Weight Decay", ICLR 2026.
     """
+
+    _default_decay: float = 0.0  # the base's, if no other is given
 
     def __init__(
         self,
@@ -167,11 +172,31 @@ class DecoupledDecay(StepWrapper):
             kwargs["decoupled_weight_decay"] = True  # so that the base's kernel can apply it
         if not has_option(base, "weight_decay"):
             self._add_options(weight_decay=kwargs.pop("weight_decay", 0.0))
+        else:
+            of_base = inspect.signature(base).parameters
+            is_given = "weight_decay" in (*kwargs, *list(of_base)[: len(args)])
+            self._default_decay = 0.0 if is_given else of_base["weight_decay"].default
         super().__init__(*args, **kwargs)
 
+    def _with_groups(self, model: nn.Module, args: Sequence[Any], *rest: Any) -> dict[str, Any]:
+        self._check_given(self._own_options["coupling"])
+        return super()._with_groups(model, args, *rest)
+
+    def _check_given(self, coupling: Coupling) -> None:
+        """Raises ``ValueError`` if the base's decay, which is for coupling "lr", would be the share of a step."""
+        if coupling in _OF_STEPS and self._default_decay > 0:
+            raise ValueError(
+                f"{type(self).__name__}: weight_decay must be given with coupling {coupling!r}, where it is the share "
+                f"of the weights that a step takes: the default {self._default_decay} is for coupling 'lr', which "
+                "multiplies it by lr"
+            )
+
     def add_param_group(self, param_group: Group) -> None:
-        if isinstance(param_group, dict) and param_group.get("coupling") == "timescale":
-            param_group.setdefault("weight_decay", 1.0)
+        if isinstance(param_group, dict):
+            if param_group.get("coupling") == "timescale":
+                param_group.setdefault("weight_decay", 1.0)
+            elif "weight_decay" not in param_group:
+                self._check_given(param_group.get("coupling", self._own_options["coupling"]))
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         if self.decay_schedule is not None:

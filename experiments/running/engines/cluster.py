@@ -254,7 +254,7 @@ def _library() -> Any:
     try:
         import ray
     except ModuleNotFoundError:
-        what = "torch-regularizers[cluster]" if IS_INSTALLED else "-e .[cluster]"
+        what = ".[cluster]" if IS_INSTALLED else "-e .[cluster]"
         raise UserError(f"--engine ray: needs Ray, which is not installed: pip install '{what}'") from None
     return ray
 
