@@ -34,6 +34,16 @@ def test_a_run_leaves_its_whole_record(tmp_path):
     assert json.loads((folder / "result.json").read_text())["test_error"] == rows[-1]["test_error"]
 
 
+@pytest.mark.parametrize("stopping", [{}, {"early_stopping": {"patience": 2}}], ids=["whole", "stopped"])
+def test_the_checkpoint_holds_the_weights_that_are_reported(stopping, tmp_path):
+    study = small(train={"epochs": 40, "batch_size": 30, **stopping})
+    result = outcome(study, tmp_path)
+    assert (result["epoch"] < result["epochs"]) is bool(stopping)
+    state = torch.load(tmp_path / "runs" / "none" / "seed0" / "checkpoint.pt", weights_only=True)
+    weights = (state["best"] or state)["model"]
+    assert {name: weights[name].norm().item() for name in result["norms"]} == pytest.approx(result["norms"], rel=1e-6)
+
+
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path):
     first, again = outcome(small(), tmp_path / "a"), outcome(small(), tmp_path / "b")
     assert first == again

@@ -52,6 +52,11 @@ def test_a_regularizer_is_one_or_several(value):
         AutoStrength(value, HELD_OUT, nn.MSELoss())
 
 
+def test_inputs_without_targets_are_told_at_once():
+    with pytest.raises(TypeError, match="AutoStrength: examples must be inputs and targets, or batches of both, got"):
+        AutoStrength(Regularizer(nn.Linear(INPUTS, 1), L2(0.3), mode="prox"), X, nn.MSELoss())
+
+
 @pytest.mark.parametrize("make", [make_strength, make_rate])
 @pytest.mark.parametrize(
     "pair", [(0.1, 0.5), [0.1, 0.5], np.array([0.1, 0.5]), torch.tensor([0.1, 0.5], dtype=torch.float64)]

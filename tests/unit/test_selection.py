@@ -12,6 +12,7 @@ from tests.unit.selecting import (
     reasons,
 )
 from torchreg import L1, L2, ParamInfo, Regularizer, everything, in_modules, named, weights
+from torchreg.optim import AdamW, param_groups
 
 
 def test_patterns_and_module_types_narrow_the_selection_and_lift_no_exemption():
@@ -22,6 +23,20 @@ def test_patterns_and_module_types_narrow_the_selection_and_lift_no_exemption():
     assert chosen(model, select=in_modules(nn.Linear)) == {"3.weight"}
     assert chosen(model, select=in_modules(nn.Linear, nn.BatchNorm1d, nn.Conv1d)) == {"0.weight", "3.weight"}
     assert chosen(model, select=in_modules(nn.Module)) == {"0.weight", "3.weight"}
+
+
+def test_each_pattern_must_match_a_parameter():
+    model = a_network()
+    for use in (
+        lambda: Regularizer(model, L1(0.1), select=named("3.*", "covn.*")),
+        lambda: param_groups(model, weight_decay=0.1, select=named("3.*", "covn.*")),
+        lambda: AdamW(model, select=named("3.*", "covn.*")),
+    ):
+        with pytest.raises(
+            ValueError, match=r"the pattern 'covn\.\*' of select matches none of the parameters 0\.weight"
+        ):
+            use()
+    assert chosen(model, select=named("3.*", "1.*")) == {"3.weight"}  # one of exempt parameters alone is no mistake
 
 
 def test_a_predicate_decides_alone():

@@ -149,6 +149,19 @@ def test_the_best_is_the_strongest_of_equals_and_one_standard_error_goes_further
         best(points, by="accuracy")
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"strengths": 0.1}, r"strengths must be a list of numbers, got 0\.1: write \[0\.1\]"),
+        ({"optimizer": torch.optim.SGD([torch.zeros(1)])}, "optimizer must be a function that makes one, .* got SGD"),
+    ],
+    ids=["one strength", "an optimizer"],
+)
+def test_what_is_given_in_place_of_several_or_of_a_function_is_one_clear_line(options, said):
+    with pytest.raises(TypeError, match=rf"\Astrength_path: {said}\Z"):
+        strength_path(lambda: nn.Linear(2, 1), L1(1.0), (torch.ones(9, 2), torch.ones(9, 1)), verbose=False, **options)
+
+
 def test_members_that_diverge_are_told_and_the_others_are_sound():
     options = {"optimizer": partial(torch.optim.SGD, lr=0.1), "mode": "grad", "epochs": 40}
     found = path(penalty=L2(1.0), strengths=[1e9, 0.1], **options)

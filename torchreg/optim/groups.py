@@ -20,7 +20,7 @@ from torchreg.selection.folding import Line, printed
 from torchreg.selection.layers import hidden_matrices, layer_numbers
 from torchreg.selection.modules import check_model, listed
 from torchreg.selection.parameters import ParamInfo, each_parameter, stored
-from torchreg.selection.selectors import Selector, as_selector, weights
+from torchreg.selection.selectors import Selector, as_selector, check_patterns, weights
 
 Number = float | Tensor
 
@@ -111,6 +111,7 @@ def param_groups(
             f"param_groups: select must choose at least one parameter, got none of {len(members)} of "
             f"{type(model).__name__}" + (": select=torchreg.everything lifts exemptions" if members else "")
         )
+    check_patterns("param_groups", as_selector(select), names, " of select")
     factors = {} if layer_decay is None else _factors(model, layer_decay, members, len(rates))
     matrices = _matrices(model, members) if kind else set()
 
@@ -231,11 +232,8 @@ def _rules(argument: str, given: Rules, names: Sequence[str]) -> Mapping[str, Nu
             raise TypeError(f"param_groups: {what} must be a number, got {value!r}")
         if not 0 <= value < math.inf:
             raise ValueError(f"param_groups: {what} must be finite and >= 0, got {value!r}")
-        if rules is given and not any(fnmatchcase(name, str(pattern)) for name in names):
-            raise ValueError(
-                f"param_groups: the pattern {pattern!r} of {argument} matches none of the parameters "
-                f"{listed(list(dict.fromkeys(names)))}: a pattern matches whole names, as '*.weight' does"
-            )
+    if rules is given:
+        check_patterns("param_groups", map(str, rules), names, f" of {argument}")
     return rules
 
 

@@ -24,7 +24,7 @@ from torchreg.selection.computed import ComputedWeight
 from torchreg.selection.effective import Called
 from torchreg.selection.modules import listed
 from torchreg.selection.parameters import ComputedInfo, ParamInfo, each_parameter
-from torchreg.selection.selectors import Selector
+from torchreg.selection.selectors import Selector, check_patterns
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,12 +187,8 @@ def assign(model: nn.Module, rules: Mapping[str, Penalty], select: Selector, mod
         raise ValueError(f"Regularizer: model must be the stack itself, got a {type(model).__name__} that holds one")
     assignments = assign_each(model, rules, select, mode)
     names = [name for a in assignments for name in a.names]
-    for pattern in rules:
-        if names and not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(
-                f"Regularizer: the pattern {pattern!r} matches none of the parameters {listed(names)}: a pattern "
-                "matches whole names, as '*.weight' does"
-            )
+    if names:
+        check_patterns("Regularizer", rules, names)
     if all(a.penalty is None for a in assignments):
         chosen = [a for a in assignments if not (a.reason or "").startswith("not named ")]
         found, advice = listed([f"{a.name} ({a.reason})" for a in chosen]), "select=everything lifts exemptions"
@@ -202,6 +198,7 @@ def assign(model: nn.Module, rules: Mapping[str, Penalty], select: Selector, mod
         if any(rule._selects_itself for rule in rules.values()):
             advice = f"{listed(list(map(repr, rules.values())))} selects its parameters itself"
         raise ValueError(f"Regularizer: select must choose at least one parameter, got none of {found}: {advice}")
+    check_patterns("Regularizer", select, names, " of select")
     return assignments
 
 

@@ -10,13 +10,14 @@ own.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import final
 
 from torch import Tensor, nn
 
+from torchreg.selection.modules import listed
 from torchreg.selection.naming import BIAS_WORDS, class_of, is_vector, no_weight, telling_name, words_of
 from torchreg.selection.parameters import ParamInfo
 
@@ -158,6 +159,7 @@ def named(*patterns: str) -> Selector:
 
     Raises:
         TypeError: there is no pattern, or one of them is no string.
+        ValueError: where it is used, a pattern matches none of the model's parameters.
 
     Example:
         >>> layer = nn.Linear(2, 1)
@@ -186,6 +188,17 @@ def in_modules(*types: type[nn.Module]) -> Selector:
     if not types or not all(isinstance(kind, type) and issubclass(kind, nn.Module) for kind in types):
         raise TypeError(f"in_modules: types must be classes of modules, as in in_modules(nn.Linear), got {types}")
     return _InModules(types)
+
+
+def check_patterns(owner: str, given: Iterable[str] | Selector, names: Sequence[str], what: str = "") -> None:
+    """Raises ``ValueError`` if a name pattern, of a selector or a dict, matches none of the names."""
+    patterns = given if not isinstance(given, Selector) else given.patterns if isinstance(given, _Named) else ()
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(
+                f"{owner}: the pattern {pattern!r}{what} matches none of the parameters "
+                f"{listed(list(dict.fromkeys(names)))}: a pattern matches whole names, as '*.weight' does"
+            )
 
 
 def as_selector(select: Selector | Callable[[ParamInfo], bool]) -> Selector:

@@ -142,6 +142,11 @@ def strength_path(
     check_makes_models(make_model)
     check_given("strength_path", penalty, train=train, **({} if valid is None else {"valid": valid}))
     _check_penalty(penalty)
+    if not (optimizer is None or callable(optimizer)):
+        raise TypeError(
+            "strength_path: optimizer must be a function that makes one, such as partial(torch.optim.Adam, lr=1e-3), "
+            f"got {type(optimizer).__name__}"
+        )
     if optimizer is None and (batch_size or patience):
         raise ValueError("strength_path: batch_size and patience need an optimizer, got none: give one, or drop them")
     found = splits(train, valid, folds, seed)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import torch
@@ -143,6 +144,8 @@ def kind_of(value: object) -> str:
 
 def descending(owner: str, strengths: Sequence[float]) -> list[float]:
     """The strengths from the strongest to the weakest. Raises ``ValueError`` unless they are positive numbers."""
+    if isinstance(strengths, Real):
+        raise TypeError(f"{owner}: strengths must be a list of numbers, got {strengths!r}: write [{strengths!r}]")
     found = [float(strength) for strength in strengths]
     for strength in found:
         if not 0 < strength < math.inf:
