@@ -7,11 +7,12 @@ import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 M = TypeVar("M", bound=BaseModel)
+_ALIKE = 0.9  # of two words that differ by a letter
 
 _WORDING = {
     "^(Input|String|Tuple|Value) should": "must",
@@ -96,7 +97,8 @@ def _line(fault: Mapping[str, Any], cls: type[BaseModel] | None, also: Sequence[
     *above, key = fault["loc"] or ("",)
     if fault["type"] == "extra_forbidden" and cls is not None:
         keys = [*keys_of(cls, above), *(also if not above else ())]
-        return f"{where}: unknown key, {did_you_mean(str(key), keys)}"
+        elsewhere = "" if above or get_close_matches(str(key), keys, n=1, cutoff=_ALIKE) else _place_of(str(key), cls)
+        return f"{where}: unknown key, {elsewhere or did_you_mean(str(key), keys)}"
     if fault["type"] == "missing":
         return f"{where}: is missing"
     message = fault["msg"]
@@ -116,6 +118,17 @@ def keys_of(cls: type[BaseModel], path: Sequence[int | str] = ()) -> list[str]:
         if isinstance(part, str) and part in cls.model_fields:  # else a key that the user chose
             cls = _section_in(cls.model_fields[part].annotation) or cls
     return [field.alias or name for name, field in cls.model_fields.items()]
+
+
+def _place_of(key: str, cls: type[BaseModel]) -> str:
+    """Where to write a key that other tables of the class have; nothing if none or many do."""
+    sections = {name: _section_in(field.annotation) for name, field in cls.model_fields.items()}
+    places = [name for name, section in sections.items() if section is not None and key in section.model_fields]
+    if not 1 <= len(places) <= 3:
+        return ""
+    is_list = get_origin(cls.model_fields[places[0]].annotation) is tuple
+    example = f"{places[0]} = [{{ {key} = ... }}]" if is_list else f"{places[0]}.{key}"
+    return f"it belongs in {' or '.join(places)}" + (f", as {example}" if len(places) == 1 else "")
 
 
 def _section_in(annotation: Any) -> type[BaseModel] | None:

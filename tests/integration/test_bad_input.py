@@ -111,6 +111,22 @@ BAD = {
         'scheduler={ name = "StepLR", step_size = 1, intervall = "step" }',
         "scheduler.intervall: unknown key, did you mean 'interval'?",
     ),
+    "the optimizer's key in an arm": (
+        'arms=[{ name = "plain", weight_decay = 1 }]',
+        "arms[plain].weight_decay: unknown key, it belongs in optimizer, as optimizer.weight_decay",
+    ),
+    "the model's key in an arm": (
+        'arms=[{ name = "plain", dropout = 0.5 }]',
+        "arms[plain].dropout: unknown key, it belongs in model, as model.dropout",
+    ),
+    "a regularizer's key in an arm": (
+        'arms=[{ name = "plain", mode = "prox" }]',
+        "arms[plain].mode: unknown key, it belongs in regularizers, as regularizers = [{ mode = ... }]",
+    ),
+    "one strength in place of several": (
+        'arms=[{ name = "plain", strength = [1] }]',
+        "arms[plain].strength: unknown key, did you mean 'strengths'?",
+    ),
     "an unknown argument": ("model.args={ hiden = 3 }", "model.args.hiden: unknown key, valid: hidden"),
     "a table in place of tables": (
         'regularizers={ penalty = "L1" }',
@@ -324,7 +340,10 @@ def test_a_signal_whose_exception_is_dropped_ends_the_study_all_the_same(engine,
     real = kind.open
     monkeypatch.setattr(kind, "open", open_and_drop)
     ended, _, err = command("run", "study.toml", "--device", "cpu", "--engine", engine)
-    assert (ended, err) == (130, "\nstopped; run it again with --resume --out runs/small to go on\n")
+    assert ended == 130
+    assert err.endswith(
+        "\nstopped; run it again with --resume --out runs/small to go on\n"
+    )  # a slow start tells before
 
 
 @pytest.mark.parametrize("arguments", [["list"], ["show", "study.toml"]], ids=lambda arguments: arguments[0])

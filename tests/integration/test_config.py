@@ -177,7 +177,10 @@ FAULTS = {
         "model.class: must be of the form package.module",
     ),
     "a seed": ({"seeds": 3}, "seeds: must be a valid list, got 3: put it in brackets, as in [1, 2]"),
-    "one arm": ({"arms": {"name": "a"}}, "got {'name': 'a'}: begin each of its tables with [[arms]]"),
+    "one arm": (
+        {"arms": {"name": "a"}},
+        "got {'name': 'a'}: put it in brackets, as in arms = [{ ... }], or begin its tables with [[arms]]",
+    ),
     "no patterns": (
         {"regularizers": [{"penalty": "L1", "strength": 1.0, "select": []}]},
         "regularizers.0.select: must be a pattern of names, or a list of them, got []",
@@ -233,7 +236,7 @@ BUILD_FAULTS = {
     ),
     "an option that the penalty does not have": (
         {"regularizers": [{"penalty": "ElasticNet", "strength": 1.0, "l1_ration": 0.5}]},
-        "regularizers.0.l1_ration: unknown key, valid: l1_ratio",
+        "regularizers.0.l1_ration: unknown key, did you mean 'l1_ratio'?",
     ),
     "an option out of range": (
         {"regularizers": [{"penalty": "ElasticNet", "strength": 1.0, "l1_ratio": 1.5}]},
