@@ -24,9 +24,7 @@ class Batches(Iterator[tuple[Any, Any]]):
         self.size, self.seed = checked_count(owner, "batch_size", size), checked_seed(owner, seed)
         self.is_tensors = isinstance(source, Sequence) and len(source) == 2 and isinstance(source[0], Tensor)
         if isinstance(source, Tensor):
-            raise TypeError(
-                f"{owner}: examples must be inputs and targets, or batches of both, got one tensor"
-            )
+            raise TypeError(f"{owner}: examples must be inputs and targets, or batches of both, got one tensor")
         self.count = 0
         self._order = -1, torch.empty(0)  # a pass over the tensors, and its order
         self._open: Iterator[tuple[Any, Any]] | None = None
