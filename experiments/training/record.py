@@ -31,7 +31,7 @@ from .files import append, checksum, content_of, damaged, line_of, parsed, seale
 from .forms import Environments, Event, Figures, Result, check_form
 from .locks import InUseError, is_lock, lock
 from .loggers import Told
-from .sameness import are_same, difference, digest_of
+from .sameness import digest_of, obstacle
 from .storage import exists, files_below, is_local, make_folder, names_in, remove
 
 Row = dict[str, Any]
@@ -296,8 +296,8 @@ def open_study(study: Study, folder: Path, resume: bool) -> Iterator[None]:
     """Prepares the folder for this study, and locks it against other processes.
 
     Raises:
-        UserError: it holds another study, other files, or this study while ``resume`` was not asked for; or another
-            process is at work in it.
+        UserError: it holds a study with other runs, other files, or this study while ``resume`` was not asked for; or
+            another process is at work in it.
     """
     is_written = _is_written(study, folder, resume)
     if is_local(folder):
@@ -313,18 +313,23 @@ def open_study(study: Study, folder: Path, resume: bool) -> Iterator[None]:
 
 
 def _is_written(study: Study, folder: Path, resume: bool) -> bool:
-    """Whether the folder holds this very study, which is then not written again; raises if it is not free."""
+    """Whether the folder holds this very study, which is then not written again; raises if it is not free.
+
+    A study that has got further runs goes on in its folder.
+    """
     if exists(folder / "study.json"):
         before = read_study(folder)
-        if not are_same(before, study):
+        if found := obstacle(before, study):
             raise UserError(
-                f"--out: {folder} must be empty or hold this study, it holds another, {difference(before, study)}: "
-                "choose another"
+                f"--out: {folder} must be empty or hold this study, it holds another, {found}: choose another"
             )
         if not resume:
             raise UserError(
                 f"--out: {folder} already holds this study: --resume continues it; or choose another folder"
             )
+        runs = [[run.folder for run in one.runs] for one in (before, study)]
+        if runs[0] != runs[1] and exists(folder / "stacks"):  # whose checkpoints are of these runs in this order
+            raise UserError(f"--out: {folder} holds runs that are not finished: --resume them before others are added")
         return before == study
     if exists(folder) and not folder.is_dir():
         raise UserError(f"--out: {folder} must be a folder, it is a file: choose another")

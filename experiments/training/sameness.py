@@ -25,18 +25,22 @@ def are_same(one: Study, other: Study) -> bool:
     )
 
 
-def difference(there: Study, here: Study) -> str:
-    """The first difference of two studies that are not the same, in words."""
-    theirs, ours = ({run.folder: run for run in study.runs} for study in (there, here))
-    for folder in (*theirs, *ours):
-        if folder not in ours:
-            return f"with a run {folder} that this one does not have"
-        if folder not in theirs:
-            return f"without a run {folder} that this one has"
-        its, own = (run.model_dump(mode="json", by_alias=True, exclude=_FREE) for run in (theirs[folder], ours[folder]))
+def obstacle(there: Study, here: Study) -> str:
+    """Why a study cannot go on in the folder of another one, in words; empty if it has all of its runs, or the same
+    search.
+    """
+    if are_same(there, here):
+        return ""
+    if there.name != here.name or there.sweep is not None or here.sweep is not None:
+        return "with another name or sweep"
+    ours = {run.folder: run for run in here.runs}
+    for run in there.runs:
+        if run.folder not in ours:
+            return f"with a run {run.folder} that this one does not have"
+        its, own = (one.model_dump(mode="json", by_alias=True, exclude=_FREE) for one in (run, ours[run.folder]))
         if found := _first_difference(its, own):
-            return f"with other settings of {folder}: {found}"
-    return "with the same runs in another order, or with another name or sweep"
+            return f"with other settings of {run.folder}: {found}"
+    return ""
 
 
 def _first_difference(there: Any, here: Any, key: str = "") -> str:
