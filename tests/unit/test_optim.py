@@ -263,6 +263,13 @@ def test_couplings_that_do_not_divide_by_the_rate_take_one_of_zero_and_only_inde
     AdamW([a_weight()], weight_decay=1.5, coupling="lr")
 
 
+class Required(torch.optim.SGD):
+    """An optimizer whose decay has no default."""
+
+    def __init__(self, params, lr, weight_decay):
+        super().__init__(params, lr=lr, weight_decay=weight_decay)
+
+
 @pytest.mark.parametrize("coupling", ["independent", "schedule", "constant"])
 def test_a_default_decay_that_the_learning_rate_would_multiply_is_not_the_share_of_a_step(coupling):
     message = f"AdamW: weight_decay must be given with coupling '{coupling}', .* the default 0.01 is for coupling 'lr'"
@@ -282,6 +289,7 @@ def test_a_default_decay_that_the_learning_rate_would_multiply_is_not_the_share_
     AdamW([a_weight()], 1e-3, (0.9, 0.99), 1e-8, 1e-4, coupling=coupling)
     AdamW([{**group, "weight_decay": 1e-4}])
     SGDW([a_weight()], coupling=coupling)  # has no decay by default
+    decoupled(Required)([a_weight()], lr=0.1, weight_decay=0.1, coupling=coupling)
 
 
 def test_the_schedule_may_begin_at_zero():

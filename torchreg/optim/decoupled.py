@@ -174,8 +174,11 @@ class DecoupledDecay(StepWrapper):
             self._add_options(weight_decay=kwargs.pop("weight_decay", 0.0))
         else:
             of_base = inspect.signature(base).parameters
-            is_given = "weight_decay" in (*kwargs, *list(of_base)[: len(args)])
-            self._default_decay = 0.0 if is_given else of_base["weight_decay"].default
+            default, is_given = (
+                of_base["weight_decay"].default,
+                "weight_decay" in (*kwargs, *list(of_base)[: len(args)]),
+            )
+            self._default_decay = default if isinstance(default, int | float) and not is_given else 0.0
         super().__init__(*args, **kwargs)
 
     def _with_groups(self, model: nn.Module, args: Sequence[Any], *rest: Any) -> dict[str, Any]:
