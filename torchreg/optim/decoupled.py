@@ -174,10 +174,8 @@ class DecoupledDecay(StepWrapper):
             self._add_options(weight_decay=kwargs.pop("weight_decay", 0.0))
         else:
             of_base = inspect.signature(base).parameters
-            default, is_given = (
-                of_base["weight_decay"].default,
-                "weight_decay" in (*kwargs, *list(of_base)[: len(args)]),
-            )
+            is_given = "weight_decay" in (*kwargs, *list(of_base)[: len(args)])
+            default = of_base["weight_decay"].default
             self._default_decay = default if isinstance(default, int | float) and not is_given else 0.0
         super().__init__(*args, **kwargs)
 
