@@ -63,10 +63,10 @@ TIMMS = ["vit_tiny_patch16_224", "resnet18", "convnext_atto", "swin_tiny_patch4_
 @pytest.mark.parametrize("name", TIMMS)
 @pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel], ids=["plain", "wrapped"])
 def test_the_learning_rates_of_layers_are_those_of_timm(name, wrap):
-    timm = pytest.importorskip("timm")
+    timm, optim = pytest.importorskip("timm"), pytest.importorskip("timm.optim")
     with torch.device("meta"):
         model = timm.create_model(name)
-    theirs = timm.optim.param_groups_layer_decay(model, 0.1, layer_decay=0.75)
+    theirs = optim.param_groups_layer_decay(model, 0.1, layer_decay=0.75)
     factors = {param: group["lr_scale"] for group in theirs for param in group["params"]}
     groups = param_groups(wrap(model), weight_decay=0.1, lr=0.01, layer_decay=0.75)
     assert {param: group["lr"] for group in groups for param in group["params"]} == {
