@@ -72,7 +72,7 @@ def constructed(
     own = [name for name in accepted[len(args) :] if name not in given]
     for option in options if accepted else ():
         if option not in own:
-            is_inside = option in getattr(table, "args", {})
+            is_inside = isinstance(table, Component) and option in table.args
             others = [] if table is None or is_inside else keys_of(type(table))
             where = f"{key}.args.{option}" if is_inside else f"{key}.{option}"
             raise UserError(f"{where}: unknown key, {did_you_mean(option, {*own, *others})}")

@@ -96,6 +96,7 @@ BAD = {
     "a regularizer's class": (f'{L1} class = "a:b" }}]', "regularizers.0.class: unknown key"),
     "a regularizer's class_": (f'{L1} class_ = "a:b" }}]', "regularizers.0.class_: unknown key"),
     "a regularizer's args": (f"{L1} args = {{}} }}]", "regularizers.0.args: unknown key"),
+    "a regularizer's number of args": (f"{L1} args = 3 }}]", "regularizers.0.args: unknown key"),
     "a regularizer's name": (f'{L1} name = "L2" }}]', "regularizers.0.name: unknown key"),
     "a misspelt decay": (
         'optimizer={ name = "SGD", lr = 1, weigth_decay = 1 }',
