@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from torchreg.functional.internals import is_transformed
 from torchreg.functional.measures import magnitude, real_dtype, row_norms, row_squares, wide, within
 
 
@@ -44,7 +45,10 @@ def project_l2_ball(w: Tensor, radius: float) -> Tensor:
     """
     lengths = row_norms(w)
     radius = within(radius, lengths.dtype)
-    shorter = torch.where(lengths.isinf(), normalize(w) * radius, w * (radius / lengths.clamp(min=radius)))
+    shorter = w * (radius / lengths.clamp(min=radius))
+    is_readable = lengths.is_cpu and not torch.compiler.is_compiling() and not is_transformed()
+    if not is_readable or lengths.isinf().any():  # two more passes over the weights, which others do not wait to spare
+        shorter = torch.where(lengths.isinf(), normalize(w) * radius, shorter)
     return torch.where(lengths > radius, shorter.to(w.dtype), w)
 
 
