@@ -355,7 +355,7 @@ def _runs(base: Tree, arm: _Arm, seeds: Sequence[int], values: Tree) -> Iterator
         for i, regularizer in enumerate(at.regularizers):
             is_given = regularizer.strength is not None or regularizer.is_constraint
             if not is_given and not isinstance(at.train.solve, str):  # else it is chosen
-                near = get_close_matches("strength", regularizer.options, n=1)
+                near = get_close_matches("strength", regularizer.options, n=1, cutoff=0.8)  # not an option "length"
                 if near:
                     raise UserError(f"{key}.regularizers.{i}.{near[0]}: unknown key, did you mean 'strength'?")
                 raise UserError(f"{key}.regularizers.{i}.strength: is missing; or give the arm strengths")
