@@ -182,6 +182,9 @@ class Graphs:
                 losses = step(held)
         except Exception as error:  # whatever a user's model raises if it reads a value from the device
             raise UserError(f"{KEY}: the step cannot be recorded ({oneline(error)}): set compile = false") from error
+        # Before it records, torch sets the generators' places on the device to 0, on this stream. A replay sets them to
+        # where they are, on another one: if that came first, its masks would be those of other steps.
+        torch.cuda.current_stream().wait_stream(self._stream)
         return _Recorded(graph, held, losses)
 
     @contextmanager

@@ -171,6 +171,31 @@ def test_masks_are_those_of_steps_without_graphs(own):
     assert abs((torch.stack(results[1]) == 0).double().mean().item() - 0.3) < 0.01
 
 
+class LateGraph(torch.cuda.CUDAGraph):
+    """Its stream is busy when it is recorded, as that of a device which others use is."""
+
+    def capture_begin(self, *args, **options):
+        torch.cuda._sleep(200_000_000)  # clock cycles: a tenth of a second
+        super().capture_begin(*args, **options)
+
+
+def test_the_first_replay_waits_for_the_recording(monkeypatch):
+    """Torch sets the generator's place to 0 on the stream of the recording, before it begins."""
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", LateGraph)
+    layer = torchreg.nn.Dropout(0.3, generator=torch.Generator("cuda"))
+    graphs = Graphs(layer, torch.optim.SGD([nn.Parameter(torch.ones((), device="cuda"))]), DEVICE, rate_changes=False)
+    ones = torch.ones(1 << 10, device="cuda")
+
+    def masks(draw):
+        layer.generator.manual_seed(3)
+        return torch.stack([draw() for _ in range(8)])
+
+    drawn = masks(lambda: graphs(lambda group: layer(group[0][0]), [(ones, ones)]))
+    assert len(graphs._recorded) == 1
+    assert_bit_equal(drawn, masks(lambda: layer(ones)))
+
+
 # -- no synchronization -------------------------------------------------------------------------------------------
 
 QUIET = {

@@ -42,10 +42,13 @@ def quotes() -> dict[Path, list[Quote]]:
     benches = json.loads((ROOT / "docs/benchmarks.json").read_text(encoding="utf-8"))["benches"]
     cpu = Tables([table for some in benches.values() for table in some])
     checked = json.loads((ROOT / "docs/gpu.json").read_text(encoding="utf-8"))
-    passed = ("The # tests marked `cuda` pass", [checked["tests"]["passed"]])
+    tests = (
+        "Of the tests marked `cuda` # passed and # failed",
+        [checked["tests"][key] for key in ("passed", "failed")],
+    )
     return {
         README: [*_readme(cpu)],
-        COSTS: [*_costs(cpu), *_gpu(Tables(checked["tables"])), passed],
+        COSTS: [*_costs(cpu), *_gpu(Tables(checked["tables"])), tests],
         PROFILE: [*_profile(cpu)],
     }
 

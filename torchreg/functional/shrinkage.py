@@ -33,6 +33,7 @@ def soft_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:
     """
     if w.is_complex():
         return w - torch.where(w.abs() > threshold, w.sgn() * threshold, w)
+    threshold = _beside(threshold, w)
     return w - w.clamp(-threshold, threshold).to(w.dtype)  # type: ignore[arg-type]
 
 
@@ -48,8 +49,16 @@ def soft_threshold_(w: Tensor, threshold: float | Tensor) -> Tensor:
     if w.is_complex():
         return w.copy_(soft_threshold(w, threshold))
     if isinstance(threshold, Tensor):
+        threshold = _beside(threshold, w)
         return w.sub_(torch.clamp(w, -threshold, threshold))
     return F.softshrink(w, threshold, out=w)  # type: ignore[call-arg]
+
+
+def _beside(threshold: float | Tensor, w: Tensor) -> float | Tensor:
+    """The threshold, on ``w``'s device: ``clamp`` takes no number on the CPU for a tensor elsewhere, as sums do."""
+    if isinstance(threshold, Tensor) and threshold.is_cpu and not (w.is_cpu or w.is_meta):
+        return as_tensor(threshold, w)
+    return threshold
 
 
 def soft_threshold_towards(w: Tensor, start: Tensor, threshold: float | Tensor) -> Tensor:
