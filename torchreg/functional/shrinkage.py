@@ -49,8 +49,8 @@ def soft_threshold_(w: Tensor, threshold: float | Tensor) -> Tensor:
     if w.is_complex():
         return w.copy_(soft_threshold(w, threshold))
     if isinstance(threshold, Tensor):
-        threshold = _beside(threshold, w)
-        return w.sub_(torch.clamp(w, -threshold, threshold))
+        beside = _beside(threshold, w)
+        return w.sub_(w.clamp(-beside, beside))  # type: ignore[arg-type]
     return F.softshrink(w, threshold, out=w)  # type: ignore[call-arg]
 
 
