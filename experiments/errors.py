@@ -12,6 +12,7 @@ from typing import Any, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 M = TypeVar("M", bound=BaseModel)
+_OTHERS = {Path(__file__).parent, Path(traceback.__file__).parent}  # the folders of this package and of Python's own
 _ALIKE = 0.9  # of two words that differ by a letter
 
 _WORDING = {
@@ -46,8 +47,8 @@ def oneline(error: BaseException) -> str:
     text = " ".join(said.split()).encode(errors="backslashreplace").decode() or type(error).__name__
     if not isinstance(error, (ValueError, TypeError, RuntimeError, UserError)):
         text = f"{type(error).__name__}: {text}"
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
-    own = [f for f in frames if Path(__file__).parent not in Path(f.filename).parents and f.filename[:1] != "<"]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename[:1] != "<"]
+    own = [f for f in frames if "site-packages" not in f.filename and _OTHERS.isdisjoint(Path(f.filename).parents)]
     return f"{text} ({own[-1].filename}:{own[-1].lineno})" if own else text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ def check(study: Study) -> Known:
             examples = _rehearse(run)
         except UserError as error:
             at = f" (at {', '.join(f'{key} = {value!r}' for key, value in run.values.items())})" if run.values else ""
-            lines = [f"arms[{run.arm}].{line}{at}" for line in str(error).splitlines()]
+            lines = [_placed(line, run, study) + at for line in str(error).splitlines()]
             raise UserError("\n".join(lines)) from error
         tasks.setdefault(examples.task.name, run.arm)
         settings = run.data.model_dump_json(by_alias=True, exclude_defaults=True)
@@ -79,6 +80,15 @@ def check(study: Study) -> Known:
         arms = ", ".join(f"arms[{arm}] {name}" for name, arm in tasks.items())
         raise UserError(f"data: must have the same task in all arms, which one report compares, got {arms}")
     return Known(next(iter(tasks)), list(dict.fromkeys(texts.values())), digests)
+
+
+def _placed(line: str, run: Run, study: Study) -> str:
+    """The line of an error with the arm, whose table it begins with unless all of several arms have that in common."""
+    (table, *_) = re.split(r"[.:\[]", line)
+    in_all = {other.arm: getattr(other, table, None) for other in study.probes}
+    if len(in_all) > 1 and all(own == in_all[run.arm] is not None for own in in_all.values()):
+        return f"{line} (tried in arm {run.arm!r})"
+    return f"arms[{run.arm}].{line}"
 
 
 def _rehearse(run: Run) -> Examples:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from operator import attrgetter
+from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 from pydantic import ValidationError
@@ -37,6 +38,11 @@ def found_at(key: str, path: str) -> Any:
     module, _, name = path.partition(":")
     try:
         return attrgetter(name)(import_module(module))
+    except ModuleNotFoundError as error:
+        where = ""
+        if error.name == module.partition(".")[0]:
+            where = f": it is neither installed nor in {Path.cwd()}, start in the folder that holds it"
+        raise UserError(f"{key}: {path!r} cannot be imported: {oneline(error)}{where}") from error
     except (Exception, SystemExit) as error:  # importing runs the user's code
         raise UserError(f"{key}: {path!r} cannot be imported: {oneline(error)}") from error
 

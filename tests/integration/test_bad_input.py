@@ -168,6 +168,22 @@ def test_a_bad_value_is_one_line_and_exit_code_2(override, line, command, tmp_pa
 
 
 @pytest.mark.parametrize(
+    ("arms", "line"),
+    [
+        ('[{ name = "a" }]', "arms[a].optimizer: SGD("),
+        ('[{ name = "a" }, { name = "b", model = { hidden = [9] } }]', "optimizer: SGD("),
+        ('[{ name = "a" }, { name = "b", optimizer = { lr = 1 } }]', "arms[a].optimizer: SGD("),
+    ],
+    ids=["one arm", "a common table", "a table of an arm"],
+)
+def test_a_fault_is_told_at_the_table_of_the_arm_or_of_all(arms, line, command):
+    code, _, err = command("run", "study.toml", "--set", f"arms={arms}", "--set", "optimizer.momentum=-1")
+    assert (code, err[:7]) == (2, "error: ")
+    assert err[7:].startswith(line)
+    assert err.endswith("(tried in arm 'a')\n") == line.startswith("optimizer")
+
+
+@pytest.mark.parametrize(
     "text",
     [f"x = {'9' * 5000}", f"x = {'[' * 9000}{']' * 9000}", f"x = {'{a=' * 9000}1{'}' * 9000}", "x = 1979-13-01", "\0"],
     ids=["a number of 5000 digits", "a list too deep", "a table too deep", "no such date", "NUL"],

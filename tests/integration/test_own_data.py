@@ -206,7 +206,13 @@ def test_a_function_that_returns_the_wrong_thing_is_told(what, line):
 @pytest.mark.parametrize(
     ("path", "args", "line"),
     [
-        ("no.such:load", {}, "data.class: 'no.such:load' cannot be imported"),
+        (
+            "no.such:load",
+            {},
+            "data.class: 'no.such:load' cannot be imported: ModuleNotFoundError: No module named 'no'",
+        ),
+        ("no.such:load", {}, "'no': it is neither installed nor in /"),
+        ("torch.no:load", {}, "ModuleNotFoundError: No module named 'torch.no'"),
         (f"{HERE}:lod", {}, "cannot be imported"),
         ("math:pi", {}, "data.class: must name a Dataset, or a function of yours"),
         ("sys:exit", {}, "data.class: must name a Dataset, or a function of yours"),

@@ -154,8 +154,25 @@ def test_every_counts_the_steps_of_one_optimizer_and_stays_as_it_was_made():
     regularizer = Regularizer(model, L2(0.5), mode="prox", every=2)
     with pytest.raises(ValueError, match="every=2 counts the steps of one optimizer, got 2: make a Regularizer for"):
         regularizer.attach(*(torch.optim.SGD(layer.parameters(), lr=0.1) for layer in model))
-    with pytest.raises(AttributeError):
-        regularizer.every = 3
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("strength", "Regularizer: strength cannot be set: scale multiplies"),
+        ("penalty", "Regularizer: penalty cannot be set: entries shows"),
+        ("select", "Regularizer: select cannot be set: entries shows"),
+        ("mode", "no setter"),
+        ("every", "no setter"),
+        ("entries", "no setter"),
+    ],
+)
+def test_what_would_change_nothing_cannot_be_set(name, message):
+    regularizer = Regularizer(nn.Linear(2, 1), L2(0.5))
+    regularizer.value()
+    with pytest.raises(AttributeError, match=message):
+        setattr(regularizer, name, 1)
+    assert hasattr(regularizer, name) == (name in ("mode", "every", "entries"))
 
 
 def test_a_checkpoint_of_a_regularizer_with_another_every_is_not_taken_for_its_own():

@@ -26,6 +26,22 @@ from torchreg.selection.selectors import Selector
 Mode = Literal["loss", "grad", "decoupled", "prox"]
 
 
+class _Fixed:
+    """An attribute that there is not: to set it would change nothing, and so is refused."""
+
+    def __init__(self, advice: str) -> None:
+        self._advice = advice
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        raise AttributeError(f"{owner.__name__} has no {self._name}: {self._advice}")
+
+    def __set__(self, instance: object, value: object) -> None:
+        raise AttributeError(f"{type(instance).__name__}: {self._name} cannot be set: {self._advice}")
+
+
 class ModelPenalty:
     """The penalty of a model's parameters, as a number, with a scale that may follow a schedule.
 
@@ -51,7 +67,7 @@ class ModelPenalty:
         compile: bool,
     ) -> None:
         self.model = model
-        self.mode: Mode = mode
+        self._mode = mode
         self.schedule = schedule
         self.compile = compile
         self._scales = Scales(1.0)
@@ -65,7 +81,16 @@ class ModelPenalty:
             )
         self._steps = 0
 
+    strength = _Fixed("scale multiplies the penalty's own strength: set scale")
+    penalty = _Fixed(_HOW := "entries shows what is penalized and how; remove() this regularizer, and make another")
+    select = _Fixed(_HOW)
+
     _is_used = True  # whether it was attached, asked for its value, looked at, or refused; else it warns when it dies
+
+    @property
+    def mode(self) -> Mode:
+        """How the penalty acts."""
+        return self._mode
 
     @property
     def entries(self) -> Sequence[Assignment]:

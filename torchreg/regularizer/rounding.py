@@ -24,9 +24,11 @@ _LOST = 0.5  # the share of changes that must be lost
 class Acting(Protocol):
     """What is looked at of a regularizer."""
 
-    mode: Any
     schedule: Any
     _listeners: list[Any]
+
+    @property
+    def mode(self) -> Any: ...
 
     @property
     def entries(self) -> Sequence[Assignment]: ...
