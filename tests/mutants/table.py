@@ -177,7 +177,7 @@ MUTANTS = (
     ),
     # -- torchreg/optim -------------------------------------------------------------------------------------------
     Mutant(
-        "torchreg/optim/decoupled.py",
+        "torchreg/optim/couplings.py",
         'share * (lr if group["coupling"] == "corrected" else one)',
         "share * one",
         "the coupling 'corrected' is 'independent'",

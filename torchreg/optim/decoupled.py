@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
@@ -12,7 +11,8 @@ from torch import Tensor, nn
 
 from torchreg import functional as f
 from torchreg.functional.chunks import chunks_of
-from torchreg.hooks import Group, is_no_step, scalar, step_share, step_size
+from torchreg.hooks import Group, is_no_step, step_share, step_size
+from torchreg.optim import couplings
 from torchreg.optim.options import Coupling, Decay, Target
 from torchreg.optim.step_wrapper import StepWrapper, Weights, base_optimizer, has_option, with_gradients
 from torchreg.schedules import Schedule, check_scale
@@ -21,11 +21,6 @@ Amounts = list[float | Tensor]
 
 _LR_COUPLED = (torch.optim.AdamW, torch.optim.Adafactor, torch.optim.Muon)  # their own decay is this rule "lr"
 _TAKE_SPARSE = (torch.optim.SGD, torch.optim.Adagrad, torch.optim.SparseAdam)
-
-_OF_PEAK = ("independent", "schedule", "corrected", "timescale")  # couplings that divide by the largest learning rate
-_OF_STEPS = ("independent", "schedule", "constant")  # couplings whose decay is the share that a step takes
-_FULL = (*_OF_STEPS, "timescale")  # couplings whose rate may be 1
-_ROUNDING = 1 + 1e-5  # schedulers reach the largest learning rate with a rounding error
 
 
 class DecoupledDecay(StepWrapper):
@@ -180,70 +175,33 @@ class DecoupledDecay(StepWrapper):
         super().__init__(*args, **kwargs)
 
     def _with_groups(self, model: nn.Module, args: Sequence[Any], *rest: Any) -> dict[str, Any]:
-        self._check_given(self._own_options["coupling"])
+        couplings.check_default(type(self).__name__, self._default_decay, self._own_options["coupling"])
         return super()._with_groups(model, args, *rest)
-
-    def _check_given(self, coupling: Coupling) -> None:
-        """Raises ``ValueError`` if the base's decay, which is for coupling "lr", would be the share of a step."""
-        if coupling in _OF_STEPS and self._default_decay > 0:
-            raise ValueError(
-                f"{type(self).__name__}: weight_decay must be given with coupling {coupling!r}, where it is the share "
-                f"of the weights that a step takes: the default {self._default_decay} is for coupling 'lr', which "
-                "multiplies it by lr"
-            )
 
     def add_param_group(self, param_group: Group) -> None:
         if isinstance(param_group, dict):
             if param_group.get("coupling") == "timescale":
                 param_group.setdefault("weight_decay", 1.0)
             elif "weight_decay" not in param_group:
-                self._check_given(param_group.get("coupling", self._own_options["coupling"]))
+                coupling = param_group.get("coupling", self._own_options["coupling"])
+                couplings.check_default(type(self).__name__, self._default_decay, coupling)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         if self.decay_schedule is not None:
             group["decay_steps"] = self.param_groups[0]["decay_steps"]
-        _remember_lr(group)
+        couplings.remember_lr(group)
         if group["towards"] == "start":
             self._starts.update({p: p.detach().clone() for p in group["params"]})
 
     def _check_group(self, group: Group) -> None:
         super()._check_group(group)
-        owner, coupling = type(self).__name__, group["coupling"]
+        owner = type(self).__name__
         for key, choices in (("coupling", Coupling), ("decay", Decay), ("towards", Target)):
             if group[key] not in get_args(choices):
                 raise ValueError(f"{owner}: {key} must be one of {', '.join(get_args(choices))}, got {group[key]!r}")
         if "lr" not in group:
             raise ValueError(f"{owner}: the base class must have an lr to couple the decay to: use a Regularizer")
-        if coupling in _OF_PEAK and group.get("max_lr", group["lr"]) == 0:
-            raise ValueError(f"{owner}: coupling {coupling!r} divides by the initial lr, which must be > 0, got 0")
-        self._check_decay(group["weight_decay"], coupling)
-        if coupling == "timescale":
-            _check_timescale(owner, group)
-
-    def _check_decay(self, decay: float | Tensor, coupling: Coupling) -> None:
-        if not is_readable(decay):
-            return
-        if not 0 <= decay < math.inf:
-            raise ValueError(f"{type(self).__name__}: weight_decay must be finite and >= 0, got {decay!r}")
-        if coupling in _FULL and decay > 1:
-            raise ValueError(
-                f"{type(self).__name__}: weight_decay must be at most 1 with coupling {coupling!r}, where a step "
-                f"multiplies the weights by as little as 1 - weight_decay, got {decay!r}"
-            )
-
-    def _check_rate(self, group: Group) -> None:
-        """Raises ``ValueError`` if a coupling that divides by the largest learning rate does not know it."""
-        if group["coupling"] not in _OF_PEAK:
-            return
-        if group["coupling"] == "timescale":
-            _check_timescale(type(self).__name__, group)
-        lr, peak = group["lr"], _peak(group)
-        if is_readable(lr) and is_readable(peak) and not (peak > 0 and lr <= peak * _ROUNDING):
-            raise ValueError(
-                f"{type(self).__name__}: lr must not be above its largest value with coupling "
-                f"{group['coupling']!r}, got {lr!r} and {peak!r}: set 'max_lr' in the parameter group to the "
-                "largest lr of its schedule"
-            )
+        couplings.check_group(owner, group)
 
     # -- the step -------------------------------------------------------------------------------------------------
 
@@ -272,14 +230,14 @@ class DecoupledDecay(StepWrapper):
         decays = [self._decay(group) for group in self.param_groups]
         for group in filter(_is_on, self.param_groups):
             self._refuse_sparse(group)
-            self._check_rate(group)
+            couplings.check_rate(type(self).__name__, group)
             if group["towards"] == "start":
                 for param in with_gradients(group):
                     self._start(param)  # before the update moves it
         one = step_share(self)
         amounts: Amounts = []
         for group, decay in zip(self.param_groups, decays, strict=True):
-            amounts.append(_rate(group, step_size(self, group), one) * decay if _is_on(group) else 0.0)
+            amounts.append(couplings.rate(group, step_size(self, group), one) * decay if _is_on(group) else 0.0)
             kernels = self._kernels_part(group, decay)
             if _is_on(group) and _is_first(group) and kernels == 0:
                 self._shrink_(with_gradients(group), amounts[-1], group)
@@ -296,12 +254,13 @@ class DecoupledDecay(StepWrapper):
 
     def _decay(self, group: Group) -> float | Tensor:
         """The weight decay of this step before the coupling."""
+        owner = type(self).__name__
         decay: float | Tensor = group["weight_decay"]
-        self._check_decay(decay, group["coupling"])  # it may have been set since the group was added
+        couplings.check_decay(owner, decay, group["coupling"])  # it may have been set since the group was added
         if self.decay_schedule is None or not _is_on(group):
             return decay
-        scale = check_scale(f"{type(self).__name__}: decay_schedule", self.decay_schedule(group["decay_steps"]))
-        self._check_decay(decay * scale, group["coupling"])
+        scale = check_scale(f"{owner}: decay_schedule", self.decay_schedule(group["decay_steps"]))
+        couplings.check_decay(owner, decay * scale, group["coupling"])
         return decay * scale
 
     def _kernels_part(self, group: Group, decay: float | Tensor) -> float:
@@ -314,7 +273,7 @@ class DecoupledDecay(StepWrapper):
             lr = group["lr"]
             if isinstance(lr, Tensor):  # to compare it with 0 would be to wait for its device
                 return 0
-            ratio = _rate(group, lr, 1.0) / lr if lr != 0 else 0.0
+            ratio = couplings.rate(group, lr, 1.0) / lr if lr != 0 else 0.0
         part = decay * ratio
         return part if isinstance(part, float) else 0
 
@@ -380,7 +339,7 @@ class DecoupledDecay(StepWrapper):
                 del state["state"][param]
         super().__setstate__(state)
         for group in self.param_groups:
-            _remember_lr(group)
+            couplings.remember_lr(group)
 
     def _refuse_another_rule(self, groups: list[Group]) -> None:
         """Raises ``ValueError`` if ``weight_decay`` has another meaning in the checkpoint."""
@@ -415,11 +374,6 @@ def _shrink_where_it_agrees_(
         w.copy_(torch.where(agrees, nearer, now))
 
 
-def is_readable(value: float | Tensor) -> bool:
-    """Whether the value can be read without waiting for a device, and without ending a compiled graph."""
-    return not isinstance(value, Tensor) or (value.device.type == "cpu" and not torch.compiler.is_compiling())
-
-
 def _is_on(group: Group) -> bool:
     decay = group["weight_decay"]
     return isinstance(decay, Tensor) or decay > 0
@@ -434,39 +388,3 @@ def decay_after(group: Group) -> Decay | None:
     """The form of the group's decay if that comes after the base's update."""
     form: Decay = group["decay"]
     return form if _is_on(group) and not _is_first(group) else None
-
-
-def _check_timescale(owner: str, group: Group) -> None:
-    steps, decay = group.get("timescale"), group["weight_decay"]
-    if isinstance(steps, bool) or not isinstance(steps, int | float) or not steps >= 1:
-        raise ValueError(f"{owner}: timescale must be a number of steps >= 1 with coupling 'timescale', got {steps!r}")
-    if is_readable(decay) and decay not in (0, 1):
-        raise ValueError(
-            f"{owner}: weight_decay must be 1 or 0 with coupling 'timescale', where timescale sets the strength, "
-            f"got {decay!r}"
-        )
-
-
-def _rate(group: Group, lr: Any, one: Any) -> Any:
-    """The :math:`r_t` of the group; ``lr`` and ``one`` are 0 if the step is skipped."""
-    if group["coupling"] == "lr":
-        return lr
-    if group["coupling"] == "constant":
-        return one
-    share = scalar(group["lr"]) / _peak(group)
-    if not is_readable(share):
-        share = share.clamp(max=1)
-    if group["coupling"] == "timescale":
-        return share * one / group["timescale"]
-    return share * (lr if group["coupling"] == "corrected" else one)
-
-
-def _peak(group: Group) -> Any:
-    """The largest learning rate of the group's schedule, as far as the group shows it."""
-    return scalar(group.get("max_lr", group.get("initial_lr", group.get("decay_lr"))))
-
-
-def _remember_lr(group: Group) -> None:
-    # Not as "initial_lr": a scheduler that is created later, after lr was changed by hand, would use it.
-    lr = group["lr"]
-    group.setdefault("decay_lr", lr.clone() if isinstance(lr, Tensor) else lr)

@@ -13,7 +13,7 @@ from torchreg import functional as f
 from torchreg.functional.sharding import is_sharded, largest
 from torchreg.hooks import Group, step_size
 from torchreg.optim.compiled import CompiledAdam
-from torchreg.optim.decoupled import is_readable
+from torchreg.optim.couplings import is_readable
 from torchreg.optim.kernels import AdamForm
 from torchreg.optim.options import Params, ProxAdamOptions, Rules
 from torchreg.optim.proximal import Proximal, apply_prox_
