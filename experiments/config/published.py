@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from ..errors import UserError
 from .sections import Name, Names, Section
 
 
@@ -136,6 +137,13 @@ class Published(Section):
         if not any(getattr(self, name) is not None for name in MEASURES):
             raise ValueError(f"a measure must be given: one of the tables {', '.join(MEASURES)}")
         return self
+
+    def check_task(self, task: str) -> None:
+        """Raises ``UserError`` if the study is a regression."""
+        if task == "regression":
+            raise UserError(
+                "published: the measures are of shares of wrong classes, this study is a regression: give classes"
+            )
 
     @property
     def arms(self) -> dict[str, set[str]]:

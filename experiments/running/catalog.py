@@ -27,7 +27,7 @@ _START = """\
 # One line on what this study is about; '{command} list' shows it.
 #   {command} show {file}
 #   {command} run {file}
-# The guide is docs/guides/studies.md. An editor completes keys by a schema, which is written by
+# The guide is docs/guides/studies.md of torchreg. An editor completes keys by a schema, which is written by
 #   {command} schema > study.schema.json
 # and named in the first line of this file:  #:schema study.schema.json
 {name}

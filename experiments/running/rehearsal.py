@@ -79,7 +79,10 @@ def check(study: Study) -> Known:
     if len(tasks) > 1:
         arms = ", ".join(f"arms[{arm}] {name}" for name, arm in tasks.items())
         raise UserError(f"data: must have the same task in all arms, which one report compares, got {arms}")
-    return Known(next(iter(tasks)), list(dict.fromkeys(texts.values())), digests)
+    (task,) = tasks
+    if study.published is not None:
+        study.published.check_task(task)
+    return Known(task, list(dict.fromkeys(texts.values())), digests)
 
 
 def _placed(line: str, run: Run, study: Study) -> str:

@@ -400,6 +400,16 @@ def test_a_folder_that_must_not_be_written_to_is_found_before_the_runs(evidence,
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_regression_is_refused_before_its_runs(evidence, tmp_path):
+    rows = "\n".join(f"{i},{i % 7}" for i in range(200))
+    (tmp_path / "rows.csv").write_text(f"x,y\n{rows}\n")
+    data = 'data={ name = "csv", path = "rows.csv", target = "y", task = "regression" }'
+    code, _, error = evidence("tiny.toml", "--set", data)
+    assert (code, error.count("\n")) == (2, 1)
+    assert error.startswith("error: published: the measures are of shares of wrong classes, this study is a regression")
+    assert not list(tmp_path.glob("runs/*/runs"))
+
+
 def test_an_unknown_name_lists_what_there_is(evidence):
     code, _, said = evidence("omnigrook")
     assert code == 2

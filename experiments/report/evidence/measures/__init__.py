@@ -7,7 +7,6 @@ from typing import Any
 
 from ....config import Published, Run, Study
 from ....config.published import MEASURES
-from ....errors import UserError
 from ...cells import Cell
 from ...summary import Summary
 from ..found import Found
@@ -58,10 +57,7 @@ def measured(published: Published, summary: Summary, arms: Iterable[str]) -> lis
     Raises:
         UserError: a measure lacks an arm, names a key of the study that is no number, or the study is a regression.
     """
-    if summary.is_regression:
-        raise UserError(
-            "published: the measures are of shares of wrong classes, this study is a regression: give classes"
-        )
+    published.check_task("regression" if summary.is_regression else "classes")
     cells: dict[str, list[Cell]] = {name: [] for name in arms}
     for cell in summary.cells:
         cells[cell.arm].append(cell)
