@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
@@ -11,8 +12,11 @@ from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+import torchreg
+
 M = TypeVar("M", bound=BaseModel)
-_OTHERS = {Path(__file__).parent, Path(traceback.__file__).parent}  # the folders of this package and of Python's own
+# The folders of this package, of the library, and of Python's own modules.
+_OTHERS = {Path(module.__file__ or "").parent for module in (sys.modules[__package__], torchreg, traceback)}
 _ALIKE = 0.9  # of two words that differ by a letter
 
 _WORDING = {

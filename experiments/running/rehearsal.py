@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -86,12 +86,23 @@ def check(study: Study) -> Known:
 
 
 def _placed(line: str, run: Run, study: Study) -> str:
-    """The line of an error with the arm, whose table it begins with unless all of several arms have that in common."""
-    (table, *_) = re.split(r"[.:\[]", line)
-    in_all = {other.arm: getattr(other, table, None) for other in study.probes}
+    """The line of an error with the arm, whose key it begins with unless all of several arms have it in common."""
+    path = line.partition(":")[0].split(".")
+    in_all = {other.arm: _value_at(other, path) for other in study.probes}
     if len(in_all) > 1 and all(own == in_all[run.arm] is not None for own in in_all.values()):
         return f"{line} (tried in arm {run.arm!r})"
     return f"arms[{run.arm}].{line}"
+
+
+def _value_at(run: Run, path: Sequence[str]) -> Any:
+    """What a run has at a key, or at the last table on the way to it."""
+    tree: Any = run.model_dump(by_alias=True)
+    for part in path:
+        if isinstance(tree, tuple) and part.isdecimal():
+            tree = dict(enumerate(tree)).get(int(part))
+        elif isinstance(tree, dict) and part in tree:
+            tree = tree[part]
+    return tree
 
 
 def _rehearse(run: Run) -> Examples:

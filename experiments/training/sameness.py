@@ -31,8 +31,11 @@ def obstacle(there: Study, here: Study) -> str:
     """
     if are_same(there, here):
         return ""
-    if there.name != here.name or there.sweep is not None or here.sweep is not None:
-        return "with another name or sweep"
+    if there.name != here.name:
+        return f"of the name {there.name!r}"
+    search, searched = (study.sweep and study.sweep.model_dump(exclude={"trials"}) for study in (there, here))
+    if found := _first_difference(search, searched, "sweep"):
+        return f"with another search: {found}"
     ours = {run.folder: run for run in here.runs}
     for run in there.runs:
         if run.folder not in ours:
@@ -40,7 +43,9 @@ def obstacle(there: Study, here: Study) -> str:
         its, own = (one.model_dump(mode="json", by_alias=True, exclude=_FREE) for one in (run, ours[run.folder]))
         if found := _first_difference(its, own):
             return f"with other settings of {run.folder}: {found}"
-    return ""
+    known = {run.folder for run in there.runs}
+    more = next((folder for folder in ours if folder not in known), "") if here.sweep else ""
+    return more and f"without the run {more}"
 
 
 def _first_difference(there: Any, here: Any, key: str = "") -> str:

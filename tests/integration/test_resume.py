@@ -135,7 +135,7 @@ def test_a_folder_takes_one_study(tmp_path):
             {"optimizer": {"name": "AdamW", "lr": 0.25}},
             "with other .* none/seed0: optimizer.lr is 0.01 there and 0.25 here",
         ),
-        ({"name": "b"}, "with another name or sweep"),
+        ({"name": "b"}, "of the name '.*'"),
     ):
         with pytest.raises(UserError, match=f"it holds another, {said}.*: choose another"):
             run_study(small(**other), tmp_path / "a", CPU, resume=True)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.cases import each_duplicate
 from tests.helpers import assert_bit_equal, assert_close, make_model, train
 from tests.optimizers import COUPLINGS, FORMS, each_form
 from tests.unit.training import a_weight, one_step
@@ -261,6 +262,48 @@ def test_a_class_without_a_learning_rate_is_refused():
 
     with pytest.raises(ValueError, match=r"\AHiddenW: the base class must have an lr to .*: use a Regularizer\Z"):
         decoupled(Hidden)([a_weight()])
+
+
+class HandsAllOn(torch.optim.AdamW):
+    def __init__(self, params, *args, **rest):
+        super().__init__(params, *args, **rest)
+
+
+class HandsMostOn(torch.optim.AdamW):
+    def __init__(self, params, lr=1e-3, **rest):
+        super().__init__(params, lr=lr, **rest)
+
+
+@pytest.mark.parametrize("base", [HandsAllOn, HandsMostOn])
+@pytest.mark.parametrize("as_model", [False, True], ids=["parameters", "model"])
+def test_a_class_that_hands_its_keywords_on_has_the_options_of_the_class_above(base, as_model):
+    model = nn.Linear(3, 2)
+    given = model if as_model else list(model.parameters())
+    assert decoupled(base)(given).param_groups[0]["weight_decay"] == 0.01  # AdamW's own
+    made = decoupled(base)(given, weight_decay=0.5, coupling="independent", betas=(0.8, 0.9))
+    assert [made.param_groups[0][key] for key in ("weight_decay", "lr", "betas")] == [0.5, 1e-3, (0.8, 0.9)]
+    model.weight.grad = torch.zeros(2, 3)
+    before = model.weight.detach().clone()
+    made.step()
+    assert_close(model.weight, before / 2)
+    assert inspect.signature(decoupled(base)).parameters["weight_decay"].default == 0.01
+
+
+def test_a_decay_that_is_not_handed_on_is_refused():
+    class Forgets(torch.optim.Adam):
+        def __init__(self, params, lr=1e-3, **rest):
+            super().__init__(params, lr=lr)
+
+    assert decoupled(Forgets)(nn.Linear(3, 2)).param_groups[0]["weight_decay"] == 0
+    with pytest.raises(ValueError, match=r"ForgetsW: weight_decay must be handed on by Forgets, got 0\.5, of"):
+        decoupled(Forgets)(nn.Linear(3, 2), weight_decay=0.5)
+
+
+@each_duplicate
+def test_the_default_decay_of_a_copy_is_for_its_coupling_too(duplicate):
+    optimizer = duplicate(AdamW(nn.Linear(3, 2).parameters()))
+    with pytest.raises(ValueError, match="weight_decay must be given with coupling 'independent'"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], "coupling": "independent"})
 
 
 def test_the_mixin_alone_is_refused():

@@ -163,6 +163,7 @@ def test_every_counts_the_steps_of_one_optimizer_and_stays_as_it_was_made():
         ("penalty", "Regularizer: penalty cannot be set: entries shows"),
         ("select", "Regularizer: select cannot be set: entries shows"),
         ("mode", "no setter"),
+        ("model", "no setter"),
         ("every", "no setter"),
         ("entries", "no setter"),
     ],
@@ -172,7 +173,7 @@ def test_what_would_change_nothing_cannot_be_set(name, message):
     regularizer.value()
     with pytest.raises(AttributeError, match=message):
         setattr(regularizer, name, 1)
-    assert hasattr(regularizer, name) == (name in ("mode", "every", "entries"))
+    assert hasattr(regularizer, name) == (name not in ("strength", "penalty", "select"))
 
 
 def test_a_checkpoint_of_a_regularizer_with_another_every_is_not_taken_for_its_own():

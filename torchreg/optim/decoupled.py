@@ -14,7 +14,7 @@ from torchreg.functional.chunks import chunks_of
 from torchreg.hooks import Group, is_no_step, step_share, step_size
 from torchreg.optim import couplings
 from torchreg.optim.options import Coupling, Decay, Target
-from torchreg.optim.step_wrapper import StepWrapper, Weights, base_optimizer, has_option, with_gradients
+from torchreg.optim.step_wrapper import StepWrapper, Weights, base_optimizer, options_of, with_gradients
 from torchreg.schedules import Schedule, check_scale
 
 Amounts = list[float | Tensor]
@@ -163,16 +163,22 @@ class DecoupledDecay(StepWrapper):
             self._add_options(timescale=timescale)
         if coupling == "timescale":
             kwargs.setdefault("weight_decay", 1.0)
-        if has_option(base, "decoupled_weight_decay"):
+        options = options_of(base)
+        if "decoupled_weight_decay" in options:
             kwargs["decoupled_weight_decay"] = True  # so that the base's kernel can apply it
-        if not has_option(base, "weight_decay"):
+        if "weight_decay" not in options:
             self._add_options(weight_decay=kwargs.pop("weight_decay", 0.0))
         else:
-            of_base = inspect.signature(base).parameters
-            is_given = "weight_decay" in (*kwargs, *list(of_base)[: len(args)])
-            default = of_base["weight_decay"].default
+            is_given = "weight_decay" in (*kwargs, *list(inspect.signature(base).parameters)[: len(args)])
+            default = options["weight_decay"].default
             self._default_decay = default if isinstance(default, int | float) and not is_given else 0.0
         super().__init__(*args, **kwargs)
+        given, taken = kwargs.get("weight_decay"), self.defaults.get("weight_decay")
+        if isinstance(given, int | float) and isinstance(taken, int | float) and given != taken:
+            raise ValueError(
+                f"{owner}: weight_decay must be handed on by {base.__name__}, got {given!r}, of which its groups have "
+                f"{taken!r}: use a Regularizer"
+            )
 
     def _with_groups(self, model: nn.Module, args: Sequence[Any], *rest: Any) -> dict[str, Any]:
         couplings.check_default(type(self).__name__, self._default_decay, self._own_options["coupling"])
@@ -328,7 +334,8 @@ class DecoupledDecay(StepWrapper):
         return packed
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "decay_schedule": self.decay_schedule, "_starts": self._starts}
+        own = ("decay_schedule", "_starts", "_default_decay")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._refuse_another_rule(state["param_groups"])

@@ -9,7 +9,7 @@ from functools import cache
 from torch.optim import Optimizer
 
 from torchreg.optim.decoupled import DecoupledDecay
-from torchreg.optim.step_wrapper import StepWrapper, base_optimizer, has_option
+from torchreg.optim.step_wrapper import StepWrapper, base_optimizer, options_of
 
 
 def decoupled(cls: type[Optimizer]) -> type[DecoupledDecay]:
@@ -48,7 +48,7 @@ def decoupled(cls: type[Optimizer]) -> type[DecoupledDecay]:
         raise TypeError(f"decoupled: cls must be a class of optimizers such as torch.optim.Adagrad, got {got}{advice}")
     if issubclass(cls, DecoupledDecay):
         return cls
-    if not has_option(cls, "lr") and not has_option(cls, "kwargs"):
+    if not any(name == "lr" or option.kind is option.VAR_KEYWORD for name, option in options_of(cls).items()):
         raise ValueError(
             f"decoupled: cls must have an lr to couple the decay to, got {cls.__name__} without one: use a Regularizer"
         )

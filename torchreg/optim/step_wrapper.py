@@ -68,7 +68,8 @@ class StepWrapper(Optimizer):
         """The base's arguments, with groups made of the model."""
         base, own = inspect.signature(_base(self)), dict(self._own_options)
         arguments = base.bind_partial(*args, **kwargs).arguments
-        arguments |= arguments.pop("kwargs", {})
+        for handed_on in [p.name for p in base.parameters.values() if p.kind is p.VAR_KEYWORD]:
+            arguments |= arguments.pop(handed_on, {})
         all_defaults = {name: p.default for name, p in inspect.signature(type(self)).parameters.items()} | own
         decay, lr = (arguments.get(name, all_defaults.get(name, 0.0)) for name in ("weight_decay", "lr"))
         rates = lr if isinstance(lr, Mapping) or layer_decay is not None else None
@@ -195,9 +196,18 @@ def _base(optimizer: StepWrapper) -> type[Optimizer]:
     return base
 
 
-def has_option(cls: type[Optimizer], option: str) -> bool:
-    """Whether the class's constructor has an argument of that name."""
-    return option in inspect.signature(cls).parameters
+def options_of(cls: type[Optimizer]) -> dict[str, inspect.Parameter]:
+    """The arguments of the class's constructor, and of those above it to which it hands on keywords by ``**``."""
+    found: dict[str, inspect.Parameter] = {}
+    for own in cls.__mro__[: cls.__mro__.index(Optimizer)]:
+        if "__init__" in vars(own):
+            its = inspect.signature(own).parameters
+            named = {name: p for name, p in its.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+            above = {name: p.replace(kind=p.KEYWORD_ONLY) for name, p in named.items()}
+            found = above | found if found else dict(its)
+            if len(named) == len(its):
+                break
+    return found
 
 
 def is_regularized(group: Group, param: Tensor) -> bool:
@@ -215,7 +225,7 @@ def _signature(cls: type[Optimizer], base: type[Optimizer]) -> inspect.Signature
     mixins = [mixin for mixin in cls.__mro__ if issubclass(mixin, StepWrapper) and "__init__" in vars(mixin)]
     mixins.sort(key=lambda mixin: mixin is not StepWrapper)
     ours = [p for mixin in mixins for p in list(inspect.signature(vars(mixin)["__init__"]).parameters.values())[1:]]
-    first, *theirs = inspect.signature(base).parameters.values()
+    first, *theirs = options_of(base).values()
     positional = [p for p in ours if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != first.name]
     keywords = [p for p in ours if p.kind is p.KEYWORD_ONLY]
     hidden = {p.name for p in (*positional, *keywords)} | {"decoupled_weight_decay"}

@@ -66,7 +66,7 @@ class ModelPenalty:
         schedule: Schedule | None,
         compile: bool,
     ) -> None:
-        self.model = model
+        self._model = model
         self._mode = mode
         self.schedule = schedule
         self.compile = compile
@@ -86,6 +86,11 @@ class ModelPenalty:
     select = _Fixed(_HOW)
 
     _is_used = True  # whether it was attached, asked for its value, looked at, or refused; else it warns when it dies
+
+    @property
+    def model(self) -> nn.Module:
+        """What is penalized."""
+        return self._model
 
     @property
     def mode(self) -> Mode:

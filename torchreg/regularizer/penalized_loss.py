@@ -15,7 +15,9 @@ from torchreg.regularizer.copies import warn_of_copy
 class Penalizer(Protocol):
     """A regularizer of parameters or of activities, whose value can be added to a loss."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module: ...
+
     _is_used: bool  # whether it says nothing at the end of its life
 
     def value(self, *args: Any, **kwargs: Any) -> Tensor: ...  # of the loss, if it depends on that
