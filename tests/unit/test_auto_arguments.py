@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from tests.unit.tuning import HELD_OUT, X
 from torchreg import L2, Regularizer
@@ -52,9 +53,35 @@ def test_a_regularizer_is_one_or_several(value):
         AutoStrength(value, HELD_OUT, nn.MSELoss())
 
 
-def test_inputs_without_targets_are_told_at_once():
-    with pytest.raises(TypeError, match="AutoStrength: examples must be inputs and targets, or batches of both, got"):
-        AutoStrength(Regularizer(nn.Linear(INPUTS, 1), L2(0.3), mode="prox"), X, nn.MSELoss())
+@pytest.mark.parametrize(
+    ("examples", "got"),
+    [
+        (X, "one tensor"),
+        (None, "None"),
+        (3, "3"),
+        ([X], "a list of 1: Tensor"),
+        ((X, X, X), "a tuple of 3: Tensor, Tensor, Tensor"),
+        ((X.numpy(), X.numpy()), "a tuple of 2: ndarray, ndarray"),
+        (TensorDataset(X, X), "a TensorDataset, which holds single examples: put it into a DataLoader"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_no_inputs_and_targets_is_told_at_once(examples, got):
+    said = rf"\AAutoStrength: examples must be inputs and targets, or batches of both, got {got}\Z"
+    with pytest.raises(TypeError, match=said):
+        AutoStrength(Regularizer(nn.Linear(INPUTS, 1), L2(0.3), mode="prox"), examples, nn.MSELoss())
+
+
+@pytest.mark.parametrize(("criterion", "got"), [(None, "None"), (nn.MSELoss, r"<class .*>: write MSELoss\(\)")])
+def test_a_criterion_can_be_called(criterion, got):
+    regularizer = Regularizer(nn.Linear(INPUTS, 1), L2(0.3), mode="prox")
+    with pytest.raises(TypeError, match=f"criterion must be a function of outputs and targets, got {got}"):
+        AutoStrength(regularizer, HELD_OUT, criterion)
+
+
+def test_arguments_in_another_order_are_told_in_one_line():
+    with pytest.raises(TypeError, match=r"got Tensor: the order is regularizer, validation, criterion\Z"):
+        AutoStrength(HELD_OUT, Regularizer(nn.Linear(INPUTS, 1), L2(0.3), mode="prox"), nn.MSELoss())
 
 
 @pytest.mark.parametrize("make", [make_strength, make_rate])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
 
 from torchreg.tuning.online.arguments import checked_count, checked_seed
 
@@ -23,8 +24,8 @@ class Batches(Iterator[tuple[Any, Any]]):
         self.owner, self.source = owner, source
         self.size, self.seed = checked_count(owner, "batch_size", size), checked_seed(owner, seed)
         self.is_tensors = isinstance(source, Sequence) and len(source) == 2 and isinstance(source[0], Tensor)
-        if isinstance(source, Tensor):
-            raise TypeError(f"{owner}: examples must be inputs and targets, or batches of both, got one tensor")
+        if (what := _unlike_batches(source)) is not None:
+            raise TypeError(f"{owner}: examples must be inputs and targets, or batches of both, got {what}")
         self.count = 0
         self._order = -1, torch.empty(0)  # a pass over the tensors, and its order
         self._open: Iterator[tuple[Any, Any]] | None = None
@@ -71,6 +72,28 @@ class Batches(Iterator[tuple[Any, Any]]):
                     return inputs, targets
                 self._open = None
         raise ValueError(f"{self.owner}: validation must have at least one batch in each pass, got none")
+
+
+def _unlike_batches(source: Any) -> str | None:
+    """What the examples are, if they are neither two tensors nor batches, as far as can be seen without a pass."""
+    if isinstance(source, Tensor):
+        return "one tensor"
+    if isinstance(source, Dataset) and not isinstance(source, IterableDataset):
+        return f"a {type(source).__name__}, which holds single examples: put it into a DataLoader"
+    if not isinstance(source, Iterable):
+        return f"{source!r:.80}"
+    if isinstance(source, Sequence) and len(source) and not isinstance(source[0], tuple | list | Mapping):
+        kinds = ", ".join(type(part).__name__ for part in source[:4])
+        is_pair = len(source) == 2 and all(isinstance(part, Tensor) for part in source)
+        return None if is_pair else f"a {type(source).__name__} of {len(source)}: {kinds}"
+    return None
+
+
+def check_criterion(owner: str, criterion: object) -> None:
+    """Raises ``TypeError`` unless it can be called for a loss."""
+    if isinstance(criterion, type) or not callable(criterion):
+        advice = f": write {criterion.__name__}()" if isinstance(criterion, type) else ""
+        raise TypeError(f"{owner}: criterion must be a function of outputs and targets, got {criterion!r:.80}{advice}")
 
 
 def loss_of(model: nn.Module, criterion: Callable[[Any, Any], Tensor], batch: tuple[Any, Any]) -> Tensor:

@@ -15,7 +15,7 @@ from torchreg.hooks import Carried, StepHooks, checked_steps, is_skipped
 from torchreg.nn.seeded import Seeded
 from torchreg.tuning.online.arguments import checked_bounds, checked_count, checked_lr, checked_seed
 from torchreg.tuning.online.descent import EVEN, NO_MOMENTS, Moments, normalized
-from torchreg.tuning.online.held_out import Batches, evaluating, loss_of
+from torchreg.tuning.online.held_out import Batches, check_criterion, evaluating, loss_of
 from torchreg.tuning.online.noise import Rate, noise, rates_of
 from torchreg.tuning.online.updates import Update, updates_of
 
@@ -94,6 +94,7 @@ class AutoRate:
             raise ValueError(
                 f"AutoRate: model must have ConcreteDropout or GaussianDropout layers, {type(model).__name__} has none"
             )
+        check_criterion("AutoRate", criterion)
         self.model, self.criterion = model, criterion
         self.lr = checked_lr("AutoRate", lr)
         self.every = checked_count("AutoRate", "every", every)

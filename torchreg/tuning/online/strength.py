@@ -15,7 +15,7 @@ from torchreg.hooks import Carried, StepHooks, checked_steps, is_skipped
 from torchreg.regularizer import Regularizer
 from torchreg.selection.modules import listed
 from torchreg.tuning.online.arguments import checked_bounds, checked_count, checked_lr, checked_spread
-from torchreg.tuning.online.held_out import Batches, evaluating, loss_of
+from torchreg.tuning.online.held_out import Batches, check_criterion, evaluating, loss_of
 from torchreg.tuning.online.hypergradient import (
     PenaltyUpdate,
     check_differentiable,
@@ -108,6 +108,7 @@ class AutoStrength:
     ) -> None:
         self.regularizers = tuple(regularizer) if isinstance(regularizer, Iterable) else (regularizer,)
         _check(self.regularizers, per)
+        check_criterion("AutoStrength", criterion)
         self.criterion = criterion
         self.lr = checked_lr("AutoStrength", lr)
         self.every = checked_count("AutoStrength", "every", every)
@@ -313,8 +314,13 @@ def _numbers(slopes: list[Tensor]) -> list[float]:
 
 
 def _check(regularizers: Sequence[Regularizer], per: Per) -> None:
-    if not regularizers or not all(isinstance(each, Regularizer) for each in regularizers):
-        raise TypeError(f"AutoStrength: regularizer must be a Regularizer or several, got {regularizers!r}")
+    wrong = [type(each).__name__ for each in regularizers if not isinstance(each, Regularizer)]
+    if wrong or not regularizers:
+        got = wrong[0] if wrong else "none"
+        raise TypeError(
+            f"AutoStrength: regularizer must be a Regularizer or several, got {got}: the order is regularizer, "
+            "validation, criterion"
+        )
     for each in regularizers:
         if each.mode == "loss":
             raise ValueError("AutoStrength: mode must be 'grad', 'decoupled' or 'prox', got 'loss'")
