@@ -215,7 +215,7 @@ def test_a_study_is_that_of_one_process(study, tmp_path):
 FAULTS = {
     "an odd batch": (
         ["run", "small.toml", "--set", "train.batch_size=31"],
-        r"arms\[plain\]\.train\.batch_size: must be a multiple of torchrun's 2 processes, got 31: take 32, or .*",
+        r"train\.batch_size: must be a multiple of torchrun's 2 processes, got 31: take 32, or .* \(tried in arm 'plain'\)",
     )
 }
 MORE_FAULTS = {
@@ -225,7 +225,7 @@ MORE_FAULTS = {
     ),
     "steps as graphs": (
         ["run", "small.toml", "--set", "train.compile=true"],
-        r"arms\[plain\]\.train\.compile: is for one process, whose steps a graph can hold: set compile = false",
+        r"train\.compile: is for one process, whose steps a graph can hold: set compile = false \(tried in arm 'plain'\)",
     ),
     "an engine": (
         ["run", "small.toml", "--jobs", "2"],
