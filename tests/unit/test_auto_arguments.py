@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from tests.unit.tuning import HELD_OUT, X
 from torchreg import L2, Regularizer
@@ -70,6 +70,22 @@ def test_what_is_no_inputs_and_targets_is_told_at_once(examples, got):
     said = rf"\AAutoStrength: examples must be inputs and targets, or batches of both, got {got}\Z"
     with pytest.raises(TypeError, match=said):
         AutoStrength(Regularizer(nn.Linear(INPUTS, 1), L2(0.3), mode="prox"), examples, nn.MSELoss())
+
+
+def test_batches_may_be_in_whatever_can_be_passed_through():
+    class Numbered:
+        def __getitem__(self, place):
+            return [HELD_OUT, HELD_OUT][place]
+
+    regularizer = Regularizer(nn.Linear(INPUTS, 1), L2(0.3), mode="prox")
+    for batches in (
+        Numbered(),
+        [HELD_OUT],
+        (HELD_OUT, HELD_OUT),
+        iter([HELD_OUT]),
+        DataLoader(TensorDataset(*HELD_OUT)),
+    ):
+        AutoStrength(regularizer, batches, nn.MSELoss())
 
 
 @pytest.mark.parametrize(("criterion", "got"), [(None, "None"), (nn.MSELoss, r"<class .*>: write MSELoss\(\)")])

@@ -80,7 +80,7 @@ def _unlike_batches(source: Any) -> str | None:
         return "one tensor"
     if isinstance(source, Dataset) and not isinstance(source, IterableDataset):
         return f"a {type(source).__name__}, which holds single examples: put it into a DataLoader"
-    if not isinstance(source, Iterable):
+    if not isinstance(source, Iterable) and not hasattr(source, "__getitem__"):
         return f"{source!r:.80}"
     if isinstance(source, Sequence) and len(source) and not isinstance(source[0], tuple | list | Mapping):
         kinds = ", ".join(type(part).__name__ for part in source[:4])
