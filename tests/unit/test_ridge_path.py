@@ -241,8 +241,8 @@ def test_the_table_marks_the_choices():
     assert marked["best"] is leave_one_out(path)
     assert "GCV" in lines[1 + path.points.index(generalized_cv(path))]
     assert path.at(path[3].strength * 1.01) is path[3]
-    for wrong in (0, math.inf):
-        with pytest.raises(ValueError, match=f"ridge_path: strength must be > 0 and finite, got {wrong}"):
+    for wrong in (0, math.inf, None, True, "a"):
+        with pytest.raises(ValueError, match=f"ridge_path: strength must be > 0 and finite, got {wrong!r}"):
             path.at(wrong)
     with pytest.raises(ValueError, match=r"^by must be one of loss, error, got 'accuracy'"):
         leave_one_out(path, by="accuracy")

@@ -153,9 +153,13 @@ def test_the_best_is_the_strongest_of_equals_and_one_standard_error_goes_further
     ("options", "said"),
     [
         ({"strengths": 0.1}, r"strengths must be a list of numbers, got 0\.1: write \[0\.1\]"),
+        ({"strengths": "0.1"}, r"strengths must be a list of numbers, got '0\.1'"),
+        ({"strengths": ["a"]}, r"strengths must be a list of numbers, got \['a'\]"),
+        ({"strengths": [None]}, r"strengths must be a list of numbers, got \[None\]"),
+        ({"strengths": torch.tensor(0.1)}, r"strengths must be a list of numbers, got tensor\(0\.1000\)"),
         ({"optimizer": torch.optim.SGD([torch.zeros(1)])}, "optimizer must be a function that makes one, .* got SGD"),
     ],
-    ids=["one strength", "an optimizer"],
+    ids=["one strength", "text", "a list of text", "a list of None", "a 0-d tensor", "an optimizer"],
 )
 def test_what_is_given_in_place_of_several_or_of_a_function_is_one_clear_line(options, said):
     with pytest.raises(TypeError, match=rf"\Astrength_path: {said}\Z"):

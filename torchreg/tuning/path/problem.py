@@ -146,7 +146,12 @@ def descending(owner: str, strengths: Sequence[float]) -> list[float]:
     """The strengths from the strongest to the weakest. Raises ``ValueError`` unless they are positive numbers."""
     if isinstance(strengths, Real):
         raise TypeError(f"{owner}: strengths must be a list of numbers, got {strengths!r}: write [{strengths!r}]")
-    found = [float(strength) for strength in strengths]
+    try:
+        if isinstance(strengths, str):  # each letter could be a number
+            raise TypeError
+        found = [float(strength) for strength in strengths]
+    except (TypeError, ValueError):
+        raise TypeError(f"{owner}: strengths must be a list of numbers, got {strengths!r:.80}") from None
     for strength in found:
         if not 0 < strength < math.inf:
             raise ValueError(f"{owner}: strengths must be finite and > 0, got {strength!r}")

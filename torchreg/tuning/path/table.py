@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING
 
 from torchreg.tuning.path.plot import plot
@@ -72,7 +73,7 @@ class StrengthPath(Sequence[Point]):
 
 def nearest(owner: str, points: Sequence[P], strength: float) -> P:
     """The point with the nearest strength, on a logarithmic scale."""
-    if not 0 < strength < math.inf:
+    if isinstance(strength, bool) or not isinstance(strength, Real) or not 0 < strength < math.inf:
         raise ValueError(f"{owner}: strength must be > 0 and finite, got {strength!r}")
     return min(points, key=lambda point: abs(math.log(max(point.strength, 1e-300) / strength)))
 
