@@ -30,7 +30,7 @@ from .report import summarize
 from .report.evidence import Origin, check_measures, check_place, reduce, write_page
 from .running import catalog, engines, study, sweep
 from .running.outline import outline
-from .training import interrupts, loggers, ranks
+from .training import denormals, interrupts, loggers, ranks
 from .training.record import read_study
 from .training.sameness import are_same
 from .training.storage import place
@@ -353,8 +353,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal may lack a letter of a name
-    ranks.listen()
-    sys.exit(ranks.leave(bounded(lambda: app(standalone_mode=False))))
+    with denormals.flushed():
+        ranks.listen()
+        sys.exit(ranks.leave(bounded(lambda: app(standalone_mode=False))))
 
 
 def _nowhere() -> TextIO:

@@ -21,7 +21,7 @@ import torchreg
 
 from ... import IS_INSTALLED
 from ...errors import RecordError, UserError, oneline
-from ...training import bars, loggers
+from ...training import bars, denormals, loggers
 from ...training.files import checksum, content_of
 from ...training.storage import exists, is_local
 from ..tasks import Outcome, Task
@@ -215,6 +215,7 @@ class _Place:
         sys.path += [entry for entry in self.path if entry not in sys.path]  # for the user's own modules
         if self.data is not None:
             os.environ.setdefault("TORCHREG_DATA", self.data)
+        denormals.flush()
         torch.set_num_threads(self.threads)
         bars.silence()
         try:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from ...errors import UserError, oneline
-from ...training import bars, interrupts, loggers
+from ...training import bars, denormals, interrupts, loggers
 from .. import orphans, tasks
 from ..tasks import Outcome, Task
 
@@ -222,6 +222,7 @@ def _start(environment: dict[str, str], threads: int, log: str | None, project: 
     os.environ.update(environment)
     np.random.seed()  # else the same in each fork, for whatever the class of a user draws from it
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal: the first one ends us
+    denormals.flush()
     torch.set_num_threads(threads)
     bars.silence()
     loggers.choose(log, project)
