@@ -16,6 +16,7 @@ from . import (
     choosing,
     compress,
     cuda,
+    denormals,
     dropout,
     epoch,
     files,
@@ -42,6 +43,7 @@ BENCHES: Mapping[str, Callable[[Clock], Iterable[Table]]] = {
     "profile": profile.tables,
     "scale": scale.tables,
     "compress": compress.tables,
+    "denormals": denormals.tables,
 }
 ON_CUDA: Mapping[str, Callable[[Clock], Iterable[Table]]] = {
     "overhead": overhead.tables,

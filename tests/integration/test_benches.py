@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchreg
 from experiments.benches import command as benches
-from experiments.benches import cuda, dropout, files, memory, optimizer, overhead, ridge
+from experiments.benches import cuda, denormals, dropout, files, memory, optimizer, overhead, ridge
 from experiments.benches.dropout import with_dropout
 from experiments.benches.epoch import Loop
 from experiments.benches.memory import Allocations
@@ -275,13 +275,15 @@ def test_small_networks_are_timed_by_all_modes_and_by_hand(part, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "part", [overhead.tables, optimizer.tables, dropout.tables], ids=["overhead", "optimizer", "dropout"]
+    "part",
+    [overhead.tables, optimizer.tables, dropout.tables, denormals.tables],
+    ids=["overhead", "optimizer", "dropout", "denormals"],
 )
 def test_a_quick_bench_makes_whole_tables(part, monkeypatch):
     monkeypatch.setattr(Clock, "_rounds", lambda *_: 1)
     tables = {table.title: table for table in part(Clock(is_quick=True))}
     assert all(table.rows for table in tables.values())
-    assert len(tables) == {overhead.tables: 7, optimizer.tables: 1, dropout.tables: 5}[part]
+    assert len(tables) == {overhead.tables: 7, optimizer.tables: 1, dropout.tables: 5, denormals.tables: 1}[part]
 
 
 def test_the_parts_of_a_gpu_check_are_given_their_clock():
