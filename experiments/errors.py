@@ -18,6 +18,7 @@ M = TypeVar("M", bound=BaseModel)
 # The folders of this package, of the library, and of Python's own modules.
 _OTHERS = {Path(module.__file__ or "").parent for module in (sys.modules[__package__], torchreg, traceback)}
 _ALIKE = 0.9  # of two words that differ by a letter
+_SYNONYMS = {"learning_rate": "lr", "lambda": "strength", "decay": "weight_decay"}  # which have few letters in common
 
 _WORDING = {
     "^(Input|String|Tuple|Value) should": "must",
@@ -64,6 +65,8 @@ def did_you_mean(word: str, valid: Iterable[str]) -> str:
         "did you mean 'AdamW'?"
     """
     valid = sorted(valid)
+    if (synonym := _SYNONYMS.get(word)) in valid:
+        return f"did you mean {synonym!r}?"
     written = {known.casefold(): known for known in reversed(valid)}
     near = get_close_matches(word.casefold(), written, n=1, cutoff=0.5)
     if near and len(valid) > 4:
@@ -102,7 +105,8 @@ def _line(fault: Mapping[str, Any], cls: type[BaseModel] | None, also: Sequence[
     *above, key = fault["loc"] or ("",)
     if fault["type"] == "extra_forbidden" and cls is not None:
         keys = [*keys_of(cls, above), *(also if not above else ())]
-        elsewhere = "" if above or get_close_matches(str(key), keys, n=1, cutoff=_ALIKE) else _place_of(str(key), cls)
+        is_misspelt = get_close_matches(str(key), keys, n=1, cutoff=_ALIKE)
+        elsewhere = "" if above or is_misspelt else _place_of(_SYNONYMS.get(str(key), str(key)), cls)
         return f"{where}: unknown key, {elsewhere or did_you_mean(str(key), keys)}"
     if fault["type"] == "missing":
         return f"{where}: is missing"
@@ -128,7 +132,8 @@ def keys_of(cls: type[BaseModel], path: Sequence[int | str] = ()) -> list[str]:
 def _place_of(key: str, cls: type[BaseModel]) -> str:
     """Where to write a key that other tables of the class have; nothing if none or many do."""
     sections = {name: _section_in(field.annotation) for name, field in cls.model_fields.items()}
-    places = [name for name, section in sections.items() if section is not None and key in section.model_fields]
+    keys = {name: {*keys_of(one), *getattr(one, "usual", ())} for name, one in sections.items() if one is not None}
+    places = [name for name, own in keys.items() if key in own]
     if not 1 <= len(places) <= 3:
         return ""
     is_list = get_origin(cls.model_fields[places[0]].annotation) is tuple

@@ -89,6 +89,7 @@ class Component(Section):
     model_config = ConfigDict(extra="allow")
 
     _sources: ClassVar[tuple[str, ...]] = ("name", "class")
+    usual: ClassVar[tuple[str, ...]] = ()  # arguments that are known to belong here where they stand elsewhere
 
     name: str | None = None
     class_: str | None = Field(None, alias="class", pattern=r"^\w[\w.]*:\w[\w.]*$")

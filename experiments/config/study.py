@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
@@ -146,6 +146,8 @@ class Data(Section):
 
 class Optimizer(Component):
     """An optimizer of ``torch.optim`` or ``torchreg.optim``."""
+
+    usual: ClassVar[tuple[str, ...]] = ("momentum", "betas")
 
     lr: Annotated[float, Field(ge=0)]
     weight_decay: Strength = 0.0  # of the weights; biases are exempt

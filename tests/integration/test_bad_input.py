@@ -120,6 +120,19 @@ BAD = {
         'arms=[{ name = "plain", dropout = 0.5 }]',
         "arms[plain].dropout: unknown key, it belongs in model, as model.dropout",
     ),
+    "the network's layers at the top": ("hidden = [8]", "hidden: unknown key, it belongs in model, as model.hidden"),
+    "the optimizer's rate at the top": (
+        "learning_rate = 0.1",
+        "learning_rate: unknown key, it belongs in optimizer or auto_strength",
+    ),
+    "a learning rate that is written out": (
+        'optimizer={ name = "SGD", lr = 0.1, learning_rate = 0.1 }',
+        "optimizer.learning_rate: unknown key, did you mean 'lr'?",
+    ),
+    "a rate in place of a layer": (
+        'model={ name = "mlp", hidden = [8], dropout = 0.5 }',
+        'model.dropout: must be a table, as { name = "Dropout", p = 0.5 }, got 0.5',
+    ),
     "a regularizer's key in an arm": (
         'arms=[{ name = "plain", mode = "prox" }]',
         "arms[plain].mode: unknown key, it belongs in regularizers, as regularizers = [{ mode = ... }]",
