@@ -143,7 +143,7 @@ def low_rank_threshold(w: Tensor, matrix: Tensor, threshold: float) -> Tensor | 
         return None
     rank = int((sigma > threshold).sum())
     if rank + _SPARE <= min(matrix.shape) // 8:
-        kept = torch.cat([right[: rank + _SPARE - 1], _noise(matrix, 1, draw).mH])
+        kept = torch.cat([right[: rank + _SPARE - _CHANCE], _noise(matrix, _CHANCE, draw).mH])
         _ranges[w] = _Start(_orthonormal(kept), draw)
     else:
         _ranges.pop(w, None)
