@@ -146,12 +146,16 @@ def test_a_low_rank_is_thresholded_without_a_decomposition(dtype, decompositions
     assert len(decompositions) == 1
 
 
-@pytest.mark.parametrize("growth", [0.02, 0.2])
-def test_a_direction_that_rises_above_the_threshold_is_kept(growth, decompositions):
+@pytest.mark.parametrize("growth", [0.02, 0.2, 1.7])
+@pytest.mark.parametrize("is_by_chance", [True, False])
+def test_a_direction_that_rises_above_the_threshold_is_kept(growth, is_by_chance, decompositions, monkeypatch):
     left, right = (
         torch.linalg.qr(torch.randn(ROWS, 60).double()).Q,
         torch.linalg.qr(torch.randn(COLUMNS, 60).double()).Q,
     )
+    if not is_by_chance:  # then no vector has a part of the new direction
+        noise, new = tracking._noise, right[:, -1:]
+        monkeypatch.setattr(tracking, "_noise", lambda *given: (v := noise(*given)) - new @ (new.mT @ v))
     sigma = torch.cat([torch.tensor([5.0, 4.0]), torch.linspace(0.9, 0.1, 57), torch.zeros(1)]).double()
     w = torch.empty(ROWS, COLUMNS, dtype=torch.float64)
     for _ in range(20):
