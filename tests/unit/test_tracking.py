@@ -153,9 +153,14 @@ def test_a_direction_that_rises_above_the_threshold_is_kept(growth, is_by_chance
         torch.linalg.qr(torch.randn(ROWS, 60).double()).Q,
         torch.linalg.qr(torch.randn(COLUMNS, 60).double()).Q,
     )
-    if not is_by_chance:  # then no vector has a part of the new direction
+    if not is_by_chance:  # then no vector that is followed has a part of the new direction
         noise, new = tracking._noise, right[:, -1:]
-        monkeypatch.setattr(tracking, "_noise", lambda *given: (v := noise(*given)) - new @ (new.mT @ v))
+
+        def without(matrix, count, draw):
+            drawn = noise(matrix, count, draw)
+            return drawn if count == tracking._PROBES else drawn - new @ (new.mT @ drawn)
+
+        monkeypatch.setattr(tracking, "_noise", without)
     sigma = torch.cat([torch.tensor([5.0, 4.0]), torch.linspace(0.9, 0.1, 57), torch.zeros(1)]).double()
     w = torch.empty(ROWS, COLUMNS, dtype=torch.float64)
     for _ in range(20):
