@@ -1,7 +1,8 @@
 """What holds on a GPU: ``python3 -m tests.gpu_check`` runs the tests marked ``cuda`` and the bench of CUDA.
 
 It needs torch, pytest and, for anything but a report of what was skipped, a CUDA device; nothing is installed. The
-results are written to docs/gpu.json and docs/gpu.md. ``--into FOLDER`` writes them elsewhere.
+results are written to docs/gpu.json and docs/gpu.md. ``--into FOLDER`` writes them elsewhere. ``--no-bench`` keeps the
+tables that are there, with the machine that they are from.
 """
 
 import argparse
@@ -30,7 +31,14 @@ def main() -> int:
     parser.add_argument("--no-bench", action="store_true", help="runs the tests alone")
     options = parser.parse_args()
     options.into.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = {"machine": machine(), "tests": tests(), "tables": [], "faults": []}
+    found: dict[str, Any] = {
+        "tests": {"machine": machine(), **tests()},
+        "machine": machine(),
+        "tables": [],
+        "faults": [],
+    }
+    if options.no_bench:
+        found |= kept(options.into / "gpu.json")
     write(options.into, found)
     if torch.cuda.is_available() and not options.no_bench:
         benches(options.into, found)
@@ -47,6 +55,14 @@ def machine() -> dict[str, str]:
         "torch": torch.__version__,
         "cuda": str(torch.version.cuda),
     }
+
+
+def kept(file: Path) -> dict[str, Any]:
+    """The tables of a file that was written before."""
+    if not file.exists():
+        return {}
+    before = json.loads(file.read_text())
+    return {key: before[key] for key in ("machine", "tables", "faults")}
 
 
 def tests() -> dict[str, Any]:
@@ -118,19 +134,21 @@ def markdown(found: dict[str, Any]) -> str:
         "",
         "Written by `python3 -m tests.gpu_check`. [What it costs](guides/costs.md) says what follows.",
         "",
-    ]
-    lines.append(", ".join(f"{key} {value}" for key, value in found["machine"].items()) + ".")
-    lines += [
-        "",
-        f"Tests marked `cuda`: {counts}.",
+        f"Tests marked `cuda`: {counts}; {_told(found['tests']['machine'])}.",
     ]
     lines += [f"- {name}" for name in found["tests"]["failures"]]
+    if found["tables"]:
+        lines += ["", f"Tables: {_told(found['machine'])}."]
     for table in found["tables"]:
         lines += ["", "```text", table["shown"], "```"]
     if not found["tables"]:
         lines += ["", "The bench was not run."]
     lines += [f"\nA bench failed: {fault}" for fault in found["faults"]]
     return "\n".join(lines) + "\n"
+
+
+def _told(machine: dict[str, str]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in machine.items())
 
 
 if __name__ == "__main__":
