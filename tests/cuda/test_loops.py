@@ -9,9 +9,32 @@ from torch import nn
 
 import torchreg.nn
 from tests.cases import MODES, STEP_MODES, each_penalty
-from tests.helpers import a_step, assert_close, assert_differs, engaged, make_data, make_model, train, weights_of
+from tests.helpers import (
+    FEATURES,
+    a_step,
+    assert_close,
+    assert_differs,
+    engaged,
+    make_data,
+    make_model,
+    train,
+    weights_of,
+)
 from tests.optimizers import OPTIMIZERS
-from torchreg import L1, L2, SLOPE, SRIP, Nuclear, Regularizer, SpectralNorm, linear
+from torchreg import (
+    L1,
+    L2,
+    SLOPE,
+    SRIP,
+    ActivityRegularizer,
+    Confidence,
+    KLSparsity,
+    Nuclear,
+    Regularizer,
+    SpectralNorm,
+    ZLoss,
+    linear,
+)
 from torchreg.optim import AdamW, ProxAdam, ProxSGD
 
 pytestmark = [
@@ -129,6 +152,18 @@ def test_a_step_waits_for_nothing(case, mode):
     with no_synchronization():
         step()
         step()
+
+
+@pytest.mark.parametrize(
+    "penalty", [L1(0.1), KLSparsity(0.1, squash="sigmoid"), KLSparsity(0.1, squash="tanh"), ZLoss(0.1), Confidence(0.1)]
+)
+def test_a_penalty_on_activations_waits_for_nothing(penalty):
+    model, (x, _) = nn.Sequential(nn.Linear(FEATURES, 4), nn.ReLU()).cuda(), data()
+    activity = ActivityRegularizer(model, penalty, nn.ReLU)
+    for context in (contextlib.nullcontext(), no_synchronization()):
+        with context:
+            model(x)
+            activity.value().backward()
 
 
 @pytest.mark.parametrize("mode", STEP_MODES)

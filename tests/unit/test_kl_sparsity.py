@@ -78,6 +78,26 @@ def test_activations_outside_of_the_unit_interval_are_refused():
     assert KLSparsity(1.0, squash="sigmoid").value(activation) > 0
 
 
+@each_squash
+def test_on_another_device_no_step_waits_for_a_value(squash):
+    """A tensor on the device ``meta`` has none: to read one raises."""
+    penalty, activation = KLSparsity(1.0, squash=squash), torch.empty(3, 2, device="meta", requires_grad=True)
+    penalty.value(activation).backward()
+    assert activation.grad.is_meta
+    assert penalty.gradient(activation.detach()).is_meta
+
+
+@pytest.mark.parametrize("squash", ["none", "tanh"])
+def test_where_a_step_would_wait_the_value_of_a_refused_activation_is_nan(squash, monkeypatch):
+    penalty, inside = KLSparsity(1.0, squash=squash), torch.tensor([[0.5, 0.5], [0.0, 0.25]])
+    expected = penalty.value(inside), penalty.gradient(inside)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert_close((penalty.value(inside), penalty.gradient(inside)), expected)
+    outside = inside.clone().fill_diagonal_(-0.5)
+    assert penalty.value(outside).isnan()
+    assert penalty.gradient(outside).isnan().all()
+
+
 def test_means_of_half_precision_are_taken_in_single_precision():
     activation = torch.full((200_000, 1), 0.25, dtype=torch.float16)  # their sum is beyond float16
     value = KLSparsity(1e-3, target=0.5).value(activation)

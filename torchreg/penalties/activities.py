@@ -38,7 +38,8 @@ class KLSparsity(Term):
         squash: :math:`\phi`, applied to the activations: ``"none"``, ``"sigmoid"`` or ``"tanh"``.
 
     Raises:
-        ValueError: an argument out of range; in ``value`` and ``gradient`` a (squashed) activation outside [0, 1].
+        ValueError: an argument out of range; in ``value`` and ``gradient`` a (squashed) activation outside [0, 1]. On a
+            GPU and in compiled code, where each step would wait for that, the value is NaN.
 
     Example:
         >>> penalty = KLSparsity(1.0, target=0.5)
@@ -87,7 +88,10 @@ class KLSparsity(Term):
             if self.squash == "tanh"
             else (w, "in [0, 1]", "use squash='sigmoid', or 'tanh' if they are not negative")
         )
-        if not torch.compiler.is_compiling() and ((squashed < 0) | (squashed > 1)).any():
+        outside = (squashed < 0) | (squashed > 1)
+        if not w.is_cpu or torch.compiler.is_compiling():
+            return squashed.masked_fill(outside, torch.nan)
+        if outside.any():
             low, high = w.aminmax()
             raise ValueError(f"KLSparsity: activations must be {range_}, got {low:g} to {high:g}: {hint}")
         return squashed
