@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -74,8 +75,21 @@ def did_you_mean(word: str, valid: Iterable[str]) -> str:
     return f"valid: {', '.join(valid)}" if valid else "there are no keys here"
 
 
-def validated(cls: type[M], tree: Mapping[str, Any], prefix: str = "", also: Sequence[str] = ()) -> M:
-    """The tree as a ``cls``; ``also`` are keys that are valid at its top besides the class's own.
+def validated(
+    cls: type[M],
+    tree: Mapping[str, Any],
+    prefix: str = "",
+    also: Sequence[str] = (),
+    places: Mapping[str, str] = MappingProxyType({}),
+) -> M:
+    """The tree as a ``cls``.
+
+    Args:
+        cls: a section.
+        tree: of its keys.
+        prefix: begins each line of an error.
+        also: keys that are valid at its top besides the class's own.
+        places: where keys belong that stand at its top by mistake.
 
     Raises:
         UserError: a line for each fault.
@@ -84,29 +98,40 @@ def validated(cls: type[M], tree: Mapping[str, Any], prefix: str = "", also: Seq
         return cls.model_validate(tree)
     except ValidationError as error:
         header = re.sub(r"\[.*\]", "", prefix)  # arms[L1].regularizers is written [[arms.regularizers]]
-        raise UserError("\n".join(prefix + line for line in faults(error, cls, also, header))) from None
+        raise UserError("\n".join(prefix + line for line in faults(error, cls, also, header, places))) from None
 
 
 def faults(
-    error: ValidationError, cls: type[BaseModel] | None = None, also: Sequence[str] = (), header: str = ""
+    error: ValidationError,
+    cls: type[BaseModel] | None = None,
+    also: Sequence[str] = (),
+    header: str = "",
+    places: Mapping[str, str] = MappingProxyType({}),
 ) -> list[str]:
     """A line for each error, without errors that only follow from another one; ``header`` begins those of tables."""
     found = error.errors()
-    places = [fault["loc"] for fault in found]
+    paths = [fault["loc"] for fault in found]
     return [
-        _line(fault, cls, also, header)
+        _line(fault, cls, also, header, places)
         for fault in found
-        if not any(len(place) > len(fault["loc"]) and place[: len(fault["loc"])] == fault["loc"] for place in places)
+        if not any(len(path) > len(fault["loc"]) and path[: len(fault["loc"])] == fault["loc"] for path in paths)
     ]
 
 
-def _line(fault: Mapping[str, Any], cls: type[BaseModel] | None, also: Sequence[str], header: str) -> str:
+def _line(
+    fault: Mapping[str, Any],
+    cls: type[BaseModel] | None,
+    also: Sequence[str],
+    header: str,
+    places: Mapping[str, str],
+) -> str:
     where = ".".join(map(str, fault["loc"]))
     *above, key = fault["loc"] or ("",)
     if fault["type"] == "extra_forbidden" and cls is not None:
         keys = [*keys_of(cls, above), *(also if not above else ())]
         is_misspelt = get_close_matches(str(key), keys, n=1, cutoff=_ALIKE)
-        elsewhere = "" if above or is_misspelt else _place_of(_SYNONYMS.get(str(key), str(key)), cls)
+        word = _SYNONYMS.get(str(key), str(key))
+        elsewhere = "" if above or is_misspelt else places.get(word) or _place_of(word, cls)
         return f"{where}: unknown key, {elsewhere or did_you_mean(str(key), keys)}"
     if fault["type"] == "missing":
         return f"{where}: is missing"

@@ -294,6 +294,10 @@ class _Head(Section):
     published: Published | None = None  # of a study that repeats a paper's
 
 
+_OF_ARM = "it belongs in an arm: write it in [[arms]], below its name"
+_OF_ALL = dict.fromkeys(_Head.model_fields, "it is of all arms: write it at the top of the file, above the first table")
+
+
 def load(path: Path, overrides: Sequence[str] = ()) -> Study:
     """Reads a study's file and those that it extends, with ``key=value`` overrides of the keys.
 
@@ -319,7 +323,8 @@ def resolve(tree: Tree) -> Study:
         raise UserError(": ".join(filter(None, fault)))
     head = validated(_Head, {key: value for key, value in tree.items() if key in _Head.model_fields})
     base = {key: value for key, value in tree.items() if key not in _Head.model_fields}
-    validated(Settings, base, also=list(_Head.model_fields))  # so that errors are reported once, not for each arm
+    # So that errors are reported once, not for each arm.
+    validated(Settings, base, also=list(_Head.model_fields), places={"strengths": _OF_ARM})
     _check_distinct("seeds", [str(seed) for seed in head.seeds])
     _check_distinct("arms", [folder_name(slug(arm.name)).casefold() for arm in head.arms])
     names = [arm.name for arm in head.arms]
@@ -375,7 +380,7 @@ def _settings_at(tree: Tree, values: Tree, arm: str) -> Settings:
         except UserError as error:
             fault = f"sweep.space: {key} does not fit arms[{arm}]: {error}"
             raise UserError(f"{fault}; add it, or name the arms to search in sweep.arms") from None
-    return validated(Settings, tree, f"arms[{arm}].", also=list(_Arm.model_fields))
+    return validated(Settings, tree, f"arms[{arm}].", also=list(_Arm.model_fields), places=_OF_ALL)
 
 
 def _put(tree: Tree, key: str, value: Any) -> None:

@@ -137,6 +137,14 @@ BAD = {
         'arms=[{ name = "plain", mode = "prox" }]',
         "arms[plain].mode: unknown key, it belongs in regularizers, as regularizers = [{ mode = ... }]",
     ),
+    "an arm's strengths at the top": (
+        "strengths = [1]",
+        "strengths: unknown key, it belongs in an arm: write it in [[arms]], below its name",
+    ),
+    "the study's seeds in an arm": (
+        'arms=[{ name = "plain", seeds = [1] }]',
+        "arms[plain].seeds: unknown key, it is of all arms: write it at the top of the file, above the first table",
+    ),
     "one strength in place of several": (
         'arms=[{ name = "plain", strength = [1] }]',
         "arms[plain].strength: unknown key, did you mean 'strengths'?",
