@@ -221,7 +221,7 @@ def prove(
         raise UserError("--from: takes records as they are: leave out --out, --jobs and --resume")
     command = shlex.join([*COMMAND.split(), "evidence", name, *(word for one in overrides for word in ("--set", one))])
     origin = Origin(path.stem, command, catalog.seen_from(docs, path))
-    check_place(docs, origin)
+    before = check_place(docs, origin)
     check_measures(loaded)
     folder = source or out or Path("runs") / folder_name(slug(loaded.name))
     broken: list[str] = []
@@ -235,6 +235,8 @@ def prove(
     try:
         found = reduce(loaded, summarize(folder), origin)
         print(f"Page: {write_page(docs, catalog.published(), found).resolve()}")
+        if before is not None and before.is_whole and not found.is_whole:
+            print(f"note: {found.runs} of {found.planned} runs replace a record of all {before.runs}", file=sys.stderr)
     finally:
         _end(broken)
 

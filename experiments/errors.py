@@ -89,7 +89,7 @@ def validated(
         tree: of its keys.
         prefix: begins each line of an error.
         also: keys that are valid at its top besides the class's own.
-        places: where keys belong that stand at its top by mistake.
+        places: where keys belong that stand at its top, or in one of its tables, by mistake.
 
     Raises:
         UserError: a line for each fault.
@@ -131,7 +131,8 @@ def _line(
         keys = [*keys_of(cls, above), *(also if not above else ())]
         is_misspelt = get_close_matches(str(key), keys, n=1, cutoff=_ALIKE)
         word = _SYNONYMS.get(str(key), str(key))
-        elsewhere = "" if above or is_misspelt else places.get(word) or _place_of(word, cls)
+        is_here = len(above) > 1 or is_misspelt or word in keys  # deeper keys may be options of the user's own
+        elsewhere = "" if is_here else places.get(word) or place_of(word, cls)
         return f"{where}: unknown key, {elsewhere or did_you_mean(str(key), keys)}"
     if fault["type"] == "missing":
         return f"{where}: is missing"
@@ -154,8 +155,11 @@ def keys_of(cls: type[BaseModel], path: Sequence[int | str] = ()) -> list[str]:
     return [field.alias or name for name, field in cls.model_fields.items()]
 
 
-def _place_of(key: str, cls: type[BaseModel]) -> str:
-    """Where to write a key that other tables of the class have; nothing if none or many do."""
+def place_of(key: str, cls: type[BaseModel]) -> str:
+    """Where to write a key that the class or other tables of it have; nothing if none or many do."""
+    if key in cls.model_fields:
+        table = f"[[{key}]]" if get_origin(cls.model_fields[key].annotation) is tuple else f"[{key}]"
+        return f"it is no part of another table: write {key} = ... above the first table, or begin {table}"
     sections = {name: _section_in(field.annotation) for name, field in cls.model_fields.items()}
     keys = {name: {*keys_of(one), *getattr(one, "usual", ())} for name, one in sections.items() if one is not None}
     places = [name for name, own in keys.items() if key in own]

@@ -31,20 +31,14 @@ def main() -> int:
     parser.add_argument("--no-bench", action="store_true", help="runs the tests alone")
     options = parser.parse_args()
     options.into.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = {
-        "tests": {"machine": machine(), **tests()},
-        "machine": machine(),
-        "tables": [],
-        "faults": [],
-    }
-    if options.no_bench:
-        found |= kept(options.into / "gpu.json")
+    before = kept(options.into / "gpu.json") if options.no_bench else {}
+    found = {"tests": {"machine": machine(), **tests()}, "machine": machine(), "tables": [], "faults": [], **before}
     write(options.into, found)
     if torch.cuda.is_available() and not options.no_bench:
         benches(options.into, found)
     print(markdown(found))
     print(f"written to {options.into / 'gpu.json'} and gpu.md")
-    return 1 if found["tests"]["failed"] or found["faults"] else 0
+    return 1 if found["tests"]["failed"] or (found["faults"] and not before) else 0
 
 
 def machine() -> dict[str, str]:
@@ -58,11 +52,12 @@ def machine() -> dict[str, str]:
 
 
 def kept(file: Path) -> dict[str, Any]:
-    """The tables of a file that was written before."""
-    if not file.exists():
+    """The tables of a file that was written before; nothing if it is missing or damaged."""
+    try:
+        before = json.loads(file.read_text())
+        return {key: before[key] for key in ("machine", "tables", "faults")}
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
-    before = json.loads(file.read_text())
-    return {key: before[key] for key in ("machine", "tables", "faults")}
 
 
 def tests() -> dict[str, Any]:

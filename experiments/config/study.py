@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from ..errors import UserError, did_you_mean, validated
+from ..errors import UserError, did_you_mean, place_of, validated
 from .files import merged, read
 from .model import Model
 from .names import folder_name, slug, text_of
@@ -294,8 +294,15 @@ class _Head(Section):
     published: Published | None = None  # of a study that repeats a paper's
 
 
-_OF_ARM = "it belongs in an arm: write it in [[arms]], below its name"
-_OF_ALL = dict.fromkeys(_Head.model_fields, "it is of all arms: write it at the top of the file, above the first table")
+_TOP = "at the top of the file, above the first table"
+# Where keys belong that are written in another table.
+_PLACES = {
+    **{key: f"it belongs in published, as published.{key}" for key in Published.model_fields},
+    **{key: f"it belongs in sweep, as sweep.{key}" for key in Sweep.model_fields},
+    **dict.fromkeys([*_Head.model_fields, "extends"], f"it is of the whole study: write it {_TOP}"),
+    "seed": f"a run's seed is one of seeds = [...], which is written {_TOP}",
+    "strengths": "it belongs in an arm: write it in [[arms]], below its name",
+}
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Study:
@@ -321,10 +328,11 @@ def resolve(tree: Tree) -> Study:
     """The study that a parsed TOML tree describes."""
     if (fault := fault_in(tree)) is not None:
         raise UserError(": ".join(filter(None, fault)))
-    head = validated(_Head, {key: value for key, value in tree.items() if key in _Head.model_fields})
+    own = {key: value for key, value in tree.items() if key in _Head.model_fields}
+    head = validated(_Head, own, places=_PLACES)
     base = {key: value for key, value in tree.items() if key not in _Head.model_fields}
     # So that errors are reported once, not for each arm.
-    validated(Settings, base, also=list(_Head.model_fields), places={"strengths": _OF_ARM})
+    validated(Settings, base, also=list(_Head.model_fields), places=_PLACES)
     _check_distinct("seeds", [str(seed) for seed in head.seeds])
     _check_distinct("arms", [folder_name(slug(arm.name)).casefold() for arm in head.arms])
     names = [arm.name for arm in head.arms]
@@ -375,12 +383,19 @@ def _runs(base: Tree, arm: _Arm, seeds: Sequence[int], values: Tree) -> Iterator
 def _settings_at(tree: Tree, values: Tree, arm: str) -> Settings:
     """The settings of an arm's tree, with the given values of the swept keys."""
     for key, value in values.items():
+        table = key.partition(".")[0]
+        if table not in Settings.model_fields:
+            hint = (
+                "write regularizers.0.strength or optimizer.weight_decay" if table in ("strength", "strengths") else ""
+            )
+            hint = hint or place_of(table, Settings) or did_you_mean(table, Settings.model_fields)
+            raise UserError(f"sweep.space: {key} is no key of a run, {hint}")
         try:
             _put(tree, key, value)
         except UserError as error:
             fault = f"sweep.space: {key} does not fit arms[{arm}]: {error}"
             raise UserError(f"{fault}; add it, or name the arms to search in sweep.arms") from None
-    return validated(Settings, tree, f"arms[{arm}].", also=list(_Arm.model_fields), places=_OF_ALL)
+    return validated(Settings, tree, f"arms[{arm}].", also=list(_Arm.model_fields), places=_PLACES)
 
 
 def _put(tree: Tree, key: str, value: Any) -> None:

@@ -143,7 +143,33 @@ BAD = {
     ),
     "the study's seeds in an arm": (
         'arms=[{ name = "plain", seeds = [1] }]',
-        "arms[plain].seeds: unknown key, it is of all arms: write it at the top of the file, above the first table",
+        "arms[plain].seeds: unknown key, it is of the whole study: write it at the top of the file, above the first",
+    ),
+    "a run's seed at the top": (
+        "seed = 3",
+        "seed: unknown key, a run's seed is one of seeds = [...], which is written",
+    ),
+    "the study's seeds in a table": (
+        'data={ name = "digits", train_size = 40, valid_size = 40, seeds = [1] }',
+        "data.seeds: unknown key, it is of the whole study: write it at the top of the file",
+    ),
+    "a key of another table": (
+        "train={ epochs = 1, batch_size = 20, valid_size = 40 }",
+        "train.valid_size: unknown key, it belongs in data, as data.valid_size",
+    ),
+    "a list of tables in a table": (
+        "train={ epochs = 1, batch_size = 20, regularizers = [] }",
+        "train.regularizers: unknown key, it is no part of another table: write regularizers = ... above the first "
+        "table, or begin [[regularizers]]",
+    ),
+    "a search's key at the top": ("trials = 3", "trials: unknown key, it belongs in sweep, as sweep.trials"),
+    "a search of strengths": (
+        "sweep={ space = { strengths = [1, 2] } }",
+        "sweep.space: strengths is no key of a run, write regularizers.0.strength or optimizer.weight_decay",
+    ),
+    "a search of a key without its table": (
+        "sweep={ space = { epochs = [1, 2] } }",
+        "sweep.space: epochs is no key of a run, it belongs in train, as train.epochs",
     ),
     "one strength in place of several": (
         'arms=[{ name = "plain", strength = [1] }]',

@@ -129,6 +129,24 @@ def test_an_overridden_key_stands_in_the_command_and_must_be_that_of_the_folder(
     assert evidence("tiny.toml", "--from", "runs/tiny", *QUICK)[0] == 0
 
 
+def test_a_trial_with_other_settings_does_not_replace_the_record(made, evidence, tmp_path):
+    before = (made / "evidence/tiny.json").read_bytes()
+    code, _, error = evidence("tiny.toml", *QUICK, "--out", "trial")
+    assert code == 2
+    assert error == (
+        "error: evidence: docs/evidence/tiny.json is the record of the study without --set, 6 runs: choose another "
+        "folder by --docs, or remove the record\n"
+    )
+    assert not (tmp_path / "trial").exists()
+    assert (made / "evidence/tiny.json").read_bytes() == before
+    (tmp_path / "other").mkdir()
+    assert evidence("tiny.toml", *QUICK, "--out", "trial", "--docs", "other")[0] == 0
+    page = (tmp_path / "other/evidence.md").read_text()
+    assert "| 2 seeds; other settings than the file's | `evidence tiny.toml --set train.epochs=1`<br>" in page
+    assert evidence("tiny.toml", "--from", "runs/tiny", "--docs", "other")[0] == 0
+    assert "| 2 seeds; 2 epochs of 60 images | `evidence tiny.toml`<br>" in (tmp_path / "other/evidence.md").read_text()
+
+
 def test_it_goes_on_after_the_text_was_changed(evidence, tmp_path):
     assert evidence("tiny.toml", *QUICK)[0] == 0
     (tmp_path / "tiny.toml").write_text(TOML.replace("since 2 epochs are few", "for another reason"))
@@ -148,7 +166,8 @@ def test_a_file_may_have_any_name(evidence, tmp_path):
 
 def test_a_study_that_is_not_finished_is_marked(made, evidence, tmp_path):
     (tmp_path / "runs/tiny/runs/none/seed1/result.json").unlink()
-    assert evidence("tiny.toml", "--from", "runs/tiny")[0] == 0
+    code, _, error = evidence("tiny.toml", "--from", "runs/tiny")
+    assert (code, error) == (0, "note: 5 of 6 runs replace a record of all 6\n")
     page = (made / "evidence.md").read_text()
     assert "| yes, so far<br>(not finished: 5 of 6 runs) |" in page
     assert "| **no**, so far |" in page

@@ -93,9 +93,12 @@ def test_where_a_step_would_wait_the_value_of_a_refused_activation_is_nan(squash
     expected = penalty.value(inside), penalty.gradient(inside)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert_close((penalty.value(inside), penalty.gradient(inside)), expected)
-    outside = inside.clone().fill_diagonal_(-0.5)
-    assert penalty.value(outside).isnan()
-    assert penalty.gradient(outside).isnan().all()
+    outside = inside.clone().fill_diagonal_(-0.5).requires_grad_()
+    value = penalty.value(outside)
+    value.backward()
+    assert value.isnan()
+    assert outside.grad.diag().isnan().all()
+    assert penalty.gradient(outside.detach()).isnan().all()
 
 
 def test_means_of_half_precision_are_taken_in_single_precision():

@@ -168,6 +168,8 @@ def _above(matrix: Tensor, start: _Start, threshold: float) -> tuple[Tensor, Ten
             return None
         span = torch.linalg.qr(image).Q
         back = torch.linalg.qr(matrix.mH @ span)
+        if not bool(back.R.isfinite().all()):  # its largest singular value has overflowed
+            return None
         right, sigma, left = torch.linalg.svd(back.R)
         left, right = span @ left.mH, back.Q @ right
         image = matrix @ right

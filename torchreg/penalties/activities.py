@@ -39,7 +39,7 @@ class KLSparsity(Term):
 
     Raises:
         ValueError: an argument out of range; in ``value`` and ``gradient`` a (squashed) activation outside [0, 1]. On a
-            GPU and in compiled code, where each step would wait for that, the value is NaN.
+            GPU and in compiled code, where each step would wait for that, the value and its gradient are NaN.
 
     Example:
         >>> penalty = KLSparsity(1.0, target=0.5)
@@ -90,7 +90,8 @@ class KLSparsity(Term):
         )
         outside = (squashed < 0) | (squashed > 1)
         if not w.is_cpu or torch.compiler.is_compiling():
-            return squashed.masked_fill(outside, torch.nan)
+            # A product, so that the gradient is NaN too.
+            return squashed * torch.ones_like(squashed).masked_fill(outside, torch.nan)
         if outside.any():
             low, high = w.aminmax()
             raise ValueError(f"KLSparsity: activations must be {range_}, got {low:g} to {high:g}: {hint}")

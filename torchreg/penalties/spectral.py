@@ -73,8 +73,8 @@ class Nuclear(Matrix, Spectral, ProximalPenalty):
     In the steps of mode "prox" on the CPU, a weight with more than 128 rows and columns is decomposed while its rank is
     high. Once at most an eighth of its singular values are above ``ts``, these are followed from step to step, with a
     certificate that they are all. For 1,000 x 1,000 and a low rank that takes 4 ms instead of 200. The result is right
-    up to the rounding of the largest one. Pass ``every=k`` to the :class:`~torchreg.Regularizer` for one such step
-    in ``k``.
+    up to the rounding of the largest one. A run that is resumed from a checkpoint may differ by as much. Pass
+    ``every=k`` to the :class:`~torchreg.Regularizer` for one such step in ``k``.
 
     Args:
         strength: ``s``, finite and not negative.

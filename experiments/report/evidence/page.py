@@ -106,7 +106,8 @@ def _rows(found: Evidence, text: Published, label: str) -> list[list[str]]:
     lines[0][-1] += _remarks(found)
     proof = [f"[{text.claim}](#{label})", f"{text.figures} ({text.year})"]
     command = code(found.command.removeprefix(COMMAND).strip())
-    made = [f"{_seeds(len(found.seeds))}; {text.budget}", f"{command}<br>{found.date}"]
+    budget = "other settings than the file's" if found.overrides else text.budget
+    made = [f"{_seeds(len(found.seeds))}; {budget}", f"{command}<br>{found.date}"]
     return [[*proof, *lines[0], *made], *(["", "", *line, "", ""] for line in lines[1:])]
 
 

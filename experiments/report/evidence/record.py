@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +39,11 @@ class Origin:
     name: str
     command: str
     study: str
+
+
+def overrides_of(command: str) -> list[str]:
+    """What follows each ``--set`` of a command."""
+    return [value for word, value in pairwise(shlex.split(command)) if word == "--set"]
 
 
 class Arm(BaseModel):
@@ -78,6 +85,11 @@ class Evidence(BaseModel):
     def origin(self) -> str:
         """The study that the record is of, which is another one than that of a file with the same name elsewhere."""
         return self.study or self.name
+
+    @property
+    def overrides(self) -> list[str]:
+        """Which keys the command changes, and to what."""
+        return overrides_of(self.command)
 
     @property
     def is_whole(self) -> bool:
