@@ -180,6 +180,14 @@ def test_the_threshold_of_what_is_not_finite_is_left_to_others(kind):
         assert not Nuclear(1.0)._prox_(w, 1.2).isfinite().any()
 
 
+@pytest.mark.parametrize("most", [1e37, 1e38])
+def test_so_is_the_threshold_of_a_singular_value_that_overflows(most):
+    w = torch.ones(200, 200) + 0.01 * torch.randn(200, 200)
+    assert low_rank_threshold(w, w, 5.0) is not None
+    w.mul_(most / w.abs().max())
+    assert low_rank_threshold(w, w, 5.0) is None
+
+
 @pytest.mark.parametrize("shape", [(ROWS, COLUMNS), (140, 75, 2)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("step", [0.0, 0.6, torch.tensor(0.6), 6.0], ids=repr)
