@@ -388,7 +388,7 @@ def _settings_at(tree: Tree, values: Tree, arm: str) -> Settings:
             hint = (
                 "write regularizers.0.strength or optimizer.weight_decay" if table in ("strength", "strengths") else ""
             )
-            hint = hint or place_of(table, Settings) or did_you_mean(table, Settings.model_fields)
+            hint = hint or _PLACES.get(table) or place_of(table, Settings) or did_you_mean(table, Settings.model_fields)
             raise UserError(f"sweep.space: {key} is no key of a run, {hint}")
         try:
             _put(tree, key, value)

@@ -343,7 +343,10 @@ FAULTS = {
         {"space": {"optimizer.eps": [1e-8, -1.0]}},
         "arms[L1].optimizer: AdamW(eps=-1.0) cannot be made",
     ),
-    "the study's own keys": ({"space": {"seeds": [[1], [2]]}}, "arms[L1].seeds: unknown key"),
+    "the study's own keys": (
+        {"space": {"seeds": [[1], [2]]}},
+        "sweep.space: seeds is no key of a run, it is of the whole study",
+    ),
 }
 
 
