@@ -303,6 +303,8 @@ _PLACES = {
     "seed": f"a run's seed is one of seeds = [...], which is written {_TOP}",
     "strengths": "it belongs in an arm: write it in [[arms]], below its name",
 }
+_AT = "write regularizers.0.strength or optimizer.weight_decay"
+_SEARCHED = {**_PLACES, "strength": _AT, "strengths": _AT}  # the same of keys that are searched
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Study:
@@ -385,10 +387,7 @@ def _settings_at(tree: Tree, values: Tree, arm: str) -> Settings:
     for key, value in values.items():
         table = key.partition(".")[0]
         if table not in Settings.model_fields:
-            hint = (
-                "write regularizers.0.strength or optimizer.weight_decay" if table in ("strength", "strengths") else ""
-            )
-            hint = hint or _PLACES.get(table) or place_of(table, Settings) or did_you_mean(table, Settings.model_fields)
+            hint = _SEARCHED.get(table) or place_of(table, Settings) or did_you_mean(table, Settings.model_fields)
             raise UserError(f"sweep.space: {key} is no key of a run, {hint}")
         try:
             _put(tree, key, value)
