@@ -81,11 +81,15 @@ def test_many_penalties_have_kernels_of_their_own():
 @pytest.mark.parametrize(
     ("penalties", "form"),
     [
-        ([MCP(0.3, gamma=1.5), MCP(0.3, gamma=3.0)], "value"),
-        ([SCAD(0.3, a=3.7), SCAD(0.3, a=2.5)], "prox"),
-        ([ElasticNet(1.0, l1_ratio=0.3), ElasticNet(1.0, l1_ratio=0.8)], "gradient"),
+        pytest.param([MCP(0.3, gamma=1.5), MCP(0.3, gamma=3.0)], "value", id="MCP"),
+        pytest.param([SCAD(0.3, a=3.7), SCAD(0.3, a=2.5)], "prox", id="SCAD", marks=pytest.mark.slow),
+        pytest.param(
+            [ElasticNet(1.0, l1_ratio=0.3), ElasticNet(1.0, l1_ratio=0.8)],
+            "gradient",
+            id="ElasticNet",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["MCP", "SCAD", "ElasticNet"],
 )
 def test_no_kernel_has_the_numbers_of_another_one_in_the_compilers_cache(penalties, form, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # so that the first is what is found

@@ -23,9 +23,10 @@ from .record import Evidence, read_record, write_record
 
 _HEAD = """# Published results, repeated
 
-Each proof is a result that a paper has published, and what this library gives for it. Every figure is
-that of final models: mean ± one standard error over seeds. Strengths are chosen by held-out
-training images, never by the test set. A row that falls short stays, with its reason.
+Each proof is a result that a paper has published, and what this library gives for it. Errors are those
+of final models, and a figure of ours is a mean ± one standard error over seeds. Strengths are chosen
+by training images, never by test images, except in columns that say "on the test". A row that falls
+short stays, with its reason.
 
 In a clone, `{command}` with the command of a proof makes its record again, in
 `docs/evidence`, and this page, which is never written by hand. It needs the data, which are downloaded

@@ -158,7 +158,7 @@ def _of_peak(settings: Peak, name: str, places: _Places) -> list[Check]:
     limit = f"{exact(settings.within)} point{'' if settings.within == 1 else 's'}"
     must = f"each rule at most {limit} above the grid's best on the test, everywhere"
     checks.append(_at_most(settings.within, must, excess))
-    checks.append(_at_most(settings.within, f"by no rule a rise by more than {limit} along {name}", rises))
+    checks.append(_at_most(settings.within, f"each rule: a rise of at most {limit} along {name}", rises))
     return checks
 
 

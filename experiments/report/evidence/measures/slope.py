@@ -106,7 +106,7 @@ def of_slope(settings: Slope, arms: Arms, metric: str) -> Found:
                 points.append({"rule": rule, "x": rate, "y": cell.strength, "loss": loss})
             points.append({"rule": rule, "x": rate, "y": rounded(math.exp(_best(cells)[0]), 4), "loss": None})
         if expected is not None:
-            must = f"{rule}: slope {exact(expected)} ± {exact(settings.within)}"
+            must = f"{rule}: slope within {exact(settings.within)} of {exact(expected)}"
             if len(by_rate) < len(named[rule]):
                 checks.append(missing_check(must, arms, named[rule]))
             elif slopes is None:
@@ -114,7 +114,8 @@ def of_slope(settings: Slope, arms: Arms, metric: str) -> Found:
             else:
                 is_near = not exceeds(abs(slopes.mean - expected), settings.within) and inside == len(by_rate)
                 checks.append(check_of(must, slopes, 2, "", is_near))
-    columns = ["rule", "slope", "expected", "best decay inside the grid", "lowest test error, %", "most training error"]
+    columns = ["rule", "slope", "expected", "best decay inside the grid"]
+    columns += ["test error at the lowest validation loss, %", "largest training error"]
     for rule, expected in settings.expected.items():
         if rule not in rules:
             checks.append(missing_check(f"{rule}: slope {exact(expected)}", arms, named[rule]))
