@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,6 +13,7 @@ from ..errors import UserError, did_you_mean, place_of, validated
 from .files import merged, read
 from .model import Model
 from .names import folder_name, slug, text_of
+from .overrides import override
 from .penalties import Penalty, Regularizer
 from .published import Published
 from .sections import (
@@ -319,8 +319,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Study:
 def tree_of(path: Path, overrides: Sequence[str] = ()) -> Tree:
     """The tables of a study's file: laid on those of the files that it extends, then overridden."""
     tree = read(path)
-    for override in overrides:
-        _set(tree, override)
+    for text in overrides:
+        override(tree, text)
     if "extends" in tree:
         raise UserError("--set extends: belongs in the file, whose keys --set changes afterwards: write it there")
     return tree
@@ -430,36 +430,3 @@ def _at_strength(settings: Settings, strength: float, key: str) -> Settings:
         f"{key}.strengths: must be the only strengths, those of one penalty or else of optimizer.weight_decay; "
         f"got {len(regularizers)} regularizers and others set: remove their strength or the weight_decay"
     )
-
-
-def _named(tables: dict[str, Any]) -> str:
-    return f"its names are {', '.join(map(repr, tables))}" if tables else "its tables have none; set the whole list"
-
-
-def _set(tree: Tree, override: str) -> None:
-    """Sets ``a.b=value``; below ``arms`` the first key is the arm's name."""
-    key, equals, text = override.partition("=")
-    path = [part.strip() for part in key.split(".")]
-    if not equals or not all(path):
-        raise UserError(f"--set: must be key=value, got {override!r}")
-    try:
-        document = tomllib.loads(f"value = {text}")
-        value = document["value"] if len(document) == 1 else text
-    except (ValueError, RecursionError):
-        value = text  # a bare word, such as a path
-    node: Any = tree
-    for depth, part in enumerate(path[:-1]):
-        if isinstance(node, list):
-            named = {arm["name"]: arm for arm in node if isinstance(arm, dict) and "name" in arm}
-            if part not in named:
-                where = ".".join(path[:depth])
-                raise UserError(f"--set {key}: no table in {where} has the name {part!r}: {_named(named)}")
-            node = named[part]
-        elif isinstance(node, dict):
-            node = node.setdefault(part, {})
-        if not isinstance(node, (dict, list)):
-            raise UserError(f"--set {key}: {'.'.join(path[: depth + 1])} must be a table, got {node!r}")
-    if not isinstance(node, dict):
-        whole = ".".join(path[:-1])
-        raise UserError(f"--set {key}: {whole} must be a table, got a list: set all of it, as in {whole}=[...]")
-    node[path[-1]] = value

@@ -17,6 +17,7 @@ import typer
 from experiments import cli, config
 from experiments.benches import command as benches
 from experiments.benches.timing import Clock
+from experiments.config.overrides import override
 from experiments.running import rehearsal, search
 from tests.docs.pages import PAGES, ROOT, Block, blocks, name_of
 
@@ -130,8 +131,8 @@ class Page:
         path = str(parsed["path"])
         if path in self.files:
             tree = deepcopy(self.files[path])
-            for override in parsed["overrides"]:
-                config.study._set(tree, override)
+            for text in parsed["overrides"]:
+                override(tree, text)
             loaded = config.resolve(tree)
         else:
             loaded = config.load(ROOT / path, parsed["overrides"])
