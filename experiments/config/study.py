@@ -300,6 +300,7 @@ _PLACES = {
     **{key: f"it belongs in published, as published.{key}" for key in Published.model_fields},
     **{key: f"it belongs in sweep, as sweep.{key}" for key in Sweep.model_fields},
     **dict.fromkeys([*_Head.model_fields, "extends"], f"it is of the whole study: write it {_TOP}"),
+    "device": "it is an option of the command, as in --device cuda",
     "seed": f"a run's seed is one of seeds = [...], which is written {_TOP}",
     "strengths": "it belongs in an arm: write it in [[arms]], below its name",
 }

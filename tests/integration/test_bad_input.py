@@ -145,6 +145,14 @@ BAD = {
         'arms=[{ name = "plain", seeds = [1] }]',
         "arms[plain].seeds: unknown key, it is of the whole study: write it at the top of the file, above the first",
     ),
+    "a device in the file": (
+        'device = "cuda"',
+        "device: unknown key, it is an option of the command, as in --device cuda",
+    ),
+    "a device of the training": (
+        'train={ epochs = 1, batch_size = 10, device = "cuda" }',
+        "train.device: unknown key, it is an option of the command, as in --device cuda",
+    ),
     "a run's seed at the top": (
         "seed = 3",
         "seed: unknown key, a run's seed is one of seeds = [...], which is written",

@@ -73,7 +73,7 @@ def test_a_function_that_cannot_be_penalized_gets_one_line(function, error, mess
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: Effective(update, L2(1.0)), TypeError, r"penalty must be a Penalty, got .*: write Effective\(L2"),
+        (lambda: Effective(update, L2(1.0)), TypeError, r"penalty must be a Penalty, as in Effective\(L2"),
         (lambda: Effective(L2(1.0), 3), TypeError, "function must be a function of a module, .* got 3"),
         (lambda: Effective(L2(1.0), LoRA), TypeError, "function must be a function of a module"),
         (lambda: Effective(L2(1.0), nn.Linear(2, 2)), TypeError, "function must be a function of a module"),

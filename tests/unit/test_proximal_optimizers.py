@@ -283,7 +283,7 @@ def test_a_penalty_without_a_kernel_is_named_once_and_steps_as_usual(monkeypatch
         (lambda w: ProxSGD([w], lr=0.1), r"ProxSGD: penalty must be one with a proximal operator, .*, got None"),
         (
             lambda w: ProxSGD([w], nn.Linear(2, 2)),
-            "ProxSGD: penalty must be one with a proximal operator, .* got Linear$",
+            "ProxSGD: penalty must be one with a proximal operator, .* got a Linear$",
         ),
         (
             lambda w: ProxSGD([w], ElasticNet(0.1), weight_decay=0.1),

@@ -334,7 +334,7 @@ def test_a_wrong_number_gets_one_line(options, message):
 
 
 def test_another_optimizer_is_refused():
-    for other, got in ((AdamW(make_model().parameters()), "AdamW"), (AdamW, "the class AdamW"), (None, "NoneType")):
+    for other, got in ((AdamW(make_model().parameters()), "an AdamW"), (AdamW, "the class AdamW"), (None, "None")):
         with pytest.raises(TypeError, match=rf"optimizer must be a ProxSGD, a ProxAdam or a Regularizer, got {got}\Z"):
             TargetSparsity(other, 0.9, steps=10)
 

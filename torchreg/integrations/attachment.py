@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from torchreg.integrations.logged import logged, penalized
 from torchreg.penalties import Penalty
+from torchreg.penalties.given import in_words
 from torchreg.regularizer import Regularizer
 from torchreg.schedules import Schedule
 from torchreg.selection import ParamInfo, Selector, weights
@@ -71,10 +72,7 @@ class Attachment:
 
     def _check(self) -> None:
         if isinstance(self.penalty, type):
-            raise TypeError(
-                f"{_OWNER}: penalty must be a penalty such as L1(0.1), got the class {self.penalty.__name__}: give it "
-                f"a strength, as in {self.penalty.__name__}(1e-4)"
-            )
+            raise TypeError(f"{_OWNER}: penalty must be a penalty such as L1(0.1), got {in_words(self.penalty)}")
         mode: object = self.mode
         if isinstance(self.penalty, Penalty | Mapping):
             if mode not in get_args(StepMode):

@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 from torchreg.hooks import Group
 from torchreg.optim.options import Params
 from torchreg.optim.step_wrapper import Plan, StepWrapper, Weights, is_regularized, with_gradients
-from torchreg.penalties import Penalty, ProximalPenalty, Term
+from torchreg.penalties import ProximalPenalty, Term
+from torchreg.penalties.given import in_words
 from torchreg.penalties.joint import whole_of
 from torchreg.penalties.weighted import Weighted
 from torchreg.schedules import check_scale
@@ -73,7 +74,7 @@ class Proximal(StepWrapper, Steered):
         owner = type(self).__name__
         if not isinstance(penalty, ProximalPenalty):
             raise TypeError(
-                f"{owner}: penalty must be one with a proximal operator, such as L1(1e-4), got {_short(penalty)}"
+                f"{owner}: penalty must be one with a proximal operator, such as L1(1e-4), got {in_words(penalty)}"
             )
         if any(whole_of(term) for term in penalty.terms):
             raise ValueError(
@@ -213,10 +214,3 @@ def apply_prox_(penalty: ProximalPenalty, w: Tensor, step: float | Tensor) -> No
         w.copy_(penalty.prox(w.clone(), step))
     else:
         penalty._prox_(w, step)
-
-
-def _short(thing: object) -> str:
-    """The object in one line: penalties and numbers as they are, others by their kind."""
-    if thing is None:
-        return "None"
-    return repr(thing) if isinstance(thing, Penalty | int | float | str) else f"{type(thing).__name__}"

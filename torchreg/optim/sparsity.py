@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torchreg import functional as f
 from torchreg.hooks import Carried, StepHooks, checked_steps
 from torchreg.optim.proximal import Proximal
+from torchreg.penalties.given import kind_of
 from torchreg.penalties.partition import Groups, Partition, check_groups, resolve, split
 from torchreg.schedules import of_steps, share_at
 from torchreg.selection.parameters import ParamInfo
@@ -110,7 +111,7 @@ class TargetSparsity:
     ) -> None:
         if not isinstance(optimizer, Steered):
             raise TypeError(
-                f"TargetSparsity: optimizer must be a ProxSGD, a ProxAdam or a Regularizer, got {_kind(optimizer)}"
+                f"TargetSparsity: optimizer must be a ProxSGD, a ProxAdam or a Regularizer, got {kind_of(optimizer)}"
             )
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise ValueError(f"TargetSparsity: steps must be a whole number >= 1, got {steps!r}")
@@ -284,10 +285,6 @@ class TargetSparsity:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _kind(thing: object) -> str:
-    return f"the class {thing.__name__}" if isinstance(thing, type) else f"{type(thing).__name__}"
 
 
 def _score(size: Tensor, slope: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchreg.penalties.base import Penalty
 from torchreg.penalties.constraints import Constraint
 from torchreg.penalties.described import Described
+from torchreg.penalties.given import in_words
 from torchreg.penalties.joint import whole_of
 from torchreg.selection.effective import Called, Function, effective_weights, name_of
 from torchreg.selection.modules import ModuleFilter
@@ -74,7 +75,7 @@ class Effective(Described, Penalty):
     def __post_init__(self) -> None:
         if not isinstance(self.penalty, Penalty):
             raise TypeError(
-                f"Effective: penalty must be a Penalty, got {self.penalty!r}: write Effective(L2(0.1), function)"
+                f"Effective: penalty must be a Penalty, as in Effective(L2(0.1), f), got {in_words(self.penalty)}"
             )
         if not callable(self.function) or isinstance(self.function, type | nn.Module):
             raise TypeError(

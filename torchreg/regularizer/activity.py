@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from torchreg.ensemble.stacked import Stacked
 from torchreg.penalties import KLSparsity, Penalty
+from torchreg.penalties.given import in_words
 from torchreg.penalties.outputs import OfLogits
 from torchreg.regularizer.recorded import OfPasses, first_in
 from torchreg.selection.modules import ModuleFilter, check_model, select_modules
@@ -85,7 +86,7 @@ class ActivityRegularizer(OfPasses):
                 "ActivityRegularizer: model must not be a stack, whose activities cannot be recorded: use members()"
             )
         if not isinstance(penalty, Penalty):
-            raise TypeError(f"ActivityRegularizer: penalty must be a Penalty such as L1(1e-6), got {penalty!r}")
+            raise TypeError(f"ActivityRegularizer: penalty must be a Penalty such as L1(1e-6), got {in_words(penalty)}")
         self.model = model
         self.penalty = penalty
         self.modules = select_modules("ActivityRegularizer", model, modules)

@@ -15,6 +15,7 @@ from torchreg.functional.sharding import is_sharded
 from torchreg.penalties import Penalty, ProximalPenalty
 from torchreg.penalties.constraints import Constraint
 from torchreg.penalties.effective import Effective
+from torchreg.penalties.given import in_words
 from torchreg.penalties.joint import by_whole, whole_of
 from torchreg.penalties.lassonet import LassoNet
 from torchreg.penalties.members import bound_by_member, member_of
@@ -123,7 +124,7 @@ def as_rules(penalty: Penalty | Mapping[str, Penalty], mode: str) -> Mapping[str
         )
     for rule in rules.values():
         if not isinstance(rule, Penalty):
-            raise TypeError(f"Regularizer: penalty must be a Penalty such as L2(1e-4), got {rule!r}{_advice(rule)}")
+            raise TypeError(f"Regularizer: penalty must be a Penalty such as L2(1e-4), got {in_words(rule)}")
         if isinstance(rule, Effective):
             _check_effective(rule, rules, mode)
         if not rule._selects_itself and any(term._selects_itself for term in rule.terms):
@@ -160,15 +161,6 @@ def _check_effective(rule: Effective, rules: Mapping[str, Penalty], mode: str) -
             f"Regularizer: mode {mode!r} changes stored tensors, but the weight of {rule!r} is a function of them: use "
             "mode 'grad' or 'loss'"
         )
-
-
-def _advice(rule: object) -> str:
-    """What to write instead of something that is no penalty, where that can be told."""
-    if isinstance(rule, type) and issubclass(rule, Penalty):
-        return f": give it a strength, as in {rule.__name__}(1e-4)"
-    if isinstance(rule, list | tuple) and rule and all(isinstance(each, Penalty) for each in rule):
-        return ": add penalties up, as in L1(1e-5) + L2(1e-4)"
-    return ""
 
 
 def assign(model: nn.Module, rules: Mapping[str, Penalty], select: Selector, mode: str) -> list[Assignment]:

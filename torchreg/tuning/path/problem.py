@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from torchreg.ensemble.stacked import Stacked
 from torchreg.penalties import Penalty
+from torchreg.penalties.given import in_words, kind_of
 from torchreg.regularizer import Mode, Regularizer
 from torchreg.selection.parameters import ParamInfo
 from torchreg.selection.selectors import Selector
@@ -113,7 +114,7 @@ def check_given(owner: str, penalty: object, **examples: object) -> None:
     """Raises ``TypeError`` unless the penalty is one, or a mapping to some, and the examples are pairs."""
     for rule in penalty.values() if isinstance(penalty, Mapping) else (penalty,):
         if not isinstance(rule, Penalty):
-            raise TypeError(f"{owner}: penalty must be a Penalty such as L1(1.0), got {kind_of(rule)}")
+            raise TypeError(f"{owner}: penalty must be a Penalty such as L1(1.0), got {in_words(rule)}")
     check_pairs(owner, **examples)
 
 
@@ -132,14 +133,6 @@ def check_makes_models(make_model: object) -> None:
             "strength_path: the first argument is a function that makes the model, as in lambda: nn.Linear(...), "
             f"got {kind_of(make_model)}"
         )
-
-
-def kind_of(value: object) -> str:
-    """The kind of a value with its article, as "a list"; the name of a class, as "the class L1"."""
-    if value is None or isinstance(value, type):
-        return "None" if value is None else f"the class {value.__name__}"
-    name = type(value).__name__
-    return f"{'an' if name[0] in 'aeiouAEIO' else 'a'} {name}"
 
 
 def descending(owner: str, strengths: Sequence[float]) -> list[float]:
