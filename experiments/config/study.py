@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -332,7 +333,10 @@ def resolve(tree: Tree) -> Study:
     if (fault := fault_in(tree)) is not None:
         raise UserError(": ".join(filter(None, fault)))
     own = {key: value for key, value in tree.items() if key in _Head.model_fields}
-    head = validated(_Head, own, places=_PLACES)
+    try:
+        head = validated(_Head, own, places=_PLACES)
+    except UserError as error:
+        raise UserError(_with_names(str(error), own.get("arms"))) from None
     base = {key: value for key, value in tree.items() if key not in _Head.model_fields}
     # So that errors are reported once, not for each arm.
     validated(Settings, base, also=list(_Head.model_fields), places=_PLACES)
@@ -396,6 +400,17 @@ def _settings_at(tree: Tree, values: Tree, arm: str) -> Settings:
             fault = f"sweep.space: {key} does not fit arms[{arm}]: {error}"
             raise UserError(f"{fault}; add it, or name the arms to search in sweep.arms") from None
     return validated(Settings, tree, f"arms[{arm}].", also=list(_Arm.model_fields), places=_PLACES)
+
+
+def _with_names(lines: str, arms: Any) -> str:
+    """The lines of an error with the names of arms in the place of their numbers, but of names that are at fault."""
+
+    def named(place: re.Match[str]) -> str:
+        name = arms[int(place[1])].get("name")
+        at_fault = not isinstance(name, str) or f"{place[0]}name" in lines
+        return place[0] if at_fault else f"arms[{name}]."
+
+    return re.sub(r"^arms\.(\d+)\.", named, lines, flags=re.MULTILINE)
 
 
 def _put(tree: Tree, key: str, value: Any) -> None:

@@ -165,7 +165,7 @@ FAULTS = {
         {"arms": [{"name": "a", "strengths": [0.0, -0.0]}]},
         "arms[a].strengths: must be distinct",
     ),
-    "no strengths": ({"arms": [{"name": "a", "strengths": []}]}, "arms.0.strengths: must have at least 1 item"),
+    "no strengths": ({"arms": [{"name": "a", "strengths": []}]}, "arms[a].strengths: must have at least 1 item"),
     "a key of the arm misspelled": ({"arms": [{"name": "a", "strenghts": [1.0]}]}, "did you mean 'strengths'?"),
     "a strength missing": ({"regularizers": [{"penalty": "L1"}]}, "arms[none].regularizers.0.strength: is missing"),
     "an option twice": (
