@@ -23,10 +23,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="another seed, other mutations (default: 0)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    resource.setrlimit(resource.RLIMIT_AS, (12 << 30, 12 << 30))  # a mutated width may ask for any amount of memory
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    # A mutated width may ask for any amount of memory. The pictures of records need tens of GB of addresses.
+    limits = {configurations: 12 << 30, records: soft}
     found = 0
     with tempfile.TemporaryDirectory(prefix="fuzz") as name:
         for module, count in ((configurations, arguments.configurations), (records, arguments.records)):
+            resource.setrlimit(resource.RLIMIT_AS, (limits[module], hard))
             folder = Path(name) / module.__name__
             folder.mkdir()
             title = module.__name__.rpartition(".")[2]
