@@ -46,7 +46,9 @@ def draw(folder: Path) -> Figure:
     """The learning curves of four arms, side by side, with the errors at the end."""
     cells = {cell.arm: cell for cell in summarize(folder).chosen}
     figure = Figure(figsize=(11, 3.1), layout="constrained", dpi=160)
-    for axes, (arm, (title, *places)) in zip(figure.subplots(1, len(ARMS), sharey=True), ARMS.items(), strict=True):
+    panels = figure.subplots(1, len(ARMS), sharey=True)
+    panels[0].set_ylabel("error")
+    for axes, (arm, (title, *places)) in zip(panels, ARMS.items(), strict=True):
         cell = cells[arm]
         for name, (key, color) in ERRORS.items():
             epochs = [row["epoch"] for row in cell.histories[0]]
