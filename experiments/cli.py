@@ -27,12 +27,12 @@ from .benches.timing import Clock
 from .config.names import folder_name, slug
 from .errors import UserError
 from .report import summarize
-from .report.evidence import Origin, check_measures, check_place, reduce, write_page
+from .report.evidence import Evidence, Origin, check_measures, check_place, reduce, write_page
 from .running import catalog, engines, study, sweep
 from .running.outline import outline
 from .training import denormals, interrupts, loggers, ranks
 from .training.record import read_study
-from .training.sameness import are_same
+from .training.sameness import are_same, obstacle
 from .training.storage import place
 
 app = typer.Typer(
@@ -202,26 +202,28 @@ def prove(
         Path | None,
         typer.Option("--from", metavar="DIR", parser=place, help="Takes the records of this folder, and runs nothing."),
     ] = None,
-    docs: Annotated[Path, typer.Option("--docs", metavar="DIR", help="The folder of the page evidence.md.")] = Path(
-        "docs"
-    ),
+    docs: Annotated[
+        Path | None, typer.Option(metavar="DIR", parser=place, help="The folder of the page evidence.md, if not docs.")
+    ] = None,
 ) -> None:
     """Repeats a published result, and writes the page of all such results; without a name the page alone."""
+    pages = docs or Path("docs")
     if name is None:
-        check_place(docs)
-        if overrides or out or jobs or resume or source:
-            raise UserError(f"evidence: --set, --out, --jobs, --resume and --from need a NAME: {catalog.proofs()}")
-        print(f"Page: {write_page(docs, catalog.published()).resolve()}")
+        check_place(pages)
+        if overrides or out or jobs or resume or source or device != "auto":
+            options = "--set, --out, --device, --jobs, --resume and --from"
+            raise UserError(f"evidence: {options} need a NAME: {catalog.proofs()}")
+        _end(_write_page(pages))
         return
     path = catalog.proof(name)
     loaded = config.load(path, overrides)
     if loaded.published is None:
         raise UserError(f"evidence: {path} has no table [published], which says what it is held against: add it")
-    if source is not None and (out or jobs or resume):
-        raise UserError("--from: takes records as they are: leave out --out, --jobs and --resume")
+    if source is not None and (out or jobs or resume or device != "auto"):
+        raise UserError("--from: takes records as they are: leave out --out, --device, --jobs and --resume")
     command = shlex.join([*COMMAND.split(), "evidence", name, *(word for one in overrides for word in ("--set", one))])
-    origin = Origin(path.stem, command, catalog.seen_from(docs, path))
-    before = check_place(docs, origin)
+    origin = Origin(path.stem, command, catalog.seen_from(pages, path))
+    before = check_place(pages, origin)
     check_measures(loaded)
     folder = source or out or Path("runs") / folder_name(slug(loaded.name))
     broken: list[str] = []
@@ -230,15 +232,23 @@ def prove(
         with _resumable(folder), engines.choose(None, jobs, on, engines.ForRay()) as chosen:
             make = study.run_study if loaded.sweep is None else sweep.run_sweep
             broken = make(loaded, folder, on, resume, chosen)
-    elif not are_same(read_study(folder), loaded):
-        raise UserError(f"--from: {folder} must hold the runs of {path}, it holds others: give their --set, too")
+    elif not are_same(there := read_study(folder), loaded):
+        others = obstacle(there, loaded) or "with fewer runs"
+        raise UserError(f"--from: {folder} must hold the runs of {path}, is of a study {others}: give its --set, too")
     try:
         found = reduce(loaded, summarize(folder), origin)
-        print(f"Page: {write_page(docs, catalog.published(), found).resolve()}")
+        broken = [*broken, *_write_page(pages, found)]
         if before is not None and before.is_whole and not found.is_whole:
             print(f"note: {found.runs} of {found.planned} runs replace a record of all {before.runs}", file=sys.stderr)
     finally:
         _end(broken)
+
+
+def _write_page(docs: Path, new: Evidence | None = None) -> list[str]:
+    """Writes the page of the evidence; returns what is wrong with the records that it could not show."""
+    page, faults = write_page(docs, catalog.published(), new)
+    print(f"Page: {page.resolve()}")
+    return faults
 
 
 @app.command("list")

@@ -27,7 +27,7 @@ def checksum(content: bytes) -> str:
 
 def damaged(path: Path, how: str = "is damaged") -> RecordError:
     """The error for a file of a record that is not what was written."""
-    return RecordError(f"{path}: {how}: remove {path.parent}, and 'run --resume' makes the run again")
+    return RecordError(f"{path}: {how}: remove {path.parent}, and --resume makes the run again")
 
 
 def content_of(path: Path) -> bytes:

@@ -18,8 +18,10 @@ def place(text: str) -> Path:
     """The folder or file that a text names: a path, or an address if it has ``://``.
 
     Raises:
-        UserError: nothing here can read and write such an address.
+        UserError: the text is empty, or nothing here can read and write such an address.
     """
+    if not text:
+        raise UserError("must be the path of a folder or a file, got an empty text: is a variable not set?")
     if "://" not in text:
         return Path(text)
     if text.startswith("file://") and not text.startswith("file:///"):

@@ -124,7 +124,8 @@ def test_an_overridden_key_stands_in_the_command_and_must_be_that_of_the_folder(
     code, _, said = evidence("tiny.toml", "--from", "runs/tiny")
     assert code == 2
     assert said == (
-        "error: --from: runs/tiny must hold the runs of tiny.toml, it holds others: give their --set, too\n"
+        "error: --from: runs/tiny must hold the runs of tiny.toml, is of a study with other settings of "
+        "none/seed0: train.epochs is 1 there and 2 here: give its --set, too\n"
     )
     assert evidence("tiny.toml", "--from", "runs/tiny", *QUICK)[0] == 0
 
@@ -224,13 +225,17 @@ def test_a_record_of_another_version_is_shown_as_such(made, evidence):
 def test_a_record_that_cannot_be_read_is_shown_as_such(made, evidence, damage, said):
     file = made / "evidence" / "tiny.json"
     file.write_text(damage(file.read_text()))
-    assert evidence()[0] == 0
+    before = {path: path.stat().st_size for path in made.rglob("*.svg")}
+    code, printed, error = evidence()
+    assert (code, printed.startswith("Page: ")) == (1, True)
+    assert error == f"evidence: docs/evidence/tiny.json {said}: make it again, or restore it\n"
+    assert {path: path.stat().st_size for path in made.rglob("*.svg")} == before
     assert f"| `tiny` |  |  |  | the record {said} |" in (made / "evidence.md").read_text()
 
 
 def test_a_record_with_other_keys_is_of_another_version(made, evidence):
     altered(made, more=1)
-    assert evidence()[0] == 0
+    assert evidence()[0] == 1
     assert "the record is of another version" in (made / "evidence.md").read_text()
 
 
@@ -441,7 +446,14 @@ def test_an_unknown_name_lists_what_there_is(evidence):
         (["tiny.toml", "--from", "nowhere"], "nowhere: holds no study"),
         (["tiny.toml", "--from", "runs/tiny", "--resume"], "--from: takes records as they are"),
         (["tiny.toml", "--docs", "nowhere"], "--docs: must be a folder that exists, got nowhere"),
-        (["--resume"], "evidence: --set, --out, --jobs, --resume and --from need a NAME: there are"),
+        (["--resume"], "evidence: --set, --out, --device, --jobs, --resume and --from need a NAME: there are"),
+        (["--device", "cpu"], "evidence: --set, --out, --device, --jobs, --resume and --from need a NAME: there are"),
+        (
+            ["tiny.toml", "--from", "runs", "--device", "cpu"],
+            "--from: takes records as they are: leave out --out, --dev",
+        ),
+        (["tiny.toml", "--from", ""], "must be the path of a folder or a file, got an empty text"),
+        (["--docs", ""], "must be the path of a folder or a file, got an empty text"),
         (["other.toml"], "evidence: other.toml has no table [published]"),
     ],
 )

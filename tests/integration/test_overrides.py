@@ -8,7 +8,7 @@ from experiments.errors import UserError
 
 def tree():
     return {
-        "arms": [{"name": name} for name in ("L2", "decay 0.3", "it's", "a=b", 'say "x.y"')],
+        "arms": [{"name": name} for name in ("L2", "decay 0.3", "it's", "a=b", 'say "x.y"', """a.\\b's "c\"""")],
         "train": {"epochs": 1},
     }
 
@@ -23,6 +23,10 @@ def tree():
         ("arms.it's.x=c=d", 2, {"x": "c=d"}),
         ("arms.'a=b'.x=true", 3, {"x": True}),
         ("""arms.'say "x.y"'.x=1""", 4, {"x": 1}),
+        (r"""arms."a.\\b's \"c\"".x=1""", 5, {"x": 1}),
+        (r"""arms."decay\u00200\u002e3".x=1""", 1, {"x": 1}),
+        ("arms.L2.x = a word ", 0, {"x": "a word"}),
+        ("arms.L2.x=it's", 0, {"x": "it's"}),
         ("""arms.L2.'a.b'.c=1""", 0, {"a.b": {"c": 1}}),
     ],
 )
@@ -41,6 +45,36 @@ def test_what_names_no_key_is_told(text):
     with pytest.raises(UserError, match=r"^--set: must be key=value, got "):
         override(changed, text)
     assert changed == tree()
+
+
+@pytest.mark.parametrize(
+    "text", ['arms."L2.x=1', "arms.'L2.x=1", 'arms."L2"x.y=1', r'arms."\q".x=1', r'arms."\ud800".x=1', "''a.b=1"]
+)
+def test_quotes_in_a_key_that_do_not_match_are_told(text):
+    with pytest.raises(UserError, match=r"^--set: the quotes in the key do not match, got "):
+        override(tree(), text)
+
+
+@pytest.mark.parametrize("value", ['"x', "'x", '"x"y', r'"\ud800"', "'"])
+def test_quotes_around_a_value_that_do_not_match_are_told(value):
+    with pytest.raises(
+        UserError, match=r"^--set train\.x: the quotes around the value must match, as in TOML, got ['\"]"
+    ):
+        override(tree(), f"train.x={value}")
+
+
+def test_arms_whose_names_are_no_text_have_no_key():
+    with pytest.raises(UserError, match=r"has the name 'L2': its names are 'L1'$"):
+        override({"arms": [{"name": [1]}, {"name": "L1"}]}, "arms.L2.x=1")
+
+
+@pytest.mark.parametrize("name", ["a.b", "a.'b", """a.'b\"""", r"a.\b", 'a."b"', "a.\nb", " a"])
+def test_the_name_in_the_hint_is_one_that_works(name):
+    with pytest.raises(UserError, match="quote one") as error:
+        override({"arms": [{"name": name}]}, "arms.L9.x=1")
+    tree = {"arms": [{"name": name}]}
+    override(tree, f"{str(error.value).split('as in ')[1].removesuffix('KEY')}x=1")
+    assert tree == {"arms": [{"name": name, "x": 1}]}
 
 
 def test_a_name_that_must_be_quoted_is_told():

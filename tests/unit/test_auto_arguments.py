@@ -96,7 +96,7 @@ def test_a_criterion_can_be_called(criterion, got):
 
 
 def test_arguments_in_another_order_are_told_in_one_line():
-    with pytest.raises(TypeError, match=r"got Tensor: the order is regularizer, validation, criterion\Z"):
+    with pytest.raises(TypeError, match=r"got a Tensor: the order is regularizer, validation, criterion\Z"):
         AutoStrength(HELD_OUT, Regularizer(nn.Linear(INPUTS, 1), L2(0.3), mode="prox"), nn.MSELoss())
 
 

@@ -19,8 +19,8 @@ from tests.optimizers import (
     undecayed,
 )
 from tests.unit.training import a_weight, one_step
-from torchreg import L2, Regularizer
-from torchreg.optim import SGDW, AdamW, DecoupledDecay
+from torchreg import L1, L2, Regularizer
+from torchreg.optim import SGDW, AdamCPR, AdamW, DecoupledDecay, ProxAdam, ProxSGD, decoupled
 from torchreg.schedules import cosine
 
 # -- what the decay leaves alone ----------------------------------------------------------------------------------
@@ -191,3 +191,34 @@ def test_what_the_base_refuses_is_refused_in_its_words(ours, base, options, bad)
             kind([a_weight()], **{**options, **bad})
         words.append(str(error.value))
     assert words[0] == words[1]
+
+
+@pytest.mark.parametrize(
+    ("make", "option"),
+    [
+        (AdamW, {"select": lambda place: True}),
+        (AdamW, {"layer_decay": 0.5}),
+        (AdamW, {"decay_schedule": cosine(9)}),
+        (AdamW, {"compile": True}),
+        (AdamCPR, {"select": lambda place: True}),
+        (partial(SGDW, lr=0.1), {"decay_schedule": cosine(9)}),
+        (partial(ProxSGD, penalty=L1(0.1), lr=0.1), {"penalty": L1(9.0)}),
+        (partial(ProxAdam, penalty=L1(0.1)), {"penalty": L1(9.0)}),
+        (partial(ProxAdam, penalty=L1(0.1)), {"compile": True}),
+        (decoupled(torch.optim.Adadelta), {"decay_schedule": cosine(9)}),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_an_argument_for_all_groups_is_refused_in_one(make, option):
+    """It would be in the group and do nothing."""
+    name = next(iter(option))
+    optimizer = make([weight := a_weight((2, 2))])
+    for attempt in (
+        lambda: make([{"params": [a_weight((2, 2))], **option}]),
+        lambda: optimizer.add_param_group({"params": [a_weight((2, 2))], **option}),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"\A\w+: {name} must be the same for all groups, got a group with its own"
+        ):
+            attempt()
+    assert [group["params"] for group in optimizer.param_groups] == [[weight]]

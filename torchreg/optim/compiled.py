@@ -33,6 +33,7 @@ class CompiledAdam(DecoupledDecay):
     """
 
     compile: bool = False
+    _of_all_groups = ("compile",)
     _unit: ProximalPenalty | None = None  # the penalty of those that have one, at unit strength
     _kernels: Mapping[Tensor, tuple[AdamForm, AdamKernel]] = MappingProxyType({})  # of those that take one in this step
     _amounts: Amounts

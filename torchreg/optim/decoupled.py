@@ -126,6 +126,7 @@ class DecoupledDecay(StepWrapper):
         Lizhang Chen, Jonathan Li, Kaizhao Liang and others, "Cautious Weight Decay", ICLR 2026.
     """
 
+    _of_all_groups = ("decay_schedule",)
     _default_decay: float = 0.0  # the base's, if no other is given
 
     def __init__(

@@ -61,6 +61,7 @@ class Proximal(StepWrapper, Steered):
 
     penalty: ProximalPenalty
     _changes_weights = "prox"
+    _of_all_groups = ("penalty",)
 
     def __init__(
         self,

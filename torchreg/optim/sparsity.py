@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 from torchreg import functional as f
 from torchreg.hooks import Carried, StepHooks, checked_steps
 from torchreg.optim.proximal import Proximal
-from torchreg.penalties.given import kind_of
 from torchreg.penalties.partition import Groups, Partition, check_groups, resolve, split
 from torchreg.schedules import of_steps, share_at
+from torchreg.selection.modules import kind_of
 from torchreg.selection.parameters import ParamInfo
 from torchreg.steps.steered import Steered
 

@@ -30,6 +30,7 @@ class StepWrapper(Optimizer):
     """
 
     _own_options: Mapping[str, Any]  # our options and their defaults, for groups without values of their own
+    _of_all_groups: Sequence[str] = ("select", "layer_decay")  # arguments of this class that no group has of its own
     _places: Mapping[Tensor, ParamInfo] = {}  # of the parameters of a model
     _changes_weights: str = "decoupled"  # what it assumes of the base's steps; see torchreg.hooks.probe
 
@@ -98,10 +99,21 @@ class StepWrapper(Optimizer):
         if isinstance(param_group, dict) and "params" in param_group:  # else the base raises the error
             if isinstance(param_group["params"], Iterator):  # because it is read more than once
                 param_group["params"] = list(param_group["params"])
+            self._refuse_arguments_of_all(param_group)
             self._check_group({**self.defaults, **self._own_options, **param_group})
             for name, value in self._own_options.items():
                 param_group.setdefault(name, value)
         super().add_param_group(param_group)
+
+    def _refuse_arguments_of_all(self, group: Group) -> None:
+        """Raises ``ValueError`` for an argument that would do nothing in a group."""
+        for name in (name for each in type(self).__mro__ for name in each.__dict__.get("_of_all_groups", ())):
+            if name in group:
+                owner = type(self).__name__
+                raise ValueError(
+                    f"{owner}: {name} must be the same for all groups, got a group with its own: give it to {owner} "
+                    "itself, or make an optimizer for each group"
+                )
 
     def _check_group(self, group: Group) -> None:
         """Raises ``ValueError`` if one of our options is wrong."""

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchreg.selection.modules import kind_of
+
 
 class Described:
     """A mixin for frozen dataclasses that compare by their fields, also by tensors; their repr is the call."""
@@ -37,7 +39,7 @@ class Described:
         """Converts the field to a float; raises an error if it is no number or not in its range."""
         owner, value = type(self).__name__, getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, Real):
-            got = repr(value) if isinstance(value, (bool, str, int, float, type(None))) else f"a {type(value).__name__}"
+            got = repr(value) if isinstance(value, (bool, str, int, float, type(None))) else kind_of(value)
             raise TypeError(f"{owner}: {name} must be a number, got {got}")
         if not holds(float(value)):
             raise ValueError(f"{owner}: {name} must be {expectation}, got {value!r}")

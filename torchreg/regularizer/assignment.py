@@ -122,9 +122,10 @@ def as_rules(penalty: Penalty | Mapping[str, Penalty], mode: str) -> Mapping[str
             "Regularizer: penalty must be a penalty or a dict of name patterns, such as '0.*', to penalties, "
             f"got {rules!r}"
         )
-    for rule in rules.values():
+    for pattern, rule in rules.items():
         if not isinstance(rule, Penalty):
-            raise TypeError(f"Regularizer: penalty must be a Penalty such as L2(1e-4), got {in_words(rule)}")
+            where = f" for {pattern!r}" if rules is penalty else ""
+            raise TypeError(f"Regularizer: penalty must be a Penalty such as L2(1e-4){where}, got {in_words(rule)}")
         if isinstance(rule, Effective):
             _check_effective(rule, rules, mode)
         if not rule._selects_itself and any(term._selects_itself for term in rule.terms):

@@ -72,6 +72,14 @@ def _matches(wanted: ModuleFilter, name: str, module: nn.Module, what: str) -> b
     raise TypeError(f"{what} must be patterns, types or predicates, got {wanted!r}")
 
 
+def kind_of(value: object) -> str:
+    """The kind of a value with its article, as "a list"; the name of a class, as "the class L1"."""
+    if value is None or isinstance(value, type):
+        return "None" if value is None else f"the class {value.__name__}"
+    name = type(value).__name__
+    return f"{'an' if name[:1] in tuple('aeiouAEIO') else 'a'} {name}"
+
+
 def listed(names: list[str], most: int = 12) -> str:
     """The names in one line, of many only the first."""
     rest = f", ... ({len(names) - most} more)" if len(names) > most else ""

@@ -211,6 +211,8 @@ def as_selector(select: Selector | Callable[[ParamInfo], bool]) -> Selector:
     given: object = select
     if isinstance(given, type) and issubclass(given, nn.Module):
         raise TypeError(f"{expected}, got the class {given.__name__}: use torchreg.in_modules({given.__name__})")
+    if isinstance(given, type):
+        raise TypeError(f"{expected}, got the class {given.__name__}")
     if isinstance(select, nn.Module):
         kind = type(select).__name__
         raise TypeError(f"{expected}, got a module {kind}: use torchreg.named with its name, such as named('0.*')")

@@ -3,6 +3,6 @@
 from .measures import check_measures
 from .page import write_page
 from .place import check_place
-from .record import Origin, reduce, write_record
+from .record import Evidence, Origin, reduce, write_record
 
-__all__ = ["Origin", "check_measures", "check_place", "reduce", "write_page", "write_record"]
+__all__ = ["Evidence", "Origin", "check_measures", "check_place", "reduce", "write_page", "write_record"]

@@ -32,11 +32,11 @@ In a clone, `{command}` with the command of a proof makes its record again, in
 `docs/evidence`, and this page, which is never written by hand. It needs the data, which are downloaded
 if `TORCHREG_DATA` names no folder that holds them. `{command} evidence` writes the page alone.
 """
-_COLUMNS = ["proof", "published", "required", "ours", "reached", "seeds, budget", "command, date"]
+_COLUMNS = ["proof", "published", "required", "ours", "reached", "seeds, budget", "command, recorded"]
 _REACHED = {True: "yes", False: "**no**", None: "not yet"}
 
 
-def write_page(docs: Path, texts: Mapping[str, Published], new: Evidence | None = None) -> Path:
+def write_page(docs: Path, texts: Mapping[str, Published], new: Evidence | None = None) -> tuple[Path, list[str]]:
     """Writes a record, if there is a new one, then the pictures of all records and the page.
 
     All is drawn first: a record that cannot be shown is not written.
@@ -48,12 +48,12 @@ def write_page(docs: Path, texts: Mapping[str, Published], new: Evidence | None 
         new: a record to write.
 
     Returns:
-        The page.
+        The page, and a line for each record that cannot be read, of which the page has no section.
     """
     folder, page = docs / RECORDS, docs / PAGE
     make_folder(folder)
     ours = {} if new is None else {folder / f"{new.name}.json": new}
-    rows, sections = [], []
+    rows, sections, faults = [], [], []
     pictures: dict[str, str] = {}  # by the names of their files
     labels: set[str] = set()
     with Pen() as pen:
@@ -61,6 +61,7 @@ def write_page(docs: Path, texts: Mapping[str, Published], new: Evidence | None 
             try:
                 found = ours.get(file) or read_record(file)
             except ValueError as error:
+                faults.append(f"evidence: {file} {error}: make it again, or restore it")
                 rows.append([code(file.stem), *[""] * 3, f"the record {literal(str(error))}", *[""] * 2])
                 continue
             text, label = texts.get(found.origin, found.published), _free(_label(found.name), "-", labels)
@@ -82,7 +83,7 @@ def write_page(docs: Path, texts: Mapping[str, Published], new: Evidence | None 
         write(folder / name, svg)
     overview = table(_COLUMNS, rows) if rows else "No record is there yet."
     write(page, "\n".join([_HEAD.format(command=COMMAND), overview, *sections]) + "\n")
-    return page
+    return page, faults
 
 
 def _free(name: str, mark: str, taken: Collection[str]) -> str:
@@ -150,7 +151,7 @@ def _section(found: Evidence, text: Published, label: str, pictures: Sequence[st
     if text.notes:
         parts += ["What was tried, and what falls short:", "", *(f"- {note}" for note in text.notes), ""]
     parts.append(f"{block(found.command, 'sh')}\n")
-    parts.append(literal(f"{runs}, {_time(found.seconds)} on {found.machine}; {versions}; {found.date}."))
+    parts.append(literal(f"{runs}, {_time(found.seconds)} on {found.machine}; {versions}; recorded {found.date}."))
     return "\n".join(["", *parts])
 
 

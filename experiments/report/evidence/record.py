@@ -70,7 +70,7 @@ class Evidence(BaseModel):
     name: str
     command: str
     study: str = ""  # as in Origin; earlier versions wrote none, and made those of shipped studies
-    date: str
+    date: str  # on which the runs were reduced to the record
     versions: dict[str, str]
     machine: str
     seconds: float  # of all runs together
@@ -101,6 +101,11 @@ def _threads(count: int) -> str:
     return f"{count} thread{'s' if count != 1 else ''}"
 
 
+def _each(values: Sequence[str]) -> str:
+    """The different ones of the values, in their order."""
+    return " and ".join(dict.fromkeys(values))
+
+
 def reduce(study: Study, summary: Summary, origin: Origin) -> Evidence:
     """What is kept of a study's records.
 
@@ -126,15 +131,15 @@ def reduce(study: Study, summary: Summary, origin: Origin) -> Evidence:
             seconds = rounded(cell.seconds, 3)
             own = [rounded(error) for error in errors.values()]
             arms.append(Arm(arm=name, strength=strength, seeds=list(errors), test_error=own, seconds=seconds, **means))
-    environment = summary.environment
+    places = [place for cell in summary.cells for record in cell.records for place in record.environments]
     total = sum(result["seconds"] for cell in summary.cells for result in cell.results)
     return Evidence(
         name=origin.name,
         command=origin.command,
         study=origin.study,
         date=datetime.now(UTC).date().isoformat(),
-        versions={key: str(environment[key]) for key in ("torchreg", "torch", "python")},
-        machine=f"{environment['device']}, {_threads(environment['threads'])}",
+        versions={key: _each([str(place[key]) for place in places]) for key in ("torchreg", "torch", "python")},
+        machine=_each([f"{place['device']}, {_threads(place['threads'])}" for place in places]),
         seconds=rounded(total, 4),
         runs=sum(len(cell.runs) for cell in summary.cells),
         planned=summary.planned,

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torchreg.ensemble.stacked import Stacked
 from torchreg.hooks import Carried, StepHooks, checked_steps, is_skipped
 from torchreg.regularizer import Regularizer
-from torchreg.selection.modules import listed
+from torchreg.selection.modules import kind_of, listed
 from torchreg.tuning.online.arguments import checked_bounds, checked_count, checked_lr, checked_spread
 from torchreg.tuning.online.held_out import Batches, check_criterion, evaluating, loss_of
 from torchreg.tuning.online.hypergradient import (
@@ -106,7 +106,8 @@ class AutoStrength:
         batch_size: int = 128,
         seed: int = 0,
     ) -> None:
-        self.regularizers = tuple(regularizer) if isinstance(regularizer, Iterable) else (regularizer,)
+        is_one = isinstance(regularizer, str | bytes | Tensor) or not isinstance(regularizer, Iterable)
+        self.regularizers: tuple[Regularizer, ...] = (regularizer,) if is_one else tuple(regularizer)  # type: ignore[assignment, arg-type]
         _check(self.regularizers, per)
         check_criterion("AutoStrength", criterion)
         self.criterion = criterion
@@ -314,7 +315,7 @@ def _numbers(slopes: list[Tensor]) -> list[float]:
 
 
 def _check(regularizers: Sequence[Regularizer], per: Per) -> None:
-    wrong = [type(each).__name__ for each in regularizers if not isinstance(each, Regularizer)]
+    wrong = [kind_of(each) for each in regularizers if not isinstance(each, Regularizer)]
     if wrong or not regularizers:
         got = wrong[0] if wrong else "none"
         raise TypeError(

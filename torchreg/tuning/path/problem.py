@@ -17,8 +17,9 @@ from torch.optim import Optimizer
 
 from torchreg.ensemble.stacked import Stacked
 from torchreg.penalties import Penalty
-from torchreg.penalties.given import in_words, kind_of
+from torchreg.penalties.given import in_words
 from torchreg.regularizer import Mode, Regularizer
+from torchreg.selection.modules import kind_of
 from torchreg.selection.parameters import ParamInfo
 from torchreg.selection.selectors import Selector
 from torchreg.tuning.path.losses import each_loss, member_losses

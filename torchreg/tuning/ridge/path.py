@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from torchreg.penalties.given import kind_of
+from torchreg.selection.modules import kind_of
 from torchreg.tuning.path.problem import Examples, check_pairs, descending, is_classes
 from torchreg.tuning.path.selection import By, Mean, best, one_standard_error
 from torchreg.tuning.path.table import aligned, nearest, shown

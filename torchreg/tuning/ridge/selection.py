@@ -7,7 +7,7 @@ import warnings
 
 import torch
 
-from torchreg.penalties.given import kind_of
+from torchreg.selection.modules import kind_of
 from torchreg.tuning.path.selection import By, best
 from torchreg.tuning.ridge.path import RidgePath, RidgePoint, points_at
 from torchreg.tuning.ridge.spectrum import Spectrum
