@@ -10,7 +10,7 @@ from torch import nn
 from tests.cases import NoProx, each_step_mode
 from tests.helpers import assert_bit_equal, assert_close, assert_differs, make_model, resume, train, weights_of
 from tests.optimizers import each_optimizer
-from torchreg import L1, L2, MaxNorm, Regularizer, everything, linear
+from torchreg import L1, L2, MaxNorm, Regularizer, everything, linear, weights
 
 
 def sgd(model: nn.Module, **options) -> torch.optim.SGD:
@@ -111,10 +111,13 @@ def test_bad_constructions_are_refused_with_what_was_given():
     ):
         with pytest.raises(TypeError, match=advice):
             Regularizer(model, penalty)
-    for rules in ({}, {3: L2(1.0)}):
-        with pytest.raises(
-            ValueError, match=r"must be a penalty or a dict of name patterns, such as .*, to penalties, got \{"
-        ):
+    for rules, told in (
+        ({}, "a dict of penalties must have name patterns, such as .*, got an empty dict"),
+        ({3: L2(1.0)}, "the keys of a dict of penalties are name patterns, such as .*, got an int"),
+        ({weights: L2(1.0)}, "got a selector: make a Regularizer for each, with it as select"),
+        ({nn.Linear: L2(1.0)}, r"got the class Linear: make a Regularizer for each kind of module, with select=in_mod"),
+    ):
+        with pytest.raises(ValueError, match=told):
             Regularizer(model, rules)
     with pytest.raises(TypeError, match=r"schedule must be a function of the step number, got 0\.5"):
         Regularizer(model, L2(1.0), schedule=0.5)

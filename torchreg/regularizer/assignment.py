@@ -23,7 +23,7 @@ from torchreg.penalties.reference import Anchored
 from torchreg.penalties.weighted import Weighted
 from torchreg.selection.computed import ComputedWeight
 from torchreg.selection.effective import Called
-from torchreg.selection.modules import listed
+from torchreg.selection.modules import kind_of, listed
 from torchreg.selection.parameters import ComputedInfo, ParamInfo, each_parameter
 from torchreg.selection.selectors import Selector, check_patterns
 
@@ -101,6 +101,16 @@ class Assignment:
         return repr(self.penalty) + by + (f" (tied: {others})" if others else "")
 
 
+def _no_pattern(key: object) -> str:
+    """The key of a dict of penalties in words, and what to write instead."""
+    if isinstance(key, Selector):
+        return "a selector: make a Regularizer for each, with it as select"
+    if isinstance(key, type):
+        advice = f"make a Regularizer for each kind of module, with select=in_modules(nn.{key.__name__})"
+        return f"{kind_of(key)}: {advice}"
+    return kind_of(key)
+
+
 def as_rules(penalty: Penalty | Mapping[str, Penalty], mode: str) -> Mapping[str, Penalty]:
     """A dict of name patterns to penalties; a single penalty gets the pattern ``"*"``.
 
@@ -111,17 +121,13 @@ def as_rules(penalty: Penalty | Mapping[str, Penalty], mode: str) -> Mapping[str
     """
     rules = penalty if isinstance(penalty, Mapping) else {"*": penalty}
     keys: list[object] = list(rules)
-    types = [key.__name__ for key in keys if isinstance(key, type)]
-    if types:
-        raise ValueError(
-            f"Regularizer: the keys of a dict of penalties are name patterns, such as '0.*', got the class {types[0]}: "
-            f"make a Regularizer for each kind of module, with select=in_modules(nn.{types[0]})"
-        )
-    if not rules or not all(isinstance(pattern, str) for pattern in rules):
-        raise ValueError(
-            "Regularizer: penalty must be a penalty or a dict of name patterns, such as '0.*', to penalties, "
-            f"got {rules!r}"
-        )
+    for key in keys:
+        if not isinstance(key, str):
+            raise ValueError(
+                f"Regularizer: the keys of a dict of penalties are name patterns, such as '0.*', got {_no_pattern(key)}"
+            )
+    if not rules:
+        raise ValueError("Regularizer: a dict of penalties must have name patterns, such as '0.*', got an empty dict")
     for pattern, rule in rules.items():
         if not isinstance(rule, Penalty):
             where = f" for {pattern!r}" if rules is penalty else ""
