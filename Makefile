@@ -62,7 +62,7 @@ clean:  ## removes .venv and the built documentation
 
 , = ,
 define install
-	@echo 'Installing torchreg[$(1)] into .venv: this takes minutes the first time'
+	@echo 'Installing torchreg[$(1)] into .venv: this takes minutes the first time (log: .venv/pip.log)'
 	@.venv/bin/python -m pip install --disable-pip-version-check -c .venv/constraints.txt -e '.[$(1)]' \
 		> .venv/pip.log 2>&1 || { sh -c "$$EXPLAIN_PIP" >&2; exit 2; }
 endef

@@ -33,6 +33,8 @@ def obstacle(there: Study, here: Study) -> str:
         return ""
     if there.name != here.name:
         return f"of the name {there.name!r}"
+    if (there.sweep is None) != (here.sweep is None):
+        return "with a search" if there.sweep else "without a search"
     search, searched = (study.sweep and study.sweep.model_dump(exclude={"trials"}) for study in (there, here))
     if found := _first_difference(search, searched, "sweep"):
         return f"with another search: {found}"

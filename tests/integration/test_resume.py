@@ -147,6 +147,18 @@ def test_a_folder_takes_one_study(tmp_path):
         run_study(small(), tmp_path / "b" / "thesis.tex", CPU)
 
 
+def test_a_study_and_a_search_of_it_take_a_folder_each(tmp_path):
+    study, search = small(), small(sweep={"space": {"optimizer.lr": [0.1, 0.2]}})
+    for place, there, here, said in (("a", study, search, "without a search"), ("b", search, study, "with a search")):
+        with open_study(there, tmp_path / place, resume=False):
+            pass
+        with (
+            pytest.raises(UserError, match=rf"it holds another, {said}: choose another\Z"),
+            open_study(here, tmp_path / place, resume=True),
+        ):
+            pass
+
+
 def test_a_folder_is_one_process_s_at_a_time(tmp_path):
     with open_study(small(), tmp_path, resume=False), pytest.raises(UserError, match="in use by another process"):
         run_study(small(), tmp_path, CPU, resume=True)
