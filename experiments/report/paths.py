@@ -12,7 +12,10 @@ from .cells import Cell, best_of, of_metric, one_standard_error
 from .summary import Summary
 from .vega import INK, SOFT, TEST, TRAIN, VALID, Picture, Spec, shares_of
 
-_PATHS = "Errors{and_} the norm of each layer's weights{zeros}, {over}."
+_PATHS = (
+    "Errors{and_} the norm of each layer's weights{zeros}, {over}. The band of the validation {error} is the standard "
+    "error that its finite number of {noun} leaves."
+)
 _CLOUDS = "Each dot is a point, at one of its values and its {metric}. The ring marks the best, gray dots were pruned."
 
 Rows = list[dict[str, Any]]
@@ -32,7 +35,7 @@ def pictures(summary: Summary) -> list[Picture]:
     names = ", ".join(path[0].arm for path in paths)
     if paths:
         and_, zeros = (",", ", and the share of exact zeros") if _has_zeros(paths) else (" and", "")
-        text = _PATHS.format(and_=and_, zeros=zeros, over=summary.over_seeds)
+        text = _PATHS.format(and_=and_, zeros=zeros, over=summary.over_seeds, error=summary.error, noun=summary.noun)
         found.append(Picture(f"Along the {_axis_of(paths)}", text, along, f"Curves of {names}."))
     if summary.clouds:
         text = _CLOUDS.format(metric=summary.metric_in_words)
