@@ -3,6 +3,7 @@
 import pytest
 
 from experiments.cli import main
+from tests.integration.published import TOML
 
 
 @pytest.fixture
@@ -17,3 +18,17 @@ def experiments(tmp_path, monkeypatch, capsys):
         return end.value.code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def evidence(experiments, tmp_path):
+    """The command, in a folder with a published study of digits and a folder for the page."""
+    (tmp_path / "tiny.toml").write_text(TOML)
+    (tmp_path / "docs").mkdir()
+    return lambda *arguments: experiments("evidence", *arguments)
+
+
+@pytest.fixture
+def made(evidence, tmp_path):
+    assert evidence("tiny.toml")[0] == 0
+    return tmp_path / "docs"
